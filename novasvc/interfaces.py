@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from novasvc.registry.record import Records, ServiceChanges, ServiceRecord
     from novasvc.rpc.target import Target
 
+# -- messages ------------------------------------------------------------------------------------
+
 WriteProbe = Callable[[str, str], bytes]
 """Take a token and a reply address; return a call, as bytes, whose reply goes to the address and carries the token."""
 
@@ -143,7 +145,7 @@ class IListener(Interface):
         """
 
     def close() -> Deferred[None]:
-        """Delete the queues that only this listener used; unsettled deliveries are given back.
+        """Delete the queues that only this listener used; the broker requeues unsettled deliveries.
 
         Called last, after the calls in flight have ended.
 
@@ -234,6 +236,9 @@ class ITransport(Interface):
         """
 
 
+# -- the registry --------------------------------------------------------------------------------
+
+
 class IServiceRegistry(Interface):
     """Access to the ``services`` table: in SQL, in memory, or through a conductor.
 
@@ -271,7 +276,7 @@ class IServiceRegistry(Interface):
 
         :param int service_id: the row's id.
         :return: Deferred[None]; fails with ServiceNotFoundError if the row was deleted. Fails with DatabaseFullError
-            if the database has no room for more rows, even though this row was stamped.
+            if the database has no space for more rows, even though this row was stamped.
         """
 
     def prove_writable() -> Deferred[None]:
@@ -324,6 +329,9 @@ class IServiceRegistry(Interface):
         :param int service_id: the row's id.
         :return: Deferred[None].
         """
+
+
+# -- managers and services -----------------------------------------------------------------------
 
 
 class IManager(Interface):
@@ -468,6 +476,9 @@ class IRebuildable(Interface):
 
         :raises NovasvcError: it cannot be made.
         """
+
+
+# -- servers in workers, and their supervisor ----------------------------------------------------
 
 
 class IPreforkable(Interface):

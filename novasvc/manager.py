@@ -111,7 +111,7 @@ def check_manager(path: str, /, **kwargs: Any) -> None:
         taken.bind(**kwargs)
     except TypeError as error:
         names = ", ".join(str(parameter.replace(annotation=Parameter.empty)) for parameter in taken.parameters.values())
-        problem = f"its constructor takes ({names}), but is given ({', '.join(kwargs)}): {error}"
+        problem = f"its constructor takes ({names}), but was given ({', '.join(kwargs)}): {error}"
         raise ManagerError(path, problem, "fix the constructor, or the options in its [[service]] table") from None
 
 

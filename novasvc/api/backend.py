@@ -168,7 +168,7 @@ class Backend:
                 connection = await attempt()
             except (BrokerUnavailableError, DatabaseError) as error:
                 if name not in self.errors:
-                    _log.error("the API cannot reach the {name}, and keeps trying: {error}", name=name, error=error)
+                    _log.error("the API cannot connect to the {name}; retrying: {error}", name=name, error=error)
                 self.errors[name] = error
                 self._check_first_attempts()
             else:

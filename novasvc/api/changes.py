@@ -10,6 +10,7 @@ import attrs
 from novasvc.api.errors import APIError
 from novasvc.api.microversion import Microversion
 from novasvc.api.openapi import STRING, Component, object_schema
+from novasvc.api.responses import media_type
 from novasvc.registry.record import ServiceChanges
 
 FORCED_DOWN_SINCE = Microversion(2, 11)
@@ -105,8 +106,7 @@ def read_body(request: Any) -> Any:
     """
     octets = request.content.read()
     # A defence against CSRF, as in novasvc.api.responses.read_json.
-    media_type = (request.getHeader(b"content-type") or b"").partition(b";")[0].strip().lower()
-    if octets and media_type not in _MEDIA_TYPES:
+    if octets and media_type(request) not in _MEDIA_TYPES:
         raise APIError(415, "Unsupported Content-Type")
     try:
         return json.loads(octets)

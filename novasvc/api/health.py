@@ -15,7 +15,7 @@ from novasvc.node.health import Check, CheckHistory, CheckResult, check_migratio
 from novasvc.reactor.coalesce import CoalescingCache
 from novasvc.workers.control import client as control
 from novasvc.workers.errors import SupervisionError
-from novasvc.workers.worker import health_of, parts
+from novasvc.workers.reports import health_of, parts
 
 _TIMEOUT = 4.0
 """Seconds for the supervisor, which gives its workers three."""

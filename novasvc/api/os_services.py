@@ -169,7 +169,7 @@ class OSServices:
             except ServiceNotFoundError:
                 raise APIError(404, missing.format(name)) from None
 
-        await _audited(request, caller, "delete", _display_name(record), delete)
+        await _audited(request, caller, "delete", record.name, delete)
         request.setResponseCode(204)
         return b""
 
@@ -198,9 +198,7 @@ class OSServices:
                 raise APIError(404, f"Service {record.uuid} could not be found.") from None
             return updated
 
-        updated: ServiceRecord = await _audited(
-            request, caller, describe_changes(requested), _display_name(record), update
-        )
+        updated: ServiceRecord = await _audited(request, caller, describe_changes(requested), record.name, update)
         return updated
 
     async def _find_uuid(self, name: str, missing: str) -> ServiceRecord:
@@ -260,7 +258,3 @@ def _negotiate(request: Any, path: str) -> Microversion:
     version = requested_version(request)
     set_version_headers(request, version)
     return version
-
-
-def _display_name(record: ServiceRecord) -> str:
-    return f"{record.binary}@{record.host}"

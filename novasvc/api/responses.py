@@ -101,6 +101,12 @@ def api_error(request: Any, failure: Failure) -> APIError:
     return APIError(500, f"this is a bug; the log has the details, under {request.request_id}")
 
 
+def media_type(request: Any) -> bytes:
+    """Return the Content-Type of a request without its parameters, in lower case; b"" if it has none."""
+    content_type: bytes = request.getHeader(b"content-type") or b""
+    return content_type.partition(b";")[0].strip().lower()
+
+
 def read_json(request: Any) -> Any:
     """Return the JSON of a request's body.
 
@@ -108,9 +114,9 @@ def read_json(request: Any) -> Any:
     """
     # Requiring the type is a defence against CSRF: a cross-site page can send a form or plain text without a CORS
     # preflight, but not JSON.
-    media_type = (request.getHeader(b"content-type") or b"").partition(b";")[0].strip().lower()
-    if media_type != _JSON:
-        shown = media_type.decode("latin-1")[:100] or "missing"
+    given = media_type(request)
+    if given != _JSON:
+        shown = given.decode("latin-1")[:100] or "missing"
         raise APIError(415, f"the Content-Type must be application/json; it is {shown}")
     try:
         return json.loads(request.content.read())

@@ -28,7 +28,7 @@ class ServiceStatus:
     @property
     def name(self) -> str:
         """The display name, "binary@host"."""
-        return f"{self.record.binary}@{self.record.host}"
+        return self.record.name
 
 
 @attrs.frozen

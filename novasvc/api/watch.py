@@ -196,7 +196,7 @@ class Watch(Service):
             self._read_failed("this is a bug; the log has the details")
         else:
             if self.trouble and self.version > 1:
-                _log.info("reading the registry succeeds again; before: {trouble}", trouble=self.trouble)
+                _log.info("reading the registry succeeds again; the problem was: {trouble}", trouble=self.trouble)
             self.trouble = ""
         for listener in [*self._listeners]:
             try:

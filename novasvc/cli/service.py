@@ -56,7 +56,7 @@ def _check(records: Sequence[ServiceRecord], down_time: float) -> int:
     if not records:
         click.echo("novasvc: no matching service is registered", err=True)
     elif down:
-        names = ", ".join(f"{record.binary}@{record.host}" for record in down)
+        names = ", ".join(record.name for record in down)
         click.echo(f"novasvc: {len(down)} of {len(records)} down: {names}", err=True)
     return 1 if down or not records else 0
 
@@ -77,7 +77,7 @@ def show(context: CommandContext, selector: ServiceSelector, output: Output) -> 
 def enable(context: CommandContext, selector: ServiceSelector) -> None:
     """Enable a service: schedulers use it again."""
     record = _change(context, selector, ServiceChanges(disabled=False))
-    click.echo(f"{record.binary}@{record.host} is enabled")
+    click.echo(f"{record.name} is enabled")
 
 
 @service.command()
@@ -90,7 +90,7 @@ def disable(context: CommandContext, selector: ServiceSelector, reason: str | No
         message = f"--reason takes 1 to {_MAX_REASON_LENGTH} characters, not {len(reason)}."
         raise click.UsageError(message, click.get_current_context())
     record = _change(context, selector, ServiceChanges(disabled=True, disabled_reason=reason))
-    click.echo(f"{record.binary}@{record.host} is disabled" + (f": {printable(reason)}" if reason else ""))
+    click.echo(f"{record.name} is disabled" + (f": {printable(reason)}" if reason else ""))
 
 
 @service.command()
@@ -101,7 +101,7 @@ def force_down(context: CommandContext, selector: ServiceSelector, unset: bool) 
     """Force a service down, whatever its heartbeats say."""
     record = _change(context, selector, ServiceChanges(forced_down=not unset))
     state = "forced down" if record.forced_down else "no longer forced down"
-    click.echo(f"{record.binary}@{record.host} is {state}")
+    click.echo(f"{record.name} is {state}")
 
 
 @service.command()
@@ -116,7 +116,7 @@ def delete(context: CommandContext, selector: ServiceSelector) -> None:
         return record
 
     record = context.with_registry(delete)
-    click.echo(f"{record.binary}@{record.host} is deleted")
+    click.echo(f"{record.name} is deleted")
     if is_up(record, context.configuration.settings.service_down_time):
         click.echo("novasvc: its node was up, so it registers again at its next heartbeat unless you stop it", err=True)
 

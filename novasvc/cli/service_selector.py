@@ -42,7 +42,7 @@ class ServiceSelector:
         if not records:
             raise ServiceNotFoundError(str(self))
         if len(records) > 1:
-            matches = ", ".join(f"{record.binary}@{record.host}" for record in records)
+            matches = ", ".join(record.name for record in records)
             problem, remedy = f"several services match: {matches}", "select one with --host and --binary"
             raise ProblemError(f"service {self}", problem, remedy)
         return records[0]

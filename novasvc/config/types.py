@@ -57,7 +57,7 @@ class ValueType:
             raise InvalidValueError(problem) from None
 
 
-def _text(value: object) -> str:
+def _nonempty_text(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError
     return value
@@ -91,7 +91,7 @@ def _path(value: object) -> Path:
     if isinstance(value, Path):
         return value
     try:
-        return Path(_text(value)).expanduser().absolute()
+        return Path(_nonempty_text(value)).expanduser().absolute()
     except RuntimeError as error:
         problem = f"cannot be resolved: {error}"
         raise InvalidValueError(problem, "give an absolute path") from None
@@ -107,7 +107,7 @@ def _pattern(expression: str) -> Callable[[object], str]:
     compiled = re.compile(expression)
 
     def read(value: object) -> str:
-        if not compiled.fullmatch(_text(value)):
+        if not compiled.fullmatch(_nonempty_text(value)):
             raise ValueError
         return str(value)
 
@@ -115,7 +115,7 @@ def _pattern(expression: str) -> Callable[[object], str]:
 
 
 def _transport_url(value: object) -> str:
-    url = _text(value)
+    url = _nonempty_text(value)
     scheme = url.partition(":")[0].lower()
     if scheme == "memory":
         return url
@@ -130,7 +130,7 @@ def _transport_url(value: object) -> str:
 
 
 def _database_url(value: object) -> str:
-    url = _text(value)
+    url = _nonempty_text(value)
     remedy = (
         'give a URL such as "sqlite:////var/lib/novasvc/novasvc.sqlite" or "postgresql://user:password@host/novasvc"'
     )
@@ -157,7 +157,7 @@ def _database_url(value: object) -> str:
 
 
 def _address(value: object) -> str:
-    address = _text(value)
+    address = _nonempty_text(value)
     if address != "localhost":
         ipaddress.ip_address(address)
     return address
@@ -199,7 +199,6 @@ _api = _pattern(r"[A-Za-z]\w{0,63}")
 _name = _pattern(r"[A-Za-z0-9._-]{1,255}")
 _class = _pattern(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[.:][A-Za-z_]\w*")
 
-TEXT = ValueType("a non-empty text", _text, _text)
 INTEGER = ValueType("a whole number", lambda text: _integer(int(text)), _integer)
 NUMBER = ValueType("a number", lambda text: _number(float(text)), _number)
 BOOLEAN = ValueType("true or false", _boolean_from_text, _boolean)

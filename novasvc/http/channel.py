@@ -125,16 +125,8 @@ class LimitedChannel(TeardownChannel):
     def _read_head(self) -> bool:
         data = self._input
         if self._between_requests:
-            if not self._skipped_empty_line and data.startswith(b"\r"):
-                # Old clients send an extra CRLF after a body; a server ignores at least one (RFC 9112, 2.2). More than
-                # one is rejected by read_head(), as two readers might disagree on where the request begins.
-                if data == b"\r":
-                    return False
-                if data.startswith(b"\r\n"):
-                    self._skipped_empty_line = True
-                    data = self._input = data[2:]
-                    if not data:
-                        return False
+            if data.startswith(b"\r") and not self._skipped_empty_line:
+                return self._skip_empty_line()
             self._between_requests = False
             self._deadlines.input_due = self._clock() + self._limits.head_timeout
         end = data.find(b"\r\n\r\n")
@@ -146,17 +138,28 @@ class LimitedChannel(TeardownChannel):
             # A server must not answer for https over an insecure connection (RFC 9110, 7.4).
             raise HTTPError(421, "the request target is an https URL, but this connection does not use TLS")
         self._input = data[end + 4 :]
-        self._begin(head)
-        return True
-
-    def _begin(self, head: Head) -> None:
-        """Make the request of a head, and read its body."""
         self.persistent = not head.last and self._limits.keep_alive and not self._draining
-        request = self.site.make_request(self, head)
-        self.requests.append(request)
+        self.requests.append(self.site.make_request(self, head))
         if head.length == 0:
             self._received(None)
-            return
+        else:
+            self._begin_body(head)
+        return True
+
+    def _skip_empty_line(self) -> bool:
+        """Skip an empty line before a request; return whether there is more input.
+
+        Old clients send an extra CRLF after a body; a server ignores at least one (RFC 9112, 2.2). More than one is
+        rejected by read_head(), as two readers might disagree on where the request begins.
+        """
+        if self._input == b"\r":
+            return False  # its LF may be on the way
+        self._skipped_empty_line = True
+        if self._input.startswith(b"\r\n"):
+            self._input = self._input[2:]
+        return bool(self._input)
+
+    def _begin_body(self, head: Head) -> None:
         # The constructor rejects a Content-Length over the limit: before the client is told to go on.
         self._body = Body(head.length, self._limits)
         self._step = self._read_body

@@ -49,6 +49,7 @@ class FastRequest:
     :param handler: makes the response body.
     :ivar route: the label of this request in the metrics; a handler sets it.
     :ivar request_id: the id of this request in the access log; a handler may set it.
+    :ivar began: seconds on the reactor's clock when the head was complete.
     """
 
     route = ""
@@ -68,7 +69,7 @@ class FastRequest:
         self.content: IO[bytes] = BytesIO()
         self._site = site
         self._handler = handler
-        self._began = site.reactor.seconds()
+        self.began = site.reactor.seconds()
         self._context = copy_context()
         self._answering: Deferred[bytes] | None = None
         self._client_gone = False
@@ -143,7 +144,7 @@ class FastRequest:
         self._client_gone = True
         if self._answering is not None:
             self._answering.cancel()
-        self._ended(0, 0)
+        self._site.request_ended(self, self.channel.transport.getPeer(), 0, 0)
 
     def _write_failed(self, failure: Failure) -> None:
         _log.failure("{method} {path}: writing the response failed", failure, method=self.method, path=self.path)
@@ -171,9 +172,5 @@ class FastRequest:
         sent = b"" if self.method == b"HEAD" else body
         lines += (b"", sent)
         channel.transport.write(b"\r\n".join(lines))
-        self._ended(self.code, len(sent))
+        self._site.request_ended(self, channel.transport.getPeer(), self.code, len(sent))
         channel.requestDone(self)
-
-    def _ended(self, status: int, length: int) -> None:
-        peer = self.channel.transport.getPeer()
-        self._site.request_ended(peer, self.head, self.route, status, length, self._began, self.request_id)

@@ -136,7 +136,7 @@ class Request(server.Request):
         site, peer = self.channel.site, self.client
         super().connectionLost(reason)
         code = self.code if self.startedWriting else 0
-        site.request_ended(peer, self.head, self.route, code, self.sentLength, self.began, self.request_id)
+        site.request_ended(self, peer, code, self.sentLength)
 
 
 def _discard(_: bytes) -> None:

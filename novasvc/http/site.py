@@ -103,30 +103,22 @@ class Site(server.Site):
 
     def log(self, request: Any) -> None:
         """Count and log an answered request. Called by twisted.web's request."""
-        self.request_ended(
-            request.client,
-            request.head,
-            request.route,
-            request.code,
-            request.sentLength,
-            request.began,
-            request.request_id,
-        )
+        self.request_ended(request, request.client, request.code, request.sentLength)
 
-    def request_ended(
-        self, client: Any, head: Head, route: str, status: int, length: int, began: float, request_id: str = ""
-    ) -> None:
+    def request_ended(self, request: Any, client: Any, status: int, length: int) -> None:
         """Count and log a request that has ended.
 
+        :param request: has the attributes ``head``, ``route``, ``request_id`` and ``began``, see
+            :class:`~novasvc.http.request.Request`.
         :param client: its address.
         :param status: 0 if the client disconnected before the response.
         :param length: bytes of the body that were sent.
-        :param began: seconds on the reactor's clock when its head was complete.
         """
-        seconds = self.reactor.seconds() - began
-        metrics.request_ends(self.name, route, head.method.decode("ascii"), status, seconds)
+        head = request.head
+        seconds = self.reactor.seconds() - request.began
+        metrics.request_ends(self.name, request.route, head.method.decode("ascii"), status, seconds)
         if self._access_log is not None:
-            self._access_log.write(client, head.line, status, length, seconds, request_id)
+            self._access_log.write(client, head.line, status, length, seconds, request.request_id)
 
     def request_rejected(
         self, channel: LimitedChannel, error: HTTPError, line: bytes, length: int, *, begun: bool

@@ -17,6 +17,7 @@ from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import implementer
 
 from novasvc.config.errors import SettingError
+from novasvc.interfaces import ISpecification, ISpecified
 
 _log = Logger()
 
@@ -24,12 +25,12 @@ _NO_CERTIFICATE = "it contains no PEM certificate"
 _HTTP = b"http/1.1"
 
 
-@implementer(IOpenSSLContextFactory)
+@implementer(IOpenSSLContextFactory, ISpecified)
 class TLS:
     """The OpenSSL context of a server's connections.
 
-    It is pickled as the contents of the files, which are read once for all workers: a worker that replaces another has
-    the same certificate, even if the file has changed.
+    Workers get the contents of the files, which are read once for all of them: a worker that replaces another has the
+    same certificate, even if the file has changed.
 
     :param certificate: PEM; intermediate certificates may follow it.
     :param key: PEM, without a passphrase.
@@ -62,12 +63,27 @@ class TLS:
             context.set_session_id(b"novasvc")  # without it, resuming a session with a client certificate fails
             context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return TLS, self._read
+    def specification(self) -> "TLSSpecification":
+        """Return what a worker makes its context of; see :class:`~novasvc.interfaces.ISpecified`."""
+        return TLSSpecification(*self._read)
 
     def getContext(self) -> SSL.Context:  # noqa: N802 - the interface's name
         """Return the context; see IOpenSSLContextFactory."""
         return self._context
+
+
+@implementer(ISpecification)
+@attrs.frozen
+class TLSSpecification:
+    """A :class:`TLS` as the contents of its files."""
+
+    certificate: "Pem"
+    key: "Pem"
+    authorities: "Pem | None"
+
+    def build(self, reactor: Any) -> TLS:
+        """Make the context; see :class:`~novasvc.interfaces.ISpecification`."""
+        return TLS(self.certificate, self.key, self.authorities)
 
 
 @attrs.frozen

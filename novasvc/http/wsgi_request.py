@@ -51,16 +51,20 @@ class WSGIRequest:
     """A request to the application, and its response. See Note [One hop].
 
     :param site: a :class:`novasvc.http.wsgi.WSGISite`.
+    :ivar began: seconds on the reactor's clock when the head was complete.
 
     Each attribute is set by one thread only, except that the reactor sets those of the application's thread before the
     thread runs. What both threads use is replaced as a whole, or is a deque: under the GIL that needs no lock.
     """
 
+    route = ""  # the paths of an application are not ours, and have no bound: they are no label of the metrics
+    request_id = ""
+
     def __init__(self, site: Any, channel: LimitedChannel, head: Head) -> None:
         self.head = head
         self._site = site
         self._channel = channel
-        self._began = site.reactor.seconds()
+        self.began = site.reactor.seconds()
         self._content: IO[bytes] | None = None
         # Set by the application's thread:
         self._response: ResponseHead | None = None
@@ -171,7 +175,7 @@ class WSGIRequest:
     def _report_end(self) -> None:
         framing, response = self._framing, self._response
         code, sent = (0, 0) if framing is None or response is None else (response.code, framing.sent)
-        self._site.request_ended(self._channel.transport.getPeer(), self.head, "", code, sent, self._began)
+        self._site.request_ended(self, self._channel.transport.getPeer(), code, sent)
 
     # -- in the thread -------------------------------------------------------------------------
 

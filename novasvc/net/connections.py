@@ -108,10 +108,10 @@ class Connections(WrappingFactory):
             return
         channel = http_channel(protocol)
         if channel is not None:
-            channel.checkPersistence = _for_the_last_time
+            channel.checkPersistence = _close_after_response
             for request in channel.requests:
                 if not request.startedWriting:
-                    _for_the_last_time(request, b"")
+                    _close_after_response(request, b"")
             if channel.requests:  # an idle channel that is not persistent would drop its next request
                 channel.persistent = False
             self._web.append(channel)
@@ -132,7 +132,7 @@ class _HalfCloseable(ProtocolWrapper):
         self.wrappedProtocol.writeConnectionLost()
 
 
-def _for_the_last_time(request: Any, _version: bytes) -> bool:
+def _close_after_response(request: Any, _version: bytes) -> bool:
     """Replace HTTPChannel.checkPersistence: send Connection: close, and end after this request."""
     request.responseHeaders.setRawHeaders(b"connection", [b"close"])
     return False

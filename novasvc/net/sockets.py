@@ -113,7 +113,7 @@ class _RecordingReactor:
         wantPID: object = None,  # noqa: N803 - ignored: see Note [Shared sockets]
     ) -> None:
         def opened(held: Sequence[socket.socket]) -> socket.socket:
-            with _explained(f"unix socket {address}"):
+            with _listen_errors(f"unix socket {address}"):
                 return open_unix(address, mode, backlog, held)
 
         self.answer = ParsedEndpoint(opened, factory)
@@ -138,16 +138,16 @@ def keep_alive(listening: socket.socket, seconds: int) -> None:
 def address_of(listening: socket.socket) -> str:
     """Return the address of a listening socket, for messages."""
     name = listening.getsockname()
-    return f"unix socket {os.fsdecode(name)}" if listening.family == socket.AF_UNIX else _shown(*name[:2])
+    return f"unix socket {os.fsdecode(name)}" if listening.family == socket.AF_UNIX else _format_address(*name[:2])
 
 
-def _shown(host: str, port: int) -> str:
+def _format_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _open_tcp(interface: str, port: int, backlog: int, held: Sequence[socket.socket]) -> socket.socket:
     family = socket.AF_INET6 if isIPv6Address(interface) else socket.AF_INET
-    with _explained(_shown(interface or "0.0.0.0", port)):  # noqa: S104 - only shown
+    with _listen_errors(_format_address(interface or "0.0.0.0", port)):  # noqa: S104 - only shown
         found = socket.getaddrinfo(interface or None, port, family, socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         address = found[0][4]
         for one in held:
@@ -172,7 +172,7 @@ def bind_tcp(interface: str, port: int) -> socket.socket:
     :raises ListenError: the address cannot be bound, most likely because another process listens there.
     """
     family = socket.AF_INET6 if isIPv6Address(interface) else socket.AF_INET
-    with _explained(_shown(interface, port)):
+    with _listen_errors(_format_address(interface, port)):
         return _bind(family, socket.getaddrinfo(interface, port, family, socket.SOCK_STREAM)[0][4])
 
 
@@ -189,7 +189,7 @@ def _bind(family: socket.AddressFamily, address: Any) -> socket.socket:
 
 def _open_inherited(description: str, descriptor: int, _: Sequence[socket.socket]) -> socket.socket:
     """Duplicate a socket passed by systemd; the original stays open for the next reload."""
-    with _explained(description):
+    with _listen_errors(description):
         original = socket.socket(fileno=descriptor)
         try:
             original.set_inheritable(False)
@@ -208,7 +208,7 @@ def _open_inherited(description: str, descriptor: int, _: Sequence[socket.socket
 
 
 @contextmanager
-def _explained(address: str) -> Iterator[None]:
+def _listen_errors(address: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -81,8 +81,8 @@ def open_unix(path: str, mode: int, backlog: int, held: Sequence[socket.socket])
     listening.setblocking(False)
     try:
         if has_file:
-            with _only_one(Path(path)):
-                _make_room(Path(path))
+            with _exclusively(Path(path)):
+                _remove_stale(Path(path))
                 listening.bind(path)
                 # chmod before listen(): nobody can connect with the wrong mode in between.
                 Path(path).chmod(mode)
@@ -101,7 +101,7 @@ def _is_bound(one: socket.socket, path: str) -> bool:
 
 
 @contextmanager
-def _only_one(path: Path) -> Iterator[None]:
+def _exclusively(path: Path) -> Iterator[None]:
     """Lock a path against concurrent binders: one could unlink the socket that another has just bound.
 
     The lock is an abstract socket name, which the kernel releases when the process exits.
@@ -113,7 +113,7 @@ def _only_one(path: Path) -> Iterator[None]:
         yield
 
 
-def _make_room(path: Path) -> None:
+def _remove_stale(path: Path) -> None:
     """Unlink a stale socket file; a live one is left, and makes bind() fail."""
     try:
         found = path.lstat()
@@ -192,23 +192,22 @@ class UNIXAcceptor:
                 return
             try:
                 connection, _address = self._listening.accept()
+                with connection:
+                    connection.setblocking(False)
+                    self._accept(connection)
             except (BlockingIOError, ConnectionAbortedError):
                 self.numberAccepts = max(1, accepted)
                 return
+            except ConnectionError as error:
+                _log.debug("a connection was lost when it was accepted: {error}", error=error.strerror)
             except OSError as error:
                 # EMFILE, most likely. The socket stays readable, so the reactor would spin: pause instead.
                 _log.warn("cannot accept connections: {why}; retrying in {s:g} s", s=_PAUSE, why=error.strerror)
                 self._reactor.removeReader(self)
                 self._pause = self._reactor.callLater(_PAUSE, self._resume)
                 return
-            with connection:
-                connection.setblocking(False)
-                try:
-                    self._accept(connection)
-                except ConnectionError as error:
-                    _log.debug("a connection was lost when it was accepted: {error}", error=error.strerror)
-                except Exception:  # noqa: BLE001 - one bad connection must not stop the others
-                    _log.failure("serving a connection on a unix socket failed")
+            except Exception:  # noqa: BLE001 - one bad connection must not stop the others
+                _log.failure("serving a connection on a unix socket failed")
         self.numberAccepts += self._more
 
     def connectionLost(self, reason: Failure) -> None:

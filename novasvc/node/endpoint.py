@@ -4,7 +4,6 @@ import os
 import signal
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -20,6 +19,7 @@ from novasvc.rpc import expose
 from novasvc.rpc.endpoint import Method
 from novasvc.telemetry import flight
 from novasvc.telemetry.metrics import MethodMetrics
+from novasvc.telemetry.timestamps import iso_time
 from novasvc.workers.control import client as inquiry
 from novasvc.workers.errors import SupervisionError
 from novasvc.workers.signals import is_taken
@@ -71,14 +71,14 @@ class NodeAPI:
             "pid": os.getpid(),
             "worker": node.runtime.worker,
             "state": node.lifecycle.state,
-            "started_at": None if uptime is None else _time(time.time() - uptime),
+            "started_at": None if uptime is None else iso_time(time.time() - uptime),
             "uptime": uptime,
             "in_flight": 0 if server is None else server.in_flight,
             "tasks": [task_row(stats, clock.seconds()) for stats in node.tasks.stats()],
             "methods": [] if server is None else method_rows(server.method_metrics),
             "workers": workers,
             "events": [
-                {"time": _time(event.time), "kind": event.kind, "text": event.text}
+                {"time": iso_time(event.time), "kind": event.kind, "text": event.text}
                 for event in [event for event in flight.installed().events() if not _of_describe(event)][-EVENTS:]
             ],
             "health": checks,
@@ -194,7 +194,3 @@ def _of_describe(event: flight.Event) -> bool:
 
 def _end_process() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -14,6 +13,7 @@ from novasvc.errors import NovasvcError, describe
 from novasvc.reactor.coalesce import CoalescingCache
 from novasvc.registry.errors import MigrationNeededError, ServiceNotFoundError
 from novasvc.telemetry import flight, metrics
+from novasvc.telemetry.timestamps import iso_time
 
 if TYPE_CHECKING:
     from novasvc.node.node import Node
@@ -54,8 +54,7 @@ class CheckHistory:
         if before != ready:
             since = self._now()
             self._before[name] = ready, since
-        shown = datetime.fromtimestamp(since, UTC).isoformat(timespec="milliseconds")
-        return {"name": name, "ready": ready, "detail": detail, "since": shown}
+        return {"name": name, "ready": ready, "detail": detail, "since": iso_time(since)}
 
 
 def _freshness(registry: CheckResult) -> float:

@@ -110,7 +110,7 @@ class HTTPService(LifecycleService):
         failed = StartError(self._title, step, str(error) if known else describe(error))
         _log.critical("{error}", error=failed)
         if not known:
-            _log.failure("where it was raised", level=LogLevel.debug)
+            _log.failure("traceback of the failed start", level=LogLevel.debug)
         return failed
 
     def _with_tls(self, site: Any, tls: Any) -> Any:

@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
-from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import deferLater
 from twisted.logger import Logger, LogLevel
 
@@ -15,6 +14,7 @@ from novasvc._version import __version__
 from novasvc.errors import NovasvcError, describe
 from novasvc.interfaces import IServiceRegistry, ITransport
 from novasvc.manager import Manager
+from novasvc.node.deadline import StopDeadline, TooLateError
 from novasvc.node.endpoint import NodeAPI
 from novasvc.node.errors import DirectoryError, StartError
 from novasvc.node.health import NodeHealth
@@ -43,17 +43,8 @@ _ANSWERS = BrokerRefusedError, BrokerFailedError
 """Outages in which the server answers, but refuses the connection."""
 _AWAY = "is unavailable; retrying"
 
-HURRY_TIME = 1.0
-"""Seconds for the whole stop of a node that is told to hurry: to give messages back, and disconnect."""
-
-CLEANUP_TIME = 0.15
-"""Seconds for the same after the deadline of a drain: see Note [The deadline of a drain] in workers/exit_status.py."""
-
 VERIFY_INTERVAL = 10.0
 """Seconds between verifications that messages reach a node without heartbeats."""
-
-_LEAST = 0.05
-"""Seconds that each step gets even if earlier steps, or other nodes, have used up the rest."""
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -99,10 +90,7 @@ class Node:
     heartbeat: Heartbeat | None = attrs.field(default=None, init=False)
     reachability: ReachabilityCheck | None = attrs.field(default=None, init=False)
     _record: ServiceRecord | None = attrs.field(default=None, init=False)
-    _deadline: float | None = attrs.field(default=None, init=False)
-    _hurry_deadline: float | None = attrs.field(default=None, init=False)
-    _hurried_early: bool = attrs.field(default=False, init=False)
-    _shorten: Callable[[], None] | None = attrs.field(default=None, init=False)
+    _deadline: StopDeadline = attrs.field(init=False)
     _tasks_ended: Deferred[None] = attrs.field(factory=lambda: succeed(None), init=False)
     _topic_cancelled: Deferred[None] = attrs.field(factory=lambda: succeed(None), init=False)
     _endpoints: Endpoints = attrs.field(init=False)
@@ -113,6 +101,7 @@ class Node:
             self.manager, *self.manager.additional_endpoints, BaseAPI(self.topic), NodeAPI(self)
         )
         self.health = NodeHealth(self)
+        self._deadline = StopDeadline(self.runtime.reactor)
         self.lifecycle = Lifecycle(f"node {self.identity}", self.begin, self.end, self._entered)
 
     @property
@@ -123,30 +112,19 @@ class Node:
     def _entered(self, state: str) -> None:
         if state == "draining":
             self._begin_drain()
-        grace = self.runtime.settings.graceful_shutdown_timeout
-        self._deadline = self.runtime.reactor.seconds() + grace if state == "draining" and grace else None
+            self._deadline.begin(self.runtime.settings.graceful_shutdown_timeout)
         if state == "running":
             self.running_since = self.runtime.reactor.seconds()
         note("node", f"{self.identity} is {state}")
         _log.info("{node} is {state}", node=self.identity, state=state, **self._log_fields())
 
     def hurry(self) -> None:
-        """Limit the rest of the stop to HURRY_TIME seconds, by cancelling what is under way.
+        """Limit the rest of the stop to a second, by cancelling what is under way.
 
         Called when the stop has begun.
         """
-        if self.lifecycle.state in {"stopped", "failed"} or self._hurry_deadline is not None:
-            return
-        now = self.runtime.reactor.seconds()
-        self._hurry_deadline = now + HURRY_TIME
-        if self._deadline is not None:
-            self._hurry_deadline = min(self._hurry_deadline, self._deadline + CLEANUP_TIME)
-            # A supervisor that measures the same deadline may call this slightly before it: that is not early.
-            self._hurried_early = now < self._deadline - CLEANUP_TIME
-        else:
-            self._hurried_early = True
-        if self._shorten is not None:
-            self._shorten()
+        if self.lifecycle.state not in {"stopped", "failed"}:
+            self._deadline.hurry()
 
     def _log_fields(self) -> dict[str, str | None]:
         return {"host": self.identity.host, "binary": self.identity.binary, "topic": self.identity.topic}
@@ -159,7 +137,7 @@ class Node:
         :raises StartError: a part could not be started; it is logged too.
         """
         node_fields.set(self._log_fields())
-        self._hurry_deadline, self._hurried_early = None, False
+        self._deadline.clear()
         try:
             await self._start_parts()
         except (Exception, SystemExit) as error:  # a hook's SystemExit fails the start, and does not end the process
@@ -325,8 +303,8 @@ class Node:
             await self._stop_step("stop verifying", self.reachability.stop)
         await self._stop_step("stop consuming from the topic", lambda: self._topic_cancelled)
         try:
-            await self._bounded(Deferred.fromCoroutine(self._finish()), work=True)
-        except _TooLate:
+            await self._deadline.limit(Deferred.fromCoroutine(self._finish()), work=True)
+        except TooLateError:
             await self._cut_short()
 
     async def _finish(self) -> None:
@@ -358,22 +336,22 @@ class Node:
     @property
     def _cause(self) -> str:
         """Why tasks and calls are cancelled."""
-        if self._hurried_early:
-            return "told to end at once"
+        if self._deadline.hurried_early:
+            return "told to stop immediately"
         return f"graceful_shutdown_timeout ({self.runtime.settings.graceful_shutdown_timeout:g} s) expired"
 
     @property
     def _remedy(self) -> str:
         """What a caller or an operator can do about it."""
-        if self._hurried_early:
+        if self._deadline.hurried_early:
             return "see what the method did before calling again"
         return "raise that setting there if its methods take longer, and see what this one did before calling again"
 
     async def _stop_step(self, what: str, step: Callable[[], Any]) -> None:
         """Run one step of the stop within its time limit; log its error, SystemExit included, and continue."""
         try:
-            await self._bounded(maybeDeferred(step))
-        except _TooLate:
+            await self._deadline.limit(maybeDeferred(step))
+        except TooLateError:
             _log.error("{node} stops waiting for {what}: the deadline has passed", node=self.identity, what=what)
         except SystemExit as error:
             _log.warn("{what} of {node} ended with {error!r}", what=what, node=self.identity, error=error)
@@ -382,55 +360,6 @@ class Node:
             _log.failure(
                 "{what} of {node} failed; the stop continues", level=LogLevel.error, node=self.identity, what=what
             )
-
-    async def _bounded(self, step: Deferred[_T], *, work: bool = False) -> _T:
-        """Wait for a step within the time left until the deadline; after it, within a part of CLEANUP_TIME.
-
-        :param work: the step waits for calls and tasks, which are cut short at once if the node is told to hurry.
-        :raises _TooLate: the step did not end in time, and was cancelled.
-        """
-        clock = self.runtime.reactor
-        waiter = abandon_on_cancel(step)
-        late = False
-        timer: IDelayedCall | None = None
-
-        def give_up() -> None:
-            nonlocal late
-            late = True
-            waiter.cancel()
-
-        def limit() -> None:
-            nonlocal timer
-            if timer is not None and timer.active():
-                timer.cancel()
-            seconds = self._seconds_left(work=work)
-            timer = None if seconds is None else clock.callLater(seconds, give_up)
-
-        limit()
-        self._shorten = limit
-        try:
-            result = await waiter
-        except CancelledError:
-            if not late:
-                raise
-        else:
-            if not late:
-                return result
-        finally:
-            self._shorten = None
-            if timer is not None and timer.active():
-                timer.cancel()
-        raise _TooLate
-
-    def _seconds_left(self, *, work: bool) -> float | None:
-        now = self.runtime.reactor.seconds()
-        if self._hurry_deadline is not None:
-            # Half of the rest, so that a step that hangs leaves time for the steps after it.
-            return 0.0 if work else max(_LEAST, (self._hurry_deadline - now) / 2)
-        if self._deadline is None:
-            return None
-        left: float = self._deadline - now
-        return max(0.0, left) if work else max(_LEAST, left, (left + CLEANUP_TIME) / 2)
 
     async def delete_row(self) -> None:
         """Soft-delete this node's row; log a warning if it is missing. Called when the node has stopped."""
@@ -443,7 +372,3 @@ class Node:
             _log.warn("the row of {node} was deleted already", node=self.identity, **self._log_fields())
         finally:
             await self.registry_connection.release()
-
-
-class _TooLate(Exception):  # noqa: N818 - it never leaves this module
-    """A step did not end by its deadline. Not TimeoutError, which the step itself may raise."""

@@ -86,15 +86,7 @@ class Service(LifecycleService):
         self.periodic_enable = _chosen(periodic_enable, settings.periodic_enable)
         self.periodic_fuzzy_delay = _chosen(periodic_fuzzy_delay, settings.periodic_fuzzy_delay)
         self.periodic_interval_max = _chosen(periodic_interval_max, settings.periodic_interval_max)
-        self._check_intervals()
-        if settings.service_down_time <= self.report_interval:
-            raise SettingError(
-                "report_interval",
-                f"{self.report_interval:g}",
-                f"the service {binary}@{host}",
-                f"it is not shorter than service_down_time ({settings.service_down_time:g} s)",
-                "make it smaller: at most a third of service_down_time",
-            )
+        self._check_intervals(settings.service_down_time)
         self.manager_class_name = manager if isinstance(manager, str) else _dotted(manager)
         self.manager = make_manager(manager, *args, host=host, **kwargs)
         self.tasks = make_tasks(
@@ -278,7 +270,8 @@ class Service(LifecycleService):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.manager, name)
 
-    def _check_intervals(self) -> None:
+    def _check_intervals(self, service_down_time: float) -> None:
+        source = f"the service {self.binary}@{self.host}"
         for name, value, least, remedy in (
             ("report_interval", self.report_interval, 0, "a number of seconds, 0 for no heartbeats"),
             ("periodic_fuzzy_delay", self.periodic_fuzzy_delay, 0, "a number of seconds, 0 for no delay"),
@@ -288,8 +281,15 @@ class Service(LifecycleService):
                 continue
             is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             if not is_number or value < least:
-                source = f"the service {self.binary}@{self.host}"
                 raise SettingError(name, repr(value), source, "not a valid duration", f"give {remedy}")
+        if service_down_time <= self.report_interval:
+            raise SettingError(
+                "report_interval",
+                f"{self.report_interval:g}",
+                source,
+                f"it is not shorter than service_down_time ({service_down_time:g} s)",
+                "make it smaller: at most a third of service_down_time",
+            )
 
     async def _kill(self) -> None:
         await self.stop()

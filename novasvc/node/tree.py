@@ -192,9 +192,9 @@ class ServiceTree(MultiService):
     def _give_up_successors(self) -> None:
         """Release replacement parts that were not started."""
         successors, self._successors = self._successors, None
-        self._close_sockets(part for part in successors or () if part not in list(self))
+        self._release_sockets(part for part in successors or () if part not in list(self))
 
-    def _close_sockets(self, parts: Iterable[IService]) -> None:
+    def _release_sockets(self, parts: Iterable[IService]) -> None:
         """Close the sockets of parts that were not started."""
         for part in parts:
             if IReplaceable.providedBy(part):
@@ -225,7 +225,7 @@ class ServiceTree(MultiService):
 
     async def _end(self) -> None:
         stay = self._successors or ()
-        self._close_sockets(part for part in self if part not in self._started and part not in stay)
+        self._release_sockets(part for part in self if part not in self._started and part not in stay)
         for again in [each for each in self._predecessors if each in stay]:
             self._predecessors.remove(again)
             await self._stop(again)

@@ -195,8 +195,8 @@ class WSGIService(HTTPService):
         await self._stop_step("stop serving", self.server.stopService)
         if self._site is not None:
             if self._site.pool.busy:
-                requests = pluralize(self._site.pool.busy, "request")
-                _log.warn("{name} leaves {requests} behind in threads", name=self.name, requests=requests)
+                left = pluralize(self._site.pool.busy, "request")
+                _log.warn("{name} has stopped with {left} still running in threads", name=self.name, left=left)
             self._site.pool.close()
         if self._registry is not None and self.manager is not None:
             await self._stop_step("cleanup_host", self.manager.cleanup_host)

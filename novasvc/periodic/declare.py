@@ -106,25 +106,25 @@ def declared_tasks(owner: object) -> Iterator[tuple[Declaration, Callable[[Any],
 
     :return: pairs of a declaration and the bound method.
     """
-    for attribute, versions in _versions(owner):
-        if versions[0] is not None:
-            yield versions[0], getattr(owner, attribute)
+    for attribute, declarations in _declarations_by_class(owner):
+        if declarations[0] is not None:
+            yield declarations[0], getattr(owner, attribute)
 
 
-def dropped_tasks(owner: object) -> Iterator[Declaration]:
+def overridden_tasks(owner: object) -> Iterator[Declaration]:
     """Yield the tasks of base classes that an undecorated attribute overrides."""
-    for _, versions in _versions(owner):
-        if versions[0] is None:
-            yield next(declaration for declaration in versions if declaration is not None)
+    for _, declarations in _declarations_by_class(owner):
+        if declarations[0] is None:
+            yield next(declaration for declaration in declarations if declaration is not None)
 
 
-def _versions(owner: object) -> Iterator[tuple[str, Sequence[Declaration | None]]]:
+def _declarations_by_class(owner: object) -> Iterator[tuple[str, Sequence[Declaration | None]]]:
     """Yield each attribute that is a task in some class, with its declaration or None per class, most derived first."""
-    lineage = type(owner).__mro__
-    for attribute in dict.fromkeys(name for cls in reversed(lineage) for name in vars(cls)):
-        versions = [_declaration(vars(cls)[attribute]) for cls in lineage if attribute in vars(cls)]
-        if any(versions):
-            yield attribute, versions
+    classes = type(owner).__mro__
+    for attribute in dict.fromkeys(name for cls in reversed(classes) for name in vars(cls)):
+        declarations = [_declaration(vars(cls)[attribute]) for cls in classes if attribute in vars(cls)]
+        if any(declarations):
+            yield attribute, declarations
 
 
 def _declaration(attribute: object) -> Declaration | None:

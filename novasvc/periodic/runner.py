@@ -12,9 +12,9 @@ from twisted.python.failure import Failure
 
 from novasvc.context import RequestContext
 from novasvc.errors import DeclarationError, StateError
-from novasvc.periodic.cadence import Cadence
-from novasvc.periodic.declare import Declaration, declared_tasks, dropped_tasks
+from novasvc.periodic.declare import Declaration, declared_tasks, overridden_tasks
 from novasvc.periodic.errors import UnknownTaskError
+from novasvc.periodic.schedule import Schedule
 from novasvc.periodic.task import Run, Task, TaskStats
 
 _log = Logger()
@@ -55,15 +55,15 @@ class TaskRunner:
     _state: str = attrs.field(default="idle", init=False)
 
     def __attrs_post_init__(self) -> None:
-        for declaration in dropped_tasks(self._owner):
-            self._log_left_out(declaration, f"{self._name} overrides it without @periodic_task")
+        for declaration in overridden_tasks(self._owner):
+            self._log_not_run(declaration, f"{self._name} overrides it without @periodic_task")
         for declaration, method in declared_tasks(self._owner):
             if not declaration.enabled:
-                self._log_left_out(declaration, "it is disabled")
+                self._log_not_run(declaration, "it is disabled")
             elif declaration.spacing < 0:
-                self._log_left_out(declaration, f"its spacing is {declaration.spacing:g}")
+                self._log_not_run(declaration, f"its spacing is {declaration.spacing:g}")
             elif declaration.external_process_ok and not self._run_external:
-                self._log_left_out(declaration, "it may start other programs, and run_external_periodic_tasks is false")
+                self._log_not_run(declaration, "it may start other programs, and run_external_periodic_tasks is false")
             else:
                 self._add(declaration, method)
 
@@ -75,13 +75,13 @@ class TaskRunner:
         :raises StateError: it was started already.
         """
         if self._state == "started":
-            raise self._refusal("start")
+            raise self._state_error("start")
         self._state = "started"
         self._variables = copy_context()
         first_pass = self._random_source.uniform(0, self._fuzzy_delay)
         for task in self._tasks.values():
             spacing = 0 if task.declaration.run_immediately else task.declaration.spacing
-            task.cadence.start(max(first_pass, spacing), not_before=first_pass)
+            task.schedule.start(max(first_pass, spacing), not_before=first_pass)
 
     def stop(self) -> Deferred[None]:
         """Begin no more runs.
@@ -90,7 +90,7 @@ class TaskRunner:
         """
         self._state = "stopped"
         for task in self._tasks.values():
-            task.cadence.stop()
+            task.schedule.stop()
         return _all_ended([task.run for task in self._tasks.values() if task.run is not None])
 
     def cancel_running(self) -> None:
@@ -111,7 +111,7 @@ class TaskRunner:
         :return: Deferred of the seconds until the next task is due, at most the interval of passes; fired
             when the runs started here have ended. After :meth:`stop`, none is started.
         """
-        runs = [self._begin_by_hand(task, context) for task in self._tasks.values() if self._is_due(task)]
+        runs = [self._begin_now(task, context) for task in self._tasks.values() if self._is_due(task)]
         return Deferred.fromCoroutine(self._finish_pass(runs, raise_on_error=raise_on_error))
 
     def run_now(self, name: str, context: RequestContext | None = None) -> Deferred[Any]:
@@ -129,8 +129,8 @@ class TaskRunner:
         if task.run is not None:
             return task.run.when_ended()
         if self._state == "stopped":
-            return fail(self._refusal(f"run {name!r}"))
-        return self._begin_by_hand(task, context).when_ended()
+            return fail(self._state_error(f"run {name!r}"))
+        return self._begin_now(task, context).when_ended()
 
     def begin(self, name: str, context: RequestContext | None = None) -> None:
         """Start a run of one task now; its outcome is logged and counted.
@@ -144,10 +144,10 @@ class TaskRunner:
         if task is None:
             raise UnknownTaskError(name, sorted(self._tasks))
         if task.run is not None:
-            raise StateError(f"the periodic task {name!r}", "running", "run twice at a time")
+            raise StateError(f"the periodic task {name!r}", "running", "be started again")
         if self._state == "stopped":
-            raise self._refusal(f"run {name!r}")
-        self._begin_by_hand(task, context)
+            raise self._state_error(f"run {name!r}")
+        self._begin_now(task, context)
 
     def operations(self) -> set[str]:
         """Return the request ids of the runs under way, without cancelled ones."""
@@ -180,10 +180,10 @@ class TaskRunner:
         # LoopingCall needs an interval; a task without a spacing gets that of the passes.
         interval = declaration.spacing or self._pass_interval
         first = self._clock.seconds() + (0 if declaration.run_immediately else declaration.spacing)
-        cadence = Cadence(self._clock, interval, first, lambda: self._fall_due(task))
-        task = self._tasks[name] = Task(declaration, method, self._clock, cadence, self._name)
+        schedule = Schedule(self._clock, interval, first, lambda: self._on_due(task))
+        task = self._tasks[name] = Task(declaration, method, self._clock, schedule, self._name)
 
-    def _fall_due(self, task: Task) -> None:
+    def _on_due(self, task: Task) -> None:
         if task.take_due():
             task.begin(RequestContext.admin(), self._variables)
 
@@ -193,8 +193,8 @@ class TaskRunner:
         fell_due = task.take_due()
         return fell_due or (task.declaration.spacing == 0 and task.run is None)
 
-    def _begin_by_hand(self, task: Task, context: RequestContext | None) -> Run:
-        task.cadence.restart()
+    def _begin_now(self, task: Task, context: RequestContext | None) -> Run:
+        task.schedule.restart()
         return task.begin(RequestContext.admin() if context is None else context, self._variables)
 
     async def _finish_pass(self, runs: list[Run], *, raise_on_error: bool) -> float:
@@ -202,13 +202,13 @@ class TaskRunner:
         await DeferredList([run.when_ended().addErrback(failures.append) for run in runs])
         if raise_on_error and failures:
             failures[0].raiseException()
-        next_due = min((task.cadence.due for task in self._tasks.values()), default=float("inf"))
+        next_due = min((task.schedule.due for task in self._tasks.values()), default=float("inf"))
         return min(self._pass_interval, max(0.0, next_due - self._clock.seconds()))
 
-    def _refusal(self, wanted: str) -> StateError:
+    def _state_error(self, wanted: str) -> StateError:
         return StateError(f"the task runner of {self._name}", self._state, wanted)
 
-    def _log_left_out(self, declaration: Declaration, why: str) -> None:
+    def _log_not_run(self, declaration: Declaration, why: str) -> None:
         _log.info("periodic task {task} is not run: {why}", task=declaration.where, why=why)
 
 

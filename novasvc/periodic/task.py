@@ -12,9 +12,9 @@ from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
 from novasvc.context import RequestContext, current_context
-from novasvc.periodic.cadence import Cadence
 from novasvc.periodic.declare import Declaration
 from novasvc.periodic.errors import TaskTimeoutError
+from novasvc.periodic.schedule import Schedule
 from novasvc.reactor.coalesce import Waiters
 from novasvc.telemetry import metrics
 from novasvc.telemetry.flight import note
@@ -133,7 +133,8 @@ class Run:
         if self.timer is not None and self.timer.active():
             self.timer.cancel()
         self.ended, self.outcome = True, outcome if self.timeout is None else Failure(self.timeout)
-        self._waiters.fire(self.outcome)
+        if self._waiters.waiting:
+            self._waiters.fire(self.outcome)
 
     def run_in_context(self, function: Callable[..., None], *args: Any, **kwargs: Any) -> None:
         """Call a function in the run's context variables, so that log events carry the run's fields."""
@@ -148,7 +149,7 @@ class Task:
     :param declaration: its options.
     :param method: the bound method; takes a RequestContext, and may return a Deferred or a coroutine.
     :param clock: measures durations and timeouts.
-    :param cadence: its due times.
+    :param schedule: its due times.
     :param manager: the name of its owner's class, a label of the metrics.
     :ivar run: the run under way, or None.
     """
@@ -156,9 +157,10 @@ class Task:
     declaration: Declaration
     _method: Callable[[RequestContext], Any]
     _clock: IReactorTime
-    cadence: Cadence
+    schedule: Schedule
     _manager: str
     run: Run | None = attrs.field(default=None, init=False)
+    _labels: tuple[str, str] = attrs.field(init=False)
     _runs: int = attrs.field(default=0, init=False)
     _failures: int = attrs.field(default=0, init=False)
     _timeouts: int = attrs.field(default=0, init=False)
@@ -169,6 +171,7 @@ class Task:
     _max_lateness: float = attrs.field(default=0.0, init=False)
 
     def __attrs_post_init__(self) -> None:
+        self._labels = self._manager, self.name
         # Export counters at zero so that alerts see the first increase.
         metrics.tasks_missed.at(*self._labels)
         for outcome in ("done", "failed", "timed_out", "cancelled"):
@@ -179,10 +182,6 @@ class Task:
         """The task's name in logs and metrics."""
         return self.declaration.name
 
-    @property
-    def _labels(self) -> tuple[str, str]:
-        return self._manager, self.name
-
     def take_due(self) -> bool:
         """Take the due times that have passed, and count the missed ones.
 
@@ -190,7 +189,7 @@ class Task:
 
         :return: whether a run has to start now.
         """
-        count, lateness = self.cadence.take()
+        count, lateness = self.schedule.take()
         if count == 0:
             return False
         missed = count - 1 if self.run is None else count
@@ -244,7 +243,7 @@ class Task:
             last_duration=self._last_duration,
             last_lateness=self._last_lateness,
             max_lateness=self._max_lateness,
-            next_due=self.cadence.due,
+            next_due=self.schedule.due,
         )
 
     def _call(self, context: RequestContext) -> Any:
@@ -263,11 +262,11 @@ class Task:
 
     def _end(self, run: Run, outcome: Any) -> None:
         self.run = None
-        note("task", f"{self.name} {_how(outcome)}")
+        note("task", f"{self.name} {_describe_outcome(outcome)}")
         self._last_duration = self._clock.seconds() - run.started
         metrics.tasks_now.at(*self._labels).value = 0
         metrics.task_seconds.at(*self._labels).observe(self._last_duration)
-        metrics.tasks.at(*self._labels, _counted(run, outcome)).value += 1
+        metrics.tasks.at(*self._labels, _outcome_label(run, outcome)).value += 1
         if isinstance(outcome, Failure) and not (run.cancelled and outcome.check(CancelledError)):
             self._failures += 1
             run.run_in_context(
@@ -276,11 +275,11 @@ class Task:
         run.end(outcome)
 
 
-def _how(outcome: Any) -> str:
+def _describe_outcome(outcome: Any) -> str:
     return f"failed {type(outcome.value).__name__}" if isinstance(outcome, Failure) else "done"
 
 
-def _counted(run: Run, outcome: Any) -> str:
+def _outcome_label(run: Run, outcome: Any) -> str:
     """Return the outcome label under which a run is counted."""
     if run.timeout is not None:
         return "timed_out"

@@ -19,13 +19,10 @@ _Result = TypeVar("_Result")
 class Waiters(Generic[_Result]):
     """Callers that wait for the same outcome, each with a Deferred of its own.
 
-    :ivar waiting: their Deferreds; what is empty most of the time is asked for without a call.
+    :ivar waiting: their Deferreds; empty if nobody waits.
     """
 
     waiting: list[Deferred[_Result]] = attrs.field(factory=list, init=False)
-
-    def __len__(self) -> int:
-        return len(self.waiting)
 
     def wait(self) -> Deferred[_Result]:
         """Wait for the next outcome.
@@ -37,7 +34,7 @@ class Waiters(Generic[_Result]):
         return waiter
 
     def fire(self, outcome: _Result | Failure) -> None:
-        """Give an outcome to all that wait. A caller that comes from now on, in a callback even, waits for the next."""
+        """Give an outcome to all that wait. A caller that waits again in its callback gets the next outcome."""
         waiting, self.waiting = self.waiting, []
         for waiter in waiting:
             if not waiter.called:  # another waiter's callback may have cancelled it

@@ -172,7 +172,10 @@ class Heartbeat:
             self.record = await self._registry.register(
                 identity.host, identity.binary, identity.topic, identity.version
             )
-            _log.warn("the row of {identity} was deleted while it was running: registered again", identity=identity)
+            _log.warn(
+                "the row of {identity} was deleted while the service was running; registered it again",
+                identity=identity,
+            )
             await self._registry.beat(self.record.id)
 
     def _why_not_alive(self) -> str | None:

@@ -10,7 +10,7 @@ from novasvc.interfaces import IServiceRegistry
 from novasvc.reactor.coalesce import CoalescingCache
 from novasvc.registry.query import ServiceQuery, ServiceTotals
 from novasvc.rpc.errors import UndeliverableError
-from novasvc.rpc.replies import EXPLAIN_PATIENCE
+from novasvc.rpc.replies import LOOKUP_TIMEOUT
 from novasvc.rpc.target import Target
 
 _MAX_TARGETS = 100
@@ -32,7 +32,7 @@ class ServiceLookup:
     _caches: dict[tuple[str, str | None], CoalescingCache[ServiceTotals]] = attrs.field(factory=dict, init=False)
 
     def __call__(self, target: Target) -> Deferred[UndeliverableError]:
-        """Return an error with the counts; fails within EXPLAIN_PATIENCE if the registry does not answer."""
+        """Return an error with the counts; fails within LOOKUP_TIMEOUT if the registry does not answer."""
         key = target.topic, target.server
         cache = self._caches.pop(key, None) or CoalescingCache(lambda: self._count(*key), self._clock)
         self._caches[key] = cache
@@ -47,4 +47,4 @@ class ServiceLookup:
             return fail(LookupError("the registry is not connected"))
         query = ServiceQuery(topic=topic, host=host, service_down_time=self._service_down_time)
         counting: Deferred[ServiceTotals] = registry.count(query)
-        return counting.addTimeout(EXPLAIN_PATIENCE, self._clock)
+        return counting.addTimeout(LOOKUP_TIMEOUT, self._clock)

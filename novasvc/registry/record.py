@@ -37,6 +37,11 @@ class ServiceRecord:
     version: int
     age: float
 
+    @property
+    def name(self) -> str:
+        """The display name, "binary@host"."""
+        return f"{self.binary}@{self.host}"
+
 
 Records = list[ServiceRecord]
 """An alias, because IServiceRegistry and its providers have a method named ``list``."""

@@ -1,8 +1,6 @@
 """Admission during a graceful shutdown: a draining server runs only calls of operations under way."""
 
-from collections import deque
 from collections.abc import Callable, Collection
-from itertools import chain
 from typing import Protocol
 
 import attrs
@@ -14,17 +12,17 @@ from novasvc.rpc.call import Call
 from novasvc.rpc.errors import RPCError, ServiceDrainingError
 from novasvc.rpc.message import Request
 
-HELD = 1000
+MAX_HELD = 1000
 """The most casts that are held until the end of the drain."""
 
-HELD_BYTES = 64 * 2**20
+MAX_HELD_BYTES = 64 * 2**20
 """The most bytes of held casts' bodies together."""
 
-ROOM = 2 * HELD
-"""Prefetch of a draining server beyond its concurrency, so that held casts do not block the delivery of calls."""
+EXTRA_ROOM = 2 * MAX_HELD
+"""Prefetch and room of a draining server beyond its concurrency, so that held casts do not block calls."""
 
-PAUSE = 0.5
-"""Seconds to keep a message that the broker would redeliver to this server at once."""
+REQUEUE_DELAY = 0.5
+"""Seconds before a message is requeued that the broker would redeliver to this server at once."""
 
 READY, UNDER_WAY, NOBODY = "ready", "under way", "nobody"
 """State of the node's other workers: one is ready for any call; one runs the operation; neither is the case."""
@@ -37,30 +35,35 @@ The Deferred fires with READY, UNDER_WAY or NOBODY within a deadline of its own,
 
 
 @attrs.define(eq=False)
-class Arrival:
+class UnstartedRequest:
     """A request that a draining server received and has not begun.
 
     :param delivery: its latest delivery.
-    :param deliveries: the count to requeue it with; see :meth:`novasvc.interfaces.IDelivery.requeue`.
     :param call: the call that it had become; None for a request that never became one.
+    :ivar deliveries: the count to requeue it with, see :meth:`novasvc.interfaces.IDelivery.requeue`: that of its first
+        delivery, because a redelivery due to a lost connection is no death.
     """
 
     delivery: IDelivery
-    deliveries: int
     request: Request
     call: Call | None = None
+    deliveries: int = attrs.field(init=False)
+
+    @deliveries.default
+    def _first_count(self) -> int:
+        return self.delivery.deliveries if self.call is None else self.call.deliveries
 
 
 class Decisions(Protocol):
-    """Carry out the admission's decisions; implemented by the draining server."""
+    """Carry out the admission's decisions; implemented by the draining server's dispatcher."""
 
-    def take_in(self, arrival: Arrival) -> None:
+    def run(self, unstarted: UnstartedRequest) -> None:
         """Run the request."""
 
-    def give_back(self, arrival: Arrival) -> None:
+    def requeue(self, unstarted: UnstartedRequest) -> None:
         """Requeue the request's message for any server of its target."""
 
-    def refuse(self, arrival: Arrival, error: RPCError) -> None:
+    def refuse(self, unstarted: UnstartedRequest, error: RPCError) -> None:
         """Settle the request, and reply with an error."""
 
 
@@ -69,7 +72,7 @@ class Admission:
 
     :param target: topic and server, as text, for errors.
     :param decisions: carries the decisions out.
-    :param clock: measures PAUSE.
+    :param clock: measures REQUEUE_DELAY.
     :param operations: returns the request ids of the operations under way in this process.
     :param siblings: asks the other workers of this node; None without workers.
     """
@@ -84,19 +87,19 @@ class Admission:
     #
     # Every other request is settled, so that no new operation begins:
     #
-    # - A message to the topic is given back for the other servers, once this server has stopped
+    # - A message to the topic is requeued for the other servers, once this server has stopped
     #   consuming from that queue; before that, the broker would redeliver it here. Without another
     #   server it waits in the queue.
     # - A fanout is dropped: each server has its own copy, and this server is leaving.
     # - A call to this server itself is refused with ServiceDrainingError.
     # - A cast to this server itself is for the next process that serves the target, so it is held, and
-    #   given back at the end of the drain. If it were given back earlier, the broker would redeliver it
+    #   requeued at the end of the drain. If it were requeued earlier, the broker would redeliver it
     #   here at once, for ever, because nothing else consumes from the queue. Casts beyond the bounds are
-    #   given back after a pause, to the end of the queue, so that calls in the queue are delivered.
+    #   requeued after REQUEUE_DELAY, to the end of the queue, so that calls in the queue are delivered.
     #
     # All workers of a node share one queue, and the operation may run in another worker. So before a
     # worker refuses or holds a request, it asks the others through the supervisor. If one of them is
-    # ready, the node goes on serving, and the request is given back to the queue, where the broker
+    # ready, the node goes on serving, and the request is requeued: the broker
     # prefers consumers that do not drain. If all workers drain and one of them runs the operation, this
     # worker runs the call: it is the same node.
 
@@ -114,106 +117,135 @@ class Admission:
         self._clock = clock
         self._operations = operations
         self._siblings = siblings
-        self._topic_cancelled = self._over = False
-        self._aside: list[Arrival] = []
-        self._undecided: dict[Arrival, None] = {}
-        self._paused: dict[Arrival, IDelayedCall] = {}
-        self._held: deque[Arrival] = deque()
+        self._topic_cancelled = self._operations_ended = False
+        # Invariant: a request is in exactly one of these four until it is run, requeued or refused, and in
+        # _by_id, if it has a unique id.
+        self._topic_requests: list[UnstartedRequest] = []
+        self._undecided: dict[UnstartedRequest, None] = {}
+        self._delayed: dict[UnstartedRequest, float] = {}
+        self._held: list[UnstartedRequest] = []
+        self._by_id: dict[str, UnstartedRequest] = {}
         self._held_bytes = 0
+        self._timer: IDelayedCall | None = None
 
     def belongs(self, request: Request) -> bool:
         """Return whether a request belongs to an operation under way in this process."""
         request_id = request.context.get("request_id")
-        return not self._over and isinstance(request_id, str) and request_id in self._operations()
+        return not self._operations_ended and isinstance(request_id, str) and request_id in self._operations()
 
-    def add(self, arrival: Arrival) -> None:
+    def add(self, unstarted: UnstartedRequest) -> None:
         """Decide about a request that belongs to no operation under way in this process.
 
         The decision may come later: when the topic's consumer has stopped, or when the other workers have answered.
         """
-        sent_to = arrival.delivery.sent_to
+        sent_to, unique_id = unstarted.delivery.sent_to, unstarted.request.unique_id
         if sent_to == "fanout":
-            arrival.delivery.ack()
-        elif sent_to == "topic":
+            unstarted.delivery.ack()
+            return
+        if unique_id is not None:
+            self._by_id[unique_id] = unstarted
+        if sent_to == "topic":
             if self._topic_cancelled:
-                self._decisions.give_back(arrival)
+                self._requeue(unstarted)
             else:
-                self._aside.append(arrival)
-        elif self._siblings is None or self._over:
-            self._settle(arrival)
+                self._topic_requests.append(unstarted)
+        elif self._siblings is None or self._operations_ended:
+            self._refuse_or_hold(unstarted)
         else:
-            self._undecided[arrival] = None
-            request_id = arrival.request.context.get("request_id")
-            asked = self._siblings(request_id if isinstance(request_id, str) else "")
-            asked.addCallback(self._told, arrival, at_once=not self._topic_cancelled)
+            self._undecided[unstarted] = None
+            request_id = unstarted.request.context.get("request_id")
+            asking = self._siblings(request_id if isinstance(request_id, str) else "")
+            asking.addCallback(self._siblings_answered, unstarted, at_once=not self._topic_cancelled)
 
-    def replace(self, unique_id: str | None, delivery: IDelivery) -> bool:
+    def replace_delivery(self, unique_id: str | None, delivery: IDelivery) -> bool:
         """Replace the delivery of an undecided or held request by its redelivery; return whether there was one.
 
         The redelivery is due to a lost connection, not to a death: the request has not begun.
         """
-        for arrival in chain(self._aside, self._undecided, self._paused, self._held):
-            if unique_id is not None and arrival.request.unique_id == unique_id:
-                # Has no effect on a void delivery. If the new delivery is a duplicate message, both must be
-                # acknowledged.
-                arrival.delivery.ack()
-                arrival.delivery = delivery
-                return True
-        return False
+        unstarted = None if unique_id is None else self._by_id.get(unique_id)
+        if unstarted is None:
+            return False
+        # Has no effect on a void delivery. If the new delivery is a duplicate message, both must be acknowledged.
+        unstarted.delivery.ack()
+        unstarted.delivery = delivery
+        return True
 
     def topic_cancelled(self) -> None:
-        """Give back the topic's requests. Called when only messages to this server itself are still delivered."""
+        """Requeue the topic's requests. Called when only messages to this server itself are still delivered."""
         self._topic_cancelled = True
-        aside, self._aside = self._aside, []
-        for arrival in aside:
-            self._decisions.give_back(arrival)
+        requests, self._topic_requests = self._topic_requests, []
+        for unstarted in requests:
+            self._requeue(unstarted)
 
     def end_operations(self) -> None:
         """Admit no further request. Called when the operations under way are cut short."""
-        self._over = True
+        self._operations_ended = True
 
     def close(self) -> None:
-        """Give back the requests that are undecided, paused or held. Called when the server has stopped consuming."""
-        self._over = True
-        for call in self._paused.values():
-            call.cancel()
-        left = [*self._aside, *self._undecided, *self._paused, *self._held]
-        self._aside, self._undecided, self._paused, self._held = [], {}, {}, deque()
-        for arrival in left:
-            self._decisions.give_back(arrival)
+        """Requeue the requests that are undecided, delayed or held. Called when the server has stopped consuming."""
+        self._operations_ended = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        left = [*self._topic_requests, *self._undecided, *self._delayed, *self._held]
+        self._topic_requests, self._undecided, self._delayed, self._held = [], {}, {}, []
+        for unstarted in left:
+            self._requeue(unstarted)
 
-    def _told(self, answer: str, arrival: Arrival, *, at_once: bool) -> None:
-        if arrival not in self._undecided:
+    def _siblings_answered(self, answer: str, unstarted: UnstartedRequest, *, at_once: bool) -> None:
+        if unstarted not in self._undecided:
             return  # close() has requeued it already.
-        del self._undecided[arrival]
-        if self.belongs(arrival.request) or (answer == UNDER_WAY and not self._over):
-            self._decisions.take_in(arrival)
+        del self._undecided[unstarted]
+        # Ask again whether it belongs: an operation may have begun its call here in the meantime.
+        if self.belongs(unstarted.request) or (answer == UNDER_WAY and not self._operations_ended):
+            self._forget(unstarted)
+            self._decisions.run(unstarted)
         elif answer == READY and at_once:
-            self._decisions.give_back(arrival)
+            self._requeue(unstarted)
         elif answer == READY:
             # The broker prefers the ready workers, so a delivery here means that they have no room now.
-            self._pause(arrival)
+            self._requeue_later(unstarted)
         else:
-            self._settle(arrival)
+            self._refuse_or_hold(unstarted)
 
-    def _settle(self, arrival: Arrival) -> None:
+    def _refuse_or_hold(self, unstarted: UnstartedRequest) -> None:
         """Refuse a call, or hold a cast, that no other worker can run now."""
-        if arrival.request.reply_to is not None:
-            self._decisions.refuse(arrival, ServiceDrainingError(self._target))
+        if unstarted.request.reply_to is not None:
+            self._forget(unstarted)
+            self._decisions.refuse(unstarted, ServiceDrainingError(self._target))
         else:
-            self._hold(arrival)
+            self._hold(unstarted)
 
-    def _hold(self, arrival: Arrival) -> None:
-        size = len(arrival.delivery.body)
-        if len(self._held) >= HELD or self._held_bytes + size > HELD_BYTES:
-            self._pause(arrival)
+    def _hold(self, unstarted: UnstartedRequest) -> None:
+        size = len(unstarted.delivery.body)
+        if len(self._held) >= MAX_HELD or self._held_bytes + size > MAX_HELD_BYTES:
+            self._requeue_later(unstarted)
             return
-        self._held.append(arrival)
+        self._held.append(unstarted)
         self._held_bytes += size
 
-    def _pause(self, arrival: Arrival) -> None:
-        self._paused[arrival] = self._clock.callLater(PAUSE, self._end_pause, arrival)
+    def _requeue_later(self, unstarted: UnstartedRequest) -> None:
+        self._delayed[unstarted] = self._clock.seconds() + REQUEUE_DELAY
+        if self._timer is None:
+            self._timer = self._clock.callLater(REQUEUE_DELAY, self._requeue_due)
 
-    def _end_pause(self, arrival: Arrival) -> None:
-        del self._paused[arrival]
-        self._decisions.give_back(arrival)
+    def _requeue_due(self) -> None:
+        """Requeue the requests whose delay has passed. All delays are equal, so they are due in order."""
+        now = self._clock.seconds()
+        due = [unstarted for unstarted, when in self._delayed.items() if when <= now]
+        for unstarted in due:
+            del self._delayed[unstarted]
+        self._timer = None
+        if self._delayed:
+            delay = next(iter(self._delayed.values())) - now
+            self._timer = self._clock.callLater(delay, self._requeue_due)
+        for unstarted in due:
+            self._requeue(unstarted)
+
+    def _requeue(self, unstarted: UnstartedRequest) -> None:
+        self._forget(unstarted)
+        self._decisions.requeue(unstarted)
+
+    def _forget(self, unstarted: UnstartedRequest) -> None:
+        if unstarted.request.unique_id is not None:
+            self._by_id.pop(unstarted.request.unique_id, None)

@@ -16,7 +16,7 @@ After a worker's death its siblings look a redelivered request up there, and run
 # - An entry is written before its request can begin, and marked as removed before the method runs.
 # - Each process writes only its own page. The state of an entry is one byte, written last.
 # - Only the first receiver of a message writes an entry without looking the request up. A sibling that
-#   takes the request over after fate() writes an entry too. A third process then finds both entries, and
+#   takes the request over after progress() writes an entry too. A third process then finds both entries, and
 #   runs the request only if both processes are dead.
 # - A living process may still begin a request that it has recorded. A process is identified by its pid
 #   and the start time of that pid, because a pid is reused.
@@ -44,11 +44,11 @@ _PAGE = SLOTS * (_ID + 1)
 _EMPTY, _WAITING, _REMOVED = 0, 1, 2
 
 
-class Fate(Enum):
-    """What the record tells about a redelivered request."""
+class Progress(Enum):
+    """What the record tells about the progress of a redelivered request."""
 
     NEVER_BEGAN = "every process that had it is dead, and none had begun it"
-    HELD = "a process that is alive has it, and may begin it"
+    PENDING = "a process that is alive has it, and may begin it"
     UNKNOWN = "it may have begun"
 
 
@@ -141,7 +141,7 @@ class Backlog:
         """Record a request as received and not begun. This takes about two microseconds.
 
         Call it only for methods that are not idempotent, and only for a request that no process received before,
-        or whose fate is NEVER_BEGAN.
+        or whose progress is NEVER_BEGAN.
 
         :return: the entry's slot, for :meth:`remove`.
         """
@@ -154,20 +154,20 @@ class Backlog:
         return slot
 
     def remove(self, slot: int) -> None:
-        """Mark an entry as removed. Called before its request begins or is given back."""
+        """Mark an entry as removed. Called before its request begins or is requeued."""
         self._shared.memory[self._shared.ids_at(self._page) + SLOTS * _ID + slot] = _REMOVED
 
-    def fate(self, unique_id: str) -> Fate:
-        """Look up the fate of a redelivered request in the records of all processes."""
-        fate = Fate.UNKNOWN
+    def progress(self, unique_id: str) -> Progress:
+        """Look up the progress of a redelivered request in the records of all processes."""
+        progress = Progress.UNKNOWN
         for page, state in self._shared.find(key_of(unique_id)):
             if state == _REMOVED:
-                return Fate.UNKNOWN
+                return Progress.UNKNOWN
             if _is_alive(*self._shared.owner(page)):
-                fate = Fate.HELD
-            elif fate is Fate.UNKNOWN:
-                fate = Fate.NEVER_BEGAN
-        return fate
+                progress = Progress.PENDING
+            elif progress is Progress.UNKNOWN:
+                progress = Progress.NEVER_BEGAN
+        return progress
 
 
 def key_of(unique_id: str) -> bytes:

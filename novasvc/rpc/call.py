@@ -34,7 +34,6 @@ class Call:
     :ivar message_lost: the broker seems to have lost the message; see Note [Void deliveries] in
         novasvc.rpc.awaiting_redelivery.
     :ivar backlog_slot: the call's slot in the shared record of requests not begun; None without an entry.
-    :ivar placed: the call has a place in a group of redelivered calls; see novasvc.rpc.redelivery.
     """
 
     delivery: IDelivery
@@ -53,4 +52,3 @@ class Call:
     held: bool = attrs.field(default=False, init=False)
     message_lost: bool = attrs.field(default=False, init=False)
     backlog_slot: int | None = attrs.field(default=None, init=False)
-    placed: bool = attrs.field(default=False, init=False)

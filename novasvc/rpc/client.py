@@ -13,14 +13,14 @@ from novasvc.context import RequestContext
 from novasvc.interfaces import ITransport
 from novasvc.rpc.errors import InvalidTargetError, RPCError, RPCVersionCapError, UnconfirmedError
 from novasvc.rpc.message import SHORTEST_KEEPALIVE, encode_request
-from novasvc.rpc.replies import RESENDS, Explain, PendingCalls
+from novasvc.rpc.replies import MAX_RESENDS, Explain, PendingCalls
 from novasvc.rpc.target import Target
 from novasvc.rpc.version import compatible
 from novasvc.telemetry import metrics
 
 _SAME: Any = object()
 """Sentinel: keep the client's value. None is a value of its own."""
-_NO_TARGET = "none", "the client addresses no topic yet; give one by prepare(topic=...)"
+_NO_TARGET = "(none)", "the client has no topic; set one with prepare(topic=...)"
 
 
 class Client:
@@ -59,9 +59,9 @@ class Client:
         if call_monitor_timeout is not None and not SHORTEST_KEEPALIVE <= call_monitor_timeout < inf:
             raise ValueError(f"call_monitor_timeout is {call_monitor_timeout!r}; give seconds >= {SHORTEST_KEEPALIVE}")
         if timeout is None and call_monitor_timeout is None:
-            raise ValueError("timeout is None, and would let a call wait for ever; give a call_monitor_timeout with it")
+            raise ValueError("timeout and call_monitor_timeout are None, so a call could wait for ever; give one")
         if timeout is not None and not timeout < inf:
-            raise ValueError(f"timeout is {timeout!r}; give seconds")
+            raise ValueError(f"timeout is {timeout!r}; give a finite number of seconds, or None")
         self._transport = transport
         self._clock = clock
         self._timeout = timeout
@@ -226,17 +226,17 @@ class Client:
 
 
 async def _send_again(send: Callable[[], Deferred[None]]) -> None:
-    """Send a message until the broker confirms it, at most RESENDS times more.
+    """Send a message until the broker confirms it, at most MAX_RESENDS times more.
 
     The transport holds the message while there is no connection.
 
     :raises UnconfirmedError: the last attempt was not confirmed either.
     """
-    for attempt in range(RESENDS + 1):
+    for attempt in range(MAX_RESENDS + 1):
         try:
             await send()
         except UnconfirmedError:
-            if attempt == RESENDS:
+            if attempt == MAX_RESENDS:
                 raise
             metrics.resent.at().value += 1
         else:

@@ -54,9 +54,9 @@ class Deadlines(Generic[_Key]):
         if self._timer is None or when < self._timer_at:
             self._arm()
         if len(self._heap) > 2 * len(self.live) + _SLACK:
-            self._throw_out()
+            self._compact()
 
-    def _throw_out(self) -> None:
+    def _compact(self) -> None:
         """Remove stale heap entries: discarded keys and replaced deadlines."""
         live = self.live
         self._heap = [entry for entry in self._heap if live.get(entry[2]) == entry[0]]
@@ -78,18 +78,18 @@ class Deadlines(Generic[_Key]):
                 return
             self._timer.cancel()
         self._timer_at = when
-        self._timer = self._clock.callLater(max(0.0, when - self._clock.seconds()), self._ring)
+        self._timer = self._clock.callLater(max(0.0, when - self._clock.seconds()), self._fire)
 
-    def _ring(self) -> None:
+    def _fire(self) -> None:
         self._timer = None
         now = self._clock.seconds()
         while self._heap:
             when, _, key = self._heap[0]
-            dead = self.live.get(key) != when
-            if not dead and when > now:
+            stale = self.live.get(key) != when
+            if not stale and when > now:
                 self._arm()
                 break
             heappop(self._heap)
-            if not dead:
+            if not stale:
                 del self.live[key]
                 self._expired(key)

@@ -16,8 +16,8 @@ from novasvc.rpc.exposure import Exposure, exposure_of
 from novasvc.rpc.version import Version, parse_version, serves
 
 _Interface = tuple[str | None, Version]
-_SHOWN = 8
-FOUND = 1000
+_MAX_SHOWN = 8
+MAX_CACHED = 1000
 """The most cached lookups: callers can write one version in many ways."""
 
 
@@ -43,14 +43,14 @@ class Endpoints:
     """Collect the exposed methods of objects, and find the method for a request.
 
     :param objects: managers and other endpoints; only methods decorated with ``@expose`` can be called.
-    :ivar found: cache of :meth:`find`: methods by its arguments, at most FOUND of them.
+    :ivar cache: cache of :meth:`find`: methods by its arguments, at most MAX_CACHED of them.
     :raises DeclarationError: two methods would answer the same call, or a method cannot be exposed.
     """
 
     def __init__(self, *objects: object) -> None:
         self._methods: dict[tuple[str | None, str], list[Method]] = {}
         self._interfaces: set[_Interface] = set()
-        self.found: dict[tuple[str | None, str, str | None], Method] = {}
+        self.cache: dict[tuple[str | None, str, str | None], Method] = {}
         for endpoint in objects:
             for method in _methods(endpoint):
                 self._add(method)
@@ -75,15 +75,15 @@ class Endpoints:
         if want is not None:
             for method in self._methods.get((namespace, name), ()):
                 if serves(method.version, want):
-                    if len(self.found) < FOUND:
-                        self.found[namespace, name, version] = method
+                    if len(self.cache) < MAX_CACHED:
+                        self.cache[namespace, name, version] = method
                     return method
             if any(space == namespace and serves(have, want) for space, have in self._interfaces):
-                raise NoSuchMethodError(name, _listed(self._having(name)))
-        fitting = self._having(name) or self._interfaces
-        raise UnsupportedVersionError(str(version), name, namespace, _listed(fitting))
+                raise NoSuchMethodError(name, _format_interfaces(self._interfaces_with(name)))
+        candidates = self._interfaces_with(name) or self._interfaces
+        raise UnsupportedVersionError(str(version), name, namespace, _format_interfaces(candidates))
 
-    def _having(self, name: str) -> set[_Interface]:
+    def _interfaces_with(self, name: str) -> set[_Interface]:
         """Return the interfaces that have a method of this name."""
         return {(m.exposure.namespace, m.version) for m in self if m.name == name}
 
@@ -94,21 +94,21 @@ class Endpoints:
             if other.version[0] == method.version[0]:
                 raise DeclarationError(
                     method.where,
-                    f"{other.where} answers the same calls (namespace {namespace}, version {method.version[0]}.x)",
+                    f"{other.where} has the same name, namespace ({namespace}) and major version ({method.version[0]})",
                     "rename one, or give it another namespace or major version",
                 )
         others.append(method)
         self._interfaces.add((namespace, method.version))
 
 
-def _listed(interfaces: set[_Interface]) -> str:
-    """Format the served interfaces for the text of an error, at most _SHOWN of them."""
+def _format_interfaces(interfaces: set[_Interface]) -> str:
+    """Format the served interfaces for the text of an error, at most _MAX_SHOWN of them."""
     known = sorted(interfaces, key=lambda interface: (interface[0] or "", interface[1]))
-    shown = [_named(*interface) for interface in known[:_SHOWN]]
-    return ", ".join(shown if len(known) <= _SHOWN else [*shown, f"and {len(known) - _SHOWN} more"])
+    shown = [_format_interface(*interface) for interface in known[:_MAX_SHOWN]]
+    return ", ".join(shown if len(known) <= _MAX_SHOWN else [*shown, f"and {len(known) - _MAX_SHOWN} more"])
 
 
-def _named(namespace: str | None, version: Version) -> str:
+def _format_interface(namespace: str | None, version: Version) -> str:
     major, minor, revision = version
     highest = f"{major}.{minor}.{revision}" if revision else f"{major}.{minor}"
     versions = highest if highest == f"{major}.0" else f"{major}.0 to {highest}"
@@ -127,7 +127,8 @@ def _methods(endpoint: object) -> list[Method]:
         if name.startswith("_"):
             raise DeclarationError(where, "a private method cannot be exposed", "give it a name without the underscore")
         if isinstance(attribute, staticmethod | classmethod):
-            raise DeclarationError(where, "it has no self", "expose a plain method")
+            kind_of_method = type(attribute).__name__
+            raise DeclarationError(where, f"a {kind_of_method} cannot be exposed", "make it a plain method with self")
         exposed.append((name, where, exposure))
 
     highest: dict[tuple[str | None, int], Version] = {}

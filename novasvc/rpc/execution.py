@@ -37,19 +37,19 @@ class _Reply:
     :param reply_to: the caller's message id and reply address.
     :param timeout: seconds for which the caller still waits; None if unknown.
     :param call: the call that it answers; None for a refused request, which never became a call.
-    :param settles: settle the call when the reply is published, not before (idempotent calls).
+    :param settles: the call to settle when the reply is published; None if it is settled already (at-most-once).
     """
 
     reply_to: ReplyTo
     body: bytes
     timeout: float | None
     call: Call | None = None
-    settles: bool = False
+    settles: Call | None = None
 
     def log(self, text: str, **fields: Any) -> None:
         """Log a warning about this reply, with the caller's request id."""
         if self.call is None:
-            _log.warn(text, method="a request that was refused", **fields)
+            _log.warn(text, method="a refused request", **fields)
         else:
             self.call.scope.copy().run(_log.warn, text, method=self.call.method.name, **fields)
 
@@ -83,7 +83,7 @@ class Execution:
     ) -> None:
         self.publishing: dict[Deferred[None], None] = {}
         self.running: dict[Call, None] = {}
-        self._recent = RecentReplies()
+        self._recent_replies = RecentReplies()
         self._transport = transport
         self._ledger = ledger
         self._clock = clock
@@ -92,7 +92,7 @@ class Execution:
         self._delivery_metrics = delivery_metrics
         self._method_metrics = method_metrics
         self._ended = ended
-        self._deadlines = Deadlines[Call](clock, self._overdue)
+        self._deadlines = Deadlines[Call](clock, self._timed_out)
 
     def __len__(self) -> int:
         return len(self.running) + len(self.publishing)
@@ -130,13 +130,15 @@ class Execution:
     def begin(self, call: Call) -> None:
         """Run a call's method, unless :meth:`drop_stale` drops the call.
 
-        See Note [When a message is acknowledged] in novasvc.rpc.server. ``ended`` is not called for a
+        See Note [When a message is acknowledged] in novasvc.rpc.dispatcher. ``ended`` is not called for a
         method that has ended when this returns.
         """
         if self.drop_stale(call):
             return
         call.began = self._clock.seconds()
         if not call.method.exposure.idempotent:
+            # At most once: acknowledged (AMQP 0-9-1 1.8.3.13, basic.ack) before the method can have an effect, as
+            # oslo.messaging's servers do.
             self._ledger.settle(call)
         timeout = call.method.exposure.timeout
         deadline = call.deadline if timeout is None else _earlier(call.deadline, call.began + timeout)
@@ -151,18 +153,18 @@ class Execution:
         except KeyboardInterrupt:
             raise
         except BaseException:  # noqa: BLE001 - even SystemExit in a method must not end the server
-            self._end(Failure(), call)
+            self._method_ended(Failure(), call)
             return
         if not isinstance(result, Deferred):
-            self._end(result, call)
+            self._method_ended(result, call)
             return
-        result.addBoth(self._end, call)
+        result.addBoth(self._method_ended, call)
         # Not "if not result.called": a Deferred that has fired may still wait for another one it is chained to.
         if call in self.running:
             call.running = result
             if deadline is not None:
                 self._deadlines.add(call, deadline)
-            self._keep_alive(call)
+            self._schedule_keepalive(call)
 
     def _run(self, call: Call) -> Any:
         scope, method, args = call.scope, call.method, call.request.args
@@ -173,7 +175,7 @@ class Execution:
         result = scope.run(method.function, context, **args)
         return scope.run(Deferred.fromCoroutine, result) if isinstance(result, CoroutineType) else result
 
-    def _end(self, result: object, call: Call) -> None:
+    def _method_ended(self, result: object, call: Call) -> None:
         """Handle the end of a method: count it, and reply with its result or its error.
 
         :param result: the method's result, or a Failure.
@@ -181,30 +183,31 @@ class Execution:
         metrics = self._method_metrics[call.method]
         try:
             if isinstance(result, Failure):
-                self._failed(result, call, metrics)
+                self._method_failed(result, call, metrics)
                 return
             if not call.answered:
                 metrics.done.value += 1
             note("call", f"{call.method.name} done {call.request_id}")
             if call.request.reply_to is None or call.answered:
-                self._conclude(call, None)
+                self._finish(call, None)
                 return
             try:
                 body = encode_result(call.request.reply_to.msg_id, result, call.method.name)
             except ResultNotSerializableError as error:
                 call.scope.copy().run(_log.error, "{error}", error=error)
-                self.answer(call, error)
+                self.reply_error(call, error)
             else:
-                self._conclude(call, body)
+                self._finish(call, body)
         finally:
             self.running.pop(call, None)
             metrics.now.value -= 1
             metrics.seconds.observe(self._clock.seconds() - call.began)
             if call.running is not None:
+                # The slot is free now, so a waiting call may begin.
                 self._deadlines.live.pop(call, None)
                 self._ended()  # Not for a method that ended at once: the caller of begin() continues by itself.
 
-    def _failed(self, failure: Failure, call: Call, metrics: MethodMetrics) -> None:
+    def _method_failed(self, failure: Failure, call: Call, metrics: MethodMetrics) -> None:
         error = cast(BaseException, failure.value)
         note("call", f"{call.method.name} failed {call.request_id} {type(error).__name__}")
         if not call.answered:
@@ -214,15 +217,15 @@ class Execution:
         if not (call.answered and failure.check(CancelledError)):
             # A copy: a Context cannot be entered twice, and the method's thread may still be in the scope.
             call.scope.copy().run(_log_failure, call.method, failure)
-        self.answer(call, error, failure)
+        self.reply_error(call, error, failure)
 
     # -- cancellation --------------------------------------------------------------------------
 
-    def _overdue(self, call: Call) -> None:
-        self._cut_short(call)
+    def _timed_out(self, call: Call) -> None:
+        self._cancel_method(call)
         self._ended()
 
-    def _cut_short(self, call: Call, reason: str = "") -> None:
+    def _cancel_method(self, call: Call, reason: str = "") -> None:
         """Reply with MethodTimeoutError and cancel the method.
 
         The call keeps its slot until the method has really ended. A blocking method cannot be
@@ -235,12 +238,12 @@ class Execution:
             self._method_metrics[call.method].timed_out.value += 1
             error = MethodTimeoutError(call.method.name, round(self._clock.seconds() - call.began, 3), reason)
             call.scope.copy().run(_log.warn, "{error}", error=error)
-            self.answer(call, error)
+            self.reply_error(call, error)
         if call.running is not None and not call.method.exposure.blocking:
             try:
                 call.running.cancel()
             except Exception:  # noqa: BLE001 - a user's canceller raised; the other calls must still be cancelled
-                call.scope.copy().run(_log.failure, "{method} cannot be cancelled", method=call.method.name)
+                call.scope.copy().run(_log.failure, "the canceller of {method} failed", method=call.method.name)
 
     def close(self) -> None:
         """Stop the deadline timer. Called after :meth:`cut_short`."""
@@ -249,18 +252,19 @@ class Execution:
     def cut_short(self, reason: str) -> None:
         """Cut all running calls short.
 
-        Idempotent calls get no reply: they are given back and run again elsewhere. If the transport has a
+        Idempotent calls get no reply: they are requeued and run again elsewhere. If the transport has a
         problem, pending replies are dropped: it would hold them until their callers give up.
 
         :param reason: text of the MethodTimeoutError; not "".
         """
+        # Before any method is cancelled: a method that ends now must not reply to a call that will run again.
         for call in list(self.running):
             if call.method.exposure.idempotent and not call.answered:
                 call.answered = True
-                self._stop_keepalive(call)
+                self._cancel_keepalive(call)
                 self._ledger.requeue(call)  # With its old count: a shutdown is not a death.
         for call in list(self.running):
-            self._cut_short(call, reason)
+            self._cancel_method(call, reason)
         if self._transport.problem() is not None:
             # The transport holds an unsent reply for as long as its caller waits, and this process ends now.
             for publishing in list(self.publishing):
@@ -268,7 +272,7 @@ class Execution:
 
     # -- the reply -----------------------------------------------------------------------------
 
-    def answer(self, call: Call, error: BaseException, failure: Failure | None = None) -> None:
+    def reply_error(self, call: Call, error: BaseException, failure: Failure | None = None) -> None:
         """Reply to a call with an error, unless it is answered or a cast.
 
         :param error: the error to send.
@@ -276,7 +280,7 @@ class Execution:
         """
         reply_to = call.request.reply_to
         if reply_to is None or call.answered:
-            self._conclude(call, None)
+            self._finish(call, None)
             return
         lines = failure.getTraceback().splitlines() if failure and self._send_tracebacks else ()
         try:
@@ -284,7 +288,7 @@ class Execution:
         except ValueError as problem:  # The message is over the size limit.
             substitute = ResultNotSerializableError(call.method.name, f"it raised {type(error).__name__}; {problem}")
             body = encode_failure(reply_to.msg_id, write_failure(substitute))
-        self._conclude(call, body)
+        self._finish(call, body)
 
     def refuse(self, reply_to: ReplyTo, error: Exception, timeout: float | None) -> None:
         """Reply with an error to a request that did not become a call.
@@ -293,16 +297,16 @@ class Execution:
         """
         self._publish(_Reply(reply_to, encode_failure(reply_to.msg_id, write_failure(error)), timeout))
 
-    def answer_again(self, request: Request, timeout: float | None) -> None:
+    def resend_reply(self, request: Request, timeout: float | None) -> None:
         """Publish the reply to a duplicate request again, if the reply is remembered.
 
         :param timeout: seconds for which the caller still waits; None if unknown.
         """
-        found = self._recent.get(request.unique_id)
+        found = self._recent_replies.get(request.unique_id)
         if found is not None:
             self._publish(_Reply(*found, timeout))
 
-    def _conclude(self, call: Call, body: bytes | None) -> None:
+    def _finish(self, call: Call, body: bytes | None) -> None:
         """Publish the reply to a call, once; acknowledge an idempotent call after that.
 
         :param body: the encoded reply; None publishes none.
@@ -311,23 +315,25 @@ class Execution:
             return
         call.answered = True
         if call.keepalive is not None:
-            self._stop_keepalive(call)
-        settles = call.method.exposure.idempotent
+            self._cancel_keepalive(call)
+        settles = call if call.method.exposure.idempotent else None
         if body is not None and call.request.reply_to is not None:
+            # A caller with keepalives and without a deadline gives up one interval after the last keepalive.
             timeout = call.request.keepalive if call.deadline is None else call.deadline - self._clock.seconds()
-            if settles and call.request.unique_id is not None:
-                self._recent.add(call.request.unique_id, call.request.reply_to, body)
+            if settles is not None and call.request.unique_id is not None:
+                # Only callers of idempotent methods send a request again.
+                self._recent_replies.add(call.request.unique_id, call.request.reply_to, body)
             self._publish(_Reply(call.request.reply_to, body, timeout, call, settles))
-        elif settles:
-            self._ledger.settle(call)
+        elif settles is not None:
+            self._ledger.settle(settles)
 
-    def _stop_keepalive(self, call: Call) -> None:
+    def _cancel_keepalive(self, call: Call) -> None:
         if call.keepalive is not None:
             call.keepalive.cancel()
             call.keepalive = None
 
     def _publish(self, reply: _Reply) -> None:
-        """Publish a reply; then settle its call, or give the call back if publishing fails.
+        """Publish a reply; then settle its call, or requeue the call if publishing fails.
 
         This keeps the call, not its delivery: a redelivery may have replaced the delivery by then.
         """
@@ -336,21 +342,17 @@ class Execution:
         publishing: Deferred[None] = self._transport.reply(reply.reply_to.address, reply.body, timeout)
         if publishing.called and publishing.result is None:
             # Published synchronously, as by the in-memory transport: save the cost of two callbacks per call.
-            if reply.settles:
-                self._settle(reply)
+            if reply.settles is not None:
+                self._ledger.settle(reply.settles)
             return
         self.publishing[publishing] = None
         publishing.addCallbacks(
             self._published, self._unpublished, callbackArgs=(publishing, reply), errbackArgs=(publishing, reply, until)
         )
 
-    def _settle(self, reply: _Reply) -> None:
-        if reply.settles and reply.call is not None:
-            self._ledger.settle(reply.call)
-
     def _published(self, _: None, publishing: Deferred[None], reply: _Reply) -> None:
-        if reply.settles:
-            self._settle(reply)
+        if reply.settles is not None:
+            self._ledger.settle(reply.settles)
         del self.publishing[publishing]
         self._ended()
 
@@ -358,30 +360,34 @@ class Execution:
         self._delivery_metrics.unanswered.value += 1
         too_late = until is not None and until <= self._clock.seconds()
         reply.log(
-            "the reply to {method} was dropped, because {why}: {reason}",
-            why="its caller waits no longer" if too_late else "it could not be published",
-            reason="this service ends" if failure.check(CancelledError) else failure.value,
+            "the reply to {method} was dropped: {why} ({reason})",
+            why="its caller has stopped waiting" if too_late else "it could not be published",
+            reason="the service is shutting down" if failure.check(CancelledError) else failure.value,
         )
-        if too_late:
-            self._settle(reply)  # The method has run, and its caller has stopped waiting.
-        elif reply.settles and reply.call is not None:
-            self._ledger.requeue(reply.call)
+        if reply.settles is not None:
+            if too_late:
+                self._ledger.settle(reply.settles)  # The method has run, and nobody waits for its result.
+            else:
+                self._ledger.requeue(reply.settles)  # Idempotent: it may run again to answer its caller.
         del self.publishing[publishing]
         self._ended()
 
     # -- keepalives ----------------------------------------------------------------------------
 
-    def _keep_alive(self, call: Call) -> None:
-        """Schedule the next keepalive, at half the caller's interval, if the caller asked for keepalives."""
+    def _schedule_keepalive(self, call: Call) -> None:
+        """Schedule the next keepalive, if the caller asked for keepalives.
+
+        At half the caller's interval, as oslo.messaging's call-monitor heartbeat, so that one may be late.
+        """
         seconds, reply_to = call.request.keepalive, call.request.reply_to
         if seconds is not None and reply_to is not None and not call.answered:
-            call.keepalive = self._clock.callLater(seconds / 2, self._show_life, call, reply_to)
+            call.keepalive = self._clock.callLater(seconds / 2, self._send_keepalive, call, reply_to)
 
-    def _show_life(self, call: Call, reply_to: ReplyTo) -> None:
+    def _send_keepalive(self, call: Call, reply_to: ReplyTo) -> None:
         call.keepalive = None
-        showing: Deferred[None] = self._transport.reply(reply_to.address, encode_keepalive(reply_to.msg_id))
+        sending: Deferred[None] = self._transport.reply(reply_to.address, encode_keepalive(reply_to.msg_id))
         # A caller that cannot be reached gets no further keepalives.
-        showing.addCallbacks(lambda _: self._keep_alive(call), lambda _: None)
+        sending.addCallbacks(lambda _: self._schedule_keepalive(call), lambda _: None)
 
 
 def _earlier(caller: float | None, own: float) -> float:
@@ -391,7 +397,7 @@ def _earlier(caller: float | None, own: float) -> float:
 
 def _log_failure(method: Method, failure: Failure) -> None:
     if failure.check(*method.exposure.expected):
-        _log.debug("{method} ended with {error}", method=method.name, error=repr(failure.value))
+        _log.debug("{method} raised {error}, as its author expects", method=method.name, error=repr(failure.value))
     else:
         _log.failure(
             "{method} failed ({where})", failure=failure, level=LogLevel.error, method=method.name, where=method.where

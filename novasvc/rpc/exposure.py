@@ -15,7 +15,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _MARK = "__novasvc_exposure__"
 _CONTEXT_NAMES = frozenset({"context", "ctxt", "ctx"})
-_SHOWN, _SHOWN_LENGTH = 8, 64
+_MAX_SHOWN, _MAX_LENGTH = 8, 64
 
 
 @attrs.frozen
@@ -50,9 +50,8 @@ class Exposure:
         missing = self.required - names
         unknown = names - self.allowed if self.allowed is not None else names & self.reserved
         if missing or unknown:
-            problems = [
-                f"{what}: {_listed(found)}" for what, found in (("missing", missing), ("unknown", unknown)) if found
-            ]
+            found = {"missing": missing, "unknown": unknown}
+            problems = [f"{what}: {_format_names(names)}" for what, names in found.items() if names]
             raise InvalidArgumentsError(method, "; ".join(problems))
 
 
@@ -107,9 +106,11 @@ def expose(
         try:
             parse_version(version)
         except (TypeError, ValueError):
-            raise DeclarationError(where, f"{version!r} is no version", 'write "major.minor", like "1.0"') from None
+            raise DeclarationError(
+                where, f"version={version!r} is not a version", 'write "major.minor", such as "1.0"'
+            ) from None
         if timeout is not None and not timeout > 0:
-            raise DeclarationError(where, f"timeout is {timeout!r}", "give seconds > 0, or None for no limit")
+            raise DeclarationError(where, f"timeout={timeout!r} is not above 0", "give seconds, or None for no limit")
         exposure = Exposure(
             version=version,
             namespace=namespace,
@@ -148,14 +149,16 @@ def _signature(
     if function.__name__.startswith("_"):
         raise DeclarationError(where, "a private method cannot be exposed", "give it a name without the underscore")
     if blocking and inspect.iscoroutinefunction(function):
-        raise DeclarationError(where, "a coroutine does not block", "drop blocking=True, or make it a plain method")
+        raise DeclarationError(
+            where, "a coroutine cannot be blocking", "remove blocking=True, or make it a plain method"
+        )
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = list(inspect.signature(function).parameters.values())
     own, others = parameters[:2], parameters[2:]
     if [p.kind in positional for p in own] != [True, True] or own[1].name.lstrip("_") not in _CONTEXT_NAMES:
-        raise DeclarationError(where, "it takes no context", "let its parameters begin with (self, context)")
+        raise DeclarationError(where, "its first parameters are not (self, context)", "add them")
     if any(p.kind is inspect.Parameter.POSITIONAL_ONLY for p in others):
-        raise DeclarationError(where, "it has positional-only arguments", "arguments travel by name: drop the /")
+        raise DeclarationError(where, "it has positional-only parameters", "remove the /: arguments are passed by name")
     named = [p for p in others if p.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)]
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in others)
     return (
@@ -165,16 +168,16 @@ def _signature(
     )
 
 
-def _listed(names: AbstractSet[str]) -> str:
+def _format_names(names: AbstractSet[str]) -> str:
     """Format argument names for an error, shortened: a caller may send any number, of any length."""
-    shown = [name if len(name) <= _SHOWN_LENGTH else f"{name[:_SHOWN_LENGTH]}..." for name in sorted(names)[:_SHOWN]]
-    return ", ".join(shown if len(names) <= _SHOWN else [*shown, f"and {len(names) - _SHOWN} more"])
+    shown = [name if len(name) <= _MAX_LENGTH else f"{name[:_MAX_LENGTH]}..." for name in sorted(names)[:_MAX_SHOWN]]
+    return ", ".join(shown if len(names) <= _MAX_SHOWN else [*shown, f"and {len(names) - _MAX_SHOWN} more"])
 
 
 def _exceptions(expected: object, where: str) -> tuple[type[Exception], ...]:
     if isinstance(expected, tuple) and all(isinstance(e, type) and issubclass(e, Exception) for e in expected):
         return expected
-    raise DeclarationError(where, f"expected is {expected!r}", "give a tuple of exception classes")
+    raise DeclarationError(where, f"expected={expected!r} is not a tuple of exception classes", "give a tuple")
 
 
 def callable_without_arguments(kind: Any) -> list[str]:

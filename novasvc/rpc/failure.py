@@ -17,24 +17,24 @@ from novasvc.rpc.errors import NoSuchMethodError, RemoteError, UnsupportedVersio
 from novasvc.rpc.payload import dumps, loads
 
 # Not rebuilt: StopIteration controls iteration, and would end or break the coroutine that awaits a call.
-_SIGNALS = (StopIteration, StopAsyncIteration)
+_CONTROL_FLOW = (StopIteration, StopAsyncIteration)
 _BUILTINS = {
     name: kind
     for name, kind in vars(builtins).items()
-    if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, _SIGNALS)
+    if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, _CONTROL_FLOW)
 }
 _BUILTIN_MODULES = ("builtins", "exceptions")
 _ERRORS = "novasvc.errors"
 
-# Note [Refusals in the peers' words]
+# Note [oslo.messaging's error classes]
 #
 # Programs that use oslo.messaging know NoSuchMethodError and UnsupportedVersionError by oslo.messaging's
 # own classes, and rebuild them if they allow its module. So both are sent under its class names, with the
 # arguments of its constructors. The arguments of our classes are in an additional field, "novasvc", which
 # the peers ignore. oslo.messaging's servers put the whole error text into the one argument, so the name
 # and the version are parsed out of it.
-_PEERS = "oslo_messaging.rpc.dispatcher"
-_OURS = "novasvc"
+_OSLO_MODULE = "oslo_messaging.rpc.dispatcher"
+_OWN_ARGS = "novasvc"
 _NO_METHOD = re.compile(r"Endpoint does not support RPC method (.*)", re.DOTALL)
 _NO_VERSION = re.compile(r"Endpoint does not support RPC version (.*?)(?:\. Attempted method: (.*))?", re.DOTALL)
 
@@ -49,13 +49,13 @@ def _unsupported_version(version: str, method: str | None = None) -> Unsupported
     return UnsupportedVersionError(version, method) if match is None else UnsupportedVersionError(*match.groups())
 
 
-_FROM_PEERS: dict[str, tuple[type[Exception], Callable[..., Exception]]] = {
+_FROM_OSLO: dict[str, tuple[type[Exception], Callable[..., Exception]]] = {
     "NoSuchMethod": (NoSuchMethodError, _no_such_method),
     "UnsupportedVersion": (UnsupportedVersionError, _unsupported_version),
 }
 
 
-def _in_peers_words(error: BaseException) -> dict[str, Any]:
+def _oslo_fields(error: BaseException) -> dict[str, Any]:
     """Return the fields of an error that oslo.messaging has a class for; {} for any other error."""
     if isinstance(error, NoSuchMethodError):
         named: dict[str, Any] = {"class": "NoSuchMethod", "args": [error.method]}
@@ -63,7 +63,7 @@ def _in_peers_words(error: BaseException) -> dict[str, Any]:
         named = {"class": "UnsupportedVersion", "args": [error.version, error.method]}
     else:
         return {}
-    return {**named, "module": _PEERS, _OURS: list(error.args)}
+    return {**named, "module": _OSLO_MODULE, _OWN_ARGS: list(error.args)}
 
 
 def write_failure(error: BaseException, traceback: Sequence[str] = ()) -> str:
@@ -85,7 +85,7 @@ def write_failure(error: BaseException, traceback: Sequence[str] = ()) -> str:
         "tb": [line.rstrip("\n") + "\n" for line in traceback or (f"{kind.__name__}: {message}",)],
         "args": list(error.args),
         "kwargs": getattr(error, "kwargs", {}),
-        **_in_peers_words(error),
+        **_oslo_fields(error),
     }
     try:
         return dumps(fields, "the error")
@@ -105,19 +105,19 @@ def read_failure(text: str) -> Exception:
     except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict):
-        return RemoteError("an error", "that cannot be read")
-    name, module, message = (_text(fields.get(key)) for key in ("class", "module", "message"))
+        return RemoteError("unknown", "the reply reports an error, but not as a JSON object")
+    name, module, message = (_text_or_empty(fields.get(key)) for key in ("class", "module", "message"))
     lines = _lines(fields.get("tb"))
     args, kwargs = fields.get("args", []), fields.get("kwargs", {})
     kind = _class_of(module, name)
-    if module == _PEERS and name in _FROM_PEERS:
-        own, theirs = _FROM_PEERS[name]
-        kind, args, kwargs = (own, fields[_OURS], {}) if _OURS in fields else (theirs, args, kwargs)
+    if module == _OSLO_MODULE and name in _FROM_OSLO:
+        from_own, from_oslo = _FROM_OSLO[name]
+        kind, args, kwargs = (from_own, fields[_OWN_ARGS], {}) if _OWN_ARGS in fields else (from_oslo, args, kwargs)
     error = _rebuild(kind, args, kwargs)
     if error is None:
         return RemoteError(name, message, lines, module)
     if len(lines) > 1:
-        error.add_note("It was raised on the other side:\n" + "".join(lines))
+        error.add_note("Remote traceback:\n" + "".join(lines))
     return error
 
 
@@ -140,7 +140,7 @@ def _rebuild(kind: Callable[..., Exception] | None, args: Any, kwargs: Any) -> E
     return error
 
 
-def _text(value: object) -> str:
+def _text_or_empty(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 

@@ -61,6 +61,7 @@ class SeenWindow:
         elif self.overflow:
             self.overflow.pop(unique_id, None)
         seen[unique_id] = (self._clock.seconds(), session, expected)
+        # Invariant: ``seen`` has at most ``count`` ids, in the order of their addition, and ``overflow`` as many.
         if len(seen) > self._count:
             oldest, (_, session, expected) = seen.popitem(last=False)
             if expected or session.ended:
@@ -163,6 +164,7 @@ class Ledger:
         unique_id = call.request.unique_id
         self._unsettled.pop(unique_id or call, None)
         if unique_id is not None:
+            # A held message has a copy in this process's own queue, which is certain to be delivered.
             self._settled.add(unique_id, call.delivery.session, expected=call.held)
         call.delivery.ack()
 
@@ -191,6 +193,7 @@ class Ledger:
         if unique_id in self._settled:
             self.acknowledge(delivery, unique_id)
         elif delivery.deliveries and unique_id in self._quarantined:
+            # Without earlier deliveries it is the message that an operator took out of quarantine: it is to run.
             delivery.ack()
         else:
             return False

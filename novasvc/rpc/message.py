@@ -25,10 +25,10 @@ _LONGEST_KEEPALIVE = 86_400
 _VERSION = "oslo.version"
 _MESSAGE = "oslo.message"
 _CONTEXT = "_context_"
-_CONTEXT_AT = len(_CONTEXT)
+_CONTEXT_LENGTH = len(_CONTEXT)
 _ENVELOPE_VERSION = "2.0"
-_BEFORE = f'{{"{_VERSION}": "{_ENVELOPE_VERSION}", "{_MESSAGE}": '
-_BEFORE_ENDS = len(_BEFORE)
+_PREFIX = f'{{"{_VERSION}": "{_ENVELOPE_VERSION}", "{_MESSAGE}": '
+_PREFIX_LENGTH = len(_PREFIX)
 _NOT_ENCODED = (TypeError, ValueError, RecursionError)
 
 
@@ -169,9 +169,9 @@ def wrap(text: str, limit: int = BODY_LIMIT) -> bytes:
 
     :raises ValueError: the message is over the limit.
     """
-    message = f"{_BEFORE}{quote(text)}}}".encode("ascii")
+    message = f"{_PREFIX}{quote(text)}}}".encode("ascii")
     if len(message) > limit:
-        problem = f"the message is {len(message)} bytes long, and the limit is {limit}"
+        problem = f"the message is {len(message)} bytes long; the limit is {limit}"
         raise ValueError(problem)
     return message
 
@@ -183,17 +183,18 @@ def unwrap(message: bytes, limit: int = BODY_LIMIT) -> dict[str, Any]:
         envelope has an incompatible version.
     """
     if len(message) > limit:
-        problem = f"it is {len(message)} bytes long, and the limit is {limit}"
+        problem = f"it is {len(message)} bytes long; the limit is {limit}"
         raise MessageFormatError(problem)
     try:
         text = message.decode()
     except UnicodeDecodeError:
         problem = "it is not UTF-8"
         raise MessageFormatError(problem) from None
-    if text.startswith(_BEFORE):
-        # Fast path for the usual envelope. A message that does not fit is parsed again below, by the full rules.
+    if text.startswith(_PREFIX):
+        # Fast path for the envelope as json.dumps writes it, which is what every peer sends. A message that does
+        # not fit is parsed again below, by the full rules.
         try:
-            inner, end = loads_at(text, _BEFORE_ENDS)
+            inner, end = loads_at(text, _PREFIX_LENGTH)
             fields, inner_end = loads_at(inner, 0)
         except (TypeError, ValueError, StopIteration, RecursionError):
             pass
@@ -201,19 +202,19 @@ def unwrap(message: bytes, limit: int = BODY_LIMIT) -> dict[str, Any]:
             whole = end == len(text) - 1 and inner_end == len(inner) and text.endswith("}")
             if whole and isinstance(fields, dict):
                 return fields
-    return _open_envelope(_object(text, "it"))
+    return _open_envelope(_parse_object(text, "it"))
 
 
 def _open_envelope(outer: dict[str, Any]) -> dict[str, Any]:
     if _VERSION not in outer or _MESSAGE not in outer:
-        return outer
+        return outer  # The form before envelopes, which oslo.messaging reads too (its deserialize_msg).
     version, inner = outer[_VERSION], outer[_MESSAGE]
     if version != _ENVELOPE_VERSION:
         _check_envelope(version)
     if not isinstance(inner, str):
-        problem = f"{_MESSAGE} is not a text"
+        problem = f"{_MESSAGE} is not a string"
         raise MessageFormatError(problem)
-    return _object(inner, _MESSAGE)
+    return _parse_object(inner, _MESSAGE)
 
 
 def read_request(fields: Mapping[str, Any]) -> Request:
@@ -222,11 +223,12 @@ def read_request(fields: Mapping[str, Any]) -> Request:
     :param fields: the fields that :func:`unwrap` returned.
     :return: the request, with a ``problem`` if a field is missing, too long or has the wrong type.
     """
-    method, args = fields.get("method"), fields.get("args", _NOTHING)
+    method, args = fields.get("method"), fields.get("args", _EMPTY)
+    # Without a version, oslo.messaging's dispatcher assumes 1.0 too.
     namespace, version = fields.get("namespace"), fields.get("version", "1.0")
     unique_id, keepalive = fields.get("_unique_id"), fields.get("_timeout")
     if not isinstance(method, str):
-        problem = "'method' is missing, or not a text"
+        problem = "'method' is missing, or not a string"
     elif len(method) > NAME_LIMIT:
         problem = f"'method' is longer than {NAME_LIMIT} characters"
     elif isinstance(unique_id, str) and len(unique_id) > NAME_LIMIT:
@@ -234,9 +236,9 @@ def read_request(fields: Mapping[str, Any]) -> Request:
     elif not isinstance(args, dict):
         problem = "'args' is not an object"
     elif namespace is not None and not isinstance(namespace, str):
-        problem = "'namespace' is not a text"
+        problem = "'namespace' is not a string"
     elif version is not None and not isinstance(version, str):
-        problem = "'version' is not a text"
+        problem = "'version' is not a string"
     elif len(namespace or "") > NAME_LIMIT or len(version or "") > NAME_LIMIT:
         problem = f"'namespace' or 'version' is longer than {NAME_LIMIT} characters"
     else:
@@ -250,12 +252,12 @@ def read_request(fields: Mapping[str, Any]) -> Request:
             unique_id if isinstance(unique_id, str) else None,
             None if keepalive is None else _whole_seconds(keepalive),
         )
-    return Request("", _NOTHING, read_context(fields), reply_to=read_reply_to(fields), problem=problem)
+    return Request("", _EMPTY, read_context(fields), reply_to=read_reply_to(fields), problem=problem)
 
 
 def read_context(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return the context's entries, by name without the prefix, even of a request with a problem."""
-    return {name[_CONTEXT_AT:]: value for name, value in fields.items() if name.startswith(_CONTEXT)}
+    return {name[_CONTEXT_LENGTH:]: value for name, value in fields.items() if name.startswith(_CONTEXT)}
 
 
 def read_reply_to(fields: Mapping[str, Any]) -> ReplyTo | None:
@@ -275,17 +277,18 @@ def read_reply(fields: Mapping[str, Any]) -> Reply:
     """
     msg_id, failure = fields.get("_msg_id"), fields.get("failure")
     if not isinstance(msg_id, str):
-        problem = "'_msg_id' is missing, or not a text"
+        problem = "'_msg_id' is missing, or not a string"
         raise MessageFormatError(problem)
     if failure and not isinstance(failure, str):
         failure = "null"  # The call must fail, even if the error cannot be read.
     return Reply(msg_id, fields.get("result"), failure or None, fields.get("ending") is True)
 
 
-_NOTHING: dict[str, Any] = {}
+_EMPTY: dict[str, Any] = {}
+"""Shared by all requests without arguments, and never changed."""
 
 
-def _object(text: str, what: str) -> dict[str, Any]:
+def _parse_object(text: str, what: str) -> dict[str, Any]:
     try:
         value = loads(text)
     except RecursionError:

@@ -19,7 +19,7 @@ from novasvc.rpc.notification import PRIORITIES, TOPICS, Notification, read_noti
 
 _log = Logger()
 
-Take = Callable[[Notification], Any]
+Handler = Callable[[Notification], Any]
 """Handle a notification; may return a Deferred or a coroutine. The notification is acknowledged when that fires."""
 
 
@@ -30,7 +30,7 @@ class NotificationListener:
     the handler, and quarantined after ``max_deliveries`` deliveries.
 
     :param transport: an open transport.
-    :param take: the handler, see Take; called with the notification's context as the current context.
+    :param handler: see Handler; called with the notification's context as the current context.
     :param clock: measures the patience of :meth:`close`.
     :param topics: topics to consume.
     :param priorities: priorities to consume.
@@ -42,7 +42,7 @@ class NotificationListener:
     def __init__(
         self,
         transport: ITransport,
-        take: Take,
+        handler: Handler,
         *,
         clock: IReactorTime,
         topics: Sequence[str] = TOPICS,
@@ -52,14 +52,14 @@ class NotificationListener:
     ) -> None:
         self.malformed = 0
         self._transport = transport
-        self._take = take
+        self._handler = handler
         self._clock = clock
         self._queues = [f"{topic}.{priority}" for topic in topics for priority in priorities]
         self._concurrency = concurrency
         self._max_deliveries = max_deliveries
         self._listeners: list[IListener] = []
-        self._taking: dict[Deferred[Any], None] = {}
-        self._taken: Deferred[None] | None = None
+        self._handling: dict[Deferred[Any], None] = {}
+        self._idle: Deferred[None] | None = None
         self._state = "new"
 
     @property
@@ -74,7 +74,7 @@ class NotificationListener:
             with StateError if the listener was started before.
         """
         if self._state != "new":
-            return fail(StateError("the listener to notifications", self._state, "start"))
+            return fail(StateError("the notification listener", self._state, "start"))
         self._state = "started"
         return Deferred.fromCoroutine(self._start())
 
@@ -106,14 +106,14 @@ class NotificationListener:
         listeners, self._listeners = self._listeners, []
         for listener in listeners:
             await listener.cancel()
-        if self._taking:
-            self._taken = Deferred()
+        if self._handling:
+            self._idle = Deferred()
             try:
-                await self._taken.addTimeout(patience, self._clock)
+                await self._idle.addTimeout(patience, self._clock)
             except DeferredTimeoutError:
-                self._taken = None
-                for taking in list(self._taking):
-                    taking.cancel()
+                self._idle = None
+                for handling in list(self._handling):
+                    handling.cancel()
         for listener in listeners:
             await listener.close()
 
@@ -134,16 +134,16 @@ class NotificationListener:
             delivery.requeue(delivery.deliveries)
             return
         if delivery.deliveries >= self._max_deliveries:
-            delivery.quarantine(f"it was delivered {delivery.deliveries} times, and not taken")
+            delivery.quarantine(f"it was delivered {delivery.deliveries} times, and never handled")
             return
         scope = copy_context()
         scope.run(current_context.set, notification.context)
-        taking = scope.run(maybeDeferred, self._take, notification)
-        self._taking[taking] = None
-        taking.addCallbacks(lambda _: delivery.ack(), self._not_taken, errbackArgs=(delivery, notification))
-        taking.addBoth(self._done, taking)
+        handling = scope.run(maybeDeferred, self._handler, notification)
+        self._handling[handling] = None
+        handling.addCallbacks(lambda _: delivery.ack(), self._handler_failed, errbackArgs=(delivery, notification))
+        handling.addBoth(self._done, handling)
 
-    def _not_taken(self, failure: Failure, delivery: IDelivery, notification: Notification) -> None:
+    def _handler_failed(self, failure: Failure, delivery: IDelivery, notification: Notification) -> None:
         if self._state == "closed" and failure.check(CancelledError):
             return
         deliveries = delivery.deliveries + 1
@@ -157,10 +157,10 @@ class NotificationListener:
         if deliveries < self._max_deliveries:
             delivery.requeue(deliveries)
         else:
-            delivery.quarantine(f"it could not be taken: {failure.getErrorMessage()}")
+            delivery.quarantine(f"its handler failed {deliveries} times, at last with: {failure.getErrorMessage()}")
 
-    def _done(self, _: object, taking: Deferred[Any]) -> None:
-        del self._taking[taking]
-        if self._taken is not None and not self._taking:
-            taken, self._taken = self._taken, None
-            taken.callback(None)
+    def _done(self, _: object, handling: Deferred[Any]) -> None:
+        del self._handling[handling]
+        if self._idle is not None and not self._handling:
+            idle, self._idle = self._idle, None
+            idle.callback(None)

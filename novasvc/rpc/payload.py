@@ -54,8 +54,8 @@ def _primitive(value: object) -> Any:
 # which costs more than encoding a small message with it, and checks for circular references, which
 # costs a lookup for each list and object. This module creates the encoder once, without that check. A
 # circular value then raises RecursionError, as a value that is nested too deeply does. Only in that case
-# the careful encoder runs too, to tell the two apart.
-_careful = json.JSONEncoder(default=_primitive)
+# the checking encoder runs too, to tell the two apart.
+_checking_encoder = json.JSONEncoder(default=_primitive)
 _decode: Callable[[str], Any] = json.JSONDecoder().decode
 
 loads_at = json_scanner()
@@ -69,10 +69,10 @@ quote: Callable[[str], str] = json.encoder.encode_basestring_ascii
 
 
 def _encode_without_c(value: Any, _indentation: int) -> tuple[str, ...]:
-    return (_careful.encode(value),)
+    return (_checking_encoder.encode(value),)
 
 
-encode_parts = json_encoder(_careful) or _encode_without_c
+encode_parts = json_encoder(_checking_encoder) or _encode_without_c
 """Encode a value, at indentation 0, and return the parts of its JSON text.
 
 Raises TypeError, ValueError or RecursionError where :func:`dumps` raises an error that names the part.
@@ -111,23 +111,23 @@ def dumps(value: Any, root: str) -> str:
     try:
         return "".join(encode_parts(value, 0))
     except RecursionError:
-        problem = _too_deep(value, root)
+        problem = _describe_depth(value, root)
     except (TypeError, ValueError):
-        problem = _misfit(value, root)
+        problem = _describe_misfit(value, root)
     raise ValueError(problem)
 
 
-def _too_deep(value: Any, root: str) -> str:
+def _describe_depth(value: Any, root: str) -> str:
     try:
-        _careful.encode(value)
+        _checking_encoder.encode(value)
     except (TypeError, ValueError):
-        return _misfit(value, root)
+        return _describe_misfit(value, root)
     except RecursionError:
         pass
     return f"{root} is nested too deeply"
 
 
-def _misfit(value: Any, root: str) -> str:
+def _describe_misfit(value: Any, root: str) -> str:
     """Return the error text for the first part of a value that JSON cannot hold. Call it only if there is one."""
     seen: set[int] = set()
     parts = [(value, root)]
@@ -139,15 +139,15 @@ def _misfit(value: Any, root: str) -> str:
             seen.add(id(part))
             key = next((key for key in part if isinstance(part, Mapping) and not isinstance(key, _KEYS)), None)
             if key is not None:
-                return f"{path} has a key of type {_name(key)}, which JSON cannot hold"
+                return f"{path} has a key of type {_name(key)}, which is not JSON serializable"
             parts.extend(reversed([(child, f"{path}[{at!r}]") for at, child in _children(part)]))
         try:
             encode_parts(None if isinstance(part, dict | list | tuple | set | frozenset) else part, 0)
         except UnicodeDecodeError:
-            return f"{path} is bytes that are not UTF-8"
+            return f"{path} is bytes that are not valid UTF-8"
         except (TypeError, ValueError):
-            return f"{path} is of type {_name(part)}, which JSON cannot hold"
-    return f"{root} contains itself"
+            return f"{path} is of type {_name(part)}, which is not JSON serializable"
+    return f"{root} contains a circular reference"
 
 
 def _children(container: Any) -> Iterable[tuple[Any, Any]]:

@@ -6,9 +6,9 @@ import attrs
 
 from novasvc.rpc.message import ReplyTo
 
-REMEMBERED = 1000
+MAX_REPLIES = 1000
 """The most replies in the cache."""
-REMEMBERED_BYTES = 4 * 2**20
+MAX_BYTES = 4 * 2**20
 """The most bytes of their bodies together; a longer reply is not cached."""
 
 
@@ -33,7 +33,7 @@ class RecentReplies:
         self._remove(unique_id)
         self._replies[unique_id] = (reply_to, body)
         self._bytes += len(body)
-        while len(self._replies) > REMEMBERED or self._bytes > REMEMBERED_BYTES:
+        while len(self._replies) > MAX_REPLIES or self._bytes > MAX_BYTES:
             self._remove(next(iter(self._replies)))
 
     def get(self, unique_id: str | None) -> tuple[ReplyTo, bytes] | None:

@@ -13,8 +13,8 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from novasvc.rpc.call import Call
 from novasvc.rpc.execution import Execution
 
-PATIENCE = 2.0
-"""Seconds that a message moved to this process's own queue keeps its place in the group until it is delivered."""
+MOVE_TIMEOUT = 2.0
+"""Seconds for which a slot is reserved for a message that was moved to this process's own queue."""
 
 _ROUNDING = 1e-9
 
@@ -22,16 +22,16 @@ _ROUNDING = 1e-9
 class RedeliveredCalls:
     """Queue one server's redelivered calls of idempotent methods, and begin them in groups.
 
-    :param clock: measures PATIENCE.
+    :param clock: measures MOVE_TIMEOUT.
     :param execution: begins the calls.
     :param concurrency: calls that the server runs at a time; the size of the largest group.
     :param max_deliveries: deaths after which the server quarantines a call instead of adding it here, > 0.
-    :param retain: requeues a call's message to this process alone, where a death is counted.
-    :param give_back: requeues a call's message for any server of its queue.
-    :param go_on: called when there may be room for another call.
+    :param requeue_here: requeues a call's message to this process's own queue, where a death is counted.
+    :param requeue: requeues a call's message for any server of its target.
+    :param begin_calls: called when there may be room for another call.
     :ivar waiting: calls that wait to begin.
-    :ivar retained: messages moved to this process's own queue and not delivered yet, by unique id: the share of
-        the room that each takes, and the timer that frees it. Each also takes one of the server's slots.
+    :ivar moving: messages moved to this process's own queue and not delivered yet, by unique id: the weight of each in
+        its group, and the timer of its reservation. Each reserves one of the server's slots.
     """
 
     # Note [Finding the poison message]
@@ -50,13 +50,13 @@ class RedeliveredCalls:
     #           3          quarantine
     #
     # The sizes are a geometric series from the server's concurrency to 1, so max_deliveries sets how
-    # fast a group is divided. Calls with different counts may run together: each takes 1/size of the
-    # room, and a call that has to run alone takes all of it. New calls run beside them and do not count
-    # towards a group.
+    # fast a group is divided. Calls with different counts may run together: each has a weight of 1/size,
+    # and the weights of the calls that run or are being moved never exceed 1. So a call that has to run
+    # alone excludes all others. New calls run beside them and have no weight.
     #
     # A death is certain only for calls that had begun. The count must outlive the process, so a call is
-    # moved to a queue of this process before it begins: see IDelivery.requeue_here. A call that waits
-    # here was not moved, so no death is counted for it.
+    # moved to a queue of this process before it begins: see IDelivery.requeue_here. Its slot is reserved
+    # until it is delivered from there. A call that waits here was not moved, so no death is counted for it.
     #
     # A quorum queue has a delivery count too, but it counts every message that the dead process had
     # received, begun or not. That count is not used.
@@ -68,37 +68,40 @@ class RedeliveredCalls:
         *,
         concurrency: int,
         max_deliveries: int,
-        retain: Callable[[Call], None],
-        give_back: Callable[[Call], None],
-        go_on: Callable[[], None],
+        requeue_here: Callable[[Call], None],
+        requeue: Callable[[Call], None],
+        begin_calls: Callable[[], None],
     ) -> None:
         self._clock = clock
         self._execution = execution
         self._concurrency = concurrency
         self._max_deliveries = max_deliveries
-        self._retain = retain
-        self._give_back = give_back
-        self._go_on = go_on
+        self._requeue_here = requeue_here
+        self._requeue = requeue
+        self._begin_calls = begin_calls
         self.waiting: list[Call] = []
-        self.retained: dict[Any, tuple[float, IDelayedCall]] = {}
+        self.moving: dict[Any, tuple[float, IDelayedCall]] = {}
         self._running: list[Call] = []
         self._stopped = False
 
-    def group(self, deaths: int) -> int:
+    def group_size(self, deaths: int) -> int:
         """Return the size of the group in which a call with this many certain deaths runs; at least 1."""
         steps = self._max_deliveries - 1
         exponent = max(0.0, 1.0 - deaths / steps) if steps else 0.0
         return max(1, round(math.pow(self._concurrency, exponent)))
 
     def add(self, call: Call) -> None:
-        """Queue a call. One that comes back from this process's queue within PATIENCE keeps its place.
+        """Queue a call. One that comes from this process's own queue within MOVE_TIMEOUT begins at once.
 
-        After :meth:`stop`, a call that is not counted is given back.
+        After :meth:`stop`, a call that would have to be moved first is requeued.
         """
         if call.delivery.counts_death:
-            call.placed = self._forget(_key(call))
+            if self._release(_key(call)):
+                if not self._execution.drop_stale(call):
+                    self._begin(call)
+                return
         elif self._stopped:
-            self._give_back(call)
+            self._requeue(call)
             return
         self.waiting.append(call)
 
@@ -109,72 +112,75 @@ class RedeliveredCalls:
         self.waiting.remove(call)
         return True
 
-    def begin(self) -> bool:
-        """Begin the next call, or move its message to this process's queue first, if there is room.
+    def begin_next(self) -> bool:
+        """Begin the waiting call with the fewest deaths, or move its message to this process's queue first.
 
-        :return: whether a call was begun or moved.
+        :return: whether a call was begun or moved; False if none waits or there is no room in its group.
         """
         while self.waiting:
-            call = min(self.waiting, key=_order)
-            if not call.placed and not self._has_room(call):
+            call = min(self.waiting, key=lambda call: call.delivery.deaths)
+            if not self._has_room(call):
                 return False
             self.waiting.remove(call)
             if self._execution.drop_stale(call):
                 continue
             if call.delivery.counts_death:
-                self._running.append(call)
-                self._execution.begin(call)
+                self._begin(call)
             else:
-                key = _key(call)
-                self._forget(key)  # Redelivered while it was being moved: its channel was lost. Take one place only.
-                later = self._clock.callLater(PATIENCE, self._not_come, key)
-                self.retained[key] = (self._weight(call), later)
-                self._retain(call)
+                self._move(call)
             return True
         return False
 
     def stop(self) -> None:
-        """Give back the waiting calls that are not counted. Called when the server stops consuming.
+        """Requeue the waiting calls that would have to be moved first. Called when the server stops consuming.
 
-        Counting a call needs another delivery, and none will arrive.
+        A moved message needs another delivery, and none will arrive.
         """
         self._stopped = True
         for call in [call for call in self.waiting if not call.delivery.counts_death]:
             self.waiting.remove(call)
-            self._give_back(call)
+            self._requeue(call)
 
     def withdraw(self) -> list[Call]:
-        """Remove and return the waiting calls, and free the places of retained ones."""
-        for key in list(self.retained):
-            self._forget(key)
+        """Remove and return the waiting calls, and release the slots of moving ones."""
+        for key in list(self.moving):
+            self._release(key)
         waiting, self.waiting = self.waiting, []
         return waiting
 
+    def _begin(self, call: Call) -> None:
+        self._running.append(call)
+        self._execution.begin(call)
+
+    def _move(self, call: Call) -> None:
+        """Move a call's message to this process's own queue, and reserve a slot for it."""
+        key = _key(call)
+        # Redelivered while it was being moved, because its channel was lost: it must not reserve a second slot.
+        self._release(key)
+        timer = self._clock.callLater(MOVE_TIMEOUT, self._move_timed_out, key)
+        self.moving[key] = (self._weight(call), timer)
+        self._requeue_here(call)
+
+    def _move_timed_out(self, key: Any) -> None:
+        self.moving.pop(key, None)
+        self._begin_calls()
+
+    def _release(self, key: Any) -> bool:
+        """Release the slot of a moving message; return whether it had one."""
+        _, timer = self.moving.pop(key, (0.0, None))
+        if timer is None:
+            return False
+        timer.cancel()
+        return True
+
     def _has_room(self, call: Call) -> bool:
         self._running = [running for running in self._running if not running.answered]
-        taken = sum(weight for weight, _ in self.retained.values()) + sum(map(self._weight, self._running))
-        return not taken or taken + self._weight(call) <= 1.0 + _ROUNDING
+        weight = sum(weight for weight, _ in self.moving.values()) + sum(map(self._weight, self._running))
+        return not weight or weight + self._weight(call) <= 1.0 + _ROUNDING
 
     def _weight(self, call: Call) -> float:
-        return 1.0 / self.group(call.delivery.deaths)
-
-    def _not_come(self, key: Any) -> None:
-        self.retained.pop(key, None)
-        self._go_on()
-
-    def _forget(self, key: Any) -> bool:
-        """Free the place of a retained call; return whether it still had one."""
-        _, later = self.retained.pop(key, (0.0, None))
-        if later is None:
-            return False
-        later.cancel()
-        return True
+        return 1.0 / self.group_size(call.delivery.deaths)
 
 
 def _key(call: Call) -> Any:
     return call.request.unique_id or call.delivery.body
-
-
-def _order(call: Call) -> tuple[bool, int]:
-    # Calls that have a place come first, then calls with the fewest deaths.
-    return not call.placed, call.delivery.deaths

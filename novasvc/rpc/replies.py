@@ -31,18 +31,18 @@ from novasvc.telemetry.metrics import CallMetrics
 
 _log = Logger()
 
-PENDING_BOUND = 10_000
+MAX_PENDING = 10_000
 """The most calls that may wait for a reply at a time."""
 
-EXPLAIN_PATIENCE = 0.5
+LOOKUP_TIMEOUT = 0.5
 """Seconds before a call's deadline at which the registry is asked about its target, for the text of the error."""
-RESENDS = 10
+MAX_RESENDS = 10
 """The most times that an unconfirmed idempotent message is sent again. One that kills each connection must end."""
 _REPLY_GRACE = 0.25
 """Seconds to wait for a reply that was received already, after the publishing connection is lost."""
 
 
-class MakeBody(Protocol):
+class EncodeCall(Protocol):
     """Encode the message of a call."""
 
     def __call__(self, *, reply_to: ReplyTo) -> bytes:
@@ -57,12 +57,12 @@ class _Pending:
     """A call that waits for its reply.
 
     :param waiter: the caller's Deferred.
-    :param make_body: encodes the message.
+    :param encode: encodes the message.
     :param timeout: seconds to wait for the reply; None to wait for as long as keepalives arrive.
     :param keepalive: seconds to wait for each keepalive; None if the call asks for none.
     :param deadline: seconds on the clock; infinite without a timeout.
     :param began: seconds on the clock when the call was made.
-    :param figures: the method's metrics.
+    :param metrics: the method's metrics.
     :param idempotent: whether the message may be sent again.
     :param request_id: the request id of the call's context.
     :param result: the result of a reply that did not end the call; old senders end with an empty reply.
@@ -71,20 +71,20 @@ class _Pending:
     :param body: the encoded message, while it may have to be sent again.
     :param resent: how often the message was sent again.
     :param unconfirmed: the error of a connection lost before the broker confirmed the message or its first copy.
-    :param begun: whether a keepalive has arrived, so a server has the message.
-    :param asked: whether the registry was asked about the target.
-    :param known: the registry's answer.
+    :param alive: whether a keepalive has arrived, so a server has the message.
+    :param looked_up: whether the registry was asked about the target.
+    :param registry_answer: the registry's answer.
     """
 
     waiter: Deferred[Any]
     target: Target
     method: str
-    make_body: MakeBody
+    encode: EncodeCall
     timeout: float | None
     keepalive: int | None
     deadline: float
     began: float
-    figures: CallMetrics
+    metrics: CallMetrics
     idempotent: bool
     request_id: str = ""
     result: Any = None
@@ -92,9 +92,9 @@ class _Pending:
     body: bytes | None = None
     resent: int = 0
     unconfirmed: UnconfirmedError | None = None
-    begun: bool = False
-    asked: bool = False
-    known: UndeliverableError | None = None
+    alive: bool = False
+    looked_up: bool = False
+    registry_answer: UndeliverableError | None = None
 
     @property
     def is_sending(self) -> bool:
@@ -102,9 +102,9 @@ class _Pending:
         return self.sending is not None and not self.sending.called
 
     @property
-    def questionable(self) -> bool:
+    def may_look_up(self) -> bool:
         """Whether to ask the registry before the call times out: no keepalive has arrived, and there is time."""
-        return not (self.asked or self.begun) and self.timeout is not None and self.timeout >= 2 * EXPLAIN_PATIENCE
+        return not (self.looked_up or self.alive) and self.timeout is not None and self.timeout >= 2 * LOOKUP_TIMEOUT
 
 
 class Explain(Protocol):
@@ -134,7 +134,7 @@ class PendingCalls:
     #
     # Any other call must not be sent again, and waiting for its timeout would give no more information.
     # It fails with UnconfirmedError after _REPLY_GRACE, in which a reply that is already in this
-    # process's buffers is read.
+    # process's buffers is read: replies arrive on the consuming connection, which may be alive.
 
     def __init__(self, transport: ITransport, clock: IReactorTime, explain: Explain | None = None) -> None:
         self.unmatched = 0
@@ -146,8 +146,8 @@ class PendingCalls:
         self._address: str | None = None
         self._opening: Deferred[Any] | None = None
         self._closed = False
-        self._figures: dict[tuple[str, str], CallMetrics] = {}
-        self._called_now = metrics.called_now.at()
+        self._method_metrics: dict[tuple[str, str], CallMetrics] = {}
+        self._in_flight = metrics.called_now.at()
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -168,7 +168,7 @@ class PendingCalls:
         self,
         target: Target,
         method: str,
-        make_body: MakeBody,
+        encode: EncodeCall,
         timeout: float | None,
         keepalive: int | None = None,
         request_id: str = "",
@@ -177,7 +177,7 @@ class PendingCalls:
     ) -> Deferred[Any]:
         """Send a call and wait for its reply.
 
-        :param make_body: encodes the message, once the reply address is known.
+        :param encode: encodes the message, once the reply address is known.
         :param timeout: seconds; None for no limit. With 0 or less the call fails and sends nothing.
         :param keepalive: seconds to wait for each keepalive; None to ask for none.
         :param idempotent: whether the message may be sent again; see Note [A message that was not confirmed].
@@ -188,43 +188,43 @@ class PendingCalls:
             return fail(TransportClosedError("sending"))
         if timeout is not None and timeout <= 0:
             return fail(RPCTimeoutError(str(target), method, 0.0))
-        if len(self._pending) >= PENDING_BOUND:
-            return fail(TooManyCallsError(PENDING_BOUND))
+        if len(self._pending) >= MAX_PENDING:
+            return fail(TooManyCallsError(MAX_PENDING))
         msg_id = new_id()
         now = self._clock.seconds()
         deadline = inf if timeout is None else now + timeout
-        figures = self._figures.get((target.topic, method)) or self._figures_of(target.topic, method)
+        call_metrics = self._method_metrics.get((target.topic, method)) or self._metrics_of(target.topic, method)
 
         def cancelled(_: object) -> None:
-            self._drop(msg_id, figures.cancelled)
+            self._discard(msg_id, call_metrics.cancelled)
 
         waiter: Deferred[Any] = Deferred(cancelled)
         pending = _Pending(
-            waiter, target, method, make_body, timeout, keepalive, deadline, now, figures, idempotent, request_id
+            waiter, target, method, encode, timeout, keepalive, deadline, now, call_metrics, idempotent, request_id
         )
         self._pending[msg_id] = pending
-        self._called_now.value += 1
-        self._be_patient(msg_id, pending)
+        self._in_flight.value += 1
+        self._set_deadline(msg_id, pending)
         if self._address is not None:
             self._send(msg_id, pending, self._address)
         elif self._opening is None:
             self._open()
         return waiter
 
-    def _figures_of(self, topic: str, method: str) -> CallMetrics:
+    def _metrics_of(self, topic: str, method: str) -> CallMetrics:
         """Return a method's metrics; cache them up to MOST, because the number of names has no bound."""
-        figures = CallMetrics.of(topic, method)
-        if len(self._figures) < MOST:
-            self._figures[topic, method] = figures
-        return figures
+        call_metrics = CallMetrics.of(topic, method)
+        if len(self._method_metrics) < MOST:
+            self._method_metrics[topic, method] = call_metrics
+        return call_metrics
 
-    def _be_patient(self, msg_id: str, pending: _Pending) -> None:
+    def _set_deadline(self, msg_id: str, pending: _Pending) -> None:
         """Set a call's next deadline: its timeout, its next keepalive, or the time to ask the registry."""
         when = pending.deadline
-        if self._explain is not None and pending.questionable:
+        if self._explain is not None and pending.may_look_up:
             # A queue may outlive its consumers, so a call without a reply may have no server: ask the registry in
             # time for its answer to be in the error.
-            when -= EXPLAIN_PATIENCE
+            when -= LOOKUP_TIMEOUT
         if pending.keepalive is not None:
             when = min(when, self._clock.seconds() + pending.keepalive)
         self._deadlines.add(msg_id, when)
@@ -268,9 +268,9 @@ class PendingCalls:
         body = pending.body
         try:
             if body is None:
-                body = pending.make_body(reply_to=ReplyTo(msg_id, address))
+                body = pending.encode(reply_to=ReplyTo(msg_id, address))
         except RPCError as error:
-            self._end(msg_id, error, pending.figures.unsent)
+            self._fail(msg_id, error, pending.metrics.unsent)
             return
         ttl = pending.deadline - self._clock.seconds()
         if pending.keepalive is not None:
@@ -284,44 +284,44 @@ class PendingCalls:
         if pending.idempotent:
             pending.body = body
             sending.addCallback(_confirmed, pending)
-        sending.addErrback(self._not_sent, msg_id)
+        sending.addErrback(self._send_failed, msg_id)
 
-    def _not_sent(self, failure: Failure, msg_id: str) -> None:
+    def _send_failed(self, failure: Failure, msg_id: str) -> None:
         pending = self._pending.get(msg_id)
         if pending is None:
             return  # The reply has arrived already, or the call was cancelled or timed out.
         pending.sending = None
         error = failure.value
         if isinstance(error, UnconfirmedError):
-            self._lost(msg_id, pending, error)
+            self._handle_unconfirmed(msg_id, pending, error)
         elif pending.unconfirmed is not None:
             # The first copy may have arrived, so the error of the second one alone would mislead.
             problem = f"{pending.unconfirmed.problem}; it could not be sent again: {error}"
-            self._end(msg_id, UnconfirmedError(str(pending.target), problem), pending.figures.unconfirmed)
+            self._fail(msg_id, UnconfirmedError(str(pending.target), problem), pending.metrics.unconfirmed)
         elif isinstance(error, UndeliverableError) and self._explain is not None:
             self._deadlines.live.pop(msg_id, None)  # The call has failed already, and the lookup has its own bound.
             explaining = pending.sending = self._explain(pending.target)
-            explaining.addBoth(self._explained, failure, msg_id)
+            explaining.addBoth(self._explained_failure, failure, msg_id)
         else:
-            self._end(msg_id, failure, pending.figures.unsent)
+            self._fail(msg_id, failure, pending.metrics.unsent)
 
-    def _explained(self, result: UndeliverableError | Failure, failure: Failure, msg_id: str) -> None:
+    def _explained_failure(self, result: UndeliverableError | Failure, failure: Failure, msg_id: str) -> None:
         pending = self._pending.get(msg_id)
         if pending is not None:
-            self._end(msg_id, failure if isinstance(result, Failure) else result, pending.figures.unsent)
+            self._fail(msg_id, failure if isinstance(result, Failure) else result, pending.metrics.unsent)
 
-    def _lost(self, msg_id: str, pending: _Pending, error: UnconfirmedError) -> None:
+    def _handle_unconfirmed(self, msg_id: str, pending: _Pending, error: UnconfirmedError) -> None:
         """Send an unconfirmed message again if its call is idempotent; else let the call fail after _REPLY_GRACE.
 
         See Note [A message that was not confirmed].
         """
-        if pending.begun:
-            return
+        if pending.alive:
+            return  # A server has the message, whatever became of the confirm.
         pending.unconfirmed = pending.unconfirmed or error
-        if pending.idempotent and pending.resent < RESENDS and self._address is not None:
+        if pending.idempotent and pending.resent < MAX_RESENDS and self._address is not None:
             pending.resent += 1
             metrics.resent.at().value += 1
-            self._be_patient(msg_id, pending)
+            self._set_deadline(msg_id, pending)
             self._send(msg_id, pending, self._address)
         else:
             self._deadlines.add(msg_id, min(pending.deadline, self._clock.seconds() + _REPLY_GRACE))
@@ -339,21 +339,21 @@ class PendingCalls:
         msg_id, pending = reply.msg_id, self._pending.get(reply.msg_id)
         if pending is None:
             self.unmatched += 1
-            _log.debug("a reply was dropped: no call waits for it")
+            _log.debug("a reply was dropped: no call waits for it; the call has ended, or the reply is a duplicate")
             return
         if reply.failure is not None:
-            self._end(msg_id, read_failure(reply.failure), pending.figures.failed)
+            self._fail(msg_id, read_failure(reply.failure), pending.metrics.failed)
             return
         if reply.result is not None:
             pending.result = reply.result
         if reply.ending:
-            self._forget(msg_id, pending.figures.replied)
+            self._remove(msg_id, pending.metrics.replied)
             pending.waiter.callback(pending.result)
         else:
-            pending.begun, pending.unconfirmed = True, None
-            self._be_patient(msg_id, pending)
+            pending.alive, pending.unconfirmed = True, None
+            self._set_deadline(msg_id, pending)
 
-    def _forget(self, msg_id: str, outcome: Counter) -> _Pending | None:
+    def _remove(self, msg_id: str, outcome: Counter) -> _Pending | None:
         """Remove a call and count its outcome; return it, or None if it was removed before.
 
         :param outcome: the counter to increment.
@@ -362,57 +362,59 @@ class PendingCalls:
         pending = self._pending.pop(msg_id, None)
         if pending is not None:
             outcome.value += 1
-            pending.figures.seconds.observe(self._clock.seconds() - pending.began)
-            self._called_now.value -= 1
+            pending.metrics.seconds.observe(self._clock.seconds() - pending.began)
+            self._in_flight.value -= 1
         return pending
 
-    def _end(self, msg_id: str, reason: Exception | Failure, outcome: Counter) -> None:
-        pending = self._forget(msg_id, outcome)
+    def _fail(self, msg_id: str, reason: Exception | Failure, outcome: Counter) -> None:
+        pending = self._remove(msg_id, outcome)
         if pending is not None:
             pending.waiter.errback(reason)
 
-    def _drop(self, msg_id: str, outcome: Counter) -> _Pending | None:
+    def _discard(self, msg_id: str, outcome: Counter) -> _Pending | None:
         """Remove a call without firing its Deferred; cancel its message if it is not sent yet."""
-        pending = self._forget(msg_id, outcome)
+        pending = self._remove(msg_id, outcome)
         if pending is not None and pending.sending is not None:
             pending.sending.cancel()
         return pending
 
     def _expire(self, msg_id: str) -> None:
+        """Handle a deadline of :meth:`_set_deadline` or :meth:`_handle_unconfirmed`, whichever came first."""
         pending = self._pending[msg_id]
-        if self._explain is not None and not pending.is_sending and pending.questionable:
-            self._ask(msg_id, pending, self._explain)
+        if self._explain is not None and not pending.is_sending and pending.may_look_up:
+            self._look_up(msg_id, pending, self._explain)
             return
         if pending.unconfirmed is not None and not pending.is_sending:
-            self._end(msg_id, pending.unconfirmed, pending.figures.unconfirmed)
+            self._fail(msg_id, pending.unconfirmed, pending.metrics.unconfirmed)
             return
+        # Before the timeout, only a keepalive can be due.
         silent = self._clock.seconds() < pending.deadline
         waited = pending.keepalive if silent else pending.timeout
         unconfirmed = ""
-        if pending.is_sending and not pending.begun:
+        if pending.is_sending and not pending.alive:
             unconfirmed = self._transport.problem() or "the broker has not confirmed it yet"
-        known = UndeliverableError("") if pending.known is None else pending.known
+        answer = UndeliverableError("") if pending.registry_answer is None else pending.registry_answer
         error = RPCTimeoutError(
-            str(pending.target), pending.method, float(waited or 0), silent, unconfirmed, known.registered, known.up
+            str(pending.target), pending.method, float(waited or 0), silent, unconfirmed, answer.registered, answer.up
         )
-        self._drop(msg_id, pending.figures.timed_out)
+        self._discard(msg_id, pending.metrics.timed_out)
         pending.waiter.errback(error)
 
-    def _ask(self, msg_id: str, pending: _Pending, explain: Explain) -> None:
+    def _look_up(self, msg_id: str, pending: _Pending, explain: Explain) -> None:
         """Ask the registry about the target of a call that is about to time out, and wait on."""
 
-        def note(known: UndeliverableError) -> None:
-            pending.known = known
+        def remember(answer: UndeliverableError) -> None:
+            pending.registry_answer = answer
 
-        pending.asked = True
-        self._be_patient(msg_id, pending)
+        pending.looked_up = True
+        self._set_deadline(msg_id, pending)
         # A failed lookup only leaves the error without the registry's answer.
-        explain(pending.target).addCallbacks(note, lambda _: None)
+        explain(pending.target).addCallbacks(remember, lambda _: None)
 
     def _fail_all(self, reason: Callable[[], Exception | Failure]) -> None:
-        for msg_id, waiting in list(self._pending.items()):
-            pending = self._drop(msg_id, waiting.figures.unsent)
-            if pending is not None:
+        for msg_id, pending in list(self._pending.items()):
+            # An errback may have ended other calls in the meantime.
+            if self._discard(msg_id, pending.metrics.unsent) is not None:
                 pending.waiter.errback(reason())
 
 

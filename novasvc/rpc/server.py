@@ -1,39 +1,27 @@
-"""The RPC server: receives deliveries, decides about each, and runs the methods they call."""
+"""The RPC server: starts, drains and stops what serves one target."""
 
-from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextvars import copy_context
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
-from twisted.logger import Logger
 
-from novasvc.context import RequestContext, current_context
 from novasvc.errors import StateError
-from novasvc.interfaces import IDelivery, IListener, ITransport, Reachability
-from novasvc.reactor.coalesce import Waiters
-from novasvc.rpc.admission import ROOM, Admission, Arrival, Siblings
-from novasvc.rpc.awaiting_redelivery import AwaitingRedelivery
+from novasvc.interfaces import IListener, ITransport, Reachability
+from novasvc.rpc.admission import EXTRA_ROOM, Admission, Siblings
 from novasvc.rpc.backlog import Backlog
 from novasvc.rpc.baseapi import write_ping
-from novasvc.rpc.call import Call
-from novasvc.rpc.endpoint import Endpoints
-from novasvc.rpc.errors import MessageFormatError, QuarantinedError, RedeliveredError, RPCError
-from novasvc.rpc.execution import Execution
-from novasvc.rpc.holding import Holding
-from novasvc.rpc.ledger import Ledger
-from novasvc.rpc.message import Request, read_request, unwrap
-from novasvc.rpc.redelivery import RedeliveredCalls
-from novasvc.rpc.takeover import Takeover
+from novasvc.rpc.dispatcher import Dispatcher
+from novasvc.rpc.endpoint import Endpoints, Method
 from novasvc.rpc.target import Target
 from novasvc.telemetry.metrics import DeliveryMetrics, MethodMetrics
-
-_log = Logger()
 
 
 class Server:
     """Serve one target: run the exposed method that each request names, and publish its reply.
+
+    :class:`novasvc.rpc.dispatcher.Dispatcher` decides about each delivery, and begins the calls.
 
     :param transport: an open transport.
     :param target: topic and server to serve; the topic's fanout is served too.
@@ -47,33 +35,7 @@ class Server:
     :param backlog: the record of requests that dead siblings received and did not begin; None without siblings.
     :param operations: returns the request ids of this node's other operations: periodic tasks and outgoing calls.
     :param siblings: asks this node's other workers during a drain; see :mod:`novasvc.rpc.admission`.
-    :ivar delivery_metrics: metrics of the messages that are not run, or whose replies are lost.
-    :ivar method_metrics: metrics by method.
     """
-
-    # Note [When a message is acknowledged]
-    #
-    # By default the server acknowledges a message when its method begins: at-most-once. A crash does
-    # not run the method again. The broker may still redeliver the message, if the crash lost the
-    # acknowledgement. The server refuses such a redelivery with RedeliveredError: a method that ran
-    # twice cannot be undone, and a caller can handle a typed error. There is one exception: if only
-    # dead siblings of this process received the message, and none of them had begun it, the server
-    # runs it. See novasvc.rpc.backlog.
-    #
-    # The server acknowledges a message for an idempotent method when the method has ended and its
-    # reply is published: at-least-once. After a crash the method runs again elsewhere. A poison
-    # message, which kills its process each time, is quarantined. The count of deaths must outlive
-    # the process, and must not include calls that only ran beside the poison message. See Note
-    # [Finding the poison message] in novasvc.rpc.redelivery. A lost channel is not a death.
-    #
-    # When the server drains, it gives back messages that were delivered and not begun, as new ones.
-    # It refuses calls to this very server and holds casts to it. See Note [Which operation a request
-    # belongs to] in novasvc.rpc.admission.
-    #
-    # A process recognises a redelivery of a message that it received before by the unique id,
-    # whatever caused the redelivery: see Note [Deduplication of redeliveries] in novasvc.rpc.ledger.
-    # A call that runs for longer than the broker waits for an acknowledgement is held: see
-    # novasvc.rpc.holding.
 
     def __init__(
         self,
@@ -90,52 +52,41 @@ class Server:
         operations: Callable[[], Collection[str]] = frozenset,
         siblings: Siblings | None = None,
     ) -> None:
-        self.delivery_metrics = DeliveryMetrics.of(target.topic)
         self._transport = transport
         self._target = target
-        self._endpoints = endpoints
         self._clock = clock
         self._concurrency = concurrency
-        self._max_deliveries = max_deliveries
-        self.method_metrics = {
-            method: MethodMetrics.of(target.topic, method.exposure.namespace, method.name) for method in endpoints
-        }
-        self._awaiting = AwaitingRedelivery(clock, consuming=self._is_consuming, lost=self._message_lost)
-        self._ledger = Ledger(clock, self._awaiting, remembered=8 * concurrency)
-        self._execution = Execution(
+        self._dispatcher = Dispatcher(
             transport,
-            self._ledger,
+            target,
+            endpoints,
             clock,
-            run_blocking=run_blocking,
-            send_tracebacks=send_tracebacks,
-            delivery_metrics=self.delivery_metrics,
-            method_metrics=self.method_metrics,
-            ended=self._go_on,
-        )
-        self._redelivered = RedeliveredCalls(
-            clock,
-            self._execution,
             concurrency=concurrency,
+            run_blocking=run_blocking,
             max_deliveries=max_deliveries,
-            retain=self._retain,
-            give_back=self._give_back,
-            go_on=self._go_on,
+            send_tracebacks=send_tracebacks,
+            backlog=backlog,
+            consuming=self._is_consuming,
+            hold_after=self._hold_after,
         )
-        self._holding = Holding(clock, self._ledger, hold_after=self._hold_after, give_back=self._give_back_waiting)
-        self._takeover = Takeover(backlog, clock)
         self._operations = operations
         self._siblings = siblings
         self._admission: Admission | None = None
         self._listener: IListener | None = None
-        self._waiting: deque[Call] = deque()
-        self._late: list[IDelivery] = []
-        self._drainers: Waiters[None] = Waiters()
-        self._publishers: Waiters[None] = Waiters()
-        self._going_on = self._stopping = self._given_up = False
-        self._scope = copy_context()
+        self._stopping = False
         self._state = "new"
 
-    # -- lifecycle -----------------------------------------------------------------------------
+    # -- state ---------------------------------------------------------------------------------
+
+    @property
+    def delivery_metrics(self) -> DeliveryMetrics:
+        """Metrics of the messages that are not run, or whose replies are lost."""
+        return self._dispatcher.delivery_metrics
+
+    @property
+    def method_metrics(self) -> Mapping[Method, MethodMetrics]:
+        """Metrics by method."""
+        return self._dispatcher.method_metrics
 
     @property
     def live(self) -> bool:
@@ -149,25 +100,27 @@ class Server:
         :return: Deferred of the Reachability, which holds a problem if the server does not consume yet.
         """
         if self._listener is None:
-            return succeed(Reachability("it does not consume yet"))
+            return succeed(Reachability("it has not started to consume"))
         verifying: Deferred[Reachability] = self._listener.verify(write_ping, timeout)
         return verifying
 
     @property
     def in_flight(self) -> int:
         """The number of running methods and of replies being published."""
-        return len(self._execution)
+        return len(self._dispatcher.execution)
 
     def running_calls(self) -> list[dict[str, Any]]:
         """Return the running calls, oldest first, including calls that were cut short and have not ended.
 
         :return: one mapping per call: {"method": str, "request_id": str, "seconds": float since it began}.
         """
-        return self._execution.running_calls()
+        return self._dispatcher.execution.running_calls()
 
     def operations(self) -> set[str]:
         """Return the request ids of this node's operations: running methods, periodic tasks and outgoing calls."""
-        return {*self._execution.operations(), *self._operations()}
+        return {*self._dispatcher.execution.operations(), *self._operations()}
+
+    # -- start and stop ------------------------------------------------------------------------
 
     def start(self) -> Deferred[None]:
         """Start consuming. Called once.
@@ -178,15 +131,15 @@ class Server:
         if self._state != "new":
             return fail(StateError(f"the RPC server of {self._target}", self._state, "start"))
         self._state = "started"
-        # Methods run in a copy of the context in which the server was started, so that their log events
-        # carry the fields of this node.
-        self._scope = copy_context()
-        listening: Deferred[IListener] = self._transport.listen(self._target, self._receive, self._concurrency)
+        self._dispatcher.use_scope(copy_context())
+        listening: Deferred[IListener] = self._transport.listen(
+            self._target, self._dispatcher.receive, self._concurrency
+        )
         return listening.addCallback(self._started)
 
     def _started(self, listener: IListener) -> Deferred[None] | None:
         self._listener = listener
-        self._holding.start()
+        self._dispatcher.start_holding()
         return None if self._admission is None else self._cancel_topic(self._admission)
 
     def _hold_after(self) -> float | None:
@@ -208,28 +161,21 @@ class Server:
             return succeed(None)
         self._state = "draining"
         admission = self._admission = Admission(
-            str(self._target), self, self._clock, operations=self.operations, siblings=self._siblings
+            str(self._target), self._dispatcher, self._clock, operations=self.operations, siblings=self._siblings
         )
-        self._awaiting.stop_checks()
-        waiting, self._waiting = [*self._redelivered.withdraw(), *self._waiting], deque()
-        for call in waiting:
-            if admission.belongs(call.request):
-                self._enqueue(call)
-            else:
-                admission.add(self._withdraw(call))
-        self._go_on()
+        self._dispatcher.drain(admission)
         return self._cancel_topic(admission)
 
     def _cancel_topic(self, admission: Admission) -> Deferred[None]:
         if self._listener is None:
             return succeed(None)  # _started() calls this again with the listener.
-        cancelled: Deferred[None] = self._listener.cancel_topic(self._concurrency + ROOM)
+        cancelled: Deferred[None] = self._listener.cancel_topic(self._concurrency + EXTRA_ROOM)
         return cancelled.addBoth(lambda _: admission.topic_cancelled())
 
     def stop_consuming(self) -> Deferred[None]:
         """Stop consuming; calls that were delivered still run.
 
-        Redelivered calls that are not counted yet are given back: counting them needs another delivery.
+        Redelivered calls whose deaths would not be counted are requeued: counting needs another delivery.
 
         :return: Deferred[None], fired when no further delivery will arrive.
         """
@@ -237,9 +183,8 @@ class Server:
             return succeed(None)
         cancelled: Deferred[None] = self._listener.cancel()
         self._stopping = True
-        self._redelivered.stop()
         if self._state != "closed":
-            self._go_on()  # Calls that waited behind the given-back ones may begin now.
+            self._dispatcher.stop_moving()
         return cancelled
 
     def drained(self) -> Deferred[None]:
@@ -247,7 +192,17 @@ class Server:
 
         :return: a new Deferred[None] each time; cancelling it stops only this wait.
         """
-        return succeed(None) if self._idle() else self._drainers.wait()
+        return self._dispatcher.when_idle()
+
+    def cut_short(self, reason: str) -> None:
+        """Cancel the running methods, and requeue the waiting calls.
+
+        A caller whose method was cut short gets a MethodTimeoutError. An idempotent call is requeued
+        instead, to run again elsewhere.
+
+        :param reason: text of the MethodTimeoutError: why, and what the caller can do; not "".
+        """
+        self._dispatcher.cut_short(reason)
 
     def close(self) -> Deferred[None]:
         """Cut short the running calls, publish their replies, and close the listener.
@@ -255,327 +210,13 @@ class Server:
         :return: Deferred[None], fired when the listener is closed.
         """
         self._state = "closed"
+        # First, so that the broker does not redeliver to this server what it requeues now.
         stopped = self.stop_consuming()
-        self.cut_short(f"the RPC server of {self._target} was closed; see what the method did before calling again")
-        self._execution.close()
-        self._holding.stop()
-        self._awaiting.close()
-        published = self._publishers.wait() if self._execution.publishing else succeed(None)
-        return stopped.addBoth(lambda _: published).addBoth(self._give_up_queues)
+        reason = f"the RPC server of {self._target} was closed; see what the method did before calling again"
+        published = self._dispatcher.close(reason)
+        return stopped.addBoth(lambda _: published).addBoth(self._close_listener)
 
-    def cut_short(self, reason: str) -> None:
-        """Cancel the running methods, and requeue the waiting calls.
-
-        A caller whose method was cut short gets a MethodTimeoutError. An idempotent call is given back
-        to the transport instead, to run again elsewhere.
-
-        :param reason: text of the MethodTimeoutError: why, and what the caller can do; not "".
-        """
-        if self._admission is not None:
-            self._admission.end_operations()
-        self._takeover.give_back()
-        self._awaiting.stop_checks()
-        waiting, self._waiting = [*self._redelivered.withdraw(), *self._waiting], deque()
-        self._execution.cut_short(reason)
-        for call in waiting:
-            if not self._execution.drop_stale(call):
-                self._give_back(call)
-
-    def _give_back(self, call: Call) -> None:
-        """Requeue a call that was not begun, for any server of its target."""
-        self.delivery_metrics.given_back.value += 1
-        self._takeover.forget(call)
-        self._ledger.requeue(call)
-
-    def _retain(self, call: Call) -> None:
-        """Requeue a call to this process, so that the next delivery is counted before the call begins."""
-        self._ledger.requeue(call, here=True)
-
-    def _give_back_waiting(self, call: Call) -> bool:
-        """Give a call back if it waits to begin; return whether it waited."""
-        if call in self._waiting:
-            self._waiting.remove(call)
-        elif not self._redelivered.remove(call):
-            return False
-        if not self._execution.drop_stale(call):
-            self._give_back(call)
-        return True
-
-    def _message_lost(self, call: Call) -> None:
-        """Run or refuse a call whose message the broker seems to have lost.
-
-        See Note [Void deliveries] in novasvc.rpc.awaiting_redelivery.
-        """
-        admission = self._admission
-        if admission is not None and not admission.belongs(call.request):
-            return  # A draining server begins no new operation.
-        if call.method.exposure.idempotent:
-            call.message_lost = True
-            self._ledger.add(call)
-            self._waiting.append(call)
-            self._go_on()
-            return
-        self.delivery_metrics.refused.value += 1
-        error = RedeliveredError(call.request.method)
-        call.scope.run(_log.info, "a request to {target} was refused: {error}", target=self._target, error=error)
-        if call.request.reply_to is not None:
-            self._execution.refuse(call.request.reply_to, error, None)
-        self._go_on()
-
-    def _give_back_late(self) -> None:
-        late, self._late = self._late, []
-        for delivery in late:
-            delivery.requeue(delivery.deliveries)
-
-    def _give_up_queues(self, _: object) -> Deferred[None]:
-        # Not before the consumers are cancelled: the broker would redeliver the messages to this server.
-        self._given_up = True
-        if self._admission is not None:
-            self._admission.close()
-        self._give_back_late()
+    def _close_listener(self, _: object) -> Deferred[None]:
+        self._dispatcher.release()
         closed: Deferred[None] = succeed(None) if self._listener is None else self._listener.close()
         return closed
-
-    # -- deliveries ----------------------------------------------------------------------------
-
-    def _receive(self, delivery: IDelivery) -> None:
-        """Receive a delivery; called by the transport. A malformed message is dropped."""
-        try:
-            request = read_request(unwrap(delivery.body))
-        except MessageFormatError as error:
-            self.delivery_metrics.malformed.value += 1
-            scope = self._scope.copy()
-            scope.run(_log.warn, "a message to {target} was dropped: {error}", target=self._target, error=error)
-            delivery.reject()
-            return
-        if self._admission is None:
-            self._take(delivery, request)
-        else:
-            self._take_in_drain(self._admission, delivery, request)
-
-    def _take(self, delivery: IDelivery, request: Request, looks: int = 0) -> None:
-        """Run a request, now or when there is room, or settle it.
-
-        :param looks: how often its fate was looked up already, because a process that may be dying holds it.
-        """
-        new = not delivery.deliveries and self._state != "closed"
-        if new and self._take_new(delivery, request):
-            return
-        handled, call = (False, None) if request.problem else self._recognise(delivery, request)
-        if handled:
-            self._run(call)
-            return
-        if delivery.deliveries and self._takeover.decide_later(
-            delivery, request, looks, lambda looks: self._look_again(delivery, request, looks)
-        ):
-            return
-        try:
-            call = self._admit(delivery, request)
-        except RPCError as error:
-            self._refuse(delivery, request, error)
-        else:
-            self._ledger.add(call)
-            self._run(call)
-
-    def _take_new(self, delivery: IDelivery, request: Request) -> bool:
-        """Run a request that this process has not seen before (the fast path); return whether it is one."""
-        try:
-            call = self._admit(delivery, request)
-        except RPCError:
-            return False  # This may be a second copy of a refused request: look for duplicates first.
-        if not self._ledger.add_new(call):
-            return False
-        self._enqueue(call)
-        self._go_on()
-        return True
-
-    def _look_again(self, delivery: IDelivery, request: Request, looks: int) -> None:
-        if self._admission is None or self._admission.belongs(request):
-            self._take(delivery, request, looks)
-        else:
-            self._turn_away(self._admission, delivery, request)
-        self._tell_idle()
-
-    def _take_in_drain(self, admission: Admission, delivery: IDelivery, request: Request) -> None:
-        """Run a request that belongs to an operation under way; turn any other request away."""
-        if admission.belongs(request):
-            if not admission.replace(request.unique_id, delivery):
-                self._take(delivery, request)
-        else:
-            self._turn_away(admission, delivery, request)
-
-    def _turn_away(self, admission: Admission, delivery: IDelivery, request: Request) -> None:
-        """Settle a request that belongs to no operation under way, or leave it to the admission."""
-        if admission.replace(request.unique_id, delivery):
-            return
-        handled, call = (False, None) if request.problem else self._recognise(delivery, request)
-        if handled:
-            if call is not None:
-                admission.add(self._withdraw(call))
-        elif request.problem or (delivery.deliveries and delivery.sent_to == "server"):
-            # A process that died may have begun this request, so it needs the checks of a redelivery:
-            # ServiceDrainingError would tell its caller that it never ran.
-            try:
-                admission.add(self._withdraw(self._admit(delivery, request)))
-            except RPCError as error:
-                self._refuse(delivery, request, error)
-        else:
-            admission.add(Arrival(delivery, delivery.deliveries, request))
-
-    def _withdraw(self, call: Call) -> Arrival:
-        """Release a call that has not begun, and return it as an arrival for the admission to decide about."""
-        self._ledger.release(call)
-        return Arrival(call.delivery, call.deliveries, call.request, call)
-
-    def _run(self, call: Call | None) -> None:
-        """Begin a call now, or when there is room; None has no effect."""
-        if call is not None:
-            self._enqueue(call)
-            self._go_on()
-
-    def _enqueue(self, call: Call) -> None:
-        if call.deliveries:
-            self._redelivered.add(call)
-            return
-        if self._takeover.records and not self._has_room:
-            self._takeover.record(call)
-        self._waiting.append(call)
-
-    # -- the admission's decisions -------------------------------------------------------------
-
-    def take_in(self, arrival: Arrival) -> None:
-        """Run a request; see :class:`novasvc.rpc.admission.Decisions`."""
-        call = arrival.call
-        if call is None:
-            self._take(arrival.delivery, arrival.request)
-            return
-        call.delivery = arrival.delivery
-        self._ledger.add(call)
-        self._run(call)
-
-    def give_back(self, arrival: Arrival) -> None:
-        """Requeue a request; see :class:`novasvc.rpc.admission.Decisions`."""
-        if arrival.call is None:
-            self.delivery_metrics.given_back.value += 1
-            arrival.delivery.requeue(arrival.deliveries)
-            return
-        arrival.call.delivery = arrival.delivery
-        self._give_back(arrival.call)
-
-    def refuse(self, arrival: Arrival, error: RPCError) -> None:
-        """Refuse a request; see :class:`novasvc.rpc.admission.Decisions`."""
-        if arrival.call is not None:
-            self._takeover.forget(arrival.call)
-        self._refuse(arrival.delivery, arrival.request, error)
-
-    # -- settling and admitting ----------------------------------------------------------------
-
-    def _refuse(self, delivery: IDelivery, request: Request, error: RPCError) -> None:
-        """Settle a request that does not become a call, and reply with the error."""
-        # Log events about the request carry its request id.
-        scope = self._scope.copy()
-        scope.run(current_context.set, RequestContext.from_wire(request.context))
-        if isinstance(error, QuarantinedError):
-            self.delivery_metrics.quarantined.value += 1
-            scope.run(_log.error, "a request to {target} was put aside: {error}", target=self._target, error=error)
-            self._ledger.quarantine(delivery, request.unique_id, str(error))
-        else:
-            self.delivery_metrics.refused.value += 1
-            scope.run(_log.info, "a request to {target} was refused: {error}", target=self._target, error=error)
-            self._ledger.acknowledge(delivery, request.unique_id)
-        if request.reply_to is not None:
-            self._execution.refuse(request.reply_to, error, delivery.expires_in)
-
-    def _recognise(self, delivery: IDelivery, request: Request) -> tuple[bool, Call | None]:
-        """Handle a redelivery or duplicate; see Note [Deduplication of redeliveries] in novasvc.rpc.ledger.
-
-        :return: whether the delivery was handled, and the call that has to be queued again, if any.
-        """
-        known = self._ledger.get(request.unique_id)
-        if known is not None:
-            if self._state != "closed":
-                # The redelivery may mean that the broker's acknowledgement timeout has changed: read it again.
-                self._holding.start()
-            parked = self._ledger.replace_delivery(known, delivery)
-            if not parked:
-                self._go_on()  # The call may have waited for this delivery.
-            return True, known if parked else None
-        if self._ledger.acknowledge_duplicate(delivery, request.unique_id):
-            self.delivery_metrics.duplicates.value += 1
-            self._execution.answer_again(request, delivery.expires_in)
-            return True, None
-        if self._state == "closed":
-            self._late.append(delivery)
-            if self._given_up:
-                self._give_back_late()
-            return True, None
-        return False, None
-
-    def _admit(self, delivery: IDelivery, request: Request) -> Call:
-        """Make a Call of a request; see Note [When a message is acknowledged].
-
-        :raises RPCError: the request has to be refused: no such method, invalid arguments, redelivered, poison.
-        """
-        if request.problem is not None:
-            raise MessageFormatError(request.problem)
-        key = request.namespace, request.method, request.version
-        method = self._endpoints.found.get(key) or self._endpoints.find(*key)
-        exposure, deliveries = method.exposure, delivery.deliveries
-        taken_over = bool(deliveries) and not exposure.idempotent
-        if taken_over and not self._takeover.may_run(request):
-            raise RedeliveredError(request.method)
-        if exposure.idempotent and delivery.deaths >= self._max_deliveries:
-            raise QuarantinedError(request.method, delivery.deaths)
-        if request.args.keys() != exposure.required:
-            exposure.check(request.method, request.args)
-        now, keepalive = self._clock.seconds(), request.keepalive
-        expires_at = deadline = delivery.expires_at
-        # A caller with a keepalive waits for as long as keepalives arrive. It sets the message's TTL to at most
-        # one keepalive interval, so a TTL that short says when to stop waiting for the start, not for the reply.
-        # A longer TTL is the caller's real deadline.
-        if deadline is not None and keepalive is not None and deadline - now <= keepalive:
-            deadline = None
-        call = Call(delivery, request, method, self._scope.copy(), deliveries, expires_at, deadline, now)
-        if taken_over:
-            self._takeover.record(call)
-            call.deliveries = 0  # No process began it, so a requeue may call it new.
-        return call
-
-    def _go_on(self) -> None:
-        """Begin waiting calls while there is room; then fire the Deferreds of drained() and close() that are due."""
-        if self._going_on:
-            return  # Re-entered from a method that returned at once: the loop below continues by itself.
-        self._going_on = True
-        try:
-            while (self._waiting or self._redelivered.waiting) and self._has_room:
-                begun = self._redelivered.waiting and self._redelivered.begin()
-                if self._waiting:
-                    call = self._waiting.popleft()
-                    if call.backlog_slot is not None:
-                        self._takeover.forget(call)
-                    self._execution.begin(call)
-                elif not begun:
-                    break
-        finally:
-            self._going_on = False
-        if self._publishers.waiting and not self._execution.publishing:
-            self._publishers.fire(None)
-        if self._drainers.waiting:
-            self._tell_idle()
-
-    @property
-    def _has_room(self) -> bool:
-        # During a drain, running methods wait for the calls that are admitted. To make these calls wait for
-        # the running methods would be a deadlock, so they get extra room.
-        limit = self._concurrency if self._admission is None else self._concurrency + ROOM
-        execution = self._execution
-        return len(execution.running) + len(execution.publishing) + len(self._redelivered.retained) < limit
-
-    def _tell_idle(self) -> None:
-        if self._drainers.waiting and self._idle():
-            self._drainers.fire(None)
-
-    def _idle(self) -> bool:
-        redelivered = self._redelivered
-        waiting = self._waiting or len(self._takeover) or redelivered.waiting or len(self._awaiting)
-        return not (waiting or redelivered.retained or len(self._execution))

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from novasvc.interfaces import IDelivery
-from novasvc.rpc.backlog import Backlog, Fate
+from novasvc.rpc.backlog import Backlog, Progress
 from novasvc.rpc.call import Call
 from novasvc.rpc.message import Request
 
-LOOKS = 40
-LOOK_INTERVAL = 0.05
-"""Number of lookups of a request's fate while its holder may be dying, and seconds between two lookups."""
+MAX_LOOKUPS = 40
+LOOKUP_INTERVAL = 0.05
+"""Number of lookups of a request while the process that received it may be dying, and seconds between two lookups."""
 
 
 class Takeover:
@@ -19,8 +19,9 @@ class Takeover:
 
     Only requests for methods that are not idempotent are recorded: idempotent ones run again anyway.
 
-    :param backlog: this process's record; None in a process without siblings, where every fate is unknown.
-    :param clock: measures LOOK_INTERVAL.
+    :param backlog: this process's record; None in a process without siblings, which knows nothing of the progress of
+        redelivered requests.
+    :param clock: measures LOOKUP_INTERVAL.
     :ivar records: whether there is a record.
     """
 
@@ -36,37 +37,46 @@ class Takeover:
 
     def may_run(self, request: Request) -> bool:
         """Return whether a redelivered request is known not to have begun in any process."""
-        return self._fate(request) is Fate.NEVER_BEGAN
+        return self._progress(request) is Progress.NEVER_BEGAN
 
-    def decide_later(self, delivery: IDelivery, request: Request, looks: int, then: Callable[[int], None]) -> bool:
-        """Wait LOOK_INTERVAL before deciding about a request, if the process that holds it may be dying.
+    def decide_later(
+        self,
+        delivery: IDelivery,
+        request: Request,
+        lookups: int,
+        decide: Callable[[IDelivery, Request, int], None],
+    ) -> bool:
+        """Wait LOOKUP_INTERVAL before deciding about a request, if the process that received it may be dying.
 
-        :param looks: earlier lookups for this delivery.
-        :param then: called after LOOK_INTERVAL with ``looks + 1``.
-        :return: whether to wait; False if no living process holds the request, or after LOOKS lookups.
+        A broker notices the end of a connection before the process has ended, so its record may say that a
+        living process may still begin the request. Within a few lookups the process has ended, or it lives on.
+
+        :param lookups: earlier lookups for this delivery.
+        :param decide: called after LOOKUP_INTERVAL with the delivery, the request and ``lookups + 1``.
+        :return: whether to wait; False if no living process may begin the request, or after MAX_LOOKUPS lookups.
         """
-        if looks >= LOOKS or self._fate(request) is not Fate.HELD:
+        if lookups >= MAX_LOOKUPS or self._progress(request) is not Progress.PENDING:
             return False
 
-        def look() -> None:
+        def decide_now() -> None:
             del self._undecided[delivery]
-            then(looks + 1)
+            decide(delivery, request, lookups + 1)
 
-        self._undecided[delivery] = self._clock.callLater(LOOK_INTERVAL, look)
+        self._undecided[delivery] = self._clock.callLater(LOOKUP_INTERVAL, decide_now)
         return True
 
-    def give_back(self) -> None:
+    def requeue(self) -> None:
         """Requeue the requests that wait for a decision, with their counts. Called when the server is cut short."""
         undecided, self._undecided = self._undecided, {}
-        for delivery, later in undecided.items():
-            later.cancel()
+        for delivery, timer in undecided.items():
+            timer.cancel()
             delivery.requeue(delivery.deliveries)
 
     def record(self, call: Call) -> None:
         """Record a call that has to wait, or that was taken over, as received and not begun.
 
         If this process dies before the call begins, a sibling may run it. A call that was taken over must be
-        recorded even if it begins at once, because its first holder's entry says that it never began.
+        recorded even if it begins at once, because the first receiver's entry says that it never began.
         Has no effect for idempotent methods and for messages without a unique id.
         """
         unique_id = call.request.unique_id
@@ -76,12 +86,12 @@ class Takeover:
             call.backlog_slot = self._backlog.add(unique_id)
 
     def forget(self, call: Call) -> None:
-        """Mark a call's entry as removed. Called before the call begins or is given back, never after."""
+        """Mark a call's entry as removed. Called before the call begins or is requeued, never after."""
         if call.backlog_slot is not None and self._backlog is not None:
             self._backlog.remove(call.backlog_slot)
             call.backlog_slot = None
 
-    def _fate(self, request: Request) -> Fate:
+    def _progress(self, request: Request) -> Progress:
         if self._backlog is None or request.unique_id is None:
-            return Fate.UNKNOWN
-        return self._backlog.fate(request.unique_id)
+            return Progress.UNKNOWN
+        return self._backlog.progress(request.unique_id)

@@ -38,15 +38,15 @@ class Target:
                 continue
             # "*" and "#" would act as wildcards in a topic exchange's bindings.
             if not name or any(c in "*#" or c.isspace() for c in name):
-                problem = f"the {what} {name!r} is empty, or has a wildcard or a blank"
+                problem = f"the {what} {name!r} is empty, or contains a wildcard or white space"
                 raise InvalidTargetError(str(self), problem)
         for name, most in ((self.topic, _LONGEST_TOPIC), (f"{self.topic}.{self.server}", _LONGEST)):
             try:
                 size = len(name.encode())
             except UnicodeEncodeError:
-                raise InvalidTargetError(repr(name), "it has a character that UTF-8 cannot have") from None
+                raise InvalidTargetError(repr(name), "it contains a character that UTF-8 cannot encode") from None
             if size > most:
-                raise InvalidTargetError(f"{name[:40]}...", f"it has {size} octets, and {most} are the most")
+                raise InvalidTargetError(f"{name[:40]}...", f"it is {size} octets long; the maximum is {most}")
 
     def __str__(self) -> str:
         name = self.topic if self.server is None else f"{self.topic}.{self.server}"

@@ -17,7 +17,7 @@ def parse_version(text: str) -> Version:
     """
     match = _FORM.fullmatch(text)
     if match is None:
-        problem = f"{text!r} is no version; write it as major.minor, like 1.0"
+        problem = f"{text!r} is not a version; write major.minor, such as 1.0"
         raise ValueError(problem)
     major, minor, revision = match.groups(default="0")
     return int(major), int(minor), int(revision)

@@ -1,54 +1,27 @@
 """Launchers for one process: run services, wait for them, exit with a meaningful status."""
 
-import atexit
-import os
-import signal
-import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from twisted.application.service import IService
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.error import ReactorNotRestartable
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from novasvc._compat import is_log_begun
-from novasvc.config import Configuration, Settings, load
-from novasvc.config.definition import text_of
+from novasvc.config import Configuration, Settings
 from novasvc.config.errors import ConfigurationError
-from novasvc.config.show import changes, rows
 from novasvc.errors import NovasvcError, describe
 from novasvc.interfaces import IRebuildable, IStartable, IWaitable
-from novasvc.node.runtime import Runtime, process_runtime, set_process_runtime
 from novasvc.node.tree import ServiceTree
-from novasvc.run.process import Process, end_process, is_alone, lift_limit, limit_end, stop_reactor
-from novasvc.run.script_log import begin_log
+from novasvc.run.environment import environment, log_changes, log_settings, read_environment
+from novasvc.run.process import Process, end_process, is_alone, lift_limit, limit_end
+from novasvc.run.waiting import SIGNALLED, SignalExit, exit_status, keep_status, run_until_ended
 from novasvc.workers.errors import ReloadError
-from novasvc.workers.exit_status import end_of, status_of
+from novasvc.workers.exit_status import end_of
 
 _log = Logger()
-
-
-_SIGNALLED = 1
-"""Exit status after a signal, as in Nova."""
-
-
-class SignalExit(SystemExit):
-    """Raised when a signal ended the process.
-
-    :param signo: the signal's number.
-    :param exccode: the exit status.
-    Source: nova.service.SignalExit.
-    """
-
-    def __init__(self, signo: int, exccode: int = _SIGNALLED) -> None:
-        super().__init__(exccode)
-        self.signo = signo
 
 
 @implementer(IWaitable)
@@ -153,9 +126,9 @@ class Launcher(ServiceTree):
             started.addErrback(partial(self._not_started, server))
         ended = end_of(server)
         if ended is not None:
-            ended.addErrback(self._ended_badly).addCallback(lambda _: self._ended(server))
+            ended.addErrback(self._server_failed).addCallback(lambda _: self._ended(server))
 
-    def _ended_badly(self, failure: Failure) -> None:
+    def _server_failed(self, failure: Failure) -> None:
         """Handle a server that failed while running: stop all, and fail the waiters."""
         if self.state == "running":
             self._problem = failure.value
@@ -173,10 +146,6 @@ class Launcher(ServiceTree):
             self.removeService(server).addErrback(lambda failure: _log.failure("a server did not stop", failure))
             if not list(self):
                 self.stopService()
-
-
-def _status_of(problem: BaseException | None) -> int:
-    return status_of(problem) if isinstance(problem, SystemExit) else 1
 
 
 class ServiceLauncher(Launcher):
@@ -236,7 +205,7 @@ class ServiceLauncher(Launcher):
                     raise SignalExit(self._process.signo)
 
     def _limit(self, number: int, seconds: float) -> None:
-        limit_end(number, seconds, _SIGNALLED if self._ran else None)
+        limit_end(number, seconds, SIGNALLED if self._ran else None)
 
     def _entered(self, state: str) -> None:
         super()._entered(state)
@@ -245,7 +214,7 @@ class ServiceLauncher(Launcher):
             if not (self._ran or self._process.hurried or is_alone(self)):
                 lift_limit()  # other services of this process may take longer
             if (state == "failed" or self._problem is not None) and is_alone(self):
-                end_process(self._reactor, _status_of(self._problem))
+                end_process(self._reactor, exit_status(self._problem))
 
     async def _reload(self) -> None:
         try:
@@ -268,126 +237,5 @@ class ServiceLauncher(Launcher):
         return again
 
 
-def read_environment() -> Configuration:
-    """Read the settings of the environment.
-
-    :raises ConfigurationError: lists all their errors.
-    """
-    return load((), os.environ, {})
-
-
-@contextmanager
-def environment(configuration: Configuration, reactor: Any) -> Iterator[None]:
-    """Make services that are given no runtime take these settings, from now on unless this context fails."""
-    before = process_runtime(reactor)
-    set_process_runtime(Runtime.from_settings(configuration.settings, reactor))
-    try:
-        yield
-    except BaseException:
-        set_process_runtime(before)
-        raise
-
-
 def _follows_environment(server: Any) -> bool:
     return IRebuildable.providedBy(server) and IRebuildable(server).by_environment
-
-
-def log_changes(before: Configuration, after: Configuration) -> None:
-    """Log changed settings, with secrets masked, and new warnings."""
-    for row in changes(before, after):
-        _log.info("reload: {setting} changed from {before} to {after}", **row)
-    _log_warnings(warning for warning in after.warnings if warning not in before.warnings)
-
-
-def log_settings(configuration: Configuration) -> None:
-    """Log all settings at debug level, with secrets masked, and the warnings of their files."""
-    _log_warnings(configuration.warnings)
-    _log.debug("effective settings:")
-    for row in rows(configuration):
-        _log.debug(
-            "{name} = {value} ({origin})", name=row["Setting"], value=text_of(row["Value"]), origin=row["Origin"]
-        )
-
-
-def _log_warnings(warnings: Iterable[str]) -> None:
-    for warning in warnings:
-        _log.warn("{warning}", warning=warning)
-
-
-def run_until_ended(launcher: Any, reactor: Any, settings: Callable[[], Settings]) -> Deferred[None] | None:
-    """Wait for the end of a launcher; run the reactor unless it is running.
-
-    Logs to standard output if logging has not begun: see :func:`novasvc.run.script_log.begin_log`.
-
-    :param launcher: provides IWaitable, and has startService, stopService and state.
-    :param settings: returns the log settings; called only if logging has not begun.
-    :return: None if this ran the reactor, else a Deferred that fires at the end.
-    :raises SystemExit: with status 1 if the launcher failed, or with the status of a server's own SystemExit.
-    :raises RuntimeError: the reactor has run before, and cannot be restarted.
-    """
-
-    def begin() -> Deferred[None]:
-        reactor.addSystemEventTrigger("before", "shutdown", launcher.stopService)
-        if launcher.state == "initial":
-            launcher.startService()
-        ended: Deferred[None] = launcher.when_ended()
-        return ended
-
-    # Another reactor than the global one is a test's, and so is the log.
-    if reactor is sys.modules.get("twisted.internet.reactor") and not is_log_begun():
-        begin_log(settings())
-    if reactor.running:
-        return begin()
-    outcome: list[Failure | None] = []
-
-    def end(result: Failure | None) -> None:
-        outcome.append(result)
-        stop_reactor(reactor)
-
-    reactor.callWhenRunning(lambda: begin().addBoth(end))
-    with _handlers_given_back():
-        try:
-            reactor.run()
-        except ReactorNotRestartable:
-            raise RuntimeError(
-                "the reactor has already run and cannot be restarted: call wait() once, for all servers"
-            ) from None
-    if outcome and outcome[0] is not None:
-        raise SystemExit(_status_of(outcome[0].value))
-    return None
-
-
-@contextmanager
-def _handlers_given_back() -> Iterator[None]:
-    """Restore signal handlers after reactor.run(): Twisted leaves its own, which would swallow later signals."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    former = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-
-# Note [Signals after the end]
-#
-# After wait(), the script has its own handlers again, and SIGTERM kills it like any program. But a script whose wait()
-# was ended by a signal is about to exit with its status. A second SIGTERM during interpreter shutdown (sent to a
-# process group and to its leader, or by an impatient operator) would turn a clean drain into "killed by SIGTERM".
-# So interpreter shutdown ignores both signals.
-
-
-def keep_status() -> None:
-    """Ignore SIGTERM and SIGINT during interpreter shutdown, unless the script has its own handlers.
-
-    Called when a signal has ended wait(). See Note [Signals after the end].
-    """
-
-    @atexit.register
-    def ignore() -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                if signal.getsignal(number) in {signal.SIG_DFL, signal.default_int_handler}:
-                    signal.signal(number, signal.SIG_IGN)

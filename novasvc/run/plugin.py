@@ -19,7 +19,7 @@ from novasvc.run.process_tree import ProcessTree
 from novasvc.run.services import deployments, make_parts
 from novasvc.telemetry.logfiles import open_log
 from novasvc.telemetry.logs import NO_NODE, make_observer
-from novasvc.workers.supervisor import ServerWrapper
+from novasvc.workers.servers import ServerWrapper
 
 
 class Options(usage.Options):

@@ -17,15 +17,9 @@ from novasvc.errors import NovasvcError, StateError, describe
 from novasvc.interfaces import IInterruptible, IRebuildable, IReplaceable, IWaitable
 from novasvc.node.lifecycle import Lifecycle
 from novasvc.node.lifecycle_service import LifecycleService
-from novasvc.run.launcher import (
-    SignalExit,
-    environment,
-    keep_status,
-    log_settings,
-    read_environment,
-    run_until_ended,
-)
+from novasvc.run.environment import environment, log_settings, read_environment
 from novasvc.run.process import end_process, is_alone, stop_reactor
+from novasvc.run.waiting import SignalExit, keep_status, run_until_ended
 from novasvc.telemetry import flight
 from novasvc.telemetry.logfiles import rotate_at_signal
 from novasvc.telemetry.logs import pluralize
@@ -33,18 +27,11 @@ from novasvc.telemetry.stalls import StallWatch
 from novasvc.workers.control.listener import ControlSocket
 from novasvc.workers.errors import OrphansError, WorkerFailedError
 from novasvc.workers.exit_status import UNSUPERVISED
+from novasvc.workers.servers import Reread, ServerWrapper, Sockets, check_names, check_workers, open_sockets
 from novasvc.workers.signals import Signals
 from novasvc.workers.slot import HURRY_TIMEOUT
 from novasvc.workers.specification import pickle_server
-from novasvc.workers.supervisor import (
-    Reread,
-    ServerWrapper,
-    Sockets,
-    Supervisor,
-    check_names,
-    check_workers,
-    open_sockets,
-)
+from novasvc.workers.supervisor import Supervisor
 from novasvc.workers.systemd import SystemdNotifier, Watchdog
 from novasvc.workers.title import set_title
 

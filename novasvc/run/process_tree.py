@@ -18,13 +18,13 @@ from novasvc.errors import NovasvcError
 from novasvc.interfaces import IWebPage
 from novasvc.node.runtime import Runtime
 from novasvc.node.tree import ServiceTree
+from novasvc.run.environment import log_changes, log_settings
 from novasvc.run.greeting import greeting
-from novasvc.run.launcher import log_changes, log_settings
 from novasvc.run.process import Process, end_process, is_alone, lift_limit
 from novasvc.run.process_launcher import ProcessLauncher
 from novasvc.run.services import make_applications, make_front, make_own, make_parts
 from novasvc.workers.errors import ReloadError
-from novasvc.workers.supervisor import Reread, ServerWrapper
+from novasvc.workers.servers import Reread, ServerWrapper
 
 _log = Logger()
 
@@ -41,7 +41,7 @@ class ProcessTree(ServiceTree):
         self._configuration = configuration
         self._reactor = reactor
         self._observer = observer
-        self._plant: Callable[[], None] = nothing
+        self._make_remaining: Callable[[], None] = nothing
         self._helpers = MultiService()
         self._process: Process | None = None
         self._observer_beside: ILogObserver | None = None
@@ -75,8 +75,8 @@ class ProcessTree(ServiceTree):
         runtime = Runtime.from_settings(self._configuration.settings, self._reactor)
         applications = make_applications(runtime)
 
-        def plant() -> None:
-            self._plant = nothing
+        def make_remaining() -> None:
+            self._make_remaining = nothing
             for application in applications:
                 application.disownServiceParent()  # to add them again behind the services
             for part in make_own(runtime, applications):
@@ -89,9 +89,9 @@ class ProcessTree(ServiceTree):
         for part in [*make_front(runtime, self), *applications]:
             self._remember_api(part)
             part.setServiceParent(self)
-        self._plant = plant
+        self._make_remaining = make_remaining
         if not later:
-            plant()
+            make_remaining()
         self._process = Process(self._reactor, self, lambda: self._restart_here(read), grace)
         self._process.setServiceParent(self._helpers)
 
@@ -137,7 +137,7 @@ class ProcessTree(ServiceTree):
             globalLogPublisher.addObserver(self._observer_beside)
         warn_of_unreadable(self._configuration.settings)
         try:
-            self._plant()
+            self._make_remaining()
         except NovasvcError as error:
             _log.critical("{error}", error=error)
             self._end_failed()
@@ -157,7 +157,7 @@ class ProcessTree(ServiceTree):
             globalLogPublisher.removeObserver(self._observer_beside)
 
     def _greet(self, _: None) -> None:
-        settle_collector()
+        tune_garbage_collector()
         # Not sys.stdout: twistd has redirected that to the log.
         if not self._configuration.settings.log_json and sys.__stdout__ is not None:
             sys.__stdout__.write(greeting(self._configuration, "" if self._api is None else self._api.login_url))
@@ -197,7 +197,7 @@ def nothing() -> None:
     """Do nothing: no part is left to make."""
 
 
-def settle_collector() -> None:
+def tune_garbage_collector() -> None:
     """Exempt the objects of the start from garbage collection, and collect less often."""
     # Note [Garbage collection]
     #

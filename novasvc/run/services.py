@@ -13,7 +13,7 @@ from novasvc.node.runtime import Runtime
 from novasvc.node.service import Service
 from novasvc.node.tree import ServiceTree
 from novasvc.node.wsgi import WSGIService
-from novasvc.workers.supervisor import ServerWrapper
+from novasvc.workers.servers import ServerWrapper
 
 if TYPE_CHECKING:
     from novasvc.api.service import APIService

@@ -6,10 +6,11 @@ from typing import Any
 from novasvc.node.service import Service
 from novasvc.node.tree import ServiceTree as _ServiceTree
 from novasvc.node.wsgi import WSGIService
-from novasvc.run.launcher import Launcher, ServiceLauncher, SignalExit
+from novasvc.run.launcher import Launcher, ServiceLauncher
 from novasvc.run.process_launcher import ProcessLauncher
 from novasvc.run.script import serve, wait
-from novasvc.workers.supervisor import ServerWrapper
+from novasvc.run.waiting import SignalExit
+from novasvc.workers.servers import ServerWrapper
 
 __all__ = [
     "Launcher",

@@ -10,11 +10,12 @@ import mmap
 import struct
 import time
 from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC, datetime
 from itertools import count, islice
 from zlib import crc32
 
 import attrs
+
+from novasvc.telemetry.timestamps import iso_time
 
 # Note [A ring that can be read at any moment]
 #
@@ -191,8 +192,4 @@ def dump_text(recorder: FlightRecorder) -> str:
 
 
 def _time(seconds: float) -> str:
-    try:
-        moment = datetime.fromtimestamp(seconds, UTC)
-    except (ValueError, OverflowError, OSError):  # the host's clock was out of datetime's range
-        return f"{seconds!r} s"
-    return f"{moment.replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"
+    return iso_time(seconds).replace("+00:00", "Z")

@@ -13,7 +13,6 @@ write a coroutine, or wrap the callback: ``d.addCallback(partial(copy_context().
 import json
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from datetime import UTC, datetime
 from typing import Any, TextIO
 
 import attrs
@@ -29,6 +28,7 @@ from twisted.logger import (
 from zope.interface import implementer
 
 from novasvc.context import current_context
+from novasvc.telemetry.timestamps import iso_time
 
 NO_NODE: Mapping[str, str | None] = {"host": None, "binary": None, "topic": None}
 
@@ -112,7 +112,7 @@ def make_observer(
 
 
 def _time(event: LogEvent) -> str:
-    return datetime.fromtimestamp(event.get("log_time", 0.0), UTC).isoformat(timespec="milliseconds")
+    return iso_time(event.get("log_time", 0.0))
 
 
 def _level(event: LogEvent) -> str:

@@ -1,5 +1,7 @@
 """Errors of supervisors and workers."""
 
+from typing import ClassVar
+
 import attrs
 
 from novasvc.errors import NovasvcError, ProblemError
@@ -41,48 +43,43 @@ class ReloadError(SupervisionError):
 
 
 @attrs.define
-class DrainError(SupervisionError):
-    """A worker that cannot be drained and replaced.
+class CommandError(SupervisionError):
+    """Base class of errors of a command that cannot be executed.
 
-    :param number: of the worker.
-    :param problem: the reason, and the consequence.
+    The names of the classes are the error types of the control protocol.
+
+    :param subject: what the command is about; a subclass says what it is in ``about``.
+    :param problem: the reason, and the consequence or what to give instead.
     """
 
-    number: int
+    about: ClassVar[str]
+
+    subject: object
     problem: str
 
     def __str__(self) -> str:
-        return f"cannot drain worker {self.number}: {self.problem}"
+        return f"{self.about.format(self.subject)}: {self.problem}"
 
 
-@attrs.define
-class NoSuchWorkerError(SupervisionError):
+class DrainError(CommandError):
+    """A worker that cannot be drained and replaced; the subject is its number."""
+
+    about = "cannot drain worker {}"
+
+
+class ResizeError(CommandError):
+    """An impossible number of workers, which is the subject."""
+
+    about = "cannot run {} workers"
+
+
+class NoSuchWorkerError(CommandError):
     """No worker has this number, or no server this name.
 
-    :param wanted: "worker 7", "server 'api'".
-    :param known: the existing ones.
+    The subject is "worker 7" or "server 'api'"; the problem lists the existing ones.
     """
 
-    wanted: str
-    known: str
-
-    def __str__(self) -> str:
-        return f"there is no {self.wanted}; there are: {self.known}"
-
-
-@attrs.define
-class ResizeError(SupervisionError):
-    """An impossible number of workers.
-
-    :param wanted: the rejected value.
-    :param problem: the reason, and what to give instead.
-    """
-
-    wanted: str
-    problem: str
-
-    def __str__(self) -> str:
-        return f"cannot run {self.wanted} workers: {self.problem}"
+    about = "there is no {}; there are"
 
 
 class ControlError(SupervisionError, ProblemError):

@@ -1,8 +1,12 @@
-"""How servers end, and the exit status that follows."""
+"""How servers and processes end, and the exit status that follows."""
 
+import contextlib
+import os
+import signal
 from collections.abc import Coroutine
 from typing import Any, cast
 
+import attrs
 from twisted.application.service import IService, IServiceCollection
 from twisted.internet.defer import Deferred
 
@@ -22,6 +26,36 @@ FORCED = 0.3
 
 UNSUPERVISED = 60.0
 """Drain timeout of a worker without a supervisor if graceful_shutdown_timeout is 0: nobody else would stop it."""
+
+
+@attrs.frozen
+class Exit:
+    """How a process ended.
+
+    :param status: wait status, as from waitpid; None if unknown.
+    """
+
+    status: int | None
+
+    @property
+    def signal(self) -> int | None:
+        """The signal that killed it, or None."""
+        return os.WTERMSIG(self.status) if self.status is not None and os.WIFSIGNALED(self.status) else None
+
+    @property
+    def code(self) -> int | None:
+        """Its exit status, or None."""
+        return os.WEXITSTATUS(self.status) if self.status is not None and os.WIFEXITED(self.status) else None
+
+    def __str__(self) -> str:
+        if self.status is None:
+            return "exited with an unknown status"
+        if self.code is not None:
+            return f"exited with status {self.code}"
+        number = self.signal or 0
+        with contextlib.suppress(ValueError):
+            return f"was killed by {signal.Signals(number).name}"
+        return f"was killed by signal {number}"
 
 
 def end_of(server: Any) -> Deferred[Any] | None:

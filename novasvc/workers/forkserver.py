@@ -97,7 +97,7 @@ class NoReactor(importlib.abc.MetaPathFinder):
 
 
 @contextlib.contextmanager
-def installing_none() -> Iterator[None]:
+def reactor_forbidden() -> Iterator[None]:
     """Prevent the installation of a reactor in this context."""
     finder = NoReactor()
     sys.meta_path.insert(0, finder)
@@ -112,7 +112,7 @@ def preload(modules: Iterable[str], begin: Callable[[str], object]) -> None:
 
     :param begin: called with each name before the import, which may hang or kill the process.
     """
-    with installing_none():
+    with reactor_forbidden():
         for module in modules:
             begin(module)
             with contextlib.suppress(Exception, SystemExit):
@@ -130,7 +130,7 @@ def run_main(kind: str, name: str) -> str | None:
     sys.modules["__main__"] = sys.modules[_MAIN] = module
     run = runpy.run_module if kind == "module" else runpy.run_path
     try:
-        with installing_none():
+        with reactor_forbidden():
             module.__dict__.update(run(name, run_name=_MAIN))
     except (Exception, SystemExit) as error:  # noqa: BLE001 - foreign code
         return f"the program's main module cannot be imported by workers: {type(error).__name__}: {error}"
@@ -180,7 +180,7 @@ class ForkServer:
                 self._reap()
             if self._control in ready and not self._receive():
                 break
-        self._outlive()
+        self._reap_orphans()
 
     def _receive(self) -> bool:
         """Read and handle messages; return False if the supervisor is gone."""
@@ -214,15 +214,15 @@ class ForkServer:
             return
         sys.path[:] = message["path"]
         sys.argv[:] = message["argv"]
-        preload([*PRELOAD, *message["preload"]], self._say_importing)
+        preload([*PRELOAD, *message["preload"]], self._report_import)
         if message["main"] is not None:
-            self._say_importing(message["main"][1])
+            self._report_import(message["main"][1])
             self._problem = run_main(*message["main"])
-        self._say_importing(None)
-        self._observer = importlib.import_module("novasvc.workers.worker").SwitchableObserver()
+        self._report_import(None)
+        self._observer = importlib.import_module("novasvc.workers.switchable_log").SwitchableObserver()
         # Made before the first fork, so that all workers share it: they find requests that a dead sibling never began.
         self._backlog = importlib.import_module("novasvc.rpc.backlog").SharedBacklog()
-        with installing_none(), contextlib.suppress(Exception):
+        with reactor_forbidden(), contextlib.suppress(Exception):
             importlib.import_module(_WARMUP).warm_up()
         gc.collect()
         gc.freeze()
@@ -235,17 +235,17 @@ class ForkServer:
         try:
             pid = os.fork()
         except OSError as error:
-            self._say({"failed": key, "problem": f"fork failed: {error.strerror}"})
+            self._send({"failed": key, "problem": f"fork failed: {error.strerror}"})
         else:
             if pid == 0:
-                self._be_worker(parameters, descriptors, page)
+                self._run_worker(parameters, descriptors, page)
             self._children.add(pid)
-            self._say({"forked": key, "pid": pid})
+            self._send({"forked": key, "pid": pid})
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED)
         for descriptor in descriptors:
             os.close(descriptor)
 
-    def _be_worker(self, parameters: dict[str, Any], descriptors: Sequence[int], page: int | None) -> NoReturn:
+    def _run_worker(self, parameters: dict[str, Any], descriptors: Sequence[int], page: int | None) -> NoReturn:
         """Become a worker; see :func:`novasvc.workers.worker.run`.
 
         :param page: of the shared backlog; None if it has no free page.
@@ -259,7 +259,7 @@ class ForkServer:
             # follow later. Not SIG_IGN: programs that a worker executes would inherit it.
             for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGRTMIN):
                 signal.signal(number, lambda _number, _frame: None)
-            self._leave_to_others()
+            self._close_descriptors()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED)
             from novasvc.workers.worker import run  # noqa: PLC0415 - preloaded by now
 
@@ -273,7 +273,7 @@ class ForkServer:
                     stream.flush()  # type: ignore[union-attr]
             os._exit(status & 0xFF)
 
-    def _leave_to_others(self) -> None:
+    def _close_descriptors(self) -> None:
         """Close the forkserver's own descriptors in a worker, and those queued for later workers."""
         # The supervisor detects a worker's exit by the close of its pipe: no sibling may keep a copy of it.
         self._selector.close()
@@ -286,12 +286,12 @@ class ForkServer:
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 pid, status = ended
                 self._children.discard(pid)
-                self._say({"ended": pid, "status": status})
+                self._send({"ended": pid, "status": status})
 
-    def _say_importing(self, what: str | None) -> None:
-        self._say({"importing": what})
+    def _report_import(self, what: str | None) -> None:
+        self._send({"importing": what})
 
-    def _say(self, message: dict[str, Any]) -> None:
+    def _send(self, message: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):  # the supervisor is gone; the next read notices
             self._control.sendall(json.dumps(message).encode() + b"\n")
 
@@ -300,7 +300,7 @@ class ForkServer:
         if not self._children:
             os._exit(1)
 
-    def _outlive(self) -> None:
+    def _reap_orphans(self) -> None:
         """Reap orphaned workers until the grace is over, then kill those that remain."""
         deadline = time.monotonic() + self._grace + _SLACK
         while self._children and time.monotonic() < deadline:

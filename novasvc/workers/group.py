@@ -211,9 +211,9 @@ class WorkerGroup:
             for other in others
             if other.process is not None and other.state == "draining"
         ]
-        told = await gatherResults(asking, consumeErrors=True)
+        answers = await gatherResults(asking, consumeErrors=True)
         # A worker of another version may not know this query: accept only a list.
-        known = any(isinstance(operations, list) and request_id in operations for operations in told)
+        known = any(isinstance(operations, list) and request_id in operations for operations in answers)
         return UNDER_WAY if request_id and known else NOBODY
 
     def _leave(self, slot: Slot) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from typing import Any, Protocol
 
-import attrs
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import deferLater
@@ -18,8 +17,10 @@ from twisted.python.failure import Failure
 
 from novasvc.telemetry.flight import Event
 from novasvc.workers.diagnostics import DUMP, DiagnosticsFile
+from novasvc.workers.exit_status import Exit
 from novasvc.workers.forkserver_client import ForkserverClient
 from novasvc.workers.pipe import Pipe, PipeMessage, adopt
+from novasvc.workers.procfs import private_memory, zombie_status
 
 _REAP_TIMEOUT = 1.0
 """Seconds to wait for the exit report after the pipe has closed, or the reverse; usually both come together."""
@@ -33,36 +34,6 @@ _LOOKS = 50
 
 _ANSWER_TIMEOUT = 1.0
 """Seconds for a worker to report its running calls."""
-
-
-@attrs.frozen
-class Exit:
-    """How a process ended.
-
-    :param status: wait status, as from waitpid; None if unknown.
-    """
-
-    status: int | None
-
-    @property
-    def signal(self) -> int | None:
-        """The signal that killed it, or None."""
-        return os.WTERMSIG(self.status) if self.status is not None and os.WIFSIGNALED(self.status) else None
-
-    @property
-    def code(self) -> int | None:
-        """Its exit status, or None."""
-        return os.WEXITSTATUS(self.status) if self.status is not None and os.WIFEXITED(self.status) else None
-
-    def __str__(self) -> str:
-        if self.status is None:
-            return "exited with an unknown status"
-        if self.code is not None:
-            return f"exited with status {self.code}"
-        number = self.signal or 0
-        with contextlib.suppress(ValueError):
-            return f"was killed by {signal.Signals(number).name}"
-        return f"was killed by signal {number}"
 
 
 class ProcessListener(Protocol):
@@ -134,11 +105,7 @@ class WorkerProcess:
     @property
     def memory(self) -> int | None:
         """Private memory in bytes; None if the process is gone."""
-        try:
-            with open(f"/proc/{self.pid}/smaps_rollup", encoding="ascii") as figures:  # noqa: PTH123 - no file for a Path
-                return sum(int(line.split()[1]) * 1024 for line in figures if line.startswith("Private_"))
-        except OSError:
-            return None
+        return None if self.pid is None else private_memory(self.pid)
 
     @property
     def stacks(self) -> str:
@@ -284,7 +251,7 @@ class WorkerProcess:
     def _unreported(self) -> None:
         status = None
         if self.pid is not None and self._forkserver.reports(self.pid):
-            status = _status(self.pid)
+            status = zombie_status(self.pid)
             if status is None and self._reactor.seconds() < self._deadline:
                 self._timer = None
                 self._wait(self._unreported, _REAP_TIMEOUT)
@@ -310,16 +277,6 @@ class WorkerProcess:
         questions, self._questions = self._questions, {}
         for question in questions.values():
             question.callback(None)
-
-
-def _status(pid: int) -> int | None:
-    """Return the wait status of a zombie that its (perhaps stopped) forkserver has not reaped; None otherwise."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as figures:  # noqa: PTH123 - no file for a Path
-            state, *_, status = figures.read().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return int(status) if state == "Z" else None
 
 
 Launch = Callable[[ProcessListener], WorkerProcess]

@@ -20,20 +20,18 @@ class RestartPolicy:
 
     :param budget: tolerated exits within ``window``.
     :param window: seconds.
-    :param crash_loop: "auto", "exit" or "retry": what to do when the budget is exhausted.
     :param retry: backoff in seconds, for the nth restart after consecutive early exits (the first is immediate), and
         for the nth exit beyond the budget of workers that had started.
     """
 
     budget: int = 5
     window: float = 60.0
-    crash_loop: str = "auto"
     retry: RetryPolicy = attrs.field(factory=jittered_backoff)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "RestartPolicy":
         """Make the policy that the settings describe."""
-        return cls(settings.worker_restart_budget, settings.worker_restart_window, settings.worker_crash_loop)
+        return cls(settings.worker_restart_budget, settings.worker_restart_window)
 
 
 @attrs.define

@@ -18,9 +18,9 @@ from novasvc.reactor.machine import build_machine
 from novasvc.telemetry import metrics
 from novasvc.telemetry.flight import format_events
 from novasvc.telemetry.logs import pluralize
-from novasvc.workers.exit_status import ABANDONED, FORCED
+from novasvc.workers.exit_status import ABANDONED, FORCED, Exit
 from novasvc.workers.pipe import PipeMessage
-from novasvc.workers.process import Exit, Launch, WorkerProcess
+from novasvc.workers.process import Launch, WorkerProcess
 from novasvc.workers.restart_policy import History, RestartPolicy, Throttle
 
 _log = Logger()
@@ -122,7 +122,7 @@ class Slot:
     _entered_at: float = attrs.field(default=0.0, init=False)
     _ready_at: float | None = attrs.field(default=None, init=False)
     _aborted: bool = attrs.field(default=False, init=False)
-    _told_to_end_now: bool = attrs.field(default=False, init=False)
+    _hurried: bool = attrs.field(default=False, init=False)
     _killed: bool = attrs.field(default=False, init=False)
     _failed: bool = attrs.field(default=False, init=False)
     _exit_signal: int | None = attrs.field(default=None, init=False)
@@ -226,10 +226,10 @@ class Slot:
         }  # by the kernel for want of memory, say
         assert self.process is not None
         if crashed or killed_externally:
-            self._log_remains(how, self.process.stacks or "none were written" if crashed else "")
+            self._log_post_mortem(how, self.process.stacks or "none were written" if crashed else "")
         self._machine.ended(str(how))
 
-    def _log_remains(self, how: Exit, stacks: str) -> None:
+    def _log_post_mortem(self, how: Exit, stacks: str) -> None:
         """Log the stacks and last events of a dead process.
 
         :param stacks: "" if it was killed before it could write them.
@@ -250,7 +250,7 @@ class Slot:
         self.enter()
         self._throttle.forked(self._clock.seconds(), after_death=self.restarts > 0)
         self._ready_at, self._final, self.trouble = None, "", None
-        self._aborted = self._told_to_end_now = self._killed = self._failed = False
+        self._aborted = self._hurried = self._killed = self._failed = False
         self.arm(self.timeouts.start)
         try:
             self.process = self._launch(self)
@@ -292,7 +292,7 @@ class Slot:
     def drain_unready(self) -> None:
         """Drain a process that is not ready, and so serves nobody yet: nothing to finish."""
         self.begin_drain()
-        self.end_now()
+        self.hurry_drain()
 
     def drain_hung(self) -> None:
         """Kill a hung process instead of draining it."""
@@ -304,18 +304,18 @@ class Slot:
         self.enter()
         self.arm(self.timeouts.drain)
 
-    def end_now(self) -> None:
+    def hurry_drain(self) -> None:
         """Tell the process to cancel its work and exit; SIGKILL follows."""
-        self._tell_to_hurry(HURRY_TIMEOUT / 2)
+        self._hurry_process(HURRY_TIMEOUT / 2)
         if self._timer is None or self._timer.getTime() > self._clock.seconds() + HURRY_TIMEOUT:
             self.arm(HURRY_TIMEOUT)
 
     def drain_timed_out(self) -> None:
         """Handle the drain timeout: cancel running work first, kill on the second expiry."""
-        if self._told_to_end_now:
+        if self._hurried:
             self._kill()
         else:
-            self._tell_to_hurry(ABANDONED)
+            self._hurry_process(ABANDONED)
             self.arm(FORCED)
 
     def note_exit(self, how: str) -> None:
@@ -355,7 +355,7 @@ class Slot:
     def note_drained(self, how: str) -> None:
         """Record how a drained process exited, and close the slot."""
         finished = self.process is None or self.process.finished or self._ready_at is None
-        self.cut = self._told_to_end_now and not finished
+        self.cut = self._hurried and not finished
         if self.cut and not self._killed:  # a kill has been logged already
             _log.warn("{worker} was interrupted: it {how}; {lost}", worker=self, how=how, lost=_LOST)
         else:
@@ -406,13 +406,13 @@ class Slot:
         """Send SIGABRT, at which faulthandler writes the stacks; SIGKILL follows."""
         _log.error("{worker} hangs: {problem}; aborting it", worker=self, problem=problem)
         self.trouble = problem
-        self._aborted = self._told_to_end_now = True
+        self._aborted = self._hurried = True
         metrics.worker_hangs.at(self.name).value += 1
         self.signal(SIGABRT)
         self.arm(ABORT_TIMEOUT)
 
-    def _tell_to_hurry(self, seconds: float) -> None:
-        self._told_to_end_now = True
+    def _hurry_process(self, seconds: float) -> None:
+        self._hurried = True
         if self.process is not None:
             self.process.hurry(seconds)
 
@@ -450,7 +450,7 @@ _make_slot = build_machine(
         ("hung", _INPUT.drain, "draining", Slot.drain_hung),
         ("ready", _INPUT.leave, "leaving", Slot.note_drain),
         ("leaving", _INPUT.drain, "draining", None),  # only the replacement is cancelled
-        ("draining", _INPUT.hurry, "", Slot.end_now),
+        ("draining", _INPUT.hurry, "", Slot.hurry_drain),
         ("draining | leaving", _INPUT.elapsed, "", Slot.drain_timed_out),
         ("draining | leaving", _INPUT.stalled, "", Slot.abort_blocked_drain),
         ("draining", _INPUT.ended, "ended", Slot.note_drained),

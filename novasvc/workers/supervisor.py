@@ -1,107 +1,34 @@
 """The supervisor: starts, replaces, resizes, reloads and drains the workers of all servers."""
 
-import os
-import socket
-import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
-from datetime import UTC, datetime
-from typing import Any, Protocol, cast
+from collections.abc import Sequence
+from typing import Any, Protocol
 
-import attrs
-from twisted.internet.defer import CancelledError, Deferred, DeferredList, gatherResults, succeed
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from novasvc.config import Configuration, Settings
+from novasvc.config import Configuration
 from novasvc.config.show import changes
 from novasvc.errors import NovasvcError
-from novasvc.interfaces import IPreforkable, ISupervisor
-from novasvc.telemetry.logfiles import LogFile
+from novasvc.interfaces import ISupervisor
 from novasvc.telemetry.logs import pluralize
-from novasvc.workers.aggregation import collect_health, collect_metrics, row
-from novasvc.workers.errors import (
-    DrainError,
-    NoSuchWorkerError,
-    NotPreforkableError,
-    ReloadError,
-    ResizeError,
-    WorkerFailedError,
+from novasvc.workers.errors import DrainError, NoSuchWorkerError, ReloadError, ResizeError, WorkerFailedError
+from novasvc.workers.group import WorkerGroup
+from novasvc.workers.groups import WorkerGroups
+from novasvc.workers.inspection import Row, collect_dumps, collect_health, collect_metrics, worker_rows
+from novasvc.workers.servers import (
+    MAX_WORKERS,
+    Reread,
+    ServerWrapper,
+    Sockets,
+    check_names,
+    check_workers,
+    close_sockets,
+    open_sockets,
 )
-from novasvc.workers.forkserver_client import ForkserverClient
-from novasvc.workers.group import WorkerGroup, WorkerTemplate
-from novasvc.workers.restart_policy import RestartPolicy
-from novasvc.workers.slot import Slot, WorkerTimeouts
-from novasvc.workers.specification import pickle_server, server_name
-from novasvc.workers.systemd import CHILD_VARIABLES
+from novasvc.workers.slot import Slot
 
 _log = Logger()
-
-MAX_WORKERS = 1024
-"""Workers per server; a larger number is taken for a typing error."""
-
-Row = dict[str, Any]
-Sockets = Mapping[str, Sequence[socket.socket]]
-"""Listening sockets by the name of their server."""
-
-
-@attrs.define(eq=False)
-class ServerWrapper:
-    """A server and its number of worker processes.
-
-    :param server: provides IService, or takes a reactor and returns such a one; see
-        :func:`novasvc.workers.specification.pickle_server`.
-    :param workers: number of processes, > 0.
-    :ivar children: process ids of its current workers. For those of all servers of a launcher, see
-        :attr:`novasvc.service.ProcessLauncher.children`.
-    :ivar forktimes: reactor times of recent forks, for whatever reason.
-    :ivar configured: the number given at construction; an operator may change ``workers`` at run time.
-    Source: nova.service.ServerWrapper.
-    """
-
-    server: Any
-    workers: int
-    configured: int = attrs.field(init=False, repr=False)
-    group: WorkerGroup | None = attrs.field(default=None, init=False, repr=False)
-
-    @configured.default
-    def _as_given(self) -> int:
-        return self.workers
-
-    @property
-    def name(self) -> str:
-        """The server's name, as operators see it."""
-        return server_name(self.server)
-
-    @property
-    def children(self) -> set[int]:
-        """The process ids of the workers."""
-        return {slot.process.pid for slot in self.group or () if slot.process is not None and slot.process.pid}
-
-    @property
-    def forktimes(self) -> list[float]:
-        """Reactor times of recent forks."""
-        return [] if self.group is None else list(self.group.throttle.times)
-
-
-Reread = Callable[[], tuple[Configuration, Sequence[ServerWrapper] | None]]
-"""Reads the configuration again; returns it with its servers, or with None to keep the present servers."""
-
-
-def open_sockets(wrappers: Sequence[ServerWrapper], held: Sockets) -> Sockets:
-    """Open the listening sockets of preforkable servers.
-
-    :param held: sockets of the servers being replaced, to reuse.
-    :raises NovasvcError: an address cannot be bound; all new sockets are closed again.
-    """
-    opened: dict[str, Sequence[socket.socket]] = {}
-    try:
-        for wrapper in wrappers:
-            shares = IPreforkable.providedBy(wrapper.server)
-            opened[wrapper.name] = [*wrapper.server.open_sockets(held.get(wrapper.name, ()))] if shares else []
-    except BaseException:
-        _close(opened, but=held)
-        raise
-    return opened
 
 
 class Owner(Protocol):
@@ -142,26 +69,17 @@ class Supervisor:
         self._reactor = reactor
         self.configuration = configuration
         self._reread = reread
-        self._log_path = os.path.abspath(log_file) if log_file else ""  # noqa: PTH100 - links are kept: the name is reopened
-        self._log_file = LogFile(log_file) if log_file else None
         self._owner = owner
-        self._groups: list[WorkerGroup] = []
-        self._leaving: list[WorkerGroup] = []
-        self._forkservers: list[ForkserverClient] = []
+        self._groups = WorkerGroups(reactor, log_file, self._give_up)
         self._sockets: Sockets = {}
-        self._lock: int | None = None
         self.wrappers: Sequence[ServerWrapper] = ()
         self._reloading: Deferred[list[Row]] | None = None
         self._started = self._ending = self.cut = False
 
     @property
-    def _settings(self) -> Settings:
-        return self.configuration.settings
-
-    @property
     def slots(self) -> list[Slot]:
         """All worker slots."""
-        return [slot for group in (*self._groups, *self._leaving) for slot in group]
+        return self._groups.slots
 
     @property
     def status(self) -> str:
@@ -192,12 +110,9 @@ class Supervisor:
             until the last of them exits. See :class:`novasvc.workers.control.path_lock.PathLock`.
         :return: Deferred, fired when each worker has been ready.
         """
-        self._lock = lock
+        self._groups.lock = lock
         self.wrappers, self._sockets = list(wrappers), sockets
-        for wrapper, template in zip(wrappers, self._make_templates(wrappers, sockets), strict=True):
-            self._groups.append(self._make_group(wrapper, template))
-        started = [group.start() for group in self._groups]
-        return gatherResults(started, consumeErrors=True).addCallback(self._note_started)
+        return self._groups.start(wrappers, self.configuration.settings, sockets).addCallback(self._note_started)
 
     def _note_started(self, _: object) -> None:
         self._started = True
@@ -210,81 +125,28 @@ class Supervisor:
         self._ending = True
         if self._reloading is not None:
             self._reloading.cancel()
-        drained = DeferredList([group.drain() for group in (*self._groups, *self._leaving)], consumeErrors=True)
+        drained = self._groups.drain()
         # Workers still accept what is in the backlog. With our copies closed, the last worker to exit closes the
         # address, so new clients are refused instead of waiting in a backlog that nobody serves.
-        _close(self._sockets, but={})
-        return drained.addCallback(self._note_cut, self.slots).addCallback(lambda _: self._close())
+        close_sockets(self._sockets, but={})
+        return drained.addCallback(self._drained)
 
-    def _note_cut(self, _: object, slots: Sequence[Slot]) -> None:
-        self.cut = any(slot.cut for slot in slots)
+    def _drained(self, cut: bool) -> None:  # noqa: FBT001 - the result of the drain
+        self.cut = cut
+        close_sockets(self._sockets, but={})
+        self._sockets = {}
 
     def hurry(self) -> None:
         """Make all workers cancel their work and exit now."""
-        for group in (*self._groups, *self._leaving):
-            group.hurry()
+        self._groups.hurry()
 
     def check(self) -> None:
         """Check for blocked workers, and for a rotated log file. Called about once a second."""
-        for slot in self.slots:
-            slot.check()
-        if self._log_file is not None and self._log_file.follow():
-            self._pass_on_log()
+        self._groups.check()
 
     def rotate_log(self) -> None:
         """Reopen the log file, unless that has been done."""
-        if self._log_file is not None and self._log_file.rotate():
-            self._pass_on_log()
-
-    def _pass_on_log(self) -> None:
-        for forkserver in self._forkservers:
-            forkserver.pass_on_log()
-
-    def _close(self) -> Deferred[None]:
-        closed = DeferredList([forkserver.close() for forkserver in self._forkservers], consumeErrors=True)
-        _close(self._sockets, but={})
-        self._forkservers, self._groups, self._leaving, self._sockets = [], [], [], {}
-        return closed.addCallback(lambda _: self._close_log())
-
-    def _close_log(self) -> None:
-        log_file, self._log_file = self._log_file, None
-        if log_file is not None:
-            log_file.close()
-
-    # -- templates and groups ------------------------------------------------------------
-
-    def _make_group(self, wrapper: ServerWrapper, template: WorkerTemplate) -> WorkerGroup:
-        wrapper.group = WorkerGroup(wrapper.workers, template, self._reactor, self._take_number, self._give_up)
-        return wrapper.group
-
-    def _make_templates(self, wrappers: Sequence[ServerWrapper], sockets: Sockets) -> list[WorkerTemplate]:
-        settings = self._settings
-        servers = [pickle_server(wrapper.server) for wrapper in wrappers]
-        modules = frozenset[str]().union(*(server.modules for server in servers)) - {"__main__", "builtins"}
-        main = next((server.main for server in servers if server.main is not None), None)
-        environment = {name: value for name, value in os.environ.items() if name not in CHILD_VARIABLES}
-        forkserver = ForkserverClient(
-            self._reactor, sorted(modules), main, environment, self._log_file, lock=self._lock
-        )
-        forkserver.start()
-        self._forkservers.append(forkserver)
-        parameters = {
-            "reactor": _module_of(self._reactor),
-            "log": {"file": self._log_path, "json": settings.log_json, "level": settings.log_level},
-            "grace": settings.graceful_shutdown_timeout,
-            "watchdog": settings.worker_watchdog,
-        }
-        timeouts = WorkerTimeouts(
-            settings.worker_start_timeout, settings.graceful_shutdown_timeout, settings.worker_watchdog
-        )
-        policy = RestartPolicy.from_settings(settings)
-        return [
-            WorkerTemplate(server, sockets[server.name], forkserver, policy, timeouts, parameters) for server in servers
-        ]
-
-    def _take_number(self) -> int:
-        taken = {slot.number for slot in self.slots}
-        return next(number for number in range(1, len(taken) + 2) if number not in taken)
+        self._groups.rotate_log()
 
     def _give_up(self, slot: Slot, problem: str) -> bool:
         """Decide whether to stop restarting a worker.
@@ -295,7 +157,7 @@ class Supervisor:
         group = next((group for group in self._groups if slot in group.slots), None)
         if group is None:
             return True  # a replacement in a reload: the old worker keeps running
-        settings = self._settings
+        settings = self.configuration.settings
         proven = group.proven and self._started
         if problem:
             if not proven:
@@ -316,17 +178,16 @@ class Supervisor:
 
     def workers(self) -> list[Row]:
         """See :meth:`novasvc.interfaces.ISupervisor.workers`."""
-        return [{**row(slot), **_details(slot)} for slot in sorted(self.slots, key=lambda slot: slot.number)]
+        return worker_rows(self.slots)
 
     def resize(self, count: int, server: str | None) -> None:
         """See :meth:`novasvc.interfaces.ISupervisor.resize`."""
         check_workers(count)
-        names = ", ".join(group.name for group in self._groups) or "none"
         groups = [group for group in self._groups if server in {None, group.name}]
         if server is not None and not groups:
-            raise NoSuchWorkerError(f"server {server!r}", names)
+            raise NoSuchWorkerError(f"server {server!r}", self._groups.names)
         if len(groups) != 1:
-            raise ResizeError(str(count), f"name the server; there are: {names}")
+            raise ResizeError(str(count), f"name the server; there are: {self._groups.names}")
         self._resize(groups[0], count)
 
     def resize_all(self, more: int) -> None:
@@ -368,8 +229,7 @@ class Supervisor:
 
     def dump(self) -> Deferred[Sequence[Row]]:
         """See :meth:`novasvc.interfaces.ISupervisor.dump`."""
-        dumping = gatherResults([Deferred.fromCoroutine(_dump(slot)) for slot in self.slots], consumeErrors=True)
-        return cast(Deferred[Sequence[Row]], dumping)
+        return Deferred.fromCoroutine(collect_dumps(self.slots))
 
     def metrics(self) -> Deferred[Sequence[Row]]:
         """See :meth:`novasvc.interfaces.ISupervisor.metrics`."""
@@ -417,123 +277,21 @@ class Supervisor:
         for change in rows:
             _log.info("reload: {setting} changed from {before} to {after}", **change)
         before = self.configuration, self.wrappers, self._sockets
-        self.configuration, self.wrappers, self._sockets = (
-            configuration,
-            self.wrappers if wrappers is None else wrappers,
-            sockets,
-        )
+        configured = {wrapper.name: wrapper.configured for wrapper in self.wrappers}
+        if wrappers is not None:
+            self.wrappers = wrappers
+        self.configuration, self._sockets = configuration, sockets
         try:
-            await self._replace_all({wrapper.name: wrapper.configured for wrapper in before[1]})
+            await self._groups.replace(self.wrappers, configuration.settings, sockets, configured)
         except BaseException as error:
             self.configuration, self.wrappers, self._sockets = before
-            _close(sockets, but=self._sockets)
+            close_sockets(sockets, but=self._sockets)
             if isinstance(error, NovasvcError | OSError) and not isinstance(error, ReloadError):
                 raise ReloadError(str(error)) from error
             raise
-        _close(before[2], but=self._sockets)
+        close_sockets(before[2], but=self._sockets)
         _log.info("reloaded: all workers were replaced; the old ones are draining")
         return rows
-
-    async def _replace_all(self, configured: Mapping[str, int]) -> None:
-        """Replace the workers of servers that stay, start those that are new, drop the others.
-
-        :param configured: number of workers by server before the reload: a resize by an operator survives the reload
-            unless the configured number changed.
-        """
-        before = {group.name: (group, group.template) for group in self._groups}
-        after: list[tuple[ServerWrapper, WorkerGroup]] = []
-        templates = self._make_templates(self.wrappers, self._sockets)
-        forkserver = self._forkservers[-1]
-        try:
-            for wrapper, template in zip(self.wrappers, templates, strict=True):
-                if wrapper.name in before:
-                    group, _ = before[wrapper.name]
-                    await group.replace_all(template)
-                else:
-                    group = self._make_group(wrapper, template)
-                    self._groups.append(group)
-                    await group.start_and_wait()
-                after.append((wrapper, group))
-        except BaseException as error:
-            await self._roll_back(before.values(), replace=isinstance(error, ReloadError))
-            self._retire(forkserver)
-            raise
-        for group in [group for group in self._groups if all(group is not kept for _, kept in after)]:
-            self._drop(group)
-        for wrapper, group in after:
-            if wrapper.group is None:
-                wrapper.group = group
-                if configured.get(wrapper.name) != wrapper.configured:
-                    group.resize(wrapper.workers)
-            wrapper.workers = group.size
-        for other in self._forkservers:
-            if other is not forkserver:
-                self._retire(other)
-
-    async def _roll_back(self, before: Collection[tuple[WorkerGroup, WorkerTemplate]], *, replace: bool) -> None:
-        """Restore the groups from before a failed reload.
-
-        :param before: the groups and their templates.
-        :param replace: replace workers of the failed template, too; False if the supervisor is shutting down.
-        """
-        for group in [group for group in self._groups if all(group is not former for former, _ in before)]:
-            self._drop(group)
-        for group, template in before:
-            group.template = template
-        for group, template in before if replace else ():
-            try:
-                await group.replace_all(template)
-            except ReloadError as error:
-                _log.error("rolling back the workers of {name} failed: {error}", name=group.name, error=error)
-
-    def _drop(self, group: WorkerGroup) -> None:
-        """Drain the workers of a server that the configuration no longer has."""
-        self._groups.remove(group)
-        self._leaving.append(group)
-        group.drain().addCallback(lambda _: self._leaving.remove(group) if group in self._leaving else None)
-
-    def _retire(self, forkserver: ForkserverClient) -> None:
-        """Shut down a superseded forkserver when the last of its workers has exited."""
-        slots = [slot for group in (*self._groups, *self._leaving) for slot in group.forked_by(forkserver)]
-
-        def close(_: object) -> None:
-            if forkserver in self._forkservers:
-                self._forkservers.remove(forkserver)
-                forkserver.close()
-
-        DeferredList([slot.reaches("ended") for slot in slots], consumeErrors=True).addCallback(close)
-
-
-def _close(sockets: Sockets, *, but: Sockets) -> None:
-    """Close sockets, except those that are also in ``but``."""
-    kept = {id(shared) for these in but.values() for shared in these}
-    for shared in (shared for these in sockets.values() for shared in these):
-        if id(shared) not in kept:
-            shared.close()
-
-
-def check_names(wrappers: Sequence[ServerWrapper]) -> None:
-    """Check that server names are unique.
-
-    :raises NotPreforkableError: two servers have the same name.
-    """
-    names = [wrapper.name for wrapper in wrappers]
-    for name in names:
-        if names.count(name) > 1:
-            problem, remedy = (
-                "another server has the same name",
-                "give each server its own name, by setName or an attribute `name`",
-            )
-            raise NotPreforkableError(name, problem, remedy)
-
-
-def check_workers(workers: object) -> None:
-    """Check a number of workers.
-
-    :raises ResizeError: it is not an integer from 1 to the maximum.
-    """
-    if not isinstance(workers, int) or isinstance(workers, bool) or not 1 <= workers <= MAX_WORKERS:
-        raise ResizeError(repr(workers), f"give a number from 1 to {MAX_WORKERS}")
 
 
 async def _replace(group: WorkerGroup, slot: Slot) -> None:
@@ -542,32 +300,3 @@ async def _replace(group: WorkerGroup, slot: Slot) -> None:
     except ReloadError as error:
         raise DrainError(slot.number, f"it keeps running: {error.problem}") from error
     await slot.reaches("ended")
-
-
-def _module_of(reactor: Any) -> str:
-    """Return the module whose ``install`` makes this kind of reactor, or Twisted's default module."""
-    module = type(reactor).__module__
-    return module if hasattr(sys.modules.get(module), "install") else "twisted.internet.default"
-
-
-def _details(slot: Slot) -> Row:
-    return {
-        "since": _time(slot.since),
-        "restarts": slot.restarts,
-        "memory": None if slot.process is None else slot.process.memory,
-        "trouble": slot.trouble,
-    }
-
-
-async def _dump(slot: Slot) -> Row:
-    told, process = row(slot), slot.process
-    if process is None:
-        return {**told, "stacks": "", "calls": None, "events": []}
-    calls = await process.calls()
-    stacks = await process.dump()
-    events = [{"time": _time(event.time), "kind": event.kind, "text": event.text} for event in process.events]
-    return {**told, "stacks": stacks, "calls": calls, "events": events}
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")

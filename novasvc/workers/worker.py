@@ -4,44 +4,41 @@ import contextlib
 import faulthandler
 import gc
 import importlib
-import json
 import math
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import count
-from typing import Any, TextIO, cast
+from typing import Any, cast
 
-from twisted.application.service import IService, IServiceCollection
-from twisted.internet.defer import Deferred, gatherResults, maybeDeferred, succeed
+from twisted.application.service import IService
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.error import ReactorNotRunning
 from twisted.internet.task import LoopingCall
-from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, globalLogBeginner
+from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from novasvc._compat import run_exit_functions
 from novasvc.errors import NovasvcError, describe
-from novasvc.interfaces import IExitRequester, IHealthy, IInspectable, IPreforkable, IStartable
+from novasvc.interfaces import IExitRequester, IPreforkable, IStartable
 from novasvc.reactor.monotonic import use_monotonic_clock
 from novasvc.rpc.admission import NOBODY
 from novasvc.rpc.backlog import Backlog
 from novasvc.telemetry import flight, metrics
-from novasvc.telemetry.instruments import Document
-from novasvc.telemetry.logfiles import LogFile
-from novasvc.telemetry.logs import NO_NODE, make_observer
 from novasvc.telemetry.stalls import StallWatch
+from novasvc.workers import reports
 from novasvc.workers.current import CurrentWorker, set_current_worker
 from novasvc.workers.diagnostics import DUMP, DiagnosticsFile
 from novasvc.workers.errors import NotPreforkableError
 from novasvc.workers.exit_status import ABANDONED, FORCED, UNSUPERVISED, end_of, hurry, status_of
 from novasvc.workers.orphan import call_when_orphaned
-from novasvc.workers.pipe import LONGEST, Pipe, PipeMessage, adopt
+from novasvc.workers.pipe import Pipe, PipeMessage, adopt
 from novasvc.workers.specification import unpickle_server
+from novasvc.workers.switchable_log import SwitchableObserver
 from novasvc.workers.title import set_title
 
 _log = Logger()
@@ -49,36 +46,21 @@ _log = Logger()
 TICK = 1.0
 """Seconds between two heartbeats, which prove that the reactor is not blocked."""
 
-STANDARD_OUTPUT = 1
-"""The descriptor of the log file, if there is one; see :class:`~novasvc.workers.forkserver_client.ForkserverClient`."""
-
 _EXIT_TIMEOUT = 1.0
 """Seconds to exit for a worker without running work."""
 
 _SIBLINGS_TIMEOUT = 1.0
 """Seconds for the supervisor to answer about siblings; it gives them half of that."""
 
-_MOST_OPERATIONS = 10_000
-"""Request ids of running operations in one report."""
-
-_MOST_CALLS = 200
-"""Running calls in one report to the supervisor."""
-
-_LONGEST_NAME = 200
-"""Characters of each text in a report of calls."""
-
 _LONGEST_PROBLEM = 16 * 1024
 """Characters of a reported problem."""
-
-_ENVELOPE = 16 * 1024
-"""Bytes of a metrics message reserved for everything but the metrics, separators included."""
 
 UNHANDLED = 2
 """Exit status after an unexpected exception, as in Nova."""
 
 
 def run(
-    observer: "SwitchableObserver",
+    observer: SwitchableObserver,
     parameters: Mapping[str, Any],
     descriptors: Sequence[int],
     backlog: Backlog | None = None,
@@ -110,37 +92,11 @@ def run(
     current = CurrentWorker(parameters["number"], parameters["grace"], backlog, worker.ask_siblings)
     set_current_worker(reactor, current)
     worker.pipe = adopt(reactor, socket.socket(fileno=pipe_end), Pipe(worker.receive, worker.orphaned))
-    call_when_orphaned(cast(Any, worker.pipe.transport).fileno(), worker.hung_up)
+    call_when_orphaned(cast(Any, worker.pipe.transport).fileno(), worker.pipe_closed)
     reactor.callWhenRunning(worker.begin)
     reactor.run()
     run_exit_functions()  # the forkserver ends this process by os._exit
     return worker.status
-
-
-@implementer(ILogObserver)
-class SwitchableObserver:
-    """A log observer whose target changes: warnings to stderr in a forkserver, the configured log in a worker."""
-
-    def __init__(self) -> None:
-        self.observer: Callable[[LogEvent], None] = make_observer(sys.stderr, level="warn")
-        # Twisted allows beginLoggingTo once per process, and a worker learns its log only after the fork.
-        globalLogBeginner.beginLoggingTo([self], discardBuffer=True)
-
-    def __call__(self, event: LogEvent) -> None:
-        """Pass an event to the current target."""
-        self.observer(event)
-
-    def switch(self, parameters: Mapping[str, Any], reactor: Any) -> None:
-        """Switch to the log of a worker."""
-        log = parameters["log"]
-        file: TextIO | None = sys.__stdout__
-        if log["file"]:
-            log_file = LogFile(log["file"], STANDARD_OUTPUT)
-            log_file.watch(reactor)
-            file = cast(TextIO, log_file)
-        assert file is not None
-        default = {**NO_NODE, "worker_number": parameters["number"]}
-        self.observer = make_observer(file, as_json=log["json"], level=log["level"], default=default)
 
 
 class Worker:
@@ -162,7 +118,7 @@ class Worker:
         self._diagnostics = diagnostics
         self._sockets = sockets
         self._server: IService | None = None
-        self._told: PipeMessage = {}
+        self._last_report: PipeMessage = {}
         self._keys = count()
         self._questions: dict[int, Deferred[str]] = {}
         self._ending = self._over = self._stopped = self._orphan = False
@@ -198,23 +154,23 @@ class Worker:
         gc.collect()
         gc.freeze()
         self._ready = True
-        self._say({"is": "ready"})
+        self._send({"is": "ready"})
         flight.note("worker", "ready")
         if (ended := end_of(server)) is not None:
             # A server that can report its end ends its worker.
-            ended.addErrback(self._ended_badly).addCallback(lambda _: self.terminate())
+            ended.addErrback(self._server_failed).addCallback(lambda _: self.terminate())
 
-    def _ended_badly(self, failure: Failure) -> None:
+    def _server_failed(self, failure: Failure) -> None:
         """Handle a server that failed while running."""
         if not self._ending:
-            self._tell(failure, "the server failed while running", final=False)
+            self._report_failure(failure, "the server failed while running", final=False)
 
     def _failed(self, failure: Failure) -> None:
         if not self._ending:
-            self._tell(failure, "the server did not start", final=self._server is None)
+            self._report_failure(failure, "the server did not start", final=self._server is None)
             self._end()
 
-    def _tell(self, failure: Failure, what: str, *, final: bool) -> None:
+    def _report_failure(self, failure: Failure, what: str, *, final: bool) -> None:
         """Report a failure to the supervisor, and set the exit status.
 
         :param what: what happened, for the log.
@@ -229,22 +185,21 @@ class Worker:
         else:
             self.status, problem = UNHANDLED, describe(error)
             _log.failure("{what}", failure, level=LogLevel.critical, what=what)
-        self._say({"is": "failed", "problem": problem, "final": known and final})
+        self._send({"is": "failed", "problem": problem, "final": known and final})
 
     # -- reports -------------------------------------------------------------------------------
 
     def _tick(self) -> None:
         if self._over:
             return  # the last report must stay the last
-        waiting = next((part.waiting_for for part in self._inspectable() if part.waiting_for), None)
-        news: PipeMessage = {"is": "waiting", "for": waiting}
+        report: PipeMessage = {"is": "waiting", "for": reports.waited_for(self._server)}
         if self._ending:
-            news = {"is": "draining", "calls": len(self._calls())}
-        if news != self._told:
-            self._told = news
-            self._say(news)
+            report = {"is": "draining", "calls": reports.count_calls(self._server)}
+        if report != self._last_report:
+            self._last_report = report
+            self._send(report)
 
-    def _say(self, message: PipeMessage) -> None:
+    def _send(self, message: PipeMessage) -> None:
         if "problem" in message:
             message["problem"] = message["problem"][:_LONGEST_PROBLEM]
         self.pipe.send(message)
@@ -261,16 +216,14 @@ class Worker:
                 if question is not None:
                     question.callback(answer)
             case {"ask": key, "what": "operations"}:
-                operations = [_short(request_id) for request_id in self._operations()][:_MOST_OPERATIONS]
-                self._say({"is": "asked", "key": key, "answer": operations})
+                self._send({"is": "asked", "key": key, "answer": reports.operations(self._server)})
             case {"ask": key, "what": "figures"}:
-                self._say({"is": "asked", "key": key, "answer": fitting(metrics.documents())})
+                self._send({"is": "asked", "key": key, "answer": reports.fitting(metrics.documents())})
             case {"ask": key, "what": "health"}:
-                telling = Deferred.fromCoroutine(self._tell_health(key))
+                telling = Deferred.fromCoroutine(self._report_health(key))
                 telling.addErrback(lambda failure: _log.failure("cannot report the health of the services", failure))
             case {"ask": key}:
-                calls = [{name: _short(value) for name, value in call.items()} for call in self._calls()[:_MOST_CALLS]]
-                self._say({"is": "asked", "key": key, "calls": calls})
+                self._send({"is": "asked", "key": key, "calls": reports.running_calls(self._server)})
             case {"end": "at once", "seconds": seconds}:
                 self.terminate()
                 self._hurry(seconds)
@@ -279,7 +232,7 @@ class Worker:
         """Ask the supervisor whether a sibling can take an operation; see :data:`novasvc.rpc.admission.Siblings`."""
         key = next(self._keys)
         question = self._questions[key] = Deferred[str]()
-        self._say({"is": "asking", "key": key, "request_id": _short(request_id)})
+        self._send({"is": "asking", "key": key, "request_id": reports.truncated(request_id)})
 
         def unanswered(_: object, __: float) -> str:
             self._questions.pop(key, None)
@@ -287,17 +240,8 @@ class Worker:
 
         return question.addTimeout(_SIBLINGS_TIMEOUT, self._reactor, unanswered)
 
-    def _operations(self) -> set[str]:
-        return {request_id for part in self._inspectable() for request_id in part.operations_under_way()}
-
-    async def _tell_health(self, key: int) -> None:
-        self._say({"is": "asked", "key": key, "answer": await health_of(parts(self._server))})
-
-    def _calls(self) -> list[dict[str, Any]]:
-        return [call for part in self._inspectable() for call in part.running_calls()]
-
-    def _inspectable(self) -> Iterator[IInspectable]:
-        return (IInspectable(part) for part in parts(self._server) if IInspectable.providedBy(part))
+    async def _report_health(self, key: int) -> None:
+        self._send({"is": "asked", "key": key, "answer": await reports.health_of(reports.parts(self._server))})
 
     def dump_to_log(self) -> None:
         """Log the stacks and last events, on SIGUSR2."""
@@ -328,16 +272,16 @@ class Worker:
         self._ending = True
         self._tick()
         stopping = succeed(None) if self._server is None else maybeDeferred(self._server.stopService)
-        stopping.addErrback(self._stopped_badly)
+        stopping.addErrback(self._stop_failed)
         stopping.addCallback(self._stopped_all)
 
     def _stopped_all(self, _: object) -> None:
-        for part in parts(self._server):
+        for part in reports.parts(self._server):
             if IExitRequester.providedBy(part) and (leaving := IExitRequester(part).leaving) is not None:
                 self.status = self.status or status_of(leaving)
         self._end()
 
-    def _stopped_badly(self, failure: Failure) -> None:
+    def _stop_failed(self, failure: Failure) -> None:
         if isinstance(failure.value, SystemExit):
             self.status = status_of(failure.value)
         else:
@@ -366,7 +310,7 @@ class Worker:
     def _grace(self) -> float:
         return float(self._parameters["grace"] or UNSUPERVISED)
 
-    def hung_up(self) -> None:
+    def pipe_closed(self) -> None:
         """Limit the remaining lifetime; called by a signal handler when the pipe closes. See novasvc.workers.orphan."""
         # After _end() the pipe was closed by us: exit handlers may take their time.
         if not self._over and not self._orphan:
@@ -401,7 +345,7 @@ class Worker:
             self._stop()
             return
         # The last report must be written before the reactor stops: the close of the pipe stops it (see orphaned).
-        self._say({"is": "done"})
+        self._send({"is": "done"})
         self.pipe.close()
         self._reactor.callLater(_EXIT_TIMEOUT, self._stop)
 
@@ -411,31 +355,6 @@ class Worker:
             # A SIGTERM that came before our handler was installed has stopped it already.
             with contextlib.suppress(ReactorNotRunning):
                 self._reactor.stop()
-
-
-def _short(value: Any) -> Any:
-    """Truncate values that callers choose, such as request ids."""
-    return value if value is None or isinstance(value, int | float) else str(value)[:_LONGEST_NAME]
-
-
-def fitting(documents: list[Document]) -> list[Document]:
-    """Return the metrics that fit into one message; drop the largest ones if they do not."""
-    sizes = {document["name"]: len(json.dumps(document)) for document in documents}
-    while sum(sizes.values()) > LONGEST - _ENVELOPE:
-        largest = max(sizes, key=lambda name: sizes[name])
-        _log.error("dropping metric {name}: the report is too large for one message", name=largest)
-        del sizes[largest]
-    return [document for document in documents if document["name"] in sizes]
-
-
-async def health_of(services: Iterable[IService]) -> list[dict[str, Any]]:
-    """Collect the health of services, concurrently.
-
-    :param services: those that provide :class:`~novasvc.interfaces.IHealthy` are asked.
-    :return: one report per service.
-    """
-    healthy = [IHealthy(part) for part in services if IHealthy.providedBy(part)]
-    return await gatherResults([part.health() for part in healthy], consumeErrors=True)
 
 
 def make_server(parameters: Mapping[str, Any], sockets: Sequence[socket.socket], reactor: Any) -> IService:
@@ -454,13 +373,3 @@ def make_server(parameters: Mapping[str, Any], sockets: Sequence[socket.socket],
     if IPreforkable.providedBy(server):
         server.adopt_sockets(sockets)
     return server if IService.providedBy(server) else server(reactor)
-
-
-def parts(server: IService | None) -> Iterator[IService]:
-    """Iterate over a server and, recursively, its child services."""
-    if server is None:
-        return
-    yield server
-    if IServiceCollection.providedBy(server):
-        for part in server:
-            yield from parts(part)

@@ -10,11 +10,11 @@ from typing import Any
 
 from twisted.internet.task import react
 
-from novasvc.run.process_tree import settle_collector
+from novasvc.run.process_tree import tune_garbage_collector
 
 
 async def _main(reactor: Any, name: str) -> None:
-    settle_collector()  # as a node does when it has started
+    tune_garbage_collector()  # as a node does when it has started
     measure = importlib.import_module(f"tests.benchmarks.{name}").measure
     print(json.dumps(await measure(reactor)))
 

@@ -1,4 +1,4 @@
-"""What every IServiceRegistry does, wherever its rows are."""
+"""The contract of IServiceRegistry."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any, get_args
@@ -40,7 +40,7 @@ class RegistryContract(TestCase):
         self.assertTrue(verifyObject(IServiceRegistry, self.registry))
 
     async def test_new_row(self) -> None:
-        """A new row is enabled, has never beaten, and is as old as its creation."""
+        """A new row is enabled, has no heartbeat, and its age counts from its creation."""
         record = await self.register()
         self.assertEqual(
             (record.host, record.binary, record.topic, record.version, record.report_count),
@@ -56,7 +56,7 @@ class RegistryContract(TestCase):
         self.assertTrue(-1 < record.age < 30, record.age)
 
     async def test_restart(self) -> None:
-        """Registering again returns the same row, untouched, with its count."""
+        """Registering again returns the row unchanged."""
         first = await self.register()
         await self.registry.beat(first.id)
         before = await self.registry.get(first.uuid)
@@ -65,14 +65,14 @@ class RegistryContract(TestCase):
         self.assertEqual((again.updated_at, again.created_at), (before.updated_at, first.created_at))
 
     async def test_new_version(self) -> None:
-        """Registering again with another version writes it, and that the row was changed."""
+        """Registering with another version updates version and updated_at."""
         first = await self.register(version=7)
         again = await self.register(version=8)
         self.assertEqual((again.id, again.version), (first.id, 8))
         self.assertIsNotNone(again.updated_at)
 
     async def test_one_row_each(self) -> None:
-        """Each pair of host and binary has a row of its own."""
+        """Each pair of host and binary has its own row."""
         records = [
             await self.register("h1", "novasvc-agent"),
             await self.register("h2", "novasvc-agent"),
@@ -82,27 +82,27 @@ class RegistryContract(TestCase):
         self.assertEqual(len({record.uuid for record in records}), 3)
 
     async def test_without_topic(self) -> None:
-        """Services that serve no topic do not collide."""
+        """Services without a topic do not conflict."""
         one = await self.register(binary="novasvc-api", topic=None)
         other = await self.register(binary="novasvc-metadata", topic=None)
         self.assertIsNone(one.topic)
         self.assertNotEqual(one.id, other.id)
 
     async def test_topic_is_taken(self) -> None:
-        """A second binary with the topic of a host's first is refused, by an error that names both."""
+        """A second binary of a host with the same topic is a DatabaseConflictError that names host and topic."""
         await self.register("h1", "novasvc-agent", topic="agent")
         error = await self.assert_fails(DatabaseConflictError, self.register("h1", "other-agent", topic="agent"))
         self.assertIn("'h1'", str(error))
         self.assertIn("'agent'", str(error))
 
     async def test_race(self) -> None:
-        """Registrations of the same service at the same time all return the one row."""
+        """Concurrent registrations of a service return one row."""
         records = await gatherResults([self.register() for _ in range(8)])
         self.assertEqual(len({record.id for record in records}), 1)
         self.assertEqual(len(await self.registry.list(None, None, None)), 1)
 
     async def test_beat(self) -> None:
-        """A beat adds one to the count, and moves last_seen_up and updated_at."""
+        """A heartbeat increments report_count, and stamps last_seen_up and updated_at."""
         first = await self.register()
         for _ in range(3):
             self.assertIsNone(await self.registry.beat(first.id))
@@ -113,14 +113,14 @@ class RegistryContract(TestCase):
         self.assertTrue(-1 < record.age < 30, record.age)
 
     async def test_prove_writable(self) -> None:
-        """To see that it can be written changes nothing, and needs no row."""
+        """prove_writable() changes nothing, and needs no row."""
         self.assertIsNone(await self.registry.prove_writable())
         first = await self.register()
         self.assertIsNone(await self.registry.prove_writable())
         self.assertEqual((await self.registry.get(first.uuid)).report_count, 0)
 
     async def test_beats_at_once(self) -> None:
-        """No beat is lost among many at the same time."""
+        """No concurrent heartbeat is lost."""
         first = await self.register()
         await gatherResults([self.registry.beat(first.id) for _ in range(50)])
         self.assertEqual((await self.registry.get(first.uuid)).report_count, 50)
@@ -132,7 +132,7 @@ class RegistryContract(TestCase):
         self.assertEqual((await self.registry.get(first.uuid)).id, first.id)
 
     async def test_not_found(self) -> None:
-        """What has no live row is not found, whoever asks, and the error names it."""
+        """Every method fails with ServiceNotFoundError if there is no live row; the error names the service."""
         missing = (
             (str(NO_SUCH_ID), self.registry.get(str(NO_SUCH_ID))),
             (NO_SUCH_UUID, self.registry.get(NO_SUCH_UUID)),
@@ -148,7 +148,7 @@ class RegistryContract(TestCase):
             self.assertEqual(error.args, (name,))
 
     async def test_list(self) -> None:
-        """The list is ordered by binary, host and id, and is narrowed by each of three."""
+        """The list is ordered by binary, host and id, and filtered by host, binary and topic."""
         for host, binary, topic in (("h2", "b", "t"), ("h1", "b", "t"), ("h1", "a", "u"), ("h3", "c", None)):
             await self.register(host, binary, topic=topic)
 
@@ -168,7 +168,7 @@ class RegistryContract(TestCase):
         return [f"{row.binary}@{row.host}" for row in page.rows]
 
     async def test_page_filters(self) -> None:
-        """A page is narrowed by what a query gives, and by all of it at once."""
+        """A page is filtered by each field of a query, and by all together."""
         for host, binary, topic in (("h2", "b", "t"), ("h1", "b", "t"), ("h1", "a", "u"), ("h3", "c", None)):
             row = await self.register(host, binary, topic=topic)
         await self.registry.update(row.id, ServiceChanges(disabled=True, disabled_reason="Disk 100%_full"))
@@ -197,7 +197,7 @@ class RegistryContract(TestCase):
             self.assertEqual(await self.found(**query), expected, query)
 
     async def test_page_states(self) -> None:
-        """A page of those that are up, or down, is judged by age and by force; the totals agree with it."""
+        """Up and down depend on age and forced_down; the totals agree."""
         rows = [await self.register(host) for host in ("h1", "h2", "h3")]
         await self.registry.update(rows[0].id, ServiceChanges(forced_down=True, disabled=True))
         young, old = {"service_down_time": 3600.0}, {"service_down_time": -3600.0}
@@ -216,7 +216,7 @@ class RegistryContract(TestCase):
             self.assertEqual(await self.registry.count(ServiceQuery(**query)), expected, query)
 
     async def test_page_order(self) -> None:
-        """A page has the order that is asked for, either way; the silent are those that beat longest ago."""
+        """A page has the requested order, ascending or descending; "seen" is by the last heartbeat."""
         ids = {}
         for host, binary in (("h2", "a"), ("h1", "b"), ("h1", "a"), ("h2", "b")):
             ids[f"{binary}@{host}"] = (await self.register(host, binary, topic=binary)).id
@@ -231,7 +231,7 @@ class RegistryContract(TestCase):
         self.assertEqual(rows, sorted(rows, key=lambda row: (row.created_at, row.id)))
 
     async def test_pages(self) -> None:
-        """Pages one after the other are the whole, in every order, even if the row between them is deleted."""
+        """Consecutive pages have all rows, in every order, even if the marker row is deleted."""
         for number in range(7):
             await self.register(f"h{number * 3 % 7}", "ab"[number % 2], topic=None)
         for sort in get_args(Sort):
@@ -250,20 +250,20 @@ class RegistryContract(TestCase):
             self.assertEqual((await self.registry.page(attrs.evolve(query, after=after))).rows[0].id, second.rows[0].id)
 
     async def test_page_is_full(self) -> None:
-        """A page with as many rows as there are says that no more come."""
+        """A page with all remaining rows has more = False."""
         await self.register("h1")
         page = await self.registry.page(ServiceQuery(limit=1))
         self.assertEqual((len(page.rows), page.more), (1, False))
         self.assertEqual((await self.registry.page(ServiceQuery(after=page.rows[0].uuid))).rows, [])
 
     async def test_page_after_nothing(self) -> None:
-        """A page after a row that never was is not found, and the error names it."""
+        """A marker that never existed is a ServiceNotFoundError that names it."""
         for name in (str(NO_SUCH_ID), NO_SUCH_UUID, "9" * 40, "'; --"):
             error = await self.assert_fails(ServiceNotFoundError, self.registry.page(ServiceQuery(after=name)))
             self.assertEqual(error.args, (name,))
 
     async def test_disable(self) -> None:
-        """Disabling may give a reason; disabling without one, or enabling, clears an old one."""
+        """Disabling sets the reason; disabling without one, or enabling, clears it."""
         first = await self.register()
         steps = (
             (ServiceChanges(disabled=True, disabled_reason="disk"), (True, "disk")),
@@ -285,7 +285,7 @@ class RegistryContract(TestCase):
         return ServiceRecord(**{**fields, "age": record.age})
 
     async def test_force_down(self) -> None:
-        """Forcing down and back leaves count and last_seen_up alone."""
+        """forced_down does not change report_count and last_seen_up."""
         first = await self.register()
         await self.registry.beat(first.id)
         before = await self.registry.get(first.uuid)
@@ -295,13 +295,13 @@ class RegistryContract(TestCase):
         self.assertEqual((up.report_count, up.last_seen_up), (1, before.last_seen_up))
 
     async def test_same_values(self) -> None:
-        """An update that changes nothing leaves updated_at as it was."""
+        """An update without a change keeps updated_at."""
         first = await self.register()
         for changes in (ServiceChanges(), ServiceChanges(disabled=False, forced_down=False)):
             self.assertIsNone((await self.registry.update(first.id, changes)).updated_at)
 
     async def test_delete(self) -> None:
-        """A deleted row is gone for everybody, and a new one for the same service begins afresh."""
+        """A deleted row is not found any more; a new row for the same service starts from zero."""
         first = await self.register()
         await self.registry.beat(first.id)
         self.assertIsNone(await self.registry.delete(first.id))
@@ -319,13 +319,13 @@ class RegistryContract(TestCase):
         self.assertEqual(second.report_count, 0)
 
     async def test_delete_again_and_again(self) -> None:
-        """Any number of deleted rows of one service may lie beside a live one."""
+        """A service may have any number of deleted rows beside a live one."""
         for _ in range(3):
             await self.registry.delete((await self.register()).id)
         self.assertEqual((await self.register()).report_count, 0)
 
     async def test_any_text(self) -> None:
-        """Text comes back as it was given: quotes, blanks, letters of any script."""
+        """Text is stored unchanged: quotes, spaces, letters of any script."""
         host, reason = "höst'; DROP TABLE services; --", 'Grüße "%s" \u65e5\u672c\u8a9e \U0001f525'
         first = await self.register(host)
         record = await self.registry.update(first.id, ServiceChanges(disabled=True, disabled_reason=reason))

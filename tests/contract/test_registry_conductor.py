@@ -1,4 +1,4 @@
-"""The registry behind a conductor keeps the registries' contract."""
+"""The contract of IServiceRegistry, through a conductor."""
 
 import random
 from typing import Any
@@ -20,7 +20,7 @@ from tests.contract.test_registry_sqlite import sqlite_registry
 
 
 async def conducted(test: TestCase, registry: Any) -> RemoteRegistry:
-    """Put a conductor before a registry, and call it from a connection of its own."""
+    """Start a conductor for a registry, and return a RemoteRegistry on its own connection."""
     broker = MemoryBroker()
 
     async def connect() -> MemoryTransport:
@@ -62,8 +62,8 @@ async def memory_behind_conductor(test: TestCase) -> RemoteRegistry:
 
 
 class ConductedSQLiteTests(make_registry_tests(sqlite_behind_conductor)):  # type: ignore[misc]
-    """Tests for novasvc.registry.conductor before an SQLite file."""
+    """Tests for novasvc.registry.remote, with an SQLite file behind the conductor."""
 
 
 class ConductedMemoryTests(make_registry_tests(memory_behind_conductor)):  # type: ignore[misc]
-    """Tests for novasvc.registry.conductor before a registry in memory."""
+    """Tests for novasvc.registry.remote, with a registry in memory behind the conductor."""

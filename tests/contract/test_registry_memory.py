@@ -1,4 +1,4 @@
-"""The registry in memory keeps the registries' contract."""
+"""The contract of IServiceRegistry, in memory."""
 
 from twisted.internet.task import Clock
 from twisted.trial.unittest import TestCase

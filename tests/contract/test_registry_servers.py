@@ -1,4 +1,4 @@
-"""The registry in PostgreSQL and in MariaDB keeps the registries' contract."""
+"""The contract of IServiceRegistry, in PostgreSQL and MariaDB."""
 
 from twisted.internet import reactor
 from twisted.trial.unittest import TestCase
@@ -11,7 +11,7 @@ from tests.servers.databases import DatabaseServer
 
 
 def on_server(kind: type[DatabaseServer]) -> Fixture:
-    """Make a fixture whose tests have a database each."""
+    """Make a fixture with a new database for each test."""
 
     async def fixture(test: TestCase) -> ServiceRegistry:
         url = database_url(test, kind)

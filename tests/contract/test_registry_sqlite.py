@@ -1,4 +1,4 @@
-"""The registry in an SQLite file keeps the registries' contract."""
+"""The contract of IServiceRegistry, in an SQLite file."""
 
 from twisted.internet import reactor
 from twisted.trial.unittest import TestCase

@@ -200,7 +200,7 @@ def make_transport_tests(fixture: Fixture) -> type[TestCase]:  # noqa: C901 - a 
             await listener.close()
 
         async def test_quarantined(self) -> None:
-            """A message that is put aside does not come again, to nobody."""
+            """A quarantined message is not delivered again."""
             listener, inbox = await self.listen(prefetch=1)
             await self.send(b"1")
             (await self.next(inbox)).quarantine("it took the process down")

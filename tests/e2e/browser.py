@@ -1,4 +1,4 @@
-"""A real browser without a window, which tests click through."""
+"""A real headless browser for tests."""
 
 import os
 import shutil
@@ -63,7 +63,7 @@ class Browser:
         shutil.rmtree(self._profile, ignore_errors=True)
 
     def fresh(self) -> None:
-        """Forget what a test before did."""
+        """Reset the browser to the state before the first test."""
         self.driver.get("about:blank")
         self.driver.delete_all_cookies()
         self.command("Network.clearBrowserCookies")
@@ -75,30 +75,30 @@ class Browser:
     # -- what it looks like ----------------------------------------------------------------------
 
     def command(self, name: str, **arguments: Any) -> Any:
-        """Give a command of the DevTools protocol."""
+        """Send a command of the DevTools protocol."""
         return self.driver.execute_cdp_cmd(name, arguments)
 
     def size(self, width: int, height: int) -> None:
-        """Have a window of this size, in pixels."""
+        """Set the size of the window, in pixels."""
         self.command(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
         )
 
     def media(self, **features: str) -> None:
-        """Have media features; underscores are dashes."""
+        """Set media features; underscores stand for dashes."""
         named = [{"name": name.replace("_", "-"), "value": value} for name, value in features.items()]
         self.command("Emulation.setEmulatedMedia", features=named)
 
     def scripts(self, *, allowed: bool) -> None:
-        """Run the pages' scripts, or not."""
+        """Enable or disable JavaScript."""
         self.command("Emulation.setScriptExecutionDisabled", value=not allowed)
 
     def console(self) -> list[str]:
-        """Return what was said on the console since the last time."""
+        """Return the console's messages since the last call."""
         return [f"{entry['level']} {entry['message']}" for entry in self.driver.get_log("browser")]
 
     def screenshot(self, name: str) -> None:
-        """Keep a picture of the page in the folder that NOVASVC_SCREENSHOTS names; without it, none is made."""
+        """Save a screenshot in the directory that NOVASVC_SCREENSHOTS names, if it is set."""
         folder = os.environ.get("NOVASVC_SCREENSHOTS")
         if folder:
             Path(folder).mkdir(parents=True, exist_ok=True)
@@ -111,19 +111,19 @@ class Browser:
         self.driver.get(self.address + path)
 
     def all(self, selector: str) -> list[WebElement]:
-        """Return the elements that a CSS selector finds."""
+        """Return the elements that match a CSS selector."""
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
 
     def one(self, selector: str) -> WebElement:
-        """Return the first element that a CSS selector finds."""
+        """Return the first element that matches a CSS selector."""
         return self.driver.find_element(By.CSS_SELECTOR, selector)
 
     def text(self, selector: str) -> str:
-        """Return what an element says."""
+        """Return the text of an element."""
         return self.one(selector).text
 
     def click(self, selector: str) -> None:
-        """Click on an element, as soon as it is there."""
+        """Click on an element as soon as it exists."""
         self.until(lambda: self.one(selector).is_displayed(), selector)
         self.one(selector).click()
 
@@ -132,7 +132,7 @@ class Browser:
         return self.driver.execute_script(code)
 
     def until(self, condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
-        """Wait until something holds, and return it."""
+        """Wait until a condition is true, and return its value."""
         deadline = time.monotonic() + patience
         while True:
             try:
@@ -147,7 +147,7 @@ class Browser:
             time.sleep(0.05)
 
     def says(self, selector: str, text: str) -> None:
-        """Wait until an element says something."""
+        """Wait until an element has a text."""
         self.until(lambda: text in self.text(selector), f"{selector} says {text!r}")
 
 

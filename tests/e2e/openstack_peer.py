@@ -19,7 +19,7 @@ for name in ("openstackclient.compute.client", "openstackclient.compute.v2.servi
 
 
 def be_openstack(arguments: list[str], output: int, errors: int) -> NoReturn:
-    """Do what ``openstack ARGUMENTS`` does, and exit as it does."""
+    """Run ``openstack ARGUMENTS`` in this process, and exit as it does."""
     status: Any = 70  # EX_SOFTWARE
     try:
         os.dup2(output, 1)
@@ -35,7 +35,7 @@ def be_openstack(arguments: list[str], output: int, errors: int) -> NoReturn:
 
 
 def run(arguments: list[str]) -> dict[str, object]:
-    """Run a command, and wait for its end."""
+    """Run a command, and wait until it has exited."""
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         child = os.fork()
         if child == 0:

@@ -1,4 +1,4 @@
-"""A real process under test: what it prints is waited for, never slept for."""
+"""A real process under test; tests wait for its output, and never sleep."""
 
 import os
 import queue
@@ -18,7 +18,7 @@ PATIENCE = 30.0
 
 
 def program(name: str) -> str:
-    """Return the path of a program of the environment that the tests run in."""
+    """Return the path of a program in the environment of the tests."""
     return str(Path(sys.executable).with_name(name))
 
 
@@ -61,11 +61,11 @@ class Process:
 
     @property
     def output(self) -> str:
-        """All that was printed so far."""
+        """The output so far."""
         return "".join(self.lines)
 
     def wait_for(self, pattern: str, patience: float = PATIENCE) -> re.Match[str]:
-        """Wait for a line that has the pattern; lines before it are not looked at again."""
+        """Wait for a line that matches; the next wait begins after it."""
         deadline = time.monotonic() + patience
         while True:
             try:
@@ -79,7 +79,7 @@ class Process:
                 return found
 
     def wait(self) -> int:
-        """Wait for the end, and for all of the output; return the exit status, negative for a signal.
+        """Wait for the exit and the end of the output; return the exit status, negative for a signal.
 
         :raises AssertionError: it did not end, or left processes that may still print.
         """
@@ -90,14 +90,14 @@ class Process:
         return status
 
     def wait_for_exit(self) -> int:
-        """Wait for the end of the process, which may leave others; return the exit status, negative for a signal."""
+        """Wait for the exit of the process only, not of its children; return the exit status, negative for a signal."""
         try:
             return self.popen.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"it did not end within {PATIENCE} s:\n{self.output}") from None
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Send a signal, and wait for the end."""
+        """Send a signal, and wait for the exit."""
         self.popen.send_signal(number)
         return self.wait()
 

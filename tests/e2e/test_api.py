@@ -1,4 +1,4 @@
-"""The API of a real twistd: beside workers, over a reload, and to its end."""
+"""Tests for the API of a real twistd: with workers, during a reload, and at shutdown."""
 
 import json
 import os
@@ -32,7 +32,7 @@ class Slow(Manager):
 
 
 def read(url: str) -> tuple[int, Any]:
-    """Ask; return the status and the document."""
+    """Send a request; return the status and the document."""
     try:
         with urlopen(url, timeout=PATIENCE) as answer:
             return answer.status, json.load(answer)
@@ -42,7 +42,7 @@ def read(url: str) -> tuple[int, Any]:
 
 
 def eventually(condition: Callable[[], Any]) -> Any:
-    """Wait until something is so; return it."""
+    """Wait until a condition is true; return its value."""
     deadline = time.monotonic() + PATIENCE
     while not (found := condition()):
         assert time.monotonic() < deadline, "it did not come to be so"
@@ -51,7 +51,7 @@ def eventually(condition: Callable[[], Any]) -> Any:
 
 
 class APICase(TestCase):
-    """A folder of its own, and twistd with the API in it."""
+    """A test with twistd and the API in a directory of its own."""
 
     def setUp(self) -> None:
         folder = tempfile.TemporaryDirectory()
@@ -66,10 +66,10 @@ class APICase(TestCase):
 
 
 class WorkersTests(APICase):
-    """Tests for the API beside workers."""
+    """Tests for the API with workers."""
 
     def test_supervised(self) -> None:
-        """The API tells of all workers, also when one has just died, and serves on while all are replaced."""
+        """The API reports all workers, also after one died, and serves while all are replaced."""
         supervisor, url = self.start("--workers", "2", "--api-workers", "2")
         status, document = eventually(lambda: (found := read(f"{url}readyz"))[0] == 200 and found)
         self.assertEqual((status, len(document["workers"])), (200, 4), document)
@@ -98,7 +98,7 @@ class WorkersTests(APICase):
         self.assertEqual(supervisor.stop(), -signal.SIGTERM)
 
     def test_files_that_became_wrong(self) -> None:
-        """A worker that takes the place of one that died knows the tokens as they were read, whatever the file is."""
+        """A replacement worker has the tokens that were read at start, whatever the file contains now."""
         tokens = self.folder / "tokens"
         tokens.write_text("ada admin 0123456789abcdef\n")
         tokens.chmod(0o600)
@@ -116,10 +116,10 @@ class WorkersTests(APICase):
 
 
 class PageTests(APICase):
-    """Tests for what the page lives on; tests/e2e/test_page.py has the page."""
+    """Tests for the updates of the page; the page itself is tested in tests/e2e/test_page.py."""
 
     def test_events(self) -> None:
-        """The registry is read, and what is new is told."""
+        """Changes in the registry are sent as updates."""
         process, url = self.start()
         news = eventually(lambda: (found := read(f"{url}events?poll=1")[1])["totals"]["services"] and found)
         self.assertEqual((news["trouble"], len(news["cells"])), ("", 1), news)
@@ -129,10 +129,10 @@ class PageTests(APICase):
 
 
 class BusyTests(APICase):
-    """Tests for a port that somebody has."""
+    """Tests for a port in use."""
 
     def test_busy(self) -> None:
-        """The start ends with one line that says which port, and status 1, in one process and with workers."""
+        """The start fails with one line that names the port, and status 1, in one process and with workers."""
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             taken.listen()
@@ -155,10 +155,10 @@ class BusyTests(APICase):
 
 
 class HalfClosedTests(APICase):
-    """Tests for clients that end their sending side when they have asked."""
+    """Tests for half-closed clients."""
 
     def test_each(self) -> None:
-        """The gateway waits for a node's answer, the list and the probes for none; each gets to its client."""
+        """Half-closed clients of the gateway, the list and the probes get their responses."""
         (self.folder / "slow.py").write_text(SLOW)
         process, url = self.start("--manager", "slow.Slow")
         eventually(lambda: read(f"{url}readyz")[0] == 200)
@@ -181,10 +181,10 @@ class HalfClosedTests(APICase):
 
 
 class DrainTests(APICase):
-    """Tests for the API's way down."""
+    """Tests for the API's shutdown."""
 
     def test_under_way(self) -> None:
-        """A request that is under way when the process is told to end is answered; then nobody listens."""
+        """A request in progress at SIGTERM is answered; then the port is closed."""
         (self.folder / "slow.py").write_text(SLOW)
         process, url = self.start("--manager", "slow.Slow")
         body = json.dumps({"args": {"seconds": 1}}).encode()
@@ -202,7 +202,7 @@ class RestartedTests(APICase):
     """Tests for SIGHUP in one process."""
 
     def test_slow_client(self) -> None:
-        """Nobody waits for a slow client: the node runs anew, the port answers all the time, the client to its end."""
+        """A slow client delays no restart: the port answers throughout, and the client gets its whole response."""
         (self.folder / "slow.py").write_text(SLOW)
         process, url = self.start("--manager", "slow.Slow")
         slow = socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2].strip("/"))), timeout=PATIENCE)
@@ -230,7 +230,7 @@ class RestartedTests(APICase):
         self.assertEqual(process.stop(), -signal.SIGTERM)
 
     def test_port(self) -> None:
-        """SIGHUP moves the API to another port; if somebody has that, or it wants workers, nothing has changed."""
+        """SIGHUP moves the API to another port; if that is in use, or workers are configured, nothing changes."""
         settings = self.folder / "settings.toml"
         first, second = free_ports(2)
         settings.write_text(f"api = true\napi_listen_port = {first}\n")
@@ -258,10 +258,10 @@ class RestartedTests(APICase):
 
 
 class GuardedTests(APICase):
-    """Tests for tokens and login links, from the command to the door."""
+    """Tests for tokens and login links, from the command to the API."""
 
     def test_tokens(self) -> None:
-        """A token that the command made lets in, by its scope; no log has it, nor the code of a login link."""
+        """A token made by the command gives access by its scope; neither it nor a login code is logged."""
         tokens = self.folder / "tokens"
         made = {}
         for name, scope in (("ada", "admin"), ("ron", "read")):

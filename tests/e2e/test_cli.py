@@ -1,4 +1,4 @@
-"""The operators' command as it is installed, on a real SQLite file."""
+"""Tests for the installed command, with a real SQLite file."""
 
 import contextlib
 import json
@@ -43,20 +43,20 @@ class CommandCase(SynchronousTestCase):
         self.environ = {**unmeasured("NOVASVC_"), "NOVASVC_STATE_DIR": str(self.file.parent)}
 
     def run_command(self, *arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
-        """Run the command to its end; it must never show a traceback."""
+        """Run the command; it must never print a traceback."""
         given = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": self.environ, **options}
         ran = subprocess.run([*COMMAND, *arguments], text=True, check=False, timeout=DEADLINE, **given)
         self.assertNotIn("Traceback", ran.stderr or "")
         return ran
 
     def output(self, *arguments: str) -> str:
-        """Run a command that succeeds without a word on standard error."""
+        """Run a command that succeeds with nothing on standard error; return its output."""
         ran = self.run_command(*arguments)
         self.assertEqual((ran.returncode, ran.stderr), (0, ""))
         return ran.stdout
 
     def failure(self, *arguments: str, **options: Any) -> str:
-        """Run a command that cannot do what is asked: one line, and status 1."""
+        """Run a command that fails with one line and status 1; return the line."""
         ran = self.run_command(*arguments, **options)
         self.assertEqual(ran.returncode, 1)
         self.assertRegex(ran.stderr, "^novasvc: [^\n]+\n$")
@@ -64,16 +64,16 @@ class CommandCase(SynchronousTestCase):
 
 
 class SchemaTests(CommandCase):
-    """Tests for `novasvc db`, and for the commands that meet a database without a schema."""
+    """Tests for `novasvc db`, and for commands on a database without a schema."""
 
     def test_missing(self) -> None:
-        """Before the first node has run, the error says where the database was looked for; none is made."""
+        """Before the first start of a node, the error names the missing database, and none is created."""
         for arguments in (["service", "list"], ["service", "enable", "1"], ["db", "current"], ["db", "check"]):
             self.assertIn(f"no node has run here yet: {self.file} does not exist", self.failure(*arguments))
         self.assertFalse(self.file.parent.exists())
 
     def test_upgrade(self) -> None:
-        """upgrade makes the schema, for its owner only; current and check tell of it."""
+        """upgrade creates the schema with mode 0600; current and check report it."""
         self.file.parent.mkdir()
         sqlite3.connect(self.file).close()
         self.assertTrue(self.output("db", "current").startswith("none"))
@@ -95,7 +95,7 @@ class SchemaTests(CommandCase):
             self.assertIn("newer novasvc", self.failure(*arguments))
 
     def test_no_database(self) -> None:
-        """A file that is no database is named as such."""
+        """A file that is not a database is reported as such."""
         self.file.parent.mkdir()
         self.file.write_text("no database" * 100)
         for arguments in (["service", "list"], ["db", "current"], ["db", "upgrade"]):
@@ -103,7 +103,7 @@ class SchemaTests(CommandCase):
 
 
 class ServicesTests(TestCase, CommandCase):
-    """Tests for `novasvc service`, with two services that have registered."""
+    """Tests for `novasvc service`, with two registered services."""
 
     def setUp(self) -> "Deferred[None]":
         CommandCase.setUp(self)
@@ -111,7 +111,7 @@ class ServicesTests(TestCase, CommandCase):
         return Deferred.fromCoroutine(self.register())
 
     async def register(self) -> None:
-        """Do what nodes do at their start."""
+        """Register services as nodes do at start."""
         registry = connect_registry(f"sqlite:///{self.file}", reactor=reactor)
         await registry.open()
         for host in ("h1", "h2"):
@@ -120,7 +120,7 @@ class ServicesTests(TestCase, CommandCase):
         await registry.close()
 
     def test_a_day(self) -> None:
-        """An operator sees the services, takes one out and back, declares it down, and deletes it."""
+        """An operator lists the services, disables, enables, forces down and deletes one."""
         hosts = ["list", "-f", "value", "-c", "Host", "-c", "Status", "-c", "State"]
         self.assertEqual(self.output("service", *hosts), "h1 enabled up\nh2 enabled up\n")
         self.output("service", "disable", "h2", "--reason", "new disk")
@@ -147,13 +147,13 @@ class ServicesTests(TestCase, CommandCase):
         self.assertEqual(self.output(*state), "up\nup\n")
 
     def test_piped(self) -> None:
-        """What a program reads is not cut off or wrapped, in however small a terminal it was started."""
+        """Piped output is never truncated or wrapped, however small the terminal."""
         self.output("service", "disable", "h2", "--reason", "x" * 255)
         self.environ["COLUMNS"] = "20"
         self.assertIn("x" * 255, self.output("service", "list", "--long"))
 
     def test_terminal(self) -> None:
-        """On a terminal the table has colours and fits."""
+        """On a terminal the table has colours, and fits its width."""
         leader, follower = pty.openpty()
         self.addCleanup(os.close, leader)
         with open(follower, "w", encoding="utf-8") as terminal:  # noqa: PTH123 - a descriptor
@@ -165,7 +165,7 @@ class ServicesTests(TestCase, CommandCase):
         self.assertLessEqual(max(map(len, lines)), 60)
 
     def test_reader_leaves(self) -> None:
-        """`| head` and its like make no noise."""
+        """A reader that closes the pipe early, such as `head`, causes no error message."""
         reader, writer = os.pipe()
         os.close(reader)
         for arguments in (["service", "list"], ["service", "list", "-f", "csv"], ["config", "show", "-f", "json"]):
@@ -174,14 +174,14 @@ class ServicesTests(TestCase, CommandCase):
         os.close(writer)
 
     def test_full_disk(self) -> None:
-        """Output that cannot be written is an error with its reason."""
+        """A failed write of the output is an error with its reason."""
         with Path("/dev/full").open("w") as full:
             for output_format in ("table", "csv"):
                 said = self.failure("service", "list", "-f", output_format, stdout=full)
                 self.assertIn("No space left", said)
 
     def test_locked(self) -> None:
-        """A lock that somebody else holds is named, and waited for no longer than one wants to."""
+        """A lock of another process is reported; an interrupt ends the wait."""
         with closing(sqlite3.connect(self.file, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             self.assertIn("locked", self.failure("service", "disable", "h1"))
@@ -194,7 +194,7 @@ class ServicesTests(TestCase, CommandCase):
         self.assertEqual((waiting.returncode, said.strip()), (130, b""))
 
     def wait_for_open(self, process: int) -> None:
-        """Wait until a process has the database open, which is after it can be interrupted in order."""
+        """Wait until a process has the database open; from then on it can be interrupted cleanly."""
         deadline = time.monotonic() + DEADLINE
         while time.monotonic() < deadline:
             # One that is closed while we look is not the one. (trial takes a module's "suppress" for its own.)

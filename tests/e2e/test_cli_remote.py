@@ -1,4 +1,4 @@
-"""The commands that call services, on real nodes and a real broker."""
+"""Tests for the commands that call services, with real nodes and a real broker."""
 
 import json
 import signal
@@ -61,7 +61,7 @@ class RemoteCommandTests(TestCase):
         return command.wait(), command.output
 
     def notes(self, host: str, count: int) -> list[str]:
-        """Wait until a host has so many notes."""
+        """Wait until a host has this number of notes."""
         path = self.folder / f"{host}.notes"
         deadline = time.monotonic() + PATIENCE
         while not path.exists() or len(path.read_text().splitlines()) < count:
@@ -73,7 +73,7 @@ class RemoteCommandTests(TestCase):
     @pytest.mark.slow
     @pytest.mark.timeout(180)
     def test_one_node(self) -> None:
-        """A node is called, by topic and by host; each thing that can go wrong is one line and status 1."""
+        """A node is called by topic and by host; each failure is one line with status 1."""
         self.node("h1.example.org")
         self.assertEqual(self.run_command("call", "desk", "echo", "value=h\u00e9"), (0, "h\u00e9\n"))
         self.assertEqual(self.run_command("call", "desk", "echo", "value=1", "--idempotent"), (0, "1\n"))
@@ -100,7 +100,7 @@ class RemoteCommandTests(TestCase):
         self.assertIn("0 of 1 calls answered", output)
 
     def test_unreachable(self) -> None:
-        """Where the command reaches the registry, nobody is told to start a service that is up."""
+        """With access to the registry, the error for a service that is up does not advise starting it."""
         self.node("h1")
         state = {"NOVASVC_STATE_DIR": str(self.folder / "state-h1")}
         vhost = self.url.rpartition("/")[2]
@@ -120,14 +120,14 @@ class RemoteCommandTests(TestCase):
             self.assertIn(text, command.output)
 
     def test_watched(self) -> None:
-        """A call that is watched lasts longer than the pause between the signs of life."""
+        """With --call-monitor a call may last longer than the heartbeat timeout."""
         self.node("h1")
         self.assertEqual(
             self.run_command("call", "desk", "sleep", "seconds=3", "--call-monitor", "2", "--json"), (0, "null\n")
         )
 
     def test_interrupted(self) -> None:
-        """A call that is interrupted ends at once, and leaves no queue behind."""
+        """An interrupted call ends at once, and leaves no queue behind."""
         self.node("h1")
         calling = self.begin("call", "desk.h1", "sleep", "seconds=60")
         self.notes("h1", 1)
@@ -139,7 +139,7 @@ class RemoteCommandTests(TestCase):
         self.assertEqual([q for q in shared_broker().queues(vhost) if q.startswith("reply_")], [])
 
     def test_interrupted_while_it_connects(self) -> None:
-        """A command that waits for a broker that says nothing ends at once, too."""
+        """An interrupt while the broker does not answer ends the command at once."""
         with socket.create_server(("127.0.0.1", 0)) as silent:
             silent.settimeout(PATIENCE)
             url = f"amqp://127.0.0.1:{silent.getsockname()[1]}/"
@@ -153,7 +153,7 @@ class RemoteCommandTests(TestCase):
     @pytest.mark.slow
     @pytest.mark.timeout(180)
     def test_fleet(self) -> None:
-        """A cast reaches one of the nodes, or the one that is meant, or with --fanout all of them."""
+        """A cast reaches one node of the topic, the named one, or all with --fanout."""
         for host in ("h1", "h2"):
             self.node(host)
         self.assertEqual(self.run_command("cast", "desk.h2", "note", "text=only h2"), (0, ""))
@@ -167,7 +167,7 @@ class RemoteCommandTests(TestCase):
         self.assertEqual(self.notes("h1", 2), ["all", "again"])
 
     def test_no_broker(self) -> None:
-        """A broker that is not there is said in one line, without the password."""
+        """An unavailable broker is one line without the password."""
         command = Process(
             self, [program("novasvc"), "--transport-url", "amqp://u:s3cret@127.0.0.1:1/", "ping", "x"], self.folder
         )

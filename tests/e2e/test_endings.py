@@ -1,4 +1,4 @@
-"""Every ending of a process, and its status: the table in docs/workers.md, row by row, with real processes."""
+"""Tests for the table of exit statuses in docs/workers.md, row by row, with real processes."""
 
 import os
 import re
@@ -174,7 +174,7 @@ class EndingTests(FleetCase):
         return Fleet(self, command, self.folder, **{"PYTHONPATH": path, "PYTHONSAFEPATH": "", **environment})
 
     def ends(self, row: str, *numbers: int, server: str = "Plain()", more: str = "", **environment: str) -> None:
-        """See that each kind of process ends at these signals as the row says."""
+        """Assert that each kind of process ends after these signals as the row says."""
         for column, workers in KINDS:
             with self.subTest(column=column, workers=workers):
                 fleet = self.begin(column, workers, server, more, **environment)
@@ -204,7 +204,7 @@ class EndingTests(FleetCase):
         self.ends("TERM, and all stops in time", signal.SIGTERM)
 
     def test_workers_under_twistd(self) -> None:
-        """Under twistd a launcher with workers ends as one without."""
+        """Under twistd a launcher with workers exits as one without."""
         for row, number, server in (
             ("TERM, and all stops in time", signal.SIGTERM, "Plain()"),
             ("TERM, and calls or tasks are cancelled at the deadline", signal.SIGTERM, WORKING),
@@ -285,7 +285,7 @@ class EndingTests(FleetCase):
         self.ends("`stop()` of the launcher", more=STOP)
 
     def test_terminated_after_stop(self) -> None:
-        """SIGTERM after `stop()` cuts short what drains, for the first time, too: with the status that says so."""
+        """The first SIGTERM after `stop()` cuts the drain short, with the status for that."""
         stop = "launcher.when_started().addCallback(lambda _: (launcher.stop(), None)[1])"
         fleet = self.begin(1, 1, "Endless()", stop)
         fleet.wait_for(r"draining: 1 worker left, at most 60 s left: 1 \(ready\)")
@@ -316,7 +316,7 @@ class TableTests(FleetCase):
     """docs/workers.md."""
 
     def test_rows(self) -> None:
-        """The page has these rows, and no others."""
+        """The documentation has exactly these rows."""
         _, found, rest = PAGE.read_text(encoding="utf-8").partition(HEADING)
         self.assertTrue(found)
         table, _, _ = rest.partition("\n\n")

@@ -1,4 +1,4 @@
-"""Plain scripts that serve and wait, as real processes that are sent real signals."""
+"""Tests for plain scripts with serve() and wait(), as real processes with real signals."""
 
 import signal
 import sqlite3
@@ -84,7 +84,7 @@ if __name__ == "__main__":
 
 
 class ScriptTestCase(TestCase):
-    """A folder of its own, and a script in it."""
+    """A test with a script in a directory of its own."""
 
     def setUp(self) -> None:
         folder = tempfile.TemporaryDirectory()
@@ -93,7 +93,7 @@ class ScriptTestCase(TestCase):
         (self.folder / "managers.py").write_text(MANAGERS)
 
     def run_script(self, script: str, **environment: str) -> Process:
-        """Run it on the memory transport, and an SQLite file in its folder."""
+        """Run the script on the memory transport, with an SQLite file in its directory."""
         (self.folder / "script.py").write_text(script)
         settings = {"NOVASVC_STATE_DIR": "state", "NOVASVC_PERIODIC_FUZZY_DELAY": "0", **environment}
         return Process(self, [sys.executable, "script.py"], self.folder, **settings)
@@ -103,7 +103,7 @@ class ScriptTestCase(TestCase):
         return self.run_script(SCRIPT.format(manager=manager), **environment)
 
     def assert_orderly(self, process: Process) -> None:
-        """It has said nothing that a person would have to look into."""
+        """Assert that the output has no error and no traceback."""
         for word in ("Traceback", "Unhandled", "did not exit in time", "#error]", "#critical]"):
             self.assertNotIn(word, process.output)
 
@@ -112,7 +112,7 @@ class TerminatedTests(ScriptTestCase):
     """SIGTERM and SIGINT."""
 
     def test_drains(self) -> None:
-        """SIGTERM lets a call in flight finish, and ends the script with status 1, as in Nova."""
+        """SIGTERM lets a call in flight finish, and the script exits with status 1, as in Nova."""
         script = self.serve("Working")
         script.wait_for("at work")
         self.assertEqual(script.stop(), 1, script.output)
@@ -120,15 +120,15 @@ class TerminatedTests(ScriptTestCase):
         self.assert_orderly(script)
 
     def test_interrupted(self) -> None:
-        """SIGINT cuts a long call short, and ends the script within two seconds."""
+        """SIGINT cancels a call in flight, and the script exits within two seconds."""
         self.ends_at_once(signal.SIGINT)
 
     def test_second_term(self) -> None:
-        """So does a second SIGTERM."""
+        """A second SIGTERM cancels it, too."""
         self.ends_at_once(signal.SIGTERM, signal.SIGTERM)
 
     def test_interrupted_while_draining(self) -> None:
-        """So does SIGINT after a SIGTERM."""
+        """SIGINT after SIGTERM cancels it, too."""
         self.ends_at_once(signal.SIGTERM, signal.SIGINT)
 
     def ends_at_once(self, *numbers: signal.Signals) -> None:
@@ -140,12 +140,14 @@ class TerminatedTests(ScriptTestCase):
         began = time.monotonic()
         self.assertEqual(script.stop(numbers[-1]), 1, script.output)
         self.assertLess(time.monotonic() - began, 2)
-        self.assertRegex(script.output, r"(?s)told to end at once: cancelling 1 call and 0 periodic tasks.*is stopped")
+        self.assertRegex(
+            script.output, r"(?s)told to stop immediately: cancelling 1 call and 0 periodic tasks.*is stopped"
+        )
         self.assertIn("work has ended", script.output)
         self.assert_orderly(script)
 
     def test_background(self) -> None:
-        """A shell's background job, which ignores SIGINT, goes on at one, workers or not, and ends at SIGTERM."""
+        """A background job of a shell ignores SIGINT, with workers or without, and ends at SIGTERM."""
         for workers, status in ((None, 1), (1, 0)):
             (self.folder / "background.py").write_text(
                 SCRIPT.format(manager="Working").replace('"))', f'"), workers={workers})')
@@ -161,7 +163,7 @@ class TerminatedTests(ScriptTestCase):
             self.assertEqual(job.stop(), status, job.output)
 
     def test_busy_reactor(self) -> None:
-        """A reactor that is kept busy ends with SignalExit's status after two seconds, and says what kept it."""
+        """A blocked reactor is ended after two seconds with SignalExit's status, and the log has its stack."""
         script = self.serve("Busy")
         script.wait_for("at work")
         began = time.monotonic()
@@ -170,7 +172,7 @@ class TerminatedTests(ScriptTestCase):
         self.assertRegex(script.output, r"(?s)SIGINT: did not exit in time.*managers.py.* in work")
 
     def test_third_signal(self) -> None:
-        """A third signal does what it does to any process."""
+        """A third signal has its default action."""
         script = self.serve("Busy")
         script.wait_for("at work")
         began = time.monotonic()
@@ -181,7 +183,7 @@ class TerminatedTests(ScriptTestCase):
         self.assertNotIn("did not exit in time", script.output)
 
     def test_reactors_thread(self) -> None:
-        """A thread of the reactor's that hangs keeps nobody from ending at once."""
+        """A stuck thread of the reactor does not delay the exit."""
         script = self.serve("Threaded")
         script.wait_for("at work")
         began = time.monotonic()
@@ -203,7 +205,7 @@ class TerminatedTests(ScriptTestCase):
         self.assertNotIn("Traceback", script.output)
 
     def test_script_goes_on(self) -> None:
-        """The script sees which signal it was, and may go on for as long as it likes."""
+        """wait() raises SignalExit with the signal, and the script may continue."""
         script = self.run_script("""
 import signal, time
 from novasvc.service import Service, SignalExit, serve, wait
@@ -232,7 +234,7 @@ class TwistdTests(ScriptTestCase):
         return Process(self, [*command, *options], self.folder, PYTHONPATH=str(self.folder), NOVASVC_STATE_DIR="state")
 
     def test_second_term(self) -> None:
-        """A second SIGTERM ends it at once, by the signal, and without a traceback."""
+        """A second SIGTERM kills it at once, without a traceback."""
         node = self.twistd("Long")
         node.wait_for("at work")
         node.popen.send_signal(signal.SIGTERM)
@@ -244,7 +246,7 @@ class TwistdTests(ScriptTestCase):
         self.assert_orderly(node)
 
     def test_interrupted(self) -> None:
-        """So does SIGINT, the first time."""
+        """The first SIGINT does, too."""
         node = self.twistd("Long")
         node.wait_for("at work")
         began = time.monotonic()
@@ -260,7 +262,7 @@ class TwistdTests(ScriptTestCase):
         return Process(self, command, self.folder, PYTHONPATH=str(self.folder), **settings, **environment)
 
     def test_beside_others(self) -> None:
-        """What else an application has may take longer to stop than graceful_shutdown_timeout: it is not for that."""
+        """Other services of an application may take longer to stop than graceful_shutdown_timeout."""
         launcher = "launcher = ServiceLauncher(); launcher.launch_server(Service()); launcher"
         for tree in ("makeService({})", launcher):
             node = self.tac(
@@ -273,7 +275,7 @@ class TwistdTests(ScriptTestCase):
             self.assert_orderly(node)
 
     def test_log_of_a_tac(self) -> None:
-        """A "logfile" has the log, whatever the tree is put into: an application, its collection, or another one."""
+        """makeService's "logfile" has the log, whether its parent is an application, its collection or a service."""
         parents = {
             "application": False,
             "IServiceCollection(application)": True,
@@ -292,7 +294,7 @@ class TwistdTests(ScriptTestCase):
                 self.assertEqual(line in node.output, beside, node.output)
 
     def test_restart(self) -> None:
-        """SIGHUP restarts the services with what the files say now, and refuses what they may not say."""
+        """SIGHUP restarts the services with the changed files, and rejects invalid ones."""
         file = self.folder / "novasvc.toml"
         file.write_text("report_interval = 10\n")
         command = [program("twistd"), "-n", "--pidfile=", "novasvc", "--config", "novasvc.toml", "--host", "h1"]
@@ -315,7 +317,7 @@ class RestartTests(ScriptTestCase):
     """SIGHUP."""
 
     def test_restart(self) -> None:
-        """SIGHUP starts the services anew, in this process, with what the environment's files say now."""
+        """SIGHUP restarts the services in the same process, with the changed files that the environment names."""
         file = self.folder / "novasvc.toml"
         file.write_text("report_interval = 10\n")
         script = self.serve("Working", NOVASVC_CONFIG="novasvc.toml")
@@ -341,7 +343,7 @@ class RestartTests(ScriptTestCase):
             connection.close()
 
     def test_refused(self) -> None:
-        """A configuration with an error is refused by one line, and the services run on."""
+        """An invalid configuration is rejected with one line, and the services go on."""
         file = self.folder / "novasvc.toml"
         file.write_text("report_interval = 10\n")
         script = self.serve("Working", NOVASVC_CONFIG="novasvc.toml")
@@ -354,7 +356,7 @@ class RestartTests(ScriptTestCase):
         self.assertNotIn("Traceback", script.output)
 
     def test_dump(self) -> None:
-        """SIGUSR2 logs the stacks of all threads, and what happened last."""
+        """SIGUSR2 logs the stacks of all threads, and recent events."""
         script = self.serve("Long")
         script.wait_for("at work")
         script.popen.send_signal(signal.SIGUSR2)
@@ -366,17 +368,17 @@ class RestartTests(ScriptTestCase):
 
 
 class StartTests(ScriptTestCase):
-    """Starts that fail, and scripts that go astray."""
+    """Starts that fail, and wrong uses of the launchers."""
 
     def test_failed_start(self) -> None:
-        """A start that fails ends the script with status 1 and one line that says why."""
+        """A failed start ends the script with status 1 and one line with the reason."""
         script = self.serve("Failing")
         self.assertEqual(script.wait(), 1)
         self.assertRegex(script.output, r"init_host failed: LookupError: no such hypervisor \(.*managers.py:\d+")
         self.assertNotIn("Traceback", script.output)
 
     def test_wrong_order(self) -> None:
-        """A second serve, a wait without serve, and a server that is none, each say what is wrong."""
+        """A second serve(), a wait() without serve(), and a wrong server are errors that say what is wrong."""
         script = self.run_script("""
 from twisted.application.service import Service
 from twisted.internet import reactor
@@ -408,7 +410,7 @@ says(wait)
         self.assertEqual(len(said), 6)
 
     def test_running_reactor(self) -> None:
-        """In a reactor that runs, wait() returns a Deferred, and a log that somebody has begun stays theirs."""
+        """With a running reactor wait() returns a Deferred, and existing logging is left alone."""
         script = self.run_script("""
 import sys
 from twisted.application.service import Service
@@ -437,7 +439,7 @@ task.react(main)
         self.assert_orderly(script)
 
     def test_log_of_launchers(self) -> None:
-        """A script with a launcher of its own logs as one with serve() does, the workers' lines included."""
+        """A script with its own launcher logs as one with serve() does, workers included."""
         for launch in (
             "ProcessLauncher(); launcher.launch_server(service, workers=1); launcher.wait()",
             "ServiceLauncher(); launcher.launch_server(service); launcher.wait()",
@@ -462,7 +464,7 @@ if __name__ == "__main__":
             script.stop(signal.SIGKILL)
 
     def test_wrong_settings(self) -> None:
-        """A server that needs no settings runs although they have an error, and the log says so, by its defaults."""
+        """A server that needs no settings runs despite invalid ones, and the log says so."""
         script = self.run_script(
             """
 from twisted.application.service import Service
@@ -494,7 +496,7 @@ print("after", launcher.state, flush=True)
         self.assertNotIn("tellnobody", script.output)
 
     def test_server_that_ends(self) -> None:
-        """A script whose server ends by itself ends with status 0."""
+        """A script whose server ends by itself exits with status 0."""
         script = self.run_script("""
 from twisted.internet import reactor
 from novasvc.service import Service, serve, wait

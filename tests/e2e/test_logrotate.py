@@ -1,4 +1,4 @@
-"""Log files that the real logrotate rotates, as the file in docs says, while a node writes to them."""
+"""Tests for log files rotated by the real logrotate, with the configuration in docs."""
 
 import gzip
 import os
@@ -52,7 +52,7 @@ launcher.wait()
 
 
 class LogrotateTests(TestCase):
-    """Each kind of process: no line is lost, one file a rotation, logrotate's mode stays, nobody keeps an old file."""
+    """For each kind of process: no line is lost, modes are kept, and no process keeps an old file open."""
 
     def setUp(self) -> None:
         folder = tempfile.TemporaryDirectory()
@@ -72,7 +72,7 @@ class LogrotateTests(TestCase):
         self.rules.chmod(0o644)
 
     def rotate(self) -> None:
-        """Have logrotate do what it does once a day, and wait until every process has followed."""
+        """Rotate the logs, and wait until every process writes to the new file."""
         before = self.log.stat()
         # Debian's cron.daily gives the path to root alone.
         logrotate = shutil.which("logrotate", path=f"{os.environ['PATH']}:/usr/sbin")
@@ -83,7 +83,7 @@ class LogrotateTests(TestCase):
         self.until(lambda: not self.holders(before), f"a process has the old file: {self.holders(before)}")
 
     def holders(self, file: os.stat_result) -> list[str]:
-        """Return the descriptors, of whatever process of the node, that are a file."""
+        """Return the descriptors of the node's processes that refer to a file."""
         found = []
         for pid in self.processes():
             for entry in Path(f"/proc/{pid}/fd").iterdir():
@@ -95,7 +95,7 @@ class LogrotateTests(TestCase):
         return found
 
     def processes(self) -> Iterator[int]:
-        """Return the node's process and all that it has started."""
+        """Return the node's process and all its descendants."""
         pids = [int((self.folder / "run" / "node.pid").read_text())]
         for pid in pids:
             yield pid
@@ -109,7 +109,7 @@ class LogrotateTests(TestCase):
             time.sleep(0.01)  # between two looks at what other processes do
 
     def texts(self) -> list[str]:
-        """Return what the files have, the oldest first."""
+        """Return the contents of the files, the oldest first."""
         others = [path for path in self.log.parent.iterdir() if path != self.log]
         others.sort(key=lambda path: -int(path.name.split(".")[2]))
         read = [gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes() for path in others]
@@ -163,20 +163,20 @@ class LogrotateTests(TestCase):
         self.see_rotated(2)
 
     def test_tac(self) -> None:
-        """A .tac file that is run as a daemon, and names its log to the plugin."""
+        """A daemon from a .tac file that names its log to the plugin."""
         (self.folder / "node.tac").write_text(APPLICATION)
         self.assertEqual(self.twistd("-y", "node.tac").wait(), 0)
         self.see_rotated(2)
 
     def test_redirected(self) -> None:
-        """A process in the foreground whose standard output and standard error were redirected into its log."""
+        """A foreground process with standard output and error redirected to its log."""
         line = f'exec {program("twistd")} -n --pidfile run/node.pid --logfile log/node.log "$@" >>log/node.log 2>&1'
         self.start("/bin/sh", "-c", line, "sh", "novasvc", "--manager", "talking.Talking")
         self.until((self.folder / "run" / "node.pid").exists)
         self.see_rotated(1)
 
     def test_launcher(self) -> None:
-        """A plain script with a launcher that names the log of its workers."""
+        """A plain script with a launcher that names its workers' log."""
         (self.folder / "node.py").write_text(LAUNCHER)
         node = self.start(sys.executable, "node.py")
         (self.folder / "run" / "node.pid").write_text(str(node.popen.pid))

@@ -1,4 +1,4 @@
-"""OpenStack's own client, unmodified, manages a fleet of a real twistd."""
+"""Tests with OpenStack's own client, unmodified, and a real twistd."""
 
 import json
 import os
@@ -34,14 +34,14 @@ VALUES (?, ?, ?, ?, 0, 0, 1, strftime('%Y-%m-%d %H:%M:%f', 'now') || '000',
 
 
 class Owner:
-    """What a Process ends with: a whole class of tests."""
+    """The owner of processes that live as long as a class of tests."""
 
     def __init__(self, case: type[TestCase]) -> None:
         self.addCleanup: Callable[..., None] = case.addClassCleanup
 
 
 class Answer:
-    """How a command ended."""
+    """The result of a command."""
 
     def __init__(self, status: int, output: str, errors: str) -> None:
         self.status = status
@@ -50,13 +50,13 @@ class Answer:
 
     @property
     def rows(self) -> Any:
-        """What ``-f json`` wrote."""
+        """The output of ``-f json``."""
         assert self.status == 0, self.errors
         return json.loads(self.output)
 
 
 class OpenStackCase(TestCase):
-    """A twistd with the API, and OpenStack's client, for all tests of a class."""
+    """Tests that share a twistd with the API, and OpenStack's client."""
 
     tokens = ""
     folder: ClassVar[Path]
@@ -114,7 +114,7 @@ class OpenStackCase(TestCase):
         return Answer(**json.loads(self.peer.stdout.readline()))
 
     def openstack(self, *arguments: str, version: str = "") -> Answer:
-        """Run ``openstack compute service`` as who needs no token."""
+        """Run ``openstack compute service`` without authentication."""
         options = ["--os-auth-type", "none", "--os-endpoint", f"{self.url}/v2.1"]
         if version:
             options += ["--os-compute-api-version", version]
@@ -130,7 +130,7 @@ class OpenStackCase(TestCase):
         return row
 
     def add(self, host: str, binary: str = "nova-compute", topic: str | None = "compute") -> tuple[str, str]:
-        """Register a service that has just sent a heartbeat, behind the server's back; return its uuid and its id."""
+        """Register a service with a recent heartbeat directly in the database; return its uuid and id."""
         name = str(uuid.uuid4())
         with closing(sqlite3.connect(self.folder / "state/novasvc.sqlite", timeout=PATIENCE)) as database, database:
             number = database.execute(INSERT, (name, host, binary, topic)).lastrowid
@@ -141,7 +141,7 @@ class ListTests(OpenStackCase):
     """``openstack compute service list``."""
 
     def test_console_script(self) -> None:
-        """The program that pip installs lists a service that lives."""
+        """The installed program lists a running service."""
         command = [program("openstack"), "--os-auth-type", "none", "--os-endpoint", f"{self.url}/v2.1"]
         done = subprocess.run(
             [*command, "compute", "service", "list", "-f", "json"],
@@ -161,7 +161,7 @@ class ListTests(OpenStackCase):
         self.assertRegex(row["Updated At"], r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}$")
 
     def test_filters(self) -> None:
-        """Hosts and binaries are exact, and both together; API servers without a topic are not listed."""
+        """Host and binary match exactly, and can be combined; API servers without a topic are not listed."""
         self.add("f1")
         self.add("f1", "nova-conductor", "conductor")
         self.add("f1", "nova-osapi_compute", None)
@@ -177,7 +177,7 @@ class ListTests(OpenStackCase):
         self.assertEqual(names("--host", "f"), [])
 
     def test_versions(self) -> None:
-        """Each version has its columns and its ids; a version that is not served is refused by the client."""
+        """Each microversion has its columns and ids; the client rejects an unsupported one."""
         name, number = self.add("v1")
         for version, columns, expected in (
             ("2.1", ["Disabled Reason"], int(number)),
@@ -223,7 +223,7 @@ class SetTests(OpenStackCase):
         self.assertIsNotNone(row["Updated At"])
 
     def test_force_down(self) -> None:
-        """A service is down and up again at command; both kinds of change may be one command."""
+        """A service is forced down and up; both changes can be combined."""
         self.add("x1")
         for arguments, expected in (
             (["--down"], (True, "down", "enabled")),
@@ -235,12 +235,12 @@ class SetTests(OpenStackCase):
             self.assertEqual((row["Forced Down"], row["State"], row["Status"]), expected)
 
     def test_any_binary(self) -> None:
-        """What is not nova-compute can be disabled as well."""
+        """Other binaries than nova-compute can be disabled."""
         self.set("--disable", "h1", "novasvc-agent")
         self.assertEqual(self.one("h1")["Status"], "disabled")
 
     def test_old_versions(self) -> None:
-        """Before 2.53 services are set by action, and deleted by number."""
+        """Before 2.53 services are changed by actions, and deleted by number."""
         _, number = self.add("o1")
         self.set("--disable", "o1", "nova-compute", version="2.1")
         self.assertEqual(self.one("o1")["Status"], "disabled")
@@ -254,7 +254,7 @@ class SetTests(OpenStackCase):
         self.assertEqual(self.listed("--host", "o1"), [])
 
     def test_delete(self) -> None:
-        """Services are deleted by uuid, several at a time; who is not there is named, with the server's words."""
+        """Several services are deleted by uuid; a missing one is reported with the server's message."""
         first, _ = self.add("e1")
         second, _ = self.add("e2")
         missing = str(uuid.uuid4())
@@ -267,7 +267,7 @@ class SetTests(OpenStackCase):
         self.assertIn("Invalid uuid 7", self.openstack("delete", "7").errors)
 
     def test_errors(self) -> None:
-        """What cannot be done ends with status 1, and says why."""
+        """A failed command exits with status 1 and the reason."""
         missing = self.openstack("set", "--down", "nowhere", "nova-compute")
         self.assertEqual(missing.status, 1)
         self.assertIn('Compute service for host "nowhere" and binary "nova-compute" not found.', missing.errors)
@@ -295,7 +295,7 @@ class TokenTests(OpenStackCase):
         self.assertEqual(row["Status"], "disabled")
 
     def test_reader(self) -> None:
-        """A reader's token lists, and changes nothing."""
+        """A token with the scope read may list, but not change."""
         name, _ = self.add("t2")
         self.assertEqual(self.as_(READERS, "set", "--disable", "t2", "nova-compute").status, 1)
         refused = self.as_(READERS, "delete", name)
@@ -305,7 +305,7 @@ class TokenTests(OpenStackCase):
         self.assertEqual(row["Status"], "enabled")
 
     def test_strangers(self) -> None:
-        """Who has no token, or a wrong one, is told to authenticate."""
+        """Without a valid token the client is asked to authenticate."""
         for refused in (self.as_("a-wrong-token-001", "list"), self.openstack("list")):
             self.assertEqual(refused.status, 1)
             self.assertIn("requires authentication", refused.errors)

@@ -1,4 +1,4 @@
-"""What a person installs: wheel, sdist and editable installation, each beside a Twisted of its own."""
+"""Tests for installations from wheel, sdist and checkout, each with its own Twisted."""
 
 import hashlib
 import os
@@ -63,7 +63,7 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 
 def dependencies() -> dict[str, Distribution]:
-    """Return the distributions that novasvc says it needs, and all that they need, as installed here."""
+    """Return the installed distributions that novasvc requires, directly and indirectly."""
     found: dict[str, Distribution] = {}
     # setuptools: an sdist is built where it is installed, and there is no index to ask.
     wanted = [Requirement("setuptools"), *map(Requirement, distribution("novasvc").requires or [])]
@@ -115,25 +115,25 @@ class Installation:
                 shutil.copy2(source, target)
 
     def pip(self, *arguments: str | Path) -> str:
-        """Run pip, of the environment that the tests run in, on this one, without asking any index."""
+        """Run pip of the tests' environment on this one, without an index."""
         pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", self.python)
         return run(*pip, *arguments, cwd=self.elsewhere)
 
     def install(self, *what: str | Path) -> None:
-        """Install novasvc; its dependencies have to be there."""
+        """Install novasvc without its dependencies, which are there."""
         self.pip("install", "--no-deps", "--no-index", "--no-build-isolation", *what)
         self.pip("check")
 
     def help(self) -> str:
-        """Return what `twistd --help` prints."""
+        """Return the output of `twistd --help`."""
         return run(self.twistd, "--help", cwd=self.elsewhere)
 
     def evaluate(self, code: str) -> str:
-        """Run Python code, isolated, and return what it printed."""
+        """Run Python code in isolated mode; return its output."""
         return run(self.python, "-I", "-c", code, cwd=self.elsewhere).strip()
 
     def twisted_files(self) -> dict[str, str]:
-        """Return the digest of each file of Twisted's package, less what running it writes."""
+        """Return the digest of each file of Twisted, except those that running it writes."""
         package = self.site / "twisted"
         return {
             str(path.relative_to(self.site)): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -143,7 +143,7 @@ class Installation:
 
 
 class PackagingTests(SynchronousTestCase):
-    """One build of the checkout, as it is now, for all of these tests."""
+    """Tests that share one build of the checkout."""
 
     folder: ClassVar[Path]
     source: ClassVar[Path]
@@ -164,7 +164,7 @@ class PackagingTests(SynchronousTestCase):
         (cls.wheel,) = cls.folder.glob("*.whl")
 
     def installation(self) -> Installation:
-        """Return a fresh environment, in which twistd ran before novasvc came, so that a plugin cache exists."""
+        """Return a new environment in which twistd has run, so that a plugin cache exists."""
         directory = Path(tempfile.mkdtemp(prefix="installation-", dir=self.folder))
         self.addCleanup(shutil.rmtree, directory, ignore_errors=True)
         installation = Installation(directory)
@@ -173,7 +173,7 @@ class PackagingTests(SynchronousTestCase):
         return installation
 
     def comes_and_goes(self, *what: str | Path) -> Installation:
-        """Install, look, and uninstall: twistd has novasvc meanwhile, and nothing else changed in the end."""
+        """Assert that twistd has the plugin after installing, and that nothing remains after uninstalling."""
         installation = self.installation()
         before = installation.twisted_files()
         installation.install(*what)
@@ -196,24 +196,24 @@ class PackagingTests(SynchronousTestCase):
         return installation
 
     def version(self) -> str:
-        """Return the version that the wheel's name says."""
+        """Return the version in the wheel's name."""
         return self.wheel.name.split("-")[1]
 
     @pytest.mark.timeout(LIMIT)
     def test_wheel_installation(self) -> None:
-        """A wheel gives twistd the plugin, and takes it away again."""
+        """A wheel installs twistd's plugin, and uninstalls it."""
         installation = self.comes_and_goes(self.wheel)
         self.assertIn(installation.site, self.where.parents)
 
     @pytest.mark.timeout(LIMIT)
     def test_sdist_installation(self) -> None:
-        """An sdist gives twistd the plugin, and takes it away again."""
+        """An sdist installs twistd's plugin, and uninstalls it."""
         installation = self.comes_and_goes(self.sdist)
         self.assertIn(installation.site, self.where.parents)
 
     @pytest.mark.timeout(LIMIT)
     def test_editable_installation(self) -> None:
-        """An editable installation gives twistd the plugin where it lies, and takes it away again."""
+        """An editable installation makes twistd find the plugin in the checkout, and can be uninstalled."""
         checkout = Path(tempfile.mkdtemp(prefix="checkout-", dir=self.folder)) / "novasvc"
         shutil.copytree(self.source, checkout, ignore=LITTER)
         (checkout / "twisted" / "plugins" / "dropin.cache").unlink()
@@ -223,13 +223,13 @@ class PackagingTests(SynchronousTestCase):
 
     @pytest.mark.timeout(LIMIT)
     def test_imports(self) -> None:
-        """With the declared dependencies, and no others, every module can be imported, and installs no reactor."""
+        """With the declared dependencies only, every module can be imported, and installs no reactor."""
         installation = self.installation()
         installation.install(self.wheel)
         self.assertGreater(int(installation.evaluate(IMPORT_ALL)), 20)
 
     def test_wheel_contents(self) -> None:
-        """A wheel holds the package with its data and, of twisted, our plugin only."""
+        """A wheel contains the package with its data and, under twisted/, only our plugin."""
         with zipfile.ZipFile(self.wheel) as wheel:
             names = {name for name in wheel.namelist() if not name.endswith("/")}
             metadata = wheel.read(f"novasvc-{self.version()}.dist-info/METADATA").decode()
@@ -245,7 +245,7 @@ class PackagingTests(SynchronousTestCase):
         self.assertIn("\nRequires-Python: >=3.11\n", metadata)
 
     def test_sdist_contents(self) -> None:
-        """An sdist holds what the wheel is made of and what tests it, and no plugin cache."""
+        """An sdist contains sources and tests, and no plugin cache."""
         with tarfile.open(self.sdist) as sdist:
             members = {member.name.partition("/")[2]: member for member in sdist.getmembers() if member.isfile()}
         twisted = {name for name in members if name.startswith("twisted/")}
@@ -265,5 +265,5 @@ class PackagingTests(SynchronousTestCase):
         self.assertEqual([name for name in members if name.endswith((".pyc", "dropin.cache"))], [])
 
     def test_nothing_makes_twisted_a_package(self) -> None:
-        """No __init__.py lies under twisted/ of the checkout: it would hide Twisted's own plugins."""
+        """There is no __init__.py under twisted/, which would hide Twisted's own plugins."""
         self.assertEqual(list((ROOT / "twisted").rglob("__init__.py*")), [])

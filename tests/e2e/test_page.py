@@ -1,4 +1,4 @@
-"""The page in a real browser, on a real twistd: what an operator does with it."""
+"""Tests for the page in a real browser, on a real twistd."""
 
 import re
 import signal
@@ -77,7 +77,7 @@ class Folder:
         return Process(self._owner, command, self.path, **environment)
 
     def api(self, *options: str, host: str = "h1") -> tuple[Process, str]:
-        """Start one with an API; return the page's address, too."""
+        """Start twistd with an API; return the page's URL, too."""
         process = self.twistd("--api", "--api-listen-port", "0", *options, host=host)
         address = process.wait_for(r"page +(http://\S+)").group(1)
         return process, address
@@ -91,7 +91,7 @@ class Folder:
         self.execute(INSERT, [{"uuid": str(uuid.uuid4()), **usual, **row} for row in rows])
 
     def execute(self, statement: str, rows: list[dict[str, Any]]) -> None:
-        """Change the database behind the server's back."""
+        """Change the database directly."""
         connection = sqlite3.connect(self.path / "state" / "novasvc.sqlite", timeout=20)
         with connection:
             connection.executemany(statement, rows)
@@ -99,14 +99,14 @@ class Folder:
 
 
 class _OfClass:
-    """Lets a class's processes end with it."""
+    """Ends a class's processes with the class."""
 
     def __init__(self, case: type[TestCase]) -> None:
         self.addCleanup = case.addClassCleanup
 
 
 class FleetTests(BrowserTestCase):
-    """One server without tokens, with a node in it and some that are only registered."""
+    """Tests with a server without tokens, a running node and some registered services."""
 
     folder: Folder
     address: str
@@ -147,11 +147,11 @@ class FleetTests(BrowserTestCase):
         return [element.text for element in self.browser.all("#grid tbody th")]
 
     def troubled(self) -> list[str]:
-        """Return those that are shown and never were up."""
+        """Return the shown hosts whose services were never up."""
         return [host for host in self.hosts() if host in {"off", "old"}]
 
     def test_list_and_filter(self) -> None:
-        """All services are there with their states in words; what is looked for is found, and is in the URL."""
+        """All services are listed with their states in words; a filter finds services, and is in the URL."""
         browser = self.browser
         browser.open("/")
         browser.says("#live", "live")
@@ -183,7 +183,7 @@ class FleetTests(BrowserTestCase):
         browser.says("#grid", "No host matches")
 
     def test_hostile_names(self) -> None:
-        """A host that is named like a script is shown as it is named, and does nothing."""
+        """A host named like a script is shown as text."""
         browser = self.browser
         browser.open("/")
         name = "<script>alert(1)</script>"
@@ -195,7 +195,7 @@ class FleetTests(BrowserTestCase):
         browser.says("#facts", "<b onclick=alert(2)>'\"&amp;")
 
     def test_killed_node(self) -> None:
-        """A node that is killed goes down on the page by itself, and comes up when it runs again."""
+        """A killed node goes down on the page without a reload, and comes up when it is started again."""
         browser = self.browser
         node = self.folder.twistd(*FAST, host="mortal")
         node.wait_for(RUNNING)
@@ -216,7 +216,7 @@ class FleetTests(BrowserTestCase):
         again.stop()
 
     def test_new_service_appears(self) -> None:
-        """A service that registers appears on the page, and the cell that had the focus keeps it."""
+        """A new service appears on the page, and the focus stays."""
         browser = self.browser
         browser.open("/")
         browser.says("#live", "live")
@@ -228,7 +228,7 @@ class FleetTests(BrowserTestCase):
         self.assertTrue(browser.script("return window.unbroken"))
 
     def test_without_streams(self) -> None:
-        """A browser that cannot have a stream asks again and again, and is as live."""
+        """Without event streams the page polls, and is as live."""
         browser = self.browser
         script = browser.command("Page.addScriptToEvaluateOnNewDocument", source="delete window.EventSource")
         self.addCleanup(browser.command, "Page.removeScriptToEvaluateOnNewDocument", **script)
@@ -240,7 +240,7 @@ class FleetTests(BrowserTestCase):
         browser.says("#timeline", "novasvc-agent@node8 was forced down")
 
     def test_disable_with_reason(self) -> None:
-        """Disabling asks, takes a reason, says that it is done, and is seen everywhere; enabling takes it back."""
+        """Disabling asks for confirmation and a reason, reports success, and shows everywhere; enabling undoes it."""
         browser = self.browser
         browser.open("/?q=node2")
         browser.click(self.cell("node2"))
@@ -261,7 +261,7 @@ class FleetTests(BrowserTestCase):
         self.assertEqual(browser.all("#facts .reason"), [])
 
     def test_force_down(self) -> None:
-        """Forcing down asks first, and can be left; done, it is seen on a page that is open elsewhere."""
+        """Forcing down asks for confirmation, which can be cancelled; the change shows on other open pages."""
         browser = self.browser
         browser.open("/?q=node3")
         browser.says("#live", "live")
@@ -289,7 +289,7 @@ class FleetTests(BrowserTestCase):
         browser.until(lambda: browser.one(cell).get_attribute("data-state") == "up", "it is up again")
 
     def test_node(self) -> None:
-        """A node's page tells of its inner life, runs a task at once, and measures how fast it answers."""
+        """A node's page shows its description, runs a task, and pings it."""
         browser = self.browser
         browser.open("/?q=alive")
         browser.click(self.cell("alive", "novasvc-greeter"))
@@ -313,7 +313,7 @@ class FleetTests(BrowserTestCase):
         browser.screenshot("node")
 
     def test_silent_node(self) -> None:
-        """The page of a node that does not answer says so, and shows what is registered of it."""
+        """The page of a node that does not respond says so, and shows its row."""
         browser = self.browser
         self.folder.seed([{"host": "mute", "topic": "agent"}])
         browser.open("/?q=mute")
@@ -324,7 +324,7 @@ class FleetTests(BrowserTestCase):
         browser.says("#tasks", "Unknown.")
 
     def test_narrow(self) -> None:
-        """On a screen of 360 pixels no page has to be moved sideways."""
+        """At a width of 360 pixels no page scrolls horizontally."""
         browser = self.browser
         browser.size(360, 740)
         for path in ("/", "/?state=down", "/login"):
@@ -339,7 +339,7 @@ class FleetTests(BrowserTestCase):
         browser.screenshot("narrow-node")
 
     def test_dark_and_still(self) -> None:
-        """Whoever wants it dark gets it dark, with words as readable as in the light, and whoever wants it still."""
+        """The page follows prefers-color-scheme, with the same contrast, and prefers-reduced-motion."""
         browser = self.browser
         for scheme in ("light", "dark"):
             browser.media(prefers_color_scheme=scheme, prefers_reduced_motion="reduce")
@@ -352,7 +352,7 @@ class FleetTests(BrowserTestCase):
             self.assertEqual(sum(map(int, re.findall(r"\d+", ground)[:3])) < 200, scheme == "dark")
 
     def test_keyboard(self) -> None:
-        """Everything is reached and done without a mouse."""
+        """The page can be used with the keyboard only."""
         browser = self.browser
         browser.open("/?q=node5")
         keys = browser.driver.switch_to.active_element.send_keys
@@ -389,7 +389,7 @@ class FleetTests(BrowserTestCase):
         browser.says(".message", "It is disabled.")
 
     def test_without_scripts(self) -> None:
-        """Without JavaScript all is there: the fleet, filters, a node, and an action with its question."""
+        """Without JavaScript fleet, filters, node page and confirmed actions work."""
         browser = self.browser
         browser.scripts(allowed=False)
         browser.open("/")
@@ -408,12 +408,12 @@ class FleetTests(BrowserTestCase):
 
 
 class OutageTests(BrowserTestCase):
-    """A server that goes away, and comes back."""
+    """Tests with a server that is stopped and started again."""
 
     expected_on_console = ("ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED_ENCODING", "ERR_CONNECTION_RESET")
 
     def test_server_goes_away(self) -> None:
-        """A banner says that the page is old as soon as the server is gone, and goes by itself when it is back."""
+        """A banner says that the state is old when the server is unreachable, and disappears when it is back."""
         browser = self.browser
         folder = Folder(self)
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -440,12 +440,12 @@ class OutageTests(BrowserTestCase):
 
 
 class LoginTests(BrowserTestCase):
-    """A server with tokens."""
+    """Tests with a server with tokens."""
 
     expected_on_console = ("401 (Unauthorized)",)
 
     def test_login(self) -> None:
-        """A link logs one browser in, once; a reader's token shows no actions; and logging out ends it."""
+        """A login link works once; the scope read shows no actions; logging out ends the session."""
         browser = self.browser
         folder = Folder(self)
         tokens = folder.path / "tokens"
@@ -487,10 +487,10 @@ class LoginTests(BrowserTestCase):
 
 
 class ManyTests(BrowserTestCase):
-    """A fleet of 2,000 services."""
+    """Tests with a fleet of 2,000 services."""
 
     def test_two_thousand(self) -> None:
-        """2,000 services are counted, paged, found, and kept live."""
+        """A fleet of 2,000 services is counted, paged, filtered and updated."""
         browser = self.browser
         folder = Folder(self)
         server, address = folder.api(host="control")

@@ -1,4 +1,4 @@
-"""README's own commands, word by word, in a clean clone."""
+"""Tests that run README's commands in a clean clone."""
 
 import os
 import re
@@ -19,7 +19,7 @@ RUN = "python3 -m venv .venv && .venv/bin/pip install . && .venv/bin/twistd -n n
 
 
 class ReadmeTests(TestCase):
-    """What a person does who has nothing but README."""
+    """Tests that follow README."""
 
     def setUp(self) -> None:
         folder = tempfile.TemporaryDirectory()
@@ -37,19 +37,19 @@ class ReadmeTests(TestCase):
         return [line.removeprefix("$ ") for block in blocks for line in block.splitlines() if line.startswith("$ ")]
 
     def shell(self, command: str) -> Process:
-        """Run a command as the person's shell would, but for where state is kept: not on this machine."""
+        """Run a command in a shell, with its state in the test's directory."""
         path = f"{sys.base_prefix}/bin:{os.environ['PATH']}"
         environment = {"PATH": path, "NOVASVC_STATE_DIR": str(self.state), "PYTHONPATH": "", "PIP_QUIET": "1"}
         return Process(self, ["bash", "-c", command], self.clone, **environment, **self.environment)
 
     def done(self, command: str) -> str:
-        """Run a command that ends by itself, and well."""
+        """Run a command that succeeds; return its output."""
         process = self.shell(command)
         self.assertEqual(process.wait(), 0, f"{command}:\n{process.output}")
         return process.output
 
     def write_examples(self) -> None:
-        """Save the examples that say their file's name in their first line."""
+        """Save the examples whose first line names their file."""
         named = r"```(?:python|toml|ini)\n# (\S+\.(?:py|toml|ini))\n(.*?)```"
         for name, text in re.findall(named, self.readme, re.DOTALL):
             (self.clone / name).write_text(text)
@@ -57,7 +57,7 @@ class ReadmeTests(TestCase):
     @pytest.mark.slow
     @pytest.mark.timeout(420)
     def test_commands(self) -> None:
-        """A node runs after the first command, and everything else that README tells works on it."""
+        """README's first command starts a node, and its other commands work with it."""
         first, *others = self.commands("Run a node")
         self.assertEqual(first, RUN)
         node = self.shell(first)
@@ -83,7 +83,7 @@ class ReadmeTests(TestCase):
         self.workers()
 
     def serve(self) -> None:
-        """Serve an application as README tells, on a free port."""
+        """Serve an application as README says, on a free port."""
         (command,) = self.commands("Serve applications")
         served = self.shell(command.replace("=8080", "=0"))
         port = served.wait_for(r"listening on 127\.0\.0\.1:(\d+)").group(1)
@@ -94,7 +94,7 @@ class ReadmeTests(TestCase):
         served.wait()
 
     def watch_and_ask(self) -> None:
-        """Open the page, and ask the API, as README tells: the port is the only word that differs."""
+        """Open the page and query the API as README says, except for the port."""
         self.environment["NOVASVC_API_LISTEN_PORT"] = "0"
         (command,) = self.commands("Watch a fleet")
         served = self.shell(command)
@@ -110,7 +110,7 @@ class ReadmeTests(TestCase):
         del self.environment["NOVASVC_API_LISTEN_PORT"]
 
     def fleet(self) -> None:
-        """Do what README tells of a fleet, on a broker of the tests': the address is the only word that differs."""
+        """Run README's commands for a fleet, with the tests' broker."""
         url, run, *others = self.commands("A fleet")
         self.assertEqual(url, "export NOVASVC_TRANSPORT_URL=amqp://guest:guest@127.0.0.1:5672/")
         self.environment["NOVASVC_TRANSPORT_URL"] = vhost_url(self)
@@ -123,7 +123,7 @@ class ReadmeTests(TestCase):
         del self.environment["NOVASVC_TRANSPORT_URL"]
 
     def workers(self) -> None:
-        """Do what README tells of workers, on a broker of the tests'."""
+        """Run README's commands for workers, with the tests' broker."""
         run, *others, script = self.commands("Workers")
         self.environment["NOVASVC_TRANSPORT_URL"] = vhost_url(self)
         supervisor = self.shell(run)
@@ -138,11 +138,11 @@ class ReadmeTests(TestCase):
         del self.environment["NOVASVC_TRANSPORT_URL"]
 
     def test_test_command(self) -> None:
-        """README's test command is there and can be run."""
+        """README's test command can be run."""
         (command,) = self.commands("Test")
         self.assertTrue(os.access(self.clone / command, os.X_OK))
 
     def test_links(self) -> None:
-        """Every file that README points to is there."""
+        """Every file that README links to exists."""
         for link in re.findall(r"\]\(((?!http)[^)]+)\)", self.readme):
             self.assertTrue((self.clone / link).exists(), link)

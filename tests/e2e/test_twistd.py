@@ -1,4 +1,4 @@
-"""A node under a real twistd, killed in several ways, its database read by the stdlib's sqlite3."""
+"""Tests for a node under a real twistd; its database is read with the standard library's sqlite3."""
 
 import json
 import os
@@ -71,7 +71,7 @@ class Sleeping(Manager):
 
 
 class TwistdTestCase(TestCase):
-    """A folder of its own, and twistd in it."""
+    """A test with twistd in a directory of its own."""
 
     def setUp(self) -> None:
         folder = tempfile.TemporaryDirectory()
@@ -106,10 +106,10 @@ class TwistdTestCase(TestCase):
 
 
 class RunTests(TwistdTestCase):
-    """A node that runs, and how it ends."""
+    """Tests for a running node, and its shutdown."""
 
     def test_registers_and_beats(self) -> None:
-        """A node on defaults registers in an SQLite file, beats, and says what runs and what to try."""
+        """With default settings a node registers in an SQLite file, sends heartbeats, and logs what to try."""
         node = self.twistd()
         node.wait_for(r"novasvc \S+ runs novasvc-agent@h1 \(topic agent\)")
         node.wait_for(r"state +sqlite:///.*state/novasvc.sqlite")
@@ -123,7 +123,7 @@ class RunTests(TwistdTestCase):
         node.stop()
 
     def test_files_are_private(self) -> None:
-        """What a node leaves behind is for its own user's eyes, whatever the umask."""
+        """A node's files can be read by its own user only, whatever the umask."""
         os.umask(0o022)
         node = self.twistd()
         node.wait_for(RUNNING)
@@ -134,7 +134,7 @@ class RunTests(TwistdTestCase):
         self.assertEqual(set(modes.values()), {0o600}, modes)
 
     def test_terminated(self) -> None:
-        """SIGTERM and SIGINT drain the node, step by step, and the row stays."""
+        """SIGTERM and SIGINT shut the node down in order, and the row stays."""
         for number in (signal.SIGTERM, signal.SIGINT):
             node = self.twistd()
             node.wait_for(RUNNING)
@@ -145,7 +145,7 @@ class RunTests(TwistdTestCase):
         self.assertEqual(self.rows()[0]["report_count"], 2)
 
     def test_killed(self) -> None:
-        """A node that was killed comes back in its old row, and goes on counting."""
+        """A restarted node continues with its old row and report_count."""
         node = self.twistd()
         node.wait_for(RUNNING)
         (before,) = self.rows()
@@ -157,7 +157,7 @@ class RunTests(TwistdTestCase):
         again.stop()
 
     def test_killed_at_any_time(self) -> None:
-        """A node that is killed anywhere in its first start leaves a database that the next one can use."""
+        """A node killed at any time in its first start leaves a usable database."""
         for sign in ("starting agent node", "is starting", "reactor class"):
             node = self.twistd()
             node.wait_for(sign)
@@ -168,14 +168,14 @@ class RunTests(TwistdTestCase):
         node.stop()
 
     def test_terminated_while_starting(self) -> None:
-        """SIGTERM before the node runs ends it promptly and cleanly."""
+        """SIGTERM during the start ends the node promptly and cleanly."""
         node = self.twistd()
         node.wait_for("is starting")
         self.assertEqual(node.stop(), -signal.SIGTERM)
         self.assertNotIn("Traceback", node.output)
 
     def test_beats_go_on(self) -> None:
-        """A running node goes on beating."""
+        """A running node sends heartbeats."""
         node = self.twistd("--report-interval", "1", "--service-down-time", "5")
         node.wait_for(RUNNING)
         watcher = Process(self, [program("python"), "-c", WATCH, "state/novasvc.sqlite"], self.folder)
@@ -183,7 +183,7 @@ class RunTests(TwistdTestCase):
         node.stop()
 
     def test_json_log(self) -> None:
-        """With --log-json every line is a JSON object that says host, binary, topic and request."""
+        """With --log-json every line is a JSON object with host, binary, topic and request."""
         node = self.twistd("--log-json")
         node.wait_for(RUNNING)
         node.stop()
@@ -194,7 +194,7 @@ class RunTests(TwistdTestCase):
             self.assertIn("request_id", event)
 
     def test_log_level(self) -> None:
-        """With --log-level debug one sees where a start failed; with error nothing but the worst."""
+        """--log-level debug shows the traceback of a failed start; error shows errors only."""
         told = self.twistd("--manager", "managers.Hooked", "--log-level", "debug")
         self.assertEqual(told.wait(), 1)
         self.assertIn("Traceback", told.output)
@@ -203,20 +203,20 @@ class RunTests(TwistdTestCase):
         self.assertEqual(re.findall(r"#(\w+)\]", terse.output), ["critical"])
 
     def test_hints(self) -> None:
-        """What to try names the place where this node's state is, if options moved it."""
+        """The suggested commands name the state directory if options changed it."""
         node = self.twistd("--state-dir", "else where")
         node.wait_for(r"try .*novasvc --state-dir '.*else where' service list")
         node.stop()
 
     def test_twist(self) -> None:
-        """Twisted's other runner runs a node as well."""
+        """`twist` runs a node, too."""
         command = [program("twist"), "novasvc", "--host", "h1"]
         node = Process(self, command, self.folder, NOVASVC_STATE_DIR="state")
         node.wait_for(r"runs novasvc-agent@h1")
         node.stop()
 
     def test_several_services(self) -> None:
-        """Several [[service]] tables are several services of one process."""
+        """Several [[service]] tables run several services in one process."""
         (self.folder / "two.toml").write_text(
             '[[service]]\nbinary = "novasvc-one"\nmanager = "novasvc.host_agent.HostAgent"\n'
             '[[service]]\nbinary = "novasvc-two"\nmanager = "managers.Hanging"\n'
@@ -232,7 +232,7 @@ class RunTests(TwistdTestCase):
             self.assertIn(f"novasvc-{name}@h1 is stopped", node.output)
 
     def test_tasks_that_raise_and_hang(self) -> None:
-        """A task that raises is logged with its name, one that hangs harms nobody, and a stop cuts it short."""
+        """A task that raises is logged with its name; one that hangs affects no other, and is cancelled at stop."""
         node = self.twistd("--manager", "managers.Hanging", "--graceful-shutdown-timeout", "1")
         node.wait_for("task trouble")
         node.wait_for("task trouble")
@@ -240,7 +240,7 @@ class RunTests(TwistdTestCase):
         self.assertRegex(node.output, r"expired: cancelling 0 calls and 1 periodic task \(hanging\)")
 
     def test_thread_that_hangs(self) -> None:
-        """A thread that hangs keeps nobody from exiting; one warning names what it ran."""
+        """A stuck thread does not delay the exit; one warning names its function."""
         node = self.twistd("--manager", "managers.Sleeping", "--graceful-shutdown-timeout", "1")
         node.wait_for("sleeping")
         began = time.monotonic()
@@ -252,7 +252,7 @@ class RunTests(TwistdTestCase):
         self.assertNotIn("Traceback", node.output)
 
     def test_daemon(self) -> None:
-        """As a daemon it logs to its file, SIGUSR1 begins a new one, and SIGTERM ends it."""
+        """A daemon logs to its file, starts a new one at SIGUSR1, and ends at SIGTERM."""
         command = [program("twistd"), "--pidfile", "node.pid", "--logfile", "node.log", "novasvc", "--host", "h1"]
         starter = Process(self, command, self.folder, NOVASVC_STATE_DIR="state")
         self.assertEqual(starter.wait(), 0, starter.output)
@@ -268,7 +268,7 @@ class RunTests(TwistdTestCase):
 
 
 class FailedStartTests(TwistdTestCase):
-    """Starts that fail: one clear line, no traceback, status 1."""
+    """Tests for failing starts: one line, no traceback, status 1."""
 
     def fails(self, *options: str, **environment: str) -> str:
         node = self.twistd(*options, **environment)
@@ -281,18 +281,18 @@ class FailedStartTests(TwistdTestCase):
         self.assertIn("--report-intervall", self.fails("--report-intervall", "3").replace("option ", "--"))
 
     def test_bad_values(self) -> None:
-        """All wrong settings are reported together, each with its value, source and remedy."""
+        """All invalid settings are reported together, each with value, source and remedy."""
         output = self.fails("--report-interval", "0.5", NOVASVC_RPC_CONCURRENCY="many")
         self.assertRegex(output, r"--report-interval = '0.5' \(from option --report-interval\): is too small")
         self.assertRegex(output, r"NOVASVC_RPC_CONCURRENCY = 'many' \(from variable .*\): is not a whole number")
 
     def test_unknown_setting(self) -> None:
-        """An unknown setting in a file is named with its nearest relative."""
+        """An unknown setting in a file is reported with the most similar name."""
         (self.folder / "bad.toml").write_text("report_intervall = 3\n")
         self.assertRegex(self.fails("--config", "bad.toml"), r"report_intervall.*report_interval")
 
     def test_log_file(self) -> None:
-        """A log file that cannot be written is named."""
+        """An unwritable log file is named."""
         command = [program("twistd"), "-n", "--pidfile=", "--logfile", "/nonexistent/x.log", "novasvc"]
         node = Process(self, command, self.folder, NOVASVC_STATE_DIR="state")
         self.assertEqual(node.wait(), 1)
@@ -300,7 +300,7 @@ class FailedStartTests(TwistdTestCase):
         self.assertEqual(len(node.lines), 1)
 
     def test_reserved_option(self) -> None:
-        """An option of a manager that the service itself takes is named, with its file and table."""
+        """A reserved option of a manager is named with its file and table."""
         (self.folder / "taken.toml").write_text('[[service]]\ntopic = "agent"\noptions = { host = "z" }\n')
         self.assertRegex(self.fails("--config", "taken.toml"), r"service\[0\].options.host \(from file .*taken.toml")
 
@@ -313,29 +313,29 @@ class FailedStartTests(TwistdTestCase):
         self.assertRegex(self.fails("--manager", "managers.Broken"), r"ValueError: not today \(.*managers.py:\d+")
 
     def test_duplicate_method(self) -> None:
-        """Two methods that answer the same call are both named."""
+        """Two methods exposed under the same name are both named."""
         output = self.fails("--manager", "managers.Twice")
         self.assertIn("managers.Twice.same", output)
         self.assertIn("Other.same", output)
 
     def test_hook_that_raises(self) -> None:
-        """A hook that raises is named with the error and the place; what was started is stopped."""
+        """A hook that raises is named with the error and the place, and the start is undone."""
         output = self.fails("--manager", "managers.Hooked")
         self.assertRegex(output, r"pre_start_hook failed: LookupError: no such hypervisor \(.*managers.py:\d+")
         self.assertIn("is failed", output)
 
     def test_state_directory(self) -> None:
-        """A state directory that cannot be made is named."""
+        """A state directory that cannot be created is named."""
         (self.folder / "file").write_text("")
         output = self.fails("--state-dir", "file/below")
         self.assertIn("file/below", output)
 
     def test_temporary_directory(self) -> None:
-        """A temporary directory that is not there is named."""
+        """A missing temporary directory is named."""
         self.assertIn("/no/such/place", self.fails("--tempdir", "/no/such/place"))
 
     def test_corrupt_database(self) -> None:
-        """A file that is no database is named as such, and is left as it is."""
+        """A file that is not a database is reported as such, and left as it is."""
         (self.folder / "state").mkdir()
         database = self.folder / "state" / "novasvc.sqlite"
         database.write_bytes(b"this is not a database, " * 100)
@@ -354,11 +354,11 @@ class FailedStartTests(TwistdTestCase):
         self.assertIn("install the newer novasvc", output)
 
     def test_no_migrate(self) -> None:
-        """With --no-migrate an empty database is refused with the command that makes it."""
+        """With --no-migrate an empty database is refused with the command that creates the schema."""
         self.assertIn("novasvc db upgrade", self.fails("--no-migrate"))
 
     def test_locked_database(self) -> None:
-        """A locked database is waited for, or with --fail-fast refused; when it is free the node runs."""
+        """A node waits for a locked database; with --fail-fast the start fails."""
         holder = self.locked_database()
         node = self.twistd(host="h2")
         node.wait_for("the database is unavailable; retrying")
@@ -370,7 +370,7 @@ class FailedStartTests(TwistdTestCase):
         node.stop()
 
     def test_locked_while_running(self) -> None:
-        """A node whose row is there serves on a locked database, says once that it cannot beat, and beats again."""
+        """While the database is locked a registered node serves, logs one heartbeat error, and recovers."""
         holder = self.locked_database()
         node = self.twistd("--report-interval", "1")
         node.wait_for("model server went away")
@@ -402,27 +402,27 @@ class FailedStartTests(TwistdTestCase):
 
 
 class TacTests(TwistdTestCase):
-    """The deployments in tap/, under a real twistd."""
+    """Tests for the deployments in tap/."""
 
     def tac(self, name: str, **environment: str) -> Process:
         command = [program("twistd"), "--pidfile=", "-ny", str(ROOT / "tap" / name)]
         return Process(self, command, self.folder, NOVASVC_STATE_DIR="state", NOVASVC_HOST="h1", **environment)
 
     def test_allinone(self) -> None:
-        """allinone.tac runs what `twistd novasvc` would."""
+        """allinone.tac runs what `twistd novasvc` runs."""
         process = self.tac("allinone.tac")
         process.wait_for(r"runs novasvc-agent@h1")
         self.assertEqual(len(self.rows()), 1)
         self.assertEqual(process.stop(), -signal.SIGTERM)
 
     def test_agent(self) -> None:
-        """agent.tac runs the agent, and its settings win over the environment's."""
+        """agent.tac runs the agent, and its settings override the environment's."""
         process = self.tac("agent.tac", NOVASVC_TOPIC="other")
         process.wait_for(r"\(topic agent\)")
         process.stop()
 
     def test_conductor(self) -> None:
-        """conductor.tac runs an agent whose row and heartbeats go through a conductor, and which leaves before it."""
+        """conductor.tac runs an agent that registers through a conductor, and stops before it."""
         process = self.tac("conductor.tac")
         process.wait_for(r"runs novasvc-conductor@h1 \(topic conductor\), novasvc-agent@h1 \(topic agent\)")
         rows = {row["topic"]: row["report_count"] for row in self.rows()}
@@ -433,7 +433,7 @@ class TacTests(TwistdTestCase):
         self.assertRegex(process.output, "(?s)agent@h1 is stopped.*conductor@h1 is stopped")
 
     def test_api(self) -> None:
-        """api.tac serves the API of a fleet, and is no member of it."""
+        """api.tac serves the API without a node."""
         process = self.tac("api.tac", NOVASVC_API_LISTEN_PORT="0")
         process.wait_for("runs no node")
         url = process.wait_for(r"page +(http://127.0.0.1:\d+/)")[1]
@@ -442,14 +442,14 @@ class TacTests(TwistdTestCase):
         self.assertEqual(process.stop(), -signal.SIGTERM)
 
     def test_failing(self) -> None:
-        """A .tac file whose settings are wrong ends with one line and status 1."""
+        """A .tac file with invalid settings ends with one line and status 1."""
         process = self.tac("allinone.tac", NOVASVC_WORKERS="none")
         self.assertEqual(process.wait(), 1, process.output)
         self.assertNotIn("Traceback", process.output)
         self.assertIn("NOVASVC_WORKERS", process.output)
 
     def test_composed_on_busy_port(self) -> None:
-        """composed.tac ends with one line and status 1 where its port is taken."""
+        """composed.tac ends with one line and status 1 if its port is in use."""
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             taken.listen()
@@ -459,7 +459,7 @@ class TacTests(TwistdTestCase):
         self.assertIn("give another port as PORT", process.output)
 
     def test_composed(self) -> None:
-        """composed.tac runs a node beside a service of another kind, which calls the node."""
+        """composed.tac runs a node and another service, which calls the node."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

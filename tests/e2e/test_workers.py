@@ -1,4 +1,4 @@
-"""Supervisors and their workers as operators see them: reloads, sizes, several servers, other applications."""
+"""Tests for supervisors and workers: reload, resize, several servers, composition."""
 
 import json
 import os
@@ -76,7 +76,7 @@ class ReloadTests(FleetCase):
         return Fleet(self, command, self.folder, PYTHONPATH=f"{ROOT}:{self.folder}", PYTHONDONTWRITEBYTECODE="1")
 
     def test_all_are_replaced(self) -> None:
-        """All workers are replaced, with their numbers, by such with the new configuration; what changed is logged."""
+        """All workers are replaced with the new configuration, keeping their numbers; the changes are logged."""
         fleet = self.start()
         before = fleet.ready(2)
         self.configure("two")
@@ -89,7 +89,7 @@ class ReloadTests(FleetCase):
         self.assertEqual(fleet.stop(), -signal.SIGTERM)
 
     def test_new_code(self) -> None:
-        """New workers have the code that is there now."""
+        """New workers import the current code."""
         fleet = self.start()
         before = fleet.ready(2)
         self.code.write_text(MANAGER.replace("the word is", "the new word is"))
@@ -99,7 +99,7 @@ class ReloadTests(FleetCase):
         fleet.stop()
 
     def test_broken_configuration(self) -> None:
-        """A configuration with an error is refused: the error is named, and no worker notices anything."""
+        """An invalid configuration is rejected with its error, and the workers are not touched."""
         fleet = self.start()
         before = fleet.ready(2)
         self.settings.write_text("report_interval = 0.5\n")
@@ -109,7 +109,7 @@ class ReloadTests(FleetCase):
         fleet.stop()
 
     def test_manager_that_fails(self) -> None:
-        """A configuration whose workers do not get ready is given up, and what ran before goes on."""
+        """If new workers do not become ready, the reload is rolled back."""
         fleet = self.start()
         before = fleet.ready(2)
         self.configure("two", manager="told.Nobody")
@@ -122,7 +122,7 @@ class ReloadTests(FleetCase):
         fleet.stop()
 
     def test_twice(self) -> None:
-        """A second SIGHUP while the first is followed leads to another reload: what was read first may be old."""
+        """A SIGHUP during a reload causes another reload, because the first may have read old files."""
         fleet = self.start()
         fleet.ready(2)
         self.configure("two")
@@ -136,7 +136,7 @@ class ReloadTests(FleetCase):
         fleet.stop()
 
     def test_size(self) -> None:
-        """The number of workers is the new configuration's."""
+        """A reload changes the number of workers."""
         fleet = self.start()
         fleet.ready(2)
         self.configure("one", workers=3)
@@ -146,7 +146,7 @@ class ReloadTests(FleetCase):
         fleet.stop()
 
     def test_connections(self) -> None:
-        """Who connects all the while is always served."""
+        """Connections are served throughout."""
         (port,) = free_ports(1)
         fleet = self.script(f"echo:tcp:{port}:interface=127.0.0.1=2")
         before = fleet.ready(2)
@@ -183,10 +183,10 @@ class ReloadTests(FleetCase):
 
 
 class SizeTests(FleetCase):
-    """More workers, and less."""
+    """Tests for the number of workers."""
 
     def test_signals(self) -> None:
-        """SIGTTIN adds a worker, SIGTTOU takes one away, but never the last."""
+        """SIGTTIN adds a worker, SIGTTOU removes one, but never the last."""
         fleet = self.script("obedient:one=1")
         first = fleet.ready(1)
         os.kill(fleet.pid, signal.SIGTTIN)
@@ -198,7 +198,7 @@ class SizeTests(FleetCase):
         self.assertEqual(fleet.stop(), 0)
 
     def test_several_servers(self) -> None:
-        """Several servers have as many workers as each wants; one can be resized by its name."""
+        """Each of several servers has its own number of workers, and can be resized by name."""
         fleet = self.script("obedient:one=1", "obedient:two=2")
         fleet.ready(3)
         self.assertEqual([row["server"] for row in fleet.workers()], ["one", "two", "two"])
@@ -208,7 +208,7 @@ class SizeTests(FleetCase):
         fleet.stop()
 
     def test_numbers(self) -> None:
-        """No number of workers that cannot be had is taken."""
+        """An impossible number of workers is rejected."""
         for workers in ("0", "-1", "1025"):
             self.assertNotEqual(self.script(f"obedient:one={workers}").wait(), 0)
 
@@ -235,10 +235,10 @@ if __name__ == "__main__":
 
 
 class WrapperTests(FleetCase):
-    """ServerWrapper, as Nova's code knows it."""
+    """Tests for ServerWrapper."""
 
     def test_children(self) -> None:
-        """A launcher has its workers by pid, with wrappers that have their pids, and the times of all forks."""
+        """children has the wrappers by pid, and forktimes the times of all forks."""
         (self.folder / "wrappers.py").write_text(WRAPPERS)
         began = time.time()
         fleet = Fleet(self, [sys.executable, "wrappers.py"], self.folder)
@@ -267,10 +267,10 @@ class WrapperTests(FleetCase):
 
 
 class OutsideTests(FleetCase):
-    """What others do to a worker."""
+    """Tests for signals to workers, and other children."""
 
     def test_terminated(self) -> None:
-        """A worker that somebody tells to end, ends well, and is replaced."""
+        """A worker that gets SIGTERM drains, and is replaced."""
         fleet = self.script("obedient:one=2")
         pid = fleet.kill(1, signal.SIGTERM)
         fleet.replaced(1, pid)
@@ -278,7 +278,7 @@ class OutsideTests(FleetCase):
         fleet.stop()
 
     def test_dump(self) -> None:
-        """SIGUSR2 at the supervisor logs the stacks of each worker, and what it did last."""
+        """SIGUSR2 to the supervisor logs stacks and recent events of each worker."""
         fleet = self.twistd("--workers", "2")
         fleet.ready(2)
         os.kill(fleet.pid, signal.SIGUSR2)
@@ -290,10 +290,10 @@ class OutsideTests(FleetCase):
 
 
 class CompositionTests(FleetCase):
-    """A supervisor in somebody else's application."""
+    """Tests for a supervisor in another application."""
 
     def test_other_children(self) -> None:
-        """How other children of the process end is told to those who started them."""
+        """The exit of another child process is reported to the code that started it."""
         (self.folder / "app.tac").write_text(APPLICATION)
         fleet = Fleet(self, [program("twistd"), "-n", "--pidfile=", "-y", "app.tac"], self.folder)
         fleet.ready(2)
@@ -305,10 +305,10 @@ class CompositionTests(FleetCase):
 
 
 class LogFileTests(FleetCase):
-    """A daemon's log."""
+    """Tests for a daemon's log."""
 
     def test_shared(self) -> None:
-        """Supervisor and workers write to one file, and go on in the next when SIGUSR1 begins it."""
+        """Supervisor and workers share a log file, and all follow SIGUSR1 to the next."""
         log = self.folder / "node.log"
         command = [program("twistd"), "-n", "--pidfile=", "--logfile", str(log), "novasvc", "--workers", "2"]
         fleet = Fleet(self, command, self.folder)
@@ -325,10 +325,10 @@ class LogFileTests(FleetCase):
 
 
 class SystemdTests(FleetCase):
-    """What a supervisor tells systemd."""
+    """Tests for notifications to systemd."""
 
     def test_notifications(self) -> None:
-        """Ready when the workers are, reloading and ready again, stopping; and workers tell nothing."""
+        """The supervisor sends READY, RELOADING and STOPPING; workers send nothing."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
             path = self.folder / "notify"
             systemd.bind(str(path))
@@ -351,7 +351,7 @@ class SystemdTests(FleetCase):
 
 
 def is_free(port: int) -> bool:
-    """Return whether nobody has a port."""
+    """Return whether a port is free."""
     with socket.socket() as listening:
         try:
             listening.bind(("127.0.0.1", port))
@@ -361,11 +361,11 @@ def is_free(port: int) -> bool:
 
 
 class RightsTests(FleetCase):
-    """Rights that twistd gives up."""
+    """Tests for --uid and --gid."""
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up rights")
     def test_users_code_without_rights(self) -> None:
-        """With --uid nothing that users wrote is run by root, in workers or without; the API has a port of root's."""
+        """With --uid no code of users runs as root, with or without workers; the API may have a privileged port."""
         try:
             subprocess.run([sys.executable, "-c", ""], check=True, user=65534, group=65534, extra_groups=[])
         except (OSError, subprocess.CalledProcessError):

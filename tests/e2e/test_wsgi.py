@@ -1,4 +1,4 @@
-"""An application in workers that share its port, served by a plain script."""
+"""Tests for a WSGI application in workers that share its port, served by a plain script."""
 
 import signal
 import socket
@@ -54,7 +54,7 @@ class PreforkedTests(TestCase):
             connection.close()
 
     def test_life(self) -> None:
-        """Both workers answer on the one port, half-closed clients too; what was begun at their end is answered."""
+        """Both workers answer on the shared port, half-closed clients too, and requests in progress at shutdown."""
         pids = set()
         for _ in range(1000):
             pid, multiprocess, _threads = self.get("/").split()
@@ -82,7 +82,7 @@ class ReloadedTests(TestCase):
     """Tests for SIGHUP of a plain script."""
 
     def check(self, workers: int | None, done: str) -> None:
-        """Serve over TLS, replace the certificate, and reload, while somebody is connected, and waits."""
+        """Serve over TLS, and reload with a new certificate while a client is connected."""
         with tempfile.TemporaryDirectory() as directory:
             folder = Path(directory)
             (folder / "pids.py").write_text(APP)
@@ -115,9 +115,9 @@ class ReloadedTests(TestCase):
             self.assertIn(process.stop(), {0, 1, -signal.SIGTERM}, process.output)
 
     def test_one_process(self) -> None:
-        """The application is served anew, with the files as they are now, and nobody waits for who is connected."""
+        """In one process a reload serves the new files, and does not wait for connected clients."""
         self.check(None, "services restarted")
 
     def test_workers(self) -> None:
-        """Workers get the files as they are now, which the supervisor has looked at before."""
+        """With workers a reload serves the new files, which the supervisor has validated."""
         self.check(2, "reloaded: all workers were replaced")

@@ -67,7 +67,7 @@ class BrokerAwayTests(Fleets, ProxyCase):
         await self.until(lambda: "begun it" in node.journal)
         self.proxy.refuses = True
         self.proxy.reset()
-        await deferToThread(node.says, "is lost")
+        await deferToThread(node.says, "is down")
         return node, self.assertFailure(call, RPCTimeoutError)
 
     async def end(self, node: Fleet) -> float:
@@ -79,11 +79,11 @@ class BrokerAwayTests(Fleets, ProxyCase):
         return time.monotonic() - began
 
     async def test_time_over(self) -> None:
-        """A reply whose caller waits no longer is dropped, the log says so, and the node ends at once."""
+        """A reply whose caller has stopped waiting is dropped, the log says so, and the node ends at once."""
         node, over = await self.begin(patience=2.0, grace=60.0)
         await self.until(lambda: "done it" in node.journal)
         await over
-        await deferToThread(node.says, "the reply to work was dropped, because its caller waits no longer")
+        await deferToThread(node.says, "the reply to work was dropped: its caller has stopped waiting")
         self.assertLess(await self.end(node), PROMPT)
 
     async def test_caller_waits(self) -> None:
@@ -92,7 +92,7 @@ class BrokerAwayTests(Fleets, ProxyCase):
         await self.until(lambda: "done it" in node.journal)
         self.assertLess(await self.end(node), 3.0 + PROMPT)
         await over
-        self.assertIn("the reply to work was dropped, because its caller waits no longer", node.output)
+        self.assertIn("the reply to work was dropped: its caller has stopped waiting", node.output)
 
     async def test_comes_back(self) -> None:
         """It is given if the broker comes back in time."""
@@ -111,7 +111,7 @@ class BrokerAwayTests(Fleets, ProxyCase):
         node, over = await self.begin(patience=8.0, grace=2.0)
         await self.until(lambda: "done it" in node.journal)
         self.assertLess(await self.end(node), 2.0 + PROMPT)
-        self.assertIn("the reply to work was dropped, because it could not be published", node.output)
+        self.assertIn("the reply to work was dropped: it could not be published", node.output)
         await over
 
     async def test_hanging(self) -> None:

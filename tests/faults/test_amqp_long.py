@@ -203,7 +203,7 @@ class LossTests(LongCase):
         self.assertEqual(self.runs, 1)
 
     async def test_never_quarantined(self) -> None:
-        """A request whose processes lost their connections, again and again, is not put aside: none died of it."""
+        """A request whose processes lost their connections, again and again, is not quarantined: none died of it."""
         for name in ("h1", "h2", "h3"):
             await self.node(name, consumer_timeout=1800.0)
         client = await self.client()
@@ -236,7 +236,7 @@ class LossTests(LongCase):
         deliveries: list[Any] = []
         server = self.servers["h2"]
         listener: Any = server._listener
-        listener.receiver = lambda delivery: (deliveries.append(delivery), server._receive(delivery))
+        listener.receiver = lambda delivery: (deliveries.append(delivery), server._dispatcher.receive(delivery))
         worker.popen.kill()
         took = await self.until(lambda: diary.calls)
         self.assertLess(took, 8.0)

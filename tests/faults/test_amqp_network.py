@@ -89,7 +89,7 @@ class CutTests(ProxyCase):
         self.proxy.reset()
         await self.until(lambda: not server.live)
         await self.until(lambda: self.said("reconnecting"), 3.0)
-        told = len(self.said("is lost"))
+        told = len(self.said("is down"))
         self.assertLess(told, 6)
         self.proxy.heal()
         await self.until(lambda: server.live)
@@ -180,12 +180,12 @@ class NonsenseTests(ProxyCase):
         client = await self.client(transport)
         for name, data in NONSENSE.items():
             await self.assert_comes_back(client)
-            before = len(self.said("is lost"))
+            before = len(self.said("is down"))
             listener_before = transport.connections[1].reconnects
             self.proxy.inject(data)
             await self.until(lambda before=listener_before: transport.connections[1].reconnects > before)
             await self.until(lambda: server.live)
-            self.assertLessEqual(len(self.said("is lost")) - before, 2, name)
+            self.assertLessEqual(len(self.said("is down")) - before, 2, name)
         await self.assert_comes_back(client)
 
     async def test_random(self) -> None:

@@ -80,5 +80,5 @@ class NodeTests(ProxyCase):
         await deferToThread(node.wait_for, "is running")
         self.proxy.refuses = True
         self.proxy.reset()
-        await deferToThread(node.wait_for, "is lost")
+        await deferToThread(node.wait_for, "is down")
         await self.end(node)

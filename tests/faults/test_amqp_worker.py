@@ -29,7 +29,7 @@ class PoisonTests(WorkerCase):
         return {queue: number for queue, number in self.broker.queues(self.vhost).items() if number}
 
     async def test_poison(self) -> None:
-        """A request that kills each worker that takes it is put aside, its caller told, and the next worker lives."""
+        """A request that kills each worker is quarantined, its caller gets the error, and the next worker lives."""
         client = await self.client(patience=50.0)
         worker = self.work()
         await deferToThread(worker.wait_for, "serving")

@@ -183,7 +183,7 @@ class CallsByPeerTests(InteropCase):
         _, peer = await self.served("novasvc.errors")
         error = await self.assertFailure(peer.call("fail", kind="known"), PeerError)
         self.assertEqual(error.kind, "novasvc.errors_Remote.ServiceNotFoundError_Remote")
-        self.assertIn("novasvc.errors.ServiceNotFoundError", error.bases)
+        self.assertIn("novasvc.registry.errors.ServiceNotFoundError", error.bases)
         self.assertIn(str(ServiceNotFoundError("é")), error.text)
 
     async def test_error_not_allowed(self) -> None:

@@ -17,6 +17,7 @@ from novasvc.reactor.backoff import RetryPolicy
 from novasvc.transport.amqp import AMQPTransport, BrokerAddress, BrokerOptions
 from novasvc.transport.amqp.channel import AMQPClosedError, Channel
 from novasvc.transport.amqp.codec import decode_method, encode_method, encode_properties
+from novasvc.transport.amqp.delegate import Login
 from novasvc.transport.amqp.frames import (
     METHOD,
     PROTOCOL_HEADER,
@@ -24,7 +25,7 @@ from novasvc.transport.amqp.frames import (
     pack_content,
     pack_frame,
 )
-from novasvc.transport.amqp.protocol import AMQPProtocol, Login
+from novasvc.transport.amqp.protocol import AMQPProtocol
 from novasvc.transport.amqp.spec import SPEC
 
 LOGIN = Login(username="nova", password="secret", vhost="cell", name="test")

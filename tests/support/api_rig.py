@@ -1,4 +1,4 @@
-"""The API on a Clock and in memory: the real doors, rooms and parser of requests, without a socket."""
+"""The API on a Clock and in memory: the real site and resources, without a socket."""
 
 import io
 import json
@@ -30,7 +30,7 @@ _PEER = IPv4Address("TCP", "127.0.0.1", 4711)
 
 
 class Answer:
-    """What came back.
+    """A response.
 
     :param octets: of a whole answer.
     """
@@ -48,13 +48,13 @@ class Answer:
 
     @property
     def document(self) -> Any:
-        """The body, as the JSON that it says to be."""
+        """The JSON body."""
         assert self.headers.get_content_type() == "application/json", (self.status, self.headers, self.body)
         return json.loads(self.body)
 
 
 class Asking:
-    """A connection with one request, which may be answered later.
+    """A connection with one request, and its response.
 
     :ivar transport: has what was answered, and loses its connection on demand.
     """
@@ -69,18 +69,18 @@ class Asking:
 
     @property
     def answered(self) -> bool:
-        """Whether the answer is complete."""
+        """Whether the response is complete."""
         return bool(self.transport.disconnecting)
 
     @property
     def answer(self) -> Answer:
-        """What came back."""
+        """A response."""
         assert self.answered, self.transport.value()
         return Answer(self.transport.value(), self._method)
 
 
 class APIRig:
-    """All rooms of the API, a registry in memory, and a Clock that drives them.
+    """All resources of the API, with a registry in memory and a Clock.
 
     :param tokens: none lets everybody in.
     :param settings: fields of :class:`novasvc.config.Settings`.
@@ -114,12 +114,12 @@ class APIRig:
         return self.row(record.id)
 
     def row(self, service_id: int) -> ServiceRecord:
-        """Return a service's row, as it is now."""
+        """Return the current row of a service."""
         record: ServiceRecord = self.registry.get(str(service_id)).result
         return record
 
     def send(self, method: str, path: str, body: Any = None, **headers: str) -> Asking:
-        """Send a request, and wait for nothing.
+        """Send a request, without waiting for the response.
 
         :param path: with its query; not encoded here.
         :param body: bytes as they are; anything else as JSON; None for no body.
@@ -134,7 +134,7 @@ class APIRig:
         return Asking(self, method, "\r\n".join([*lines, "", ""]).encode() + content)
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
-        """Send a request, and wait for the answer; see :meth:`send`."""
+        """Send a request, and return the response; see :meth:`send`."""
         asking = self.send(method, path, body, **headers)
         for _ in range(100):
             if asking.answered:
@@ -143,5 +143,5 @@ class APIRig:
         return asking.answer
 
     def get(self, path: str, **headers: str) -> Answer:
-        """Read something; see :meth:`send`."""
+        """Send a GET; see :meth:`send`."""
         return self.ask("GET", path, **headers)

@@ -22,7 +22,7 @@ HOSTILE = "\x1b[2J\u202e"
 
 
 def worker(number: int, **changed: Any) -> dict[str, Any]:
-    """Return a row as ISupervisor.workers has it."""
+    """Return a row of ISupervisor.workers."""
     usual = {
         "number": number,
         "server": "agent",
@@ -38,7 +38,7 @@ def worker(number: int, **changed: Any) -> dict[str, Any]:
 
 @implementer(ISupervisor)
 class StandInSupervisor:
-    """Two workers; remembers what it is asked for, and fails if it is told how.
+    """A supervisor with two workers: records commands, and fails if the test says how.
 
     :ivar failing: the error of the next request.
     :ivar pending: what a drain of all, or of a worker, and a reload wait for; None is nothing.
@@ -75,7 +75,7 @@ class StandInSupervisor:
             raise self.failing
 
     def wait(self) -> Deferred[Any]:
-        """Let what is asked for next take until the Deferred that this returns is fired."""
+        """Make the next command wait for the Deferred that this returns."""
 
         def cancelled(_: Deferred[Any]) -> None:
             self.cancelled = True
@@ -114,7 +114,7 @@ class StandInSupervisor:
 
 
 class Client:
-    """An operator's program on the reactor's thread: it sends at once, and takes what is there."""
+    """A client in the reactor's thread: it sends at once, and reads what has arrived."""
 
     def __init__(self, path: Path) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
@@ -124,13 +124,13 @@ class Client:
         self.ended = False
 
     def send(self, *requests: Any) -> None:
-        """Send bytes as they are, and all else as a line of JSON."""
+        """Send bytes as they are, anything else as a line of JSON."""
         for request in requests:
             data = request if isinstance(request, bytes) else json.dumps(request).encode() + b"\n"
             self.socket.sendall(data)
 
     def take(self) -> None:
-        """Take what is there."""
+        """Read what has arrived."""
         try:
             while not self.ended:
                 data = self.socket.recv(65536)
@@ -142,7 +142,7 @@ class Client:
             self.ended = True
 
     async def answer(self) -> Any:
-        """Wait for the next answer; None if there will be none."""
+        """Wait for the next answer; None at end of file."""
 
         def here() -> bool:
             self.take()
@@ -155,12 +155,12 @@ class Client:
         return json.loads(line)
 
     async def ask(self, *requests: Any) -> Any:
-        """Send, and wait for the next answer."""
+        """Send a command, and wait for the next answer."""
         self.send(*requests)
         return await self.answer()
 
     async def end(self) -> None:
-        """Wait until the other end closes."""
+        """Wait until the supervisor closes the connection."""
 
         def here() -> bool:
             self.take()
@@ -170,7 +170,7 @@ class Client:
 
 
 class ControlCase(TestCase):
-    """A control socket in a directory of its own, with a stand-in behind it."""
+    """A test with a control socket and a stand-in for the supervisor."""
 
     def setUp(self) -> None:
         directory = TemporaryDirectory()
@@ -180,18 +180,18 @@ class ControlCase(TestCase):
         self.control = self.listen()
 
     def listen(self) -> ControlSocket:
-        """Start another one."""
+        """Start another control socket."""
         control = ControlSocket(self.path, self.supervisor, reactor)
         control.startService()
         self.addCleanup(self.stop, control)
         return control
 
     def stop(self, control: ControlSocket) -> Deferred[None] | None:
-        """Stop it, unless it is stopped."""
+        """Stop the control socket, if it runs."""
         return control.stopService() if control.running else None
 
     def connect(self) -> Client:
-        """Connect; the connection ends with the test."""
+        """Connect a client, which is closed at the end of the test."""
         client = Client(self.path)
         self.addCleanup(client.socket.close)
         return client

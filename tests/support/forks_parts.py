@@ -13,9 +13,10 @@ from twisted.internet.defer import Deferred, gatherResults
 
 from novasvc.errors import StateError
 from novasvc.telemetry import flight
+from novasvc.workers.exit_status import Exit
 from novasvc.workers.forkserver_client import ForkserverClient
 from novasvc.workers.pipe import PipeMessage
-from novasvc.workers.process import Exit, WorkerProcess
+from novasvc.workers.process import WorkerProcess
 from novasvc.workers.specification import pickle_server
 
 

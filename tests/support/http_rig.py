@@ -1,4 +1,4 @@
-"""A server of HTTP under test: on a memory transport and a Clock, or on a real socket."""
+"""An HTTP server under test: on a memory transport and a Clock, or on a real socket."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ LAST = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
 @attrs.frozen
 class Response:
-    """An answer that was read off the wire."""
+    """A response as a client reads it."""
 
     status: int
     headers: Mapping[str, str]
@@ -35,12 +35,12 @@ class Response:
 
     @property
     def error(self) -> Any:
-        """What is in {"error": ...}."""
+        """The value of "error" in the JSON body."""
         return json.loads(self.body)["error"]
 
 
 def responses(data: bytes, *, head_only: bool = False) -> list[Response]:
-    """Read answers, strictly; what is no whole answer is an error."""
+    """Parse responses strictly; an incomplete response is an error."""
     found = []
     while data:
         head, _, data = data.partition(b"\r\n\r\n")
@@ -68,7 +68,7 @@ def responses(data: bytes, *, head_only: bool = False) -> list[Response]:
 
 
 class HalfClosing(StringTransport):
-    """A transport of TCP, whose way out can be closed alone."""
+    """A TCP transport that can close its sending side alone."""
 
     half_closed = False
     aborted = False
@@ -82,7 +82,7 @@ class HalfClosing(StringTransport):
 
 
 class Echo(Resource):
-    """Answers with the path and the body; "/later" when the test says so."""
+    """Responds with the path and the body; to "/later" only when the test finishes the request."""
 
     isLeaf = True
 
@@ -118,7 +118,7 @@ class Wire:
             self.channel.dataReceived(part)
 
     def answers(self) -> list[Response]:
-        """Return what was answered since the last time."""
+        """Return the responses since the last call."""
         data = self.transport.value()
         self.transport.clear()
         return responses(data)
@@ -128,7 +128,7 @@ class Wire:
             self.clock.advance(1.0)
 
     def end_input(self) -> None:
-        """Have the client end its sending side."""
+        """Close the client's sending side."""
         self.channel.readConnectionLost()
 
     def drop(self) -> None:
@@ -136,7 +136,7 @@ class Wire:
 
 
 class Caller(Protocol):
-    """A client that keeps what it hears."""
+    """A client that records what it receives."""
 
     def __init__(self) -> None:
         self._heard = bytearray()
@@ -145,7 +145,7 @@ class Caller(Protocol):
 
     @property
     def data(self) -> bytes:
-        """What was heard so far."""
+        """What was received so far."""
         return bytes(self._heard)
 
     def dataReceived(self, data: bytes) -> None:
@@ -161,7 +161,7 @@ class Caller(Protocol):
         self.gone.callback(None)
 
     def until(self, wanted: bytes | Callable[[bytes], bool]) -> Deferred[bytes]:
-        """Wait until what was heard has this in it."""
+        """Wait until the received data contains this, or meets this condition."""
         test: Callable[[bytes], bool] = wanted if callable(wanted) else (lambda data: wanted in data)
         waiter: Deferred[bytes] = Deferred()
         if test(self.data):
@@ -177,7 +177,7 @@ async def connect(port: int) -> Caller:
 
 
 async def ask(port: int, data: bytes = LAST, *, head_only: bool = False) -> list[Response]:
-    """Send this, and return all answers when the server has closed."""
+    """Send data, and return all responses when the server has closed."""
     caller = await connect(port)
     caller.transport.write(data)
     await caller.gone.addTimeout(30, reactor)
@@ -202,7 +202,7 @@ class HTTPCase(TestCase):
             await turn
 
     def serve(self, app: Any, *, log: AccessLog | None = None, threads: int = 8, queue: int = 8, **limits: Any) -> int:
-        """Serve an application of WSGI; return the port."""
+        """Serve a WSGI application; return the port."""
         self.site = WSGISite(
             app, limits=Limits(**limits), reactor=reactor, log=log, name="test", threads=threads, queue=queue
         )

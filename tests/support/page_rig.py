@@ -1,4 +1,4 @@
-"""The page on a Clock and in memory: the real rooms, doors and parser of requests, without a socket."""
+"""The page on a Clock and in memory: the real site and resources, without a socket."""
 
 import io
 import tempfile
@@ -29,7 +29,7 @@ TOKENS = (Token("ada", "admin", digest(ADMINS)), Token("ron", "read", digest(REA
 
 
 class Answer:
-    """What came back.
+    """A response.
 
     :param octets: of a whole answer.
     """
@@ -103,11 +103,11 @@ class PageRig:
         return str(record.uuid)
 
     def see(self) -> None:
-        """Let the watch read what there is."""
+        """Let the watch read the registry."""
         self.clock.pump([10.0, 0.0])
 
     def ask(self, path: str, form: Mapping[str, str] | None = None, **headers: str) -> Answer:
-        """Ask for a page, or send a form, and wait for the answer; underscores in names of headers are dashes."""
+        """Send a GET, or a POST with a form, and return the response; underscores in header names are dashes."""
         connection = Connection(self)
         named = {name.replace("_", "-"): value for name, value in headers.items()} | {"Connection": "close"}
         if form is None:
@@ -123,5 +123,5 @@ class PageRig:
         return Answer(connection.octets)
 
     def mark(self) -> str:
-        """Return what a form carries that comes from a page for who needs no token."""
+        """Return the CSRF token of a form in a page without authentication."""
         return self.sessions.csrf_token("loopback")

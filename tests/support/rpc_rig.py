@@ -20,7 +20,7 @@ CONTEXT = RequestContext(request_id="req-1", user_id="u1")
 
 
 class RigTransport(MemoryTransport):
-    """Has the test answer for its replies, if it wants to.
+    """A memory transport that records its use; ``on_reply``, if set, publishes the replies in its place.
 
     :ivar received: messages that the servers on this transport received.
     """
@@ -36,7 +36,7 @@ class RigTransport(MemoryTransport):
         def receive(delivery: Any) -> None:
             self.received += 1
             if delivery.deliveries and not self.counting:
-                # As from a queue that does not count; what it was told at a requeue it knows.
+                # As from a queue without a delivery count, which knows only the count given at a requeue.
                 delivery.counts_death, self.counting = False, True
             receiver(delivery)
 
@@ -48,7 +48,7 @@ class RigTransport(MemoryTransport):
 
 
 class Diary:
-    """Notes what is called; ``hang`` returns Deferreds that the test fires."""
+    """Records the calls; ``hang`` and ``hang_again`` return Deferreds that the test fires."""
 
     def __init__(self) -> None:
         self.calls: list[Any] = []
@@ -80,7 +80,7 @@ class Diary:
 
 
 class RPCCase(SynchronousTestCase):
-    """:attr:`diary` is served on TARGET by :attr:`server`, and called by :attr:`client`."""
+    """A test case whose :attr:`server` serves :attr:`diary` on TARGET; :attr:`client` calls it."""
 
     concurrency = 2
 
@@ -116,7 +116,7 @@ class RPCCase(SynchronousTestCase):
         return server
 
     def run_blocking(self, function: Callable[[], Any]) -> Deferred[Any]:
-        """Note the function; the test runs it when it wants, by run_threads."""
+        """Record the function; :meth:`run_threads` runs it."""
         waiting: Deferred[Any] = Deferred()
         self.blocking.append((function, waiting))
         return waiting
@@ -142,19 +142,19 @@ class RPCCase(SynchronousTestCase):
         return counter.value
 
     def send(self, body: bytes, ttl: float | None = None) -> None:
-        """Send a message as it is."""
+        """Send a message unchanged."""
         self.successResultOf(self.transport.send(TARGET, body, ttl, False))
         self.clock.advance(0)
 
     def request(self, method: str, **given: Any) -> bytes:
-        """Write a call whose replies come to :attr:`replies`."""
+        """Encode a call whose replies are appended to :attr:`replies`."""
         address = self.successResultOf(
             self.transport.open_replies(lambda b: self.replies.append(read_reply(unwrap(b))))
         )
         return encode_request(method, given, {}, reply_to=ReplyTo("id", address))
 
     def redeliver(self, *bodies: bytes, times: int = 1) -> None:
-        """Send messages that others had, and left."""
+        """Send messages that other servers received and did not settle."""
         self.successResultOf(self.server.stop_consuming())
         for body in bodies:
             self.send(body)
@@ -164,7 +164,7 @@ class RPCCase(SynchronousTestCase):
         self.clock.advance(0)
 
     def take(self) -> list[Any]:
-        """Take what nobody has taken, and leave it unsettled."""
+        """Receive the waiting messages, and leave them unsettled."""
         taken: list[Any] = []
         left = self.make_transport()
         self.successResultOf(left.listen(TARGET, taken.append, 100))

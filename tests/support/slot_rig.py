@@ -7,7 +7,8 @@ from typing import Any
 from twisted.internet.task import Clock
 
 from novasvc.telemetry.flight import Event
-from novasvc.workers.process import Exit, ProcessListener
+from novasvc.workers.exit_status import Exit
+from novasvc.workers.process import ProcessListener
 from novasvc.workers.restart_policy import RestartPolicy, Throttle
 from novasvc.workers.slot import Slot, WorkerTimeouts
 
@@ -75,7 +76,7 @@ class SlotRig:
             "agent",
             self.clock,
             self.launch,
-            RestartPolicy(budget, 60.0, "auto", float),
+            RestartPolicy(budget, 60.0, float),
             timeouts or WorkerTimeouts(start=60.0, drain=30.0, watchdog=10.0),
             Throttle(workers),
             self.give_up,

@@ -15,7 +15,8 @@ from novasvc.config import Configuration, Settings
 from novasvc.errors import ListenError
 from novasvc.interfaces import IPreforkable
 from novasvc.workers.errors import WorkerFailedError
-from novasvc.workers.supervisor import ServerWrapper, Sockets, Supervisor
+from novasvc.workers.servers import ServerWrapper, Sockets
+from novasvc.workers.supervisor import Supervisor
 from tests.support.supervision_rig import Host, StandInWorker
 
 

@@ -1,10 +1,12 @@
 """Tests for novasvc._compat: the private parts of other packages are where it expects them, and do what it says."""
 
+import ast
 import json
 import subprocess
 import sys
 import typing
 import zlib
+from pathlib import Path
 from typing import Any
 
 from twisted.internet.abstract import FileDescriptor
@@ -17,6 +19,7 @@ from twisted.web.http import HTTPChannel, HTTPFactory
 from twisted.web.resource import EncodingResourceWrapper, Resource
 from twisted.web.server import GzipEncoderFactory
 
+from novasvc import _compat
 from novasvc._compat import (
     buffered_octets,
     http_channel,
@@ -266,3 +269,21 @@ sys.stdout.flush()
 os._exit(0)
 """
         self.assertEqual(self.run_script(script), ["last", "first"])
+
+
+class ElsewhereTests(SynchronousTestCase):
+    """Tests for the other modules of the package."""
+
+    def test_imports(self) -> None:
+        """No other module imports a private name of another package; ruff's SLF001 finds attributes."""
+        package = Path(_compat.__file__).parent
+        found = [
+            f"{path.relative_to(package)}: {node.module}.{name.name}"
+            for path in package.rglob("*.py")
+            if path.name != "_compat.py"
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.ImportFrom) and not (node.module or "").startswith(("novasvc", "__"))
+            for name in node.names
+            if name.name.startswith("_")
+        ]
+        self.assertEqual(found, [])

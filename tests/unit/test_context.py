@@ -1,4 +1,4 @@
-"""Contexts, and what of them travels."""
+"""Tests for novasvc.context."""
 
 import uuid
 
@@ -26,31 +26,31 @@ class RequestContextTests(SynchronousTestCase):
     """Tests for novasvc.context.RequestContext."""
 
     def test_round_trip(self) -> None:
-        """What a context says arrives, but for the deadline, which has another clock over there."""
+        """A context survives the wire, except for the deadline: the clocks of two hosts differ."""
         sent = RequestContext(user_id="u", project_id="p", is_admin=True, deadline=5.0, extra={"roles": ["a"]})
         received = RequestContext.from_wire(sent.to_wire(), deadline=9.0)
         self.assertEqual(received.deadline, 9.0)
         self.assertEqual(received.to_wire(), sent.to_wire())
 
     def test_empty(self) -> None:
-        """A peer that sends no context is nobody in particular, with a request id of ours."""
+        """Without entries from the peer, the context has no user, no rights, and a new request id."""
         received = RequestContext.from_wire({})
         self.assertFalse(received.is_admin)
         self.assertTrue(received.request_id.startswith("req-"))
 
     def test_strange_values(self) -> None:
-        """A peer cannot become admin by anything but true, nor log by a request id that is no text."""
+        """Only true makes a peer an admin, and a request id that is not a string is replaced."""
         received = RequestContext.from_wire({"is_admin": "yes", "request_id": 7})
         self.assertFalse(received.is_admin)
         self.assertIsInstance(received.request_id, str)
 
     def test_forged_request_ids(self) -> None:
-        """A request id that could write lines of a log, or fill it, is replaced."""
+        """A request id with line breaks, or a long one, is replaced, because it is logged."""
         for forged in ("req-1\n2026 [forged]", "\ud800", "x" * 65, "", "a b"):
             self.assertNotEqual(RequestContext.from_wire({"request_id": forged}).request_id, forged)
         self.assertEqual(RequestContext.from_wire({"request_id": "req-1_A.b"}).request_id, "req-1_A.b")
 
     def test_unknown_entries(self) -> None:
-        """Entries that we know nothing of are kept, and travel on."""
+        """Unknown entries are kept and sent on."""
         received = RequestContext.from_wire({"traceparent": "00-1"})
         self.assertEqual(received.to_wire()["traceparent"], "00-1")

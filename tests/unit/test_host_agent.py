@@ -1,4 +1,4 @@
-"""The bundled host agent, run on a Clock against this very host."""
+"""Tests for novasvc.host_agent, on a Clock and this host."""
 
 import time
 from typing import Any
@@ -29,7 +29,7 @@ class HostAgentTests(SynchronousTestCase):
         return called
 
     def test_facts(self) -> None:
-        """The facts are those of this host, as JSON, and are there from the first call on."""
+        """The facts are those of this host, as JSON, and are there for the first call."""
         facts = self.successResultOf(self.call("get_host_facts"))
         self.assertEqual(
             set(facts),
@@ -43,13 +43,13 @@ class HostAgentTests(SynchronousTestCase):
         self.assertIn("127.0.0.1", facts["network"]["lo"]["addresses"])
 
     def test_disks(self) -> None:
-        """A disk that cannot be read is reported as such, beside those that can."""
+        """A disk that cannot be read is reported with its error, beside the readable ones."""
         disks = self.successResultOf(self.call("get_host_fact", name="disks"))
         self.assertGreater(disks["/"]["total"], 0)
         self.assertEqual(disks["/none"], {"error": "No such file or directory"})
 
     def test_unknown_fact(self) -> None:
-        """A fact that there is not is an error for the caller that names those there are."""
+        """An unknown fact is an error that lists the known ones."""
         failure = self.failureResultOf(self.call("get_host_fact", name="moon"), LookupError)
         self.assertIn("there are: host, seen_at", failure.getErrorMessage())
 
@@ -58,7 +58,7 @@ class HostAgentTests(SynchronousTestCase):
         self.failureResultOf(self.call("get_host_fact"), InvalidArgumentsError)
 
     def test_refreshes(self) -> None:
-        """The facts are looked at again by the periodic task, and on demand."""
+        """The facts are refreshed by the periodic task, and on demand."""
         first = self.successResultOf(self.call("get_host_fact", name="seen_at"))
         self.clock.advance(REFRESH_INTERVAL)
         second = self.successResultOf(self.call("get_host_fact", name="seen_at"))

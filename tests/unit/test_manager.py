@@ -1,4 +1,4 @@
-"""How a manager is found and made, and every way in which that goes wrong."""
+"""Tests for novasvc.manager: how a manager is imported and made, and how that fails."""
 
 import sys
 import types
@@ -20,7 +20,7 @@ class Good(Manager):
 
 
 class NoManager:
-    """A class, but no manager."""
+    """A class that is not a manager."""
 
     def __init__(self, host: str) -> None:
         self.host = host
@@ -49,54 +49,54 @@ class MakeManagerTests(SynchronousTestCase):
         self.addCleanup(sys.path.remove, str(folder))
 
     def test_dotted_names(self) -> None:
-        """A manager is named by module and class, with a dot or a colon between them."""
+        """A manager is named by module and class, separated by a dot or a colon."""
         for name in ("some_managers.Good", "some_managers:Good"):
             manager = make_manager(name, host="h1", color="red")
             self.assertEqual((type(manager), manager.host, manager.color), (Good, "h1", "red"))
 
     def test_class(self) -> None:
-        """A class serves as well as its name."""
+        """A class is accepted in place of its name."""
         self.assertEqual(make_manager(Good, host="h1").host, "h1")
 
     def test_no_module(self) -> None:
-        """A module that does not exist is named, with what to do."""
+        """A module that does not exist is named, with a remedy."""
         self.assertIn("there is no module 'nowhere'; install it", self.problem("nowhere.managers.Good"))
 
     def test_missing_dependency(self) -> None:
-        """A module that imports what is not installed is told apart from one that does not exist."""
+        """A module that imports a missing package is distinguished from a module that does not exist."""
         self.write_module("needs_something_odd", "import something_odd\n")
         self.assertIn(
             "needs_something_odd imports 'something_odd', which is not installed", self.problem("needs_something_odd.A")
         )
 
     def test_module_that_raises(self) -> None:
-        """A module that raises at import is reported with the error and its line."""
+        """A module that raises at import is reported with the error."""
         self.write_module("raises_at_import", "x = 1\nx / 0\n")
         self.assertRegex(
             self.problem("raises_at_import.A"), r"importing raises_at_import raised ZeroDivisionError: .*import.py:2"
         )
 
     def test_no_class(self) -> None:
-        """A class that the module lacks is reported with those that it has."""
+        """A class that the module lacks is reported with the classes that it has."""
         self.assertIn("some_managers has no 'Goood'; it has: Good, NoManager", self.problem("some_managers.Goood"))
 
     def test_no_dot(self) -> None:
-        """A name without a module says how one is written."""
+        """A name without a module is refused; the error shows the right form."""
         self.assertIn('the name has no module; write "package.module.Class"', self.problem("Good"))
 
     def test_not_callable(self) -> None:
-        """What is no class is told what it is."""
+        """An object that is not callable is refused; the error names its type."""
         self.assertIn("it is a int, not a class", self.problem("some_managers.NOT_A_CLASS"))
 
     def test_not_a_manager(self) -> None:
-        """An object that is no manager is refused with the base class to derive from."""
+        """An object that does not provide IManager is refused; the error names the base class."""
         self.assertIn(
             "it made a NoManager, which does not provide IManager; derive the class from novasvc.Manager",
             self.problem("some_managers.NoManager"),
         )
 
     def test_constructor_that_raises(self) -> None:
-        """A constructor that raises is reported with the error, and the names of what it was given, not the values."""
+        """A constructor that raises is reported with the error and the names, not the values, of its arguments."""
         text = self.problem("some_managers.Good", colour="hunter2")
         self.assertIn("unexpected keyword argument 'colour'", text)
         self.assertIn("fix it, or the arguments it was given (host, colour)", text)

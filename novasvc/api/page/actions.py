@@ -163,7 +163,7 @@ class ActionPages:
         action = _action(verb)
         record = await self._backend.registry.get(uuid)
         fields = {"task": _field(request, "task", _MAX_FIELDS["task"])}
-        names = {"name": _name(record), "task": fields["task"]}
+        names = {"name": record.name, "task": fields["task"]}
         question = action.question.format(**names)
         return self.pages.page(
             request, "confirm.html", caller, action=action, record=record, fields=fields, question=question
@@ -180,7 +180,7 @@ class ActionPages:
             self._access.check_csrf_token(caller, _field(request, "mark", _MAX_CSRF_TOKEN))
             fields = {name: _field(request, name, longest) for name, longest in _MAX_FIELDS.items()}
             record = await self._backend.registry.get(uuid)
-            target = " ".join([_name(record), *([fields["task"]] if "task" in action.fields else [])])
+            target = " ".join([record.name, *([fields["task"]] if "task" in action.fields else [])])
             outcome = await action.perform(self._backend, record, fields)
         except Exception:
             audit(request, caller, action.name, target, api_error(request, Failure()).message)
@@ -191,10 +191,6 @@ class ActionPages:
         query = urlencode({"done": action.name, **outcome})
         request.setHeader(b"location", f"/node/{quote(record.uuid, safe='')}?{query}".encode())
         return b""
-
-
-def _name(record: ServiceRecord) -> str:
-    return f"{record.binary}@{record.host}"
 
 
 def _action(name: str) -> Action:

@@ -32,7 +32,7 @@ async def ping_node(backend: Backend, record: ServiceRecord) -> float:
 
 
 async def _call(backend: Backend, record: ServiceRecord, namespace: str, method: str, **args: Any) -> Any:
-    name = f"{record.binary}@{record.host}"
+    name = record.name
     if record.topic is None:
         raise APIError(409, f"{name} serves no topic, so it cannot be called")
     try:

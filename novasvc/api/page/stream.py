@@ -1,9 +1,8 @@
-"""Updates of the fleet for viewers, as server-sent events or by polling."""
+"""Event streams: the updates of the page, as server-sent events."""
 
 import json
 from collections import deque
 from collections.abc import Callable
-from itertools import islice
 from typing import Any
 
 import attrs
@@ -17,7 +16,8 @@ from novasvc.api.access import Access
 from novasvc.api.errors import APIError
 from novasvc.api.page.query import Query
 from novasvc.api.page.rendering import Renderer
-from novasvc.api.page.view import View, Views
+from novasvc.api.page.updates import make_update, read_id, version_id
+from novasvc.api.page.view import Views
 from novasvc.api.watch import Watch
 
 _log = Logger()
@@ -32,58 +32,6 @@ STALLED = 20.0
 """Seconds after which a viewer that does not read is disconnected."""
 _TURN = 0.01
 """Seconds of sending updates in one turn of the reactor."""
-_SHOWN = 30
-"""Timeline entries in an update."""
-
-# Note [Updates for viewers]
-#
-# An update has what changed since the version of the watch that the viewer has, which is the id of the last message
-# (the Last-Event-ID of server-sent events). So a viewer that was disconnected, or did not read for a while, catches up
-# with one message, and the server keeps no state for it; an id with another epoch, of a process that is gone, gets
-# everything. "layout" is a digest of the table's rows and columns: if the page has another one, it loads the table
-# again. "alive" is a message and not a comment, as scripts do not see comments, and the page has to notice a server
-# that is silent.
-
-
-def make_update(watch: Watch, view: View, since: int, last_entry: int, renderer: Renderer) -> dict[str, Any]:
-    """Return the update for a viewer. See Note [Updates for viewers].
-
-    :param view: the view that the viewer sees.
-    :param since: the version that the viewer has; 0 if it has none.
-    :param last_entry: the number of the newest timeline entry that the viewer has.
-    :return: JSON: {"id": str, "old": seconds or None, "trouble": str, "totals": {name: int}, "layout": str,
-        "cells": [[id, state, disabled, age], ...], "entry": int, "entries": HTML of the new ones, newest first}.
-    """
-    fresh = [*islice(watch.timeline.after(last_entry), _SHOWN)] if since else []
-    return {
-        "id": version_id(watch),
-        "old": round(watch.age, 1) if watch.version else None,
-        "trouble": watch.trouble,
-        "totals": attrs.asdict(watch.totals),
-        "layout": view.layout,
-        "cells": [
-            [service.record.id, service.state, service.record.disabled, round(watch.age_of(service), 1)]
-            for service in view.services
-            if service.changed > since
-        ],
-        "entry": watch.timeline.newest,
-        "entries": renderer.text("entries.html", entries=fresh) if fresh else "",
-    }
-
-
-def version_id(watch: Watch) -> str:
-    """Return the id of the current state."""
-    return f"{watch.epoch}-{watch.version}-{watch.timeline.newest}"
-
-
-def read_id(watch: Watch, text: str) -> tuple[int, int]:
-    """Return the version and the newest timeline entry of an id; (0, 0) if it is not one of this watch."""
-    epoch, _, rest = text.partition("-")
-    version, _, entry = rest.partition("-")
-    if epoch != watch.epoch or not all(part.isascii() and part.isdecimal() for part in (version, entry)):
-        return 0, 0
-    known, newest = int(version[:18]), int(entry[:18])
-    return (known, newest) if known <= watch.version else (0, 0)
 
 
 @implementer(IPushProducer)
@@ -239,11 +187,14 @@ class EventStreams(Service):
         self._check = self._clock.callLater(KEEPALIVE / 2, self._check_viewers)
         for viewer in [*self._viewers]:
             if viewer.paused_at is None:
+                # A message, and not a comment of the protocol: scripts do not see comments, and the page has to notice
+                # a silent server.
                 if now - viewer.sent_at >= KEEPALIVE:
                     viewer.send("alive", json.dumps({"old": round(self._watch.age, 1)}))
             elif now - viewer.paused_at >= STALLED:
                 _log.info(
-                    "closing the event stream of {client}: it does not read", client=viewer.request.getClientAddress()
+                    "closing the event stream of {client}: the client has stopped reading",
+                    client=viewer.request.getClientAddress(),
                 )
                 self._forget(viewer)
                 viewer.request.transport.abortConnection()

@@ -199,7 +199,7 @@ class Engine(_TwistedEngine):  # type: ignore[misc, valid-type]
                 await disposing.addTimeout(CLOSE_TIMEOUT, self._reactor)
         except DeferredTimeoutError:
             _log.warn(
-                "database {url}: leaving {busy} transactions behind that are still running after {seconds:g} s",
+                "database {url}: abandoning {busy} transactions that are still running after {seconds:g} s",
                 url=self.address.masked,
                 busy=len(self._workers) - len(self._idle),
                 seconds=CLOSE_TIMEOUT,

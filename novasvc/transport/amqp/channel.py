@@ -151,7 +151,7 @@ class Channel(AMQChannel, SPEC.klass):  # type: ignore[misc]
         self._outstanding = None
         self._cancel_timer()
         if not request.answer.called:
-            request.answer.callback(args)  # # may send the next method, or close the channel
+            request.answer.callback(args)  # may send the next method, or close the channel
         self._send_next()
 
     def _cancel_timer(self) -> None:
@@ -168,6 +168,7 @@ class Channel(AMQChannel, SPEC.klass):  # type: ignore[misc]
         :raises CodecError: it is malformed.
         """
         method, args = decode_method(payload)
+        # Class connection belongs to channel 0, and nothing else does (AMQP 0-9-1 4.2.3).
         if (method.klass.name == "connection") != (self.id == 0):
             raise FrameError(f"{method.klass.name}.{method.name} on channel {self.id}")
         if self._closing:
@@ -207,7 +208,7 @@ class Channel(AMQChannel, SPEC.klass):  # type: ignore[misc]
         """
         if self.closed:
             return
-        if self.id == 0:  # # the connection
+        if self.id == 0:  # the connection
             self.client.end(reason)
             return
         self._closing = True

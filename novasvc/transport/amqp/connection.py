@@ -23,9 +23,10 @@ from novasvc.rpc.errors import TransportClosedError
 from novasvc.telemetry import flight, metrics
 from novasvc.transport.amqp.channel import AMQPClosedError
 from novasvc.transport.amqp.connection_errors import ConnectionErrors
+from novasvc.transport.amqp.delegate import Login
 from novasvc.transport.amqp.endpoints import endpoint
 from novasvc.transport.amqp.options import BrokerOptions
-from novasvc.transport.amqp.protocol import AMQPProtocol, Login
+from novasvc.transport.amqp.protocol import AMQPProtocol
 from novasvc.transport.amqp.reconnect import ReconnectSchedule, quick_backoff, slow_backoff
 from novasvc.transport.errors import BrokerError
 

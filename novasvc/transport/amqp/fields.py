@@ -190,17 +190,6 @@ WRITERS: Mapping[str, Callable[[Any], bytes]] = {
 # -- reading ---------------------------------------------------------------------------------------
 
 
-def decode_table(data: bytes, at: int = 0) -> tuple[dict[str, Any], int]:
-    """Decode a field table with its length.
-
-    :param at: index of its first byte.
-    :return: the table, and the index after it.
-    :raises CodecError: it is malformed.
-    """
-    reader = Reader(data, at, len(data))
-    return reader.table(), reader.at
-
-
 class Reader:
     """Decodes consecutive values within bounds.
 
@@ -235,11 +224,11 @@ class Reader:
 
     def shortstr(self) -> str | bytes:
         """Read a string of up to 255 bytes; it stays bytes if it is not UTF-8."""
-        return _text(self.take(self.octet()))
+        return _text_if_utf8(self.take(self.octet()))
 
     def longstr(self) -> str | bytes:
         """Read a string with a 32-bit length; it stays bytes if it is not UTF-8."""
-        return _text(self.take(self.long()))
+        return _text_if_utf8(self.take(self.long()))
 
     def timestamp(self) -> datetime | int:
         """Read seconds since 1970 as a datetime in UTC; an int if out of datetime's range."""
@@ -337,7 +326,7 @@ _FIELDS: Mapping[bytes, Callable[[Reader, int], Any]] = {
 }
 
 
-def _text(octets: bytes) -> str | bytes:
+def _text_if_utf8(octets: bytes) -> str | bytes:
     try:
         return octets.decode()
     except UnicodeDecodeError:

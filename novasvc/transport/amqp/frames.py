@@ -144,13 +144,15 @@ class FrameReader:
         :raises FrameError: it is malformed; do not feed the reader any more.
         """
         if self._buffer:
-            # Join the pieces only when a frame is complete: many small pieces would otherwise cost quadratic time.
+            # TCP delivers the stream in pieces of any size. Join them only when a frame is complete: many small pieces
+            # would otherwise cost quadratic time.
             self._buffer += data
             if len(self._buffer) < self._needed:
                 return
             data = bytes(self._buffer)
             self._buffer.clear()
         at, end, size, read = 0, len(data), 0, _FRAME.unpack_from
+        # A frame: type, channel, size of the payload, payload, frame-end octet (AMQP 0-9-1 4.2.3).
         while end - at >= _OVERHEAD:
             kind, channel, size = read(data, at)
             if size + _OVERHEAD > self.frame_max:
@@ -187,11 +189,13 @@ class FrameReader:
         :return: the index after the message; 0 if it has to be parsed frame by frame.
         """
         channels = self._channels
-        if channel in self._contents or (channels is not None and channel not in channels):
+        if channels is None or channel not in channels or channel in self._contents:
             return 0
         if end - at < _CONTENT.size + 2 * _OVERHEAD:
             return 0
         size: int
+        # Content is a header frame and as many body frames as its size needs (AMQP 0-9-1 4.2.6), none for size 0. The
+        # broker may interleave frames of other channels. Whatever is not exactly header and one body is left to feed().
         kind, number, size, _, _, length = _CONTENT.unpack_from(data, at)
         body_at = at + _OVERHEAD + size
         if kind != HEADER or number != channel or size < _CONTENT_BYTES or body_at + _OVERHEAD > end:
@@ -204,7 +208,9 @@ class FrameReader:
         if data[body_at - 1] != _END_OCTET or data[after - 1] != _END_OCTET:
             return 0
         properties = data[at + _CONTENT.size : body_at - 1]
-        self._dispatch(channel, payload, properties, data[body_at + 7 : after - 1])
+        receiver = channels[channel].receiver
+        if receiver is not None:
+            receiver.delivered(parse_deliver(payload), properties, data[body_at + 7 : after - 1])
         return after
 
     def _dispatch(self, channel: int, payload: bytes, properties: bytes, body: bytes | None) -> None:
@@ -222,7 +228,9 @@ class FrameReader:
             return False
         receiver = self._channels[channel].receiver
         if receiver is not None:
-            receiver.confirmed(*parse_ack(payload), acked)
+            if len(payload) != _ACK_BYTES:
+                raise FrameError("basic.ack or basic.nack has the wrong length")
+            receiver.confirmed(_TAG.unpack_from(payload, 4)[0], bool(payload[12] & _MULTIPLE_BIT), acked)
         return True
 
     def _heartbeat(self, _channel: int, _payload: bytes) -> None:
@@ -306,19 +314,9 @@ def parse_deliver(payload: bytes) -> Deliver:
     return Deliver(consumer_tag, delivery_tag, bool(redelivered & 1), exchange, payload[key_at + 1 : end])
 
 
-def parse_ack(payload: bytes) -> tuple[int, bool]:
-    """Decode basic.ack or basic.nack.
-
-    :return: the delivery tag, and whether it settles all tags up to it ("multiple").
-    :raises FrameError: its length is wrong.
-    """
-    if len(payload) != _ACK_BYTES:
-        raise FrameError("basic.ack or basic.nack has the wrong length")
-    (tag,) = _TAG.unpack_from(payload, 4)
-    return tag, bool(payload[12] & 1)
-
-
 _ACK_BYTES = 13
+"""Length of basic.ack and basic.nack: class id, method id, delivery tag, bits."""
+_MULTIPLE_BIT = 1
 
 
 @lru_cache(maxsize=4096)

@@ -1,7 +1,6 @@
 """Private queues for requests that run for longer than the broker's consumer_timeout."""
 
-from collections.abc import Coroutine
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 import attrs
 from twisted.internet.defer import Deferred, fail, succeed
@@ -11,35 +10,18 @@ from twisted.python.failure import Failure
 from novasvc.reactor.coalesce import Waiters
 from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import AMQPClosedError
-from novasvc.transport.amqp.consumer_channel import ConsumerChannel, Owner
+from novasvc.transport.amqp.consumer_channel import ConsumerChannel
 from novasvc.transport.amqp.protocol import AMQPProtocol
 from novasvc.transport.amqp.reply_codes import NOT_FOUND
-from novasvc.transport.amqp.subscriptions import Subscriptions
 from novasvc.transport.errors import BrokerUnavailableError
+
+if TYPE_CHECKING:
+    from novasvc.transport.amqp.listener import Listener
 
 _log = Logger()
 
 _PREFETCH = 65_535
 """The largest prefetch: the queue holds only what this process runs, and a message that waited would expire."""
-
-
-class _Listener(Owner, Protocol):
-    """The listener whose requests are held."""
-
-    subscriptions: Subscriptions
-
-    @property
-    def is_unresponsive(self) -> bool:
-        """Whether the broker did not answer basic.cancel in time."""
-
-    async def wait_for_change(self, change: Coroutine[Deferred[Any], Any, None]) -> None:
-        """Wait briefly for a change of consumers."""
-
-    async def wait_for_moves(self) -> None:
-        """Wait until the moves under way are done."""
-
-    def held_count_changed(self) -> None:
-        """Handle a change of the number of held requests."""
 
 
 @attrs.define(eq=False)
@@ -52,7 +34,7 @@ class HoldingQueue:
     :ivar name: the queue's private name; a new one if the queue's node is down.
     """
 
-    _listener: _Listener
+    _listener: "Listener"
     origin: str
     name: str = attrs.field(init=False)
     _consuming: ConsumerChannel | None = attrs.field(default=None, init=False)
@@ -107,8 +89,8 @@ class HoldingQueue:
             await channel.basic_qos(prefetch_count=_PREFETCH)
             await topology.declare_holding_queues(channel, self.name, self.origin, self._listener.subscriptions.options)
             channel.receiver = consuming
-            await consuming.consume(self.name, self.origin)
-            await consuming.consume(topology.unclaimed_queue(self.name), self.origin)
+            await consuming.consumers.consume(self.name, self.origin)
+            await consuming.consumers.consume(topology.unclaimed_queue(self.name), self.origin)
         except BaseException as problem:
             if isinstance(problem, AMQPClosedError) and problem.code == NOT_FOUND:
                 # The node that hosts the queue is down, and its messages return with it. Use a new queue meanwhile.
@@ -161,7 +143,7 @@ class HoldingQueue:
             return
         if not self._listener.is_unresponsive:
             # Deliveries that are on their way arrive before cancel-ok. If one did, the queue must not be deleted.
-            await self._listener.wait_for_change(consuming.cancel())
+            await self._listener.wait_for_change(consuming.consumers.cancel())
         if self._listener.is_unresponsive:
             consuming.close("the broker does not answer")
             return

@@ -5,7 +5,7 @@ from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred, DeferredList
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -14,13 +14,15 @@ from novasvc.rpc.target import Target
 from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import AMQPClosedError
 from novasvc.transport.amqp.connection import Connection
-from novasvc.transport.amqp.consumer_channel import ConsumerChannel, Delivery
+from novasvc.transport.amqp.consumer_channel import ConsumerChannel
 from novasvc.transport.amqp.holding_queue import HoldingQueue
 from novasvc.transport.amqp.loopback import Loopback
+from novasvc.transport.amqp.moves import MovesUnderWay, completion
 from novasvc.transport.amqp.protocol import AMQPProtocol
 from novasvc.transport.amqp.publisher import Message, Publisher
 from novasvc.transport.amqp.reply_codes import NOT_FOUND
 from novasvc.transport.amqp.subscriptions import Subscriptions
+from novasvc.transport.amqp.topic_prefetch import TopicPrefetch
 
 _log = Logger()
 
@@ -28,8 +30,6 @@ Receiver = Callable[[IDelivery], None]
 _ANSWER_TIMEOUT = 2.0
 """Seconds to wait for basic.cancel-ok; the connection may be half open without our knowing yet."""
 _LARGEST_PREFETCH = 65_535
-_RESIZE_DELAY = 0.2
-"""Seconds between a change of the number of held requests and the resize, so that several changes share one."""
 _HOLD_AFTER = 1 / 3
 """Fraction of the consumer_timeout after which a delivery is to be held; the caller may be late by half of that."""
 
@@ -73,14 +73,14 @@ class Listener:
     _cancelled: bool = attrs.field(default=False, init=False)
     _narrowed: bool = attrs.field(default=False, init=False)
     _unresponsive: bool = attrs.field(default=False, init=False)
-    _moving: list[Deferred[Any]] = attrs.field(factory=list, init=False)
-    _copies: list[Delivery] = attrs.field(factory=list, init=False)
-    _resize_call: IDelayedCall | None = attrs.field(default=None, init=False)
-    _resizing: bool = attrs.field(default=False, init=False)
+    moves: MovesUnderWay = attrs.field(init=False)
+    _topic_prefetch: TopicPrefetch = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.prefetch = min(self.prefetch, _LARGEST_PREFETCH)
         self._fanout_queue = None if self.single_queue else topology.new_fanout_queue(self.target.topic)
+        self.moves = MovesUnderWay(self.clock)
+        self._topic_prefetch = TopicPrefetch(self.clock, self._held_count, self._resize_topic)
         self.loopback = Loopback(self, self._fanout_queue, self.subscriptions.options)
 
     def __str__(self) -> str:
@@ -157,7 +157,7 @@ class Listener:
             # The shared topic queue last. If one of our own queues cannot be consumed, this attempt fails, and each
             # retry would otherwise take requests of the topic and requeue them as redelivered.
             for queue in reversed(queues):
-                await consuming.consume(queue, low_priority=narrowed)
+                await consuming.consumers.consume(queue, low_priority=narrowed)
             if not consuming.requeue_all:
                 self._consuming, self._establishing = consuming, None
                 if self._narrowed and not narrowed:
@@ -197,7 +197,7 @@ class Listener:
 
     def consumes_from(self, queue: str) -> bool:
         """Return whether the listener has a consumer on a queue now; a full listener may have cancelled it."""
-        return self._consuming is not None and self._consuming.consumes_from(queue)
+        return self._consuming is not None and self._consuming.consumers.consumes_from(queue)
 
     def resubscribe(self, problem: str) -> None:
         """Close the channel; the queues are declared and consumed again on another.
@@ -228,71 +228,34 @@ class Listener:
         """Return the private queue for long-running requests that came from a queue; see HoldingQueue."""
         return self._holding_queues.setdefault(queue, HoldingQueue(self, queue))
 
-    # Note [Room for what others could do]
-    #
-    # A held request no longer counts for the prefetch of the queue that it came from, but it still
-    # occupies a place in this process. Other servers may have free places for the requests that would
-    # wait here instead. So the prefetch of the topic's queue shrinks by the number of held requests,
-    # to nothing if need be. Nobody else serves our own queues, so their prefetch stays.
-
     def held_count_changed(self) -> None:
-        """Schedule a resize of the topic's prefetch; see Note [Room for what others could do]."""
+        """Resize the topic's prefetch soon; see Note [Room for what others could do]."""
         # A resize cancels the consumer, and an auto-delete queue is deleted with its last one.
-        stays = self._cancelled or self._narrowed or self.subscriptions.options.auto_delete
-        if self._holding_queues and self._resize_call is None and not self._resizing and not stays:
-            self._resize_call = self.clock.callLater(_RESIZE_DELAY, self._resize)
+        if self._holding_queues and not self.subscriptions.options.auto_delete:
+            self._topic_prefetch.held_changed()
 
-    def _resize(self) -> None:
-        self._resize_call = None
-        consuming = self._consuming
-        if consuming is not None:
-            self._resizing = True
-            held = self._held_count()
-            resizing = Deferred.fromCoroutine(consuming.resize(self.topic, max(0, self.prefetch - held)))
-            resizing.addErrback(lambda failure: failure.trap(AMQPClosedError) and None)
-            resizing.addBoth(self._resized, held)
-
-    def _resized(self, _: object, held: int) -> None:
-        self._resizing = False
-        if held != self._held_count():
-            self.held_count_changed()
+    def _resize_topic(self, held: int) -> Deferred[None] | None:
+        if self._consuming is None:
+            return None
+        return Deferred.fromCoroutine(self._consuming.consumers.resize(self.topic, max(0, self.prefetch - held)))
 
     def _held_count(self) -> int:
         return sum(map(len, self._holding_queues.values()))
 
-    def track_move(self, moving: Deferred[Any]) -> None:
-        """Track a move: closing, and copies that arrive, wait for it."""
-        self._moving.append(moving)
-        moving.addBoth(self._move_done, moving)
-
-    def _move_done(self, _: object, moving: Deferred[Any]) -> None:
-        """Hand on the copies that waited, after the last of the moves; see Note [Copies wait]."""
-        self._moving.remove(moving)
-        if not self._moving:
-            copies, self._copies = self._copies, []
-            for delivery in copies:
-                delivery.dispatch()
-
-    def postpone(self, copy: Delivery) -> bool:
-        """Keep a copy while a message is being moved; see Note [Copies wait]."""
-        if self._moving:
-            self._copies.append(copy)
-        return bool(self._moving)
-
     def cancel_topic(self, prefetch: int) -> Deferred[None]:
         """Stop the deliveries of the topic and of fanouts; see IListener."""
         self._narrowed, self.prefetch = True, min(prefetch, _LARGEST_PREFETCH)
-        self._cancel_resize()
+        self._topic_prefetch.stop()
         return Deferred.fromCoroutine(self._change(self._narrow))
 
     def _narrow(self, consuming: ConsumerChannel) -> Coroutine[Deferred[Any], Any, None]:
         own = None if self.target.server is None else topology.request_address(self.target)
-        return consuming.narrow(own, self.prefetch)
+        return consuming.consumers.narrow(own, self.prefetch)
 
     def cancel(self) -> Deferred[None]:
         """Stop all deliveries; see IListener."""
         self._stop()
-        return Deferred.fromCoroutine(self._change(ConsumerChannel.cancel))
+        return Deferred.fromCoroutine(self._change(lambda consuming: consuming.consumers.cancel()))
 
     def _is_cancelled(self) -> bool:
         return self._cancelled
@@ -301,12 +264,7 @@ class Listener:
         self._cancelled = True
         if self._establishing is not None:
             self._establishing.requeue_all = True
-        self._cancel_resize()
-
-    def _cancel_resize(self) -> None:
-        if self._resize_call is not None:
-            self._resize_call.cancel()
-            self._resize_call = None
+        self._topic_prefetch.stop()
 
     async def _change(self, change: Callable[[ConsumerChannel], Coroutine[Deferred[Any], Any, None]]) -> None:
         if self._consuming is None or self._unresponsive:
@@ -324,7 +282,7 @@ class Listener:
         changing: Deferred[None] = Deferred.fromCoroutine(change)
         changing.addErrback(lambda failure: failure.trap(AMQPClosedError) and None)
         # The change goes on after the timeout: a broker that is only slow still gets all of its methods.
-        waiting = _completion(changing)
+        waiting = completion(changing)
         await waiting.addTimeout(_ANSWER_TIMEOUT, self.clock, onTimeoutCancel=self._mark_unresponsive)
 
     def _mark_unresponsive(self, _: object, seconds: float) -> None:
@@ -343,10 +301,8 @@ class Listener:
 
     async def wait_for_moves(self) -> None:
         """Wait for the moves under way: up to the operation timeout, or 2 s if the broker is silent or blocked."""
-        moves = DeferredList([_completion(moving) for moving in self._moving], consumeErrors=True)
         unresponsive = self._unresponsive or self.publisher.connection.state == "blocked"
-        timeout = _ANSWER_TIMEOUT if unresponsive else self.subscriptions.options.operation_timeout
-        await moves.addTimeout(timeout, self.clock, onTimeoutCancel=lambda *_: None)
+        await self.moves.wait(_ANSWER_TIMEOUT if unresponsive else self.subscriptions.options.operation_timeout)
 
     async def _close(self) -> None:
         self.subscriptions.remove(self)
@@ -364,16 +320,3 @@ class Listener:
         except AMQPClosedError:
             return
         consuming.close("done")
-
-
-def _completion(moving: Deferred[Any]) -> Deferred[None]:
-    """Return a Deferred that fires with None when another has fired, whose result stays unchanged."""
-    done: Deferred[None] = Deferred()
-
-    def end(result: Any) -> Any:
-        if not done.called:
-            done.callback(None)
-        return result
-
-    moving.addBoth(end)
-    return done

@@ -12,17 +12,13 @@ from typing import Protocol
 import attrs
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
-from twisted.internet.task import LoopingCall
-from twisted.logger import Logger
 from twisted.python.failure import Failure
-from txamqp.client import TwistedDelegate
 from txamqp.protocol import AMQClient
-from txamqp.spec import pythonize
 from zope.interface import implementer
 
-from novasvc._version import __version__
-from novasvc.transport.amqp.channel import AMQPClosedError, Channel, Invocation
+from novasvc.transport.amqp.channel import AMQPClosedError, Channel
 from novasvc.transport.amqp.codec import CodecError
+from novasvc.transport.amqp.delegate import Delegate, Login
 from novasvc.transport.amqp.frames import (
     HEARTBEAT_FRAME,
     PROTOCOL_HEADER,
@@ -30,9 +26,8 @@ from novasvc.transport.amqp.frames import (
     FrameError,
     FrameReader,
 )
+from novasvc.transport.amqp.heartbeat import Heartbeat
 from novasvc.transport.amqp.spec import SPEC
-
-_log = Logger()
 
 FRAME_MAX = 131_072
 """Largest frame, in bytes, that we offer to read and write; the broker may negotiate a smaller one."""
@@ -41,15 +36,6 @@ BODY_LIMIT = 16 * 2**20
 """Largest message body in bytes; a longer one is reported as None and not kept."""
 _CLOSE_TIMEOUT = 3.0
 """Seconds to wait for connection.close-ok."""
-_SILENT_INTERVALS = 3
-"""Half heartbeat intervals without a byte after which the broker counts as dead: at most two heartbeats pass."""
-_CAPABILITIES = (
-    "authentication_failure_close",
-    "basic.nack",
-    "connection.blocked",
-    "consumer_cancel_notify",
-    "publisher_confirms",
-)
 _TLS_ALERT = b"\x15\x03"
 
 
@@ -69,30 +55,6 @@ class ConnectionObserver(Protocol):
         """Handle the socket's back-pressure: its buffer is full (True), or has room again (False)."""
 
 
-@attrs.frozen(kw_only=True)
-class Login:
-    """Credentials, virtual host and name of a connection.
-
-    :param vhost: the virtual host.
-    :param name: the connection's name in the broker's list.
-    """
-
-    username: str
-    password: str = attrs.field(repr=False)
-    vhost: str
-    name: str
-
-    def answer(self, mechanisms: str) -> tuple[str, str | dict[str, str]]:
-        """Choose a SASL mechanism: PLAIN if it is offered, else AMQPLAIN.
-
-        :param mechanisms: names, separated by spaces.
-        :return: mechanism and response.
-        """
-        if "PLAIN" in mechanisms.split():
-            return "PLAIN", f"\0{self.username}\0{self.password}"
-        return "AMQPLAIN", {"LOGIN": self.username, "PASSWORD": self.password}
-
-
 @implementer(IPushProducer)
 @attrs.frozen(eq=False)
 class _BackPressure:
@@ -108,74 +70,6 @@ class _BackPressure:
 
     def stopProducing(self) -> None:
         """Do nothing: connectionLost follows."""
-
-
-class Delegate(TwistedDelegate):  # type: ignore[misc]
-    """Handles the methods that the broker sends unasked."""
-
-    client: "AMQPProtocol"
-
-    def dispatch(self, channel: Channel, message: Invocation) -> None:
-        """Call the handler that is named after the method.
-
-        :raises FrameError: there is none: a client must not receive the method.
-        """
-        method = message.method
-        handler = getattr(self, f"{pythonize(method.klass.name)}_{pythonize(method.name)}", None)
-        if handler is None:
-            raise FrameError(f"a client must not receive {method.klass.name}.{method.name}")
-        handler(channel, message)
-
-    def connection_start(self, channel: Channel, message: Invocation) -> None:
-        """Handle connection.start: send credentials and client capabilities (AMQP 0-9-1 1.4.2.1)."""
-        self._check_order("connection.start")
-        login = self.client.login
-        mechanism, response = login.answer(_one_line(message.mechanisms))
-        properties = {
-            "product": "novasvc",
-            "version": __version__,
-            "platform": "Twisted",
-            "connection_name": login.name,
-            "capabilities": dict.fromkeys(_CAPABILITIES, True),
-        }
-        channel.connection_start_ok(properties, mechanism, response, "en_US")
-
-    def connection_tune(self, channel: Channel, message: Invocation) -> None:
-        """Handle connection.tune: negotiate the limits (AMQP 0-9-1 1.4.2.5)."""
-        self._check_order("connection.tune")
-        self.client.tune(message.channel_max, message.frame_max, message.heartbeat)
-        self.client.started.fire()
-
-    def _check_order(self, name: str) -> None:
-        if self.client.tuned:
-            raise FrameError(f"unexpected {name} after the handshake")
-
-    def connection_blocked(self, channel: Channel, message: Invocation) -> None:
-        """Handle connection.blocked: tell the owner."""
-        self.client.observer.blocked(_one_line(message.reason))
-
-    def connection_unblocked(self, channel: Channel, message: Invocation) -> None:
-        """Handle connection.unblocked: tell the owner."""
-        self.client.observer.unblocked()
-
-    def connection_close(self, channel: Channel, message: Invocation) -> None:
-        """Handle connection.close: confirm it and end the connection."""
-        channel.connection_close_ok()
-        self.client.end(AMQPClosedError(_one_line(message.reply_text), message.reply_code))
-
-    def channel_close(self, channel: Channel, message: Invocation) -> None:
-        """Handle channel.close: confirm it, free the number and end the channel."""
-        channel.channel_close_ok()
-        self.client.release_channel(channel)
-        channel.do_close(AMQPClosedError(_one_line(message.reply_text), message.reply_code))
-
-    def basic_cancel(self, channel: Channel, message: Invocation) -> None:
-        """Handle basic.cancel: tell the channel's receiver."""
-        if channel.receiver is not None:
-            channel.receiver.consumer_cancelled(_one_line(message.consumer_tag))
-
-    def close(self, reason: object) -> None:
-        """Do nothing: the protocol ends itself."""
 
 
 class AMQPProtocol(AMQClient):  # type: ignore[misc]
@@ -212,10 +106,7 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
         self.reason: AMQPClosedError | None = None
         self.channels: dict[int, Channel] = {0: Channel(0, None, self)}
         self._reader = FrameReader(self, frame_max=FRAME_MAX, body_limit=BODY_LIMIT, channels=self.channels)
-        self._heartbeat_loop = LoopingCall(self._check_heartbeat)
-        self._heartbeat_loop.clock = clock
-        self._bytes_received = self._bytes_sent = False
-        self._silent_intervals = 0
+        self._heartbeats = Heartbeat(clock, self._send_heartbeat, self._silent)
         self._first_bytes_checked = False
         self.tuned = False
         self.reading = False
@@ -254,8 +145,7 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
         announced = max(1, round(self.heartbeat)) if self.heartbeat else 0
         self.channels[0].connection_tune_ok(self.channel_max, self.frame_max, announced)
         if self.heartbeat:
-            running = self._heartbeat_loop.start(self.heartbeat / 2, now=False)
-            running.addErrback(lambda failure: _log.failure("the heartbeat timer failed", failure))
+            self._heartbeats.start(self.heartbeat)
 
     def close(self, reason: object = None, within: float = _CLOSE_TIMEOUT) -> Deferred[None]:
         """Send connection.close and disconnect.
@@ -265,6 +155,7 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
         """
         if self.closed:
             return succeed(None)
+        # The peer must answer with close-ok, and frames that arrive before it are discarded (AMQP 0-9-1 1.4.2.9).
         closing = self.channels[0].connection_close(200, "closed by the client", 0, 0)
         closing.addTimeout(within, self.clock)
         closing.addBoth(self._close_confirmed)
@@ -286,8 +177,7 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
             return
         self.closed = True
         self.reason = reason
-        if self._heartbeat_loop.running:
-            self._heartbeat_loop.stop()
+        self._heartbeats.stop()
         for channel in list(self.channels.values()):
             channel.do_close(reason)
         self.started.fail_if_not_fired(Failure(reason))
@@ -312,12 +202,12 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
     def write(self, data: bytes) -> None:
         """Write whole frames; they are dropped after the end."""
         if not self.closed:
-            self._bytes_sent = True
+            self._heartbeats.bytes_sent = True
             self.transport.write(data)
 
     def dataReceived(self, data: bytes) -> None:
         """Parse and dispatch the received bytes; malformed ones end the connection."""
-        self._bytes_received = True
+        self._heartbeats.bytes_received = True
         if self.reason is not None:
             return
         self.reading = True
@@ -412,17 +302,8 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
     def heartbeat_received(self) -> None:
         """Do nothing: every byte counts as a heartbeat (AMQP 0-9-1 4.2.7)."""
 
-    def _check_heartbeat(self) -> None:
-        """Send a heartbeat if nothing else was sent; end a half-open connection."""
-        if not self._bytes_sent:
-            self.transport.write(HEARTBEAT_FRAME)
-        self._silent_intervals = 0 if self._bytes_received else self._silent_intervals + 1
-        self._bytes_sent = self._bytes_received = False
-        if self._silent_intervals >= _SILENT_INTERVALS:
-            self.end(AMQPClosedError(f"no data received for {self._silent_intervals * self.heartbeat / 2:g} s"))
+    def _send_heartbeat(self) -> None:
+        self.transport.write(HEARTBEAT_FRAME)
 
-
-def _one_line(value: object) -> str:
-    """Return text from the broker, str or bytes, as one line."""
-    text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-    return " ".join(text.split())
+    def _silent(self, seconds: float) -> None:
+        self.end(AMQPClosedError(f"no data received for {seconds:g} s"))

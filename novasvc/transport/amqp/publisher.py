@@ -7,22 +7,25 @@ from math import inf
 from typing import Any
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred, DeferredLock, fail
+from twisted.internet.defer import Deferred, DeferredLock, fail
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
-from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from novasvc.reactor.backoff import RetryPolicy, jittered_backoff
 from novasvc.rpc.errors import TransportClosedError, TransportFullError, UnconfirmedError, UndeliverableError
 from novasvc.rpc.target import Target
+from novasvc.transport.amqp.backlog import Backlog
 from novasvc.transport.amqp.channel import AMQPClosedError, Channel, ChannelReceiver
+from novasvc.transport.amqp.confirm_timeout import ConfirmTimeout
 from novasvc.transport.amqp.connection import Connection, ConnectionHandler
 from novasvc.transport.amqp.content import PLAIN, write_properties
 from novasvc.transport.amqp.frames import pack_content, pack_publish
+from novasvc.transport.amqp.isolated_channels import FANOUTS, PROBES, IsolatedChannels
 from novasvc.transport.amqp.options import BrokerOptions
 from novasvc.transport.amqp.protocol import AMQPProtocol
 from novasvc.transport.amqp.reply_codes import broker_error
+from novasvc.transport.amqp.restoring import log_unless_cancelled, restore
 from novasvc.transport.amqp.topology import (
     count,
     declare_exchange,
@@ -37,23 +40,14 @@ _log = Logger()
 Prepare = Callable[[Channel], Awaitable[Any]]
 """Makes declarations on a channel."""
 
-BACKLOG_MESSAGES = 10_000
-BACKLOG_BYTES = 64 * 2**20
-"""Bounds on the messages held while the broker is unreachable or applies back-pressure."""
 _TOO_LARGE = "message size"
 """Prefix of RabbitMQ's reply text for a message over its own size limit; the size in bytes follows."""
-_SHORTEST_CHECK = 1.0
-"""Shortest interval, in seconds, between two checks for overdue confirms."""
-_TTL_FRACTION_HELD = 0.95
-"""Fraction of a message's TTL for which it is held, so that the sender gets the reason before its own timeout."""
 FLOW_CHECK_AGE = 1.0
 """Seconds for which a publisher confirm proves that the broker reads from this connection."""
 FLOW_CHECK_KEY = "novasvc.probe"
 """Routing key of the empty message that asks for such a proof. No queue is bound to it."""
 _FLOW_CHECK_TTL = 0.001
 """Seconds. A queue bound to every key, such as a tracing queue, drops the probe at once."""
-_FANOUTS, _PROBES = "fanouts", "probes"
-"""Purposes with a channel of their own: a refused declaration closes the channel and loses every message on it."""
 UNROUTABLE_RETRY_WINDOW = 5.0
 """Seconds after our reconnect during which an unroutable request is sent again."""
 
@@ -143,6 +137,8 @@ class ConfirmChannel(ChannelReceiver):
         message.sent_at, message.on_cancelled = now, self._message_cancelled
         self._last_tag += 1
         self._unconfirmed[self._last_tag] = message
+        # Method, header and body of a message must not be interleaved with other frames of the channel (AMQP 0-9-1
+        # 4.2.6), so they are one write.
         client = channel.client
         client.write(method + pack_content(channel.id, properties, message.body, client.frame_max))
 
@@ -174,13 +170,17 @@ class ConfirmChannel(ChannelReceiver):
         """Settle the messages that basic.ack or basic.nack names; see ChannelReceiver."""
         self.confirmed_at = self._clock.seconds()
         unconfirmed = self._unconfirmed
-        # Delivery tags ascend, so takewhile is enough. Remove all of them first: a callback may publish again.
+        # The broker counts the messages of a channel from 1, and so do we; it may confirm several at once with
+        # "multiple" (RabbitMQ, "Publisher Confirms"). The tags ascend, so takewhile is enough. Remove all of them
+        # first: a callback may publish again.
         tags = takewhile(delivery_tag.__ge__, unconfirmed) if multiple else (delivery_tag,)
         for message in [unconfirmed.pop(tag) for tag in list(tags) if tag in unconfirmed]:
             done = message.done
-            if done.called:
+            if done.called:  # its sender has cancelled it
                 continue
             if message.returned:
+                # basic.return came first, and the broker confirms an unroutable message, too (RabbitMQ, "When Will
+                # Published Messages Be Confirmed by the Broker?").
                 self._unroutable(message)
             elif acked:
                 done.callback(None)
@@ -203,8 +203,9 @@ class ConfirmChannel(ChannelReceiver):
         for message in unconfirmed.values():
             if message.done.called:
                 continue
-            # One message closed the channel. The reply text names its exchange or its size, and so identifies the
-            # messages that were refused. Any other message may have been taken, or not.
+            # A channel-level error (AMQP 0-9-1 1.2): one message closed the channel. The reply text names its exchange
+            # or its size, and so identifies the messages that were refused. Any other message may have been taken, or
+            # not.
             named = message.exchange and f"'{message.exchange}'" in reason.problem
             too_large = _TOO_LARGE in reason.problem and f"{_TOO_LARGE} {len(message.body)} " in reason.problem
             if reason.code and (named or too_large):
@@ -212,19 +213,6 @@ class ConfirmChannel(ChannelReceiver):
             else:
                 error = UnconfirmedError(str(message.target), str(reason))
             message.done.errback(error)
-
-
-@attrs.define(eq=False)
-class _Waiting:
-    """A message that cannot be sent yet.
-
-    :param send: sends it.
-    :param timer: fails it when it has waited too long.
-    """
-
-    send: Callable[[], None]
-    message: Message
-    timer: IDelayedCall = attrs.field(init=False)
 
 
 @attrs.define(eq=False)
@@ -272,29 +260,30 @@ class Publisher:
     _unroutable_backoff: RetryPolicy = attrs.field(factory=lambda: jittered_backoff(first=0.1, longest=1.0))
     connection: Connection = attrs.field(init=False)
     _main: ConfirmChannel | None = attrs.field(default=None, init=False)
-    _isolated: dict[str, ConfirmChannel] = attrs.field(factory=dict, init=False)  # by purpose
-    _opening_channel: DeferredLock = attrs.field(factory=DeferredLock, init=False)
+    _isolated: IsolatedChannels = attrs.field(init=False)
     _adding: DeferredLock = attrs.field(factory=DeferredLock, init=False)
     _exchanges: set[str] = attrs.field(factory=set, init=False)
-    _backlog: dict[_Waiting, None] = attrs.field(factory=dict, init=False)
-    _backlog_bytes: int = attrs.field(default=0, init=False)
-    _unroutable_messages: dict[Message, IDelayedCall] = attrs.field(factory=dict, init=False)
+    _backlog: Backlog = attrs.field(init=False)
+    _confirm_timeout: ConfirmTimeout = attrs.field(init=False)
     _checking_flow: bool = attrs.field(default=False, init=False)
     _dropping: IDelayedCall | None = attrs.field(default=None, init=False)
     _reconnects: int = attrs.field(default=0, init=False)
     _reconnected_at: float = attrs.field(default=-inf, init=False)
-    _confirm_check: IDelayedCall | None = attrs.field(default=None, init=False)
     _reopening: Deferred[None] | None = attrs.field(default=None, init=False)
     _closed: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
+        timeout = self._options.operation_timeout
         self.connection = self._connect(self)
+        self._isolated = IsolatedChannels(self._open_channel)
+        self._backlog = Backlog(self._clock, timeout, self._expired)
+        self._confirm_timeout = ConfirmTimeout(self._clock, timeout, self.connection, self._channels)
 
     def __len__(self) -> int:
-        return len(self._backlog) + len(self._unroutable_messages) + sum(map(len, self._channels()))
+        return len(self._backlog) + sum(map(len, self._channels()))
 
     def _channels(self) -> list[ConfirmChannel]:
-        return [*(() if self._main is None else (self._main,)), *self._isolated.values()]
+        return [*(() if self._main is None else (self._main,)), *self._isolated]
 
     @property
     def seconds_since_reconnect(self) -> float:
@@ -314,31 +303,31 @@ class Publisher:
         :raises TransportFullError: too many messages, or bytes, are held already.
         :raises TransportClosedError: the publisher is closed.
         """
-        now, direct = self._clock.seconds(), self._main
+        now, main = self._clock.seconds(), self._main
         if message.ttl is not None and message.expires_at is None:
             message.expires_at = now + message.ttl
         if (
-            direct is None
-            or self._backlog
+            main is None
+            or self._backlog.held
             or not self.connection.is_writable
             or message.exchange not in self._exchanges
         ):
             return self._publish_or_hold(message)
-        if now - direct.confirmed_at > self._flow_check_age and self._needs_flow_check(message, now):
+        if now - main.confirmed_at > self._flow_check_age and self._needs_flow_check(message, now):
             return self._publish_or_hold(message)
-        direct.publish(message, now)
-        if self._confirm_check is None:
-            self._schedule_check()
+        main.publish(message, now)
+        if self._confirm_timeout.timer is None:
+            self._confirm_timeout.start()
         return message.done
 
     @property
     def _can_send(self) -> bool:
-        return not self._backlog and self.connection.is_writable
+        return not self._backlog.held and self.connection.is_writable
 
     def _needs_flow_check(self, message: Message, now: float) -> bool:
         """Return whether a message waits for a confirm first; see Note [Flow check]."""
-        direct, expires_at = self._main, message.expires_at
-        if direct is not None and now - direct.confirmed_at <= self._flow_check_age:
+        main, expires_at = self._main, message.expires_at
+        if main is not None and now - main.confirmed_at <= self._flow_check_age:
             return False
         return message.request or (expires_at is not None and expires_at > now)
 
@@ -367,7 +356,7 @@ class Publisher:
         message = Message(fanout_exchange(topic), "", body, ttl, mandatory=False, target=target, request=True)
         # The fanout exchange is auto-delete: it goes with the last server, and a publish then closes the channel.
         return self._publish_isolated(
-            _FANOUTS, message, lambda channel: declare_fanout_exchange(channel, topic, self._options)
+            FANOUTS, message, lambda channel: declare_fanout_exchange(channel, topic, self._options)
         )
 
     def publish_probe(self, message: Message, prepare: Prepare) -> Deferred[None]:
@@ -375,7 +364,7 @@ class Publisher:
 
         :param prepare: makes declarations on that channel first; its exception fails the publishing.
         """
-        return self._publish_isolated(_PROBES, message, prepare)
+        return self._publish_isolated(PROBES, message, prepare)
 
     def _publish_isolated(self, purpose: str, message: Message, prepare: Prepare) -> Deferred[None]:
         now = self._clock.seconds()
@@ -392,25 +381,14 @@ class Publisher:
         sending.addErrback(partial(self._fail, message))
 
     async def _prepare_and_publish(self, purpose: str, prepare: Prepare, message: Message) -> None:
-        confirming = await self._isolated_channel(purpose)
+        confirming = await self._isolated.get(purpose)
         try:
             await prepare(confirming.channel)
         except AMQPClosedError as reason:
             raise self._broker_error(reason) from reason
         if not message.done.called:
             confirming.publish(message, self._clock.seconds())
-            self._schedule_check()
-
-    async def _isolated_channel(self, purpose: str) -> ConfirmChannel:
-        await self._opening_channel.acquire()
-        try:
-            confirming = self._isolated.get(purpose)
-            if confirming is None or confirming.channel.closed:
-                ended = partial(self._isolated_closed, purpose)
-                confirming = self._isolated[purpose] = await self._open_channel(ended)
-            return confirming
-        finally:
-            self._opening_channel.release()
+            self._confirm_timeout.start()
 
     async def count(self, queue: str) -> tuple[int, int]:
         """Return a queue's number of ready messages and of consumers.
@@ -418,7 +396,7 @@ class Publisher:
         :raises BrokerError: the queue does not exist, or the broker cannot be asked now.
         """
         try:
-            confirming = await self._isolated_channel(_PROBES)
+            confirming = await self._isolated.get(PROBES)
             return await count(confirming.channel, queue)
         except AMQPClosedError as reason:
             raise self._broker_error(reason) from reason
@@ -426,29 +404,15 @@ class Publisher:
     # -- holding -------------------------------------------------------------------------------
 
     def _hold(self, send: Callable[[], None], message: Message) -> Deferred[None]:
-        size = len(message.body)
-        if not self._has_room(size):
+        if not self._backlog.has_room(message):
             why = self.connection.problem or "the broker confirms too slowly"
-            return fail(
-                TransportFullError(str(message.target), len(self._backlog) + len(self._unroutable_messages), why)
-            )
-        patience = self._options.operation_timeout if message.patience is None else message.patience
-        if message.expires_at is not None and message.expires_at < inf:
-            patience = max(0.0, message.expires_at - self._clock.seconds()) * _TTL_FRACTION_HELD
-        held = _Waiting(send, message)
-        held.timer = self._clock.callLater(patience, self._expire, held)
-        self._backlog[held] = None
-        self._backlog_bytes += size
+            return fail(TransportFullError(str(message.target), len(self._backlog), why))
+        self._backlog.hold(message, send)
         self._check_flow()
         return message.done
 
-    def _has_room(self, size: int) -> bool:
-        waiting = len(self._backlog) + len(self._unroutable_messages)
-        return waiting < BACKLOG_MESSAGES and self._backlog_bytes + size <= BACKLOG_BYTES
-
-    def _expire(self, held: _Waiting) -> None:
-        self._release(held)
-        self._fail(held.message, Failure(self._unsent_error()))
+    def _expired(self, message: Message) -> None:
+        self._fail(message, Failure(self._unsent_error()))
 
     def _unsent_error(self) -> Exception:
         connection = self.connection
@@ -463,19 +427,13 @@ class Publisher:
             return BrokerUnavailableError(shown, problem)
         return BrokerUnavailableError(shown, f"the connection is {connection.state}, so the message was not sent")
 
-    def _release(self, held: _Waiting) -> None:
-        del self._backlog[held]
-        self._backlog_bytes -= len(held.message.body)
-        if held.timer.active():
-            held.timer.cancel()
-
     def _check_flow(self) -> None:
         """Publish a probe if a held message waits for a proof; see Note [Flow check]."""
-        direct = self._main
-        if direct is None or self._checking_flow or not self.connection.is_writable:
+        main = self._main
+        if main is None or self._checking_flow or not self.connection.is_writable:
             return
         now = self._clock.seconds()
-        waiting = next((held.message for held in self._backlog if self._needs_flow_check(held.message, now)), None)
+        waiting = next((held.message for held in self._backlog.held if self._needs_flow_check(held.message, now)), None)
         if waiting is None:
             return
         # Use the message's own exchange: the user may lack the write permission for another one.
@@ -483,9 +441,9 @@ class Publisher:
         probe = Message(exchange, FLOW_CHECK_KEY, b"", _FLOW_CHECK_TTL, mandatory=False, target=FLOW_CHECK_KEY)
         probe.expires_at = now + _FLOW_CHECK_TTL
         self._checking_flow = True
-        direct.publish(probe, now)
+        main.publish(probe, now)
         probe.done.addCallbacks(self._flow_confirmed, self._flow_check_failed, errbackArgs=(exchange,))
-        self._schedule_check()
+        self._confirm_timeout.start()
 
     def _flow_confirmed(self, _: None) -> None:
         self._checking_flow = False
@@ -498,8 +456,8 @@ class Publisher:
         """
         self._checking_flow = False
         if failure.check(BrokerError):
-            for held in [held for held in self._backlog if held.message.exchange == exchange]:
-                self._release(held)
+            for held in [held for held in self._backlog.held if held.message.exchange == exchange]:
+                self._backlog.remove(held)
                 self._fail(held.message, Failure(failure.value))
         self._check_flow()  # for messages to other exchanges
 
@@ -514,23 +472,19 @@ class Publisher:
 
     def _unroutable(self, message: Message) -> None:
         """Send an unroutable request again, or fail it; see Note [Unroutable after a reconnect]."""
-        size = len(message.body)
         message.returns += 1
         message.on_cancelled = None
-        if message.request and self._has_room(size):
+        if message.request and self._backlog.has_room(message):
             pause = self._unroutable_backoff(message.returns)
             until = self._reconnected_at + UNROUTABLE_RETRY_WINDOW
             if message.expires_at is not None:
                 until = min(until, message.expires_at)
             if self._clock.seconds() + pause < until:
-                self._backlog_bytes += size
-                self._unroutable_messages[message] = self._clock.callLater(pause, self._retry_unroutable, message)
+                self._backlog.delay(message, pause, partial(self._retry_unroutable, message))
                 return
         message.done.errback(UndeliverableError(str(message.target)))
 
     def _retry_unroutable(self, message: Message) -> None:
-        del self._unroutable_messages[message]
-        self._backlog_bytes -= len(message.body)
         message.returned = False
         self._publish_held(message)
 
@@ -557,22 +511,12 @@ class Publisher:
         self._check_flow()
         if self._checking_flow:
             return
-        held, self._backlog = self._backlog, {}
-        waiting = list(held)
-        for number, one in enumerate(waiting):
-            if not self._can_send:
-                # Back-pressure again: the rest keeps its place before the messages held meanwhile.
-                self._backlog = {**dict.fromkeys(waiting[number:]), **self._backlog}
-                return
-            self._backlog_bytes -= len(one.message.body)
-            one.timer.cancel()
-            if not one.message.done.called:
-                one.send()
+        self._backlog.send_held(lambda: self._can_send)
 
     def lost(self, reason: AMQPClosedError) -> None:
         """Forget the channels, which have failed their messages already; see ConnectionHandler."""
         self._main = None
-        self._isolated.clear()
+        self._isolated.forget()
         self._end_reopening()  # the next connection opens its own channel
 
     def close(self) -> None:
@@ -581,19 +525,12 @@ class Publisher:
         The caller closes the connection.
         """
         self._closed = True
-        for timer in (self._confirm_check, self._dropping):
-            if timer is not None:
-                timer.cancel()
-        self._confirm_check = self._dropping = None
+        self._confirm_timeout.stop()
+        if self._dropping is not None:
+            self._dropping.cancel()
+            self._dropping = None
         self._end_reopening()
-        waiting = [held.message for held in self._backlog] + list(self._unroutable_messages)
-        for held in list(self._backlog):
-            self._release(held)
-        for message, pause in self._unroutable_messages.items():
-            pause.cancel()
-            self._backlog_bytes -= len(message.body)
-        self._unroutable_messages = {}
-        for message in waiting:
+        for message in self._backlog.clear():
             self._fail(message, Failure(TransportClosedError("sending")))
 
     # -- channels ------------------------------------------------------------------------------
@@ -615,9 +552,6 @@ class Publisher:
     def _broker_error(self, reason: AMQPClosedError) -> BrokerError:
         return broker_error(self.connection.address.shown(), reason)
 
-    def _isolated_closed(self, purpose: str, _reason: AMQPClosedError) -> None:
-        self._isolated.pop(purpose, None)
-
     def _main_closed(self, reason: AMQPClosedError) -> None:
         """Reopen the publishing channel with backoff unless the connection is lost; messages are held meanwhile."""
         self._main = None
@@ -626,7 +560,7 @@ class Publisher:
         if reason.code and self._reopening is None and protocol is not None and not protocol.closed:
             _log.warn("the broker closed the publishing channel; opening another: {reason}", reason=reason)
             self._reopening = Deferred.fromCoroutine(self._reopen(protocol))
-            self._reopening.addErrback(_log_unless_cancelled, "reopening the publishing channel failed")
+            self._reopening.addErrback(log_unless_cancelled, "reopening the publishing channel failed")
             self._reopening.addBoth(self._reopened)
 
     def _reopened(self, _: object) -> None:
@@ -638,20 +572,21 @@ class Publisher:
             reopening.cancel()
 
     async def _reopen(self, protocol: AMQPProtocol) -> None:
-        wait = jittered_backoff(first=0.2, longest=10.0)
-        attempt = 0
-        while not protocol.closed and not self._closed:
-            attempt += 1
-            await deferLater(self._clock, wait(attempt), lambda: None)
+        async def reopen() -> None:
             try:
                 await self.prepare(protocol)
-            except (BrokerError, AMQPClosedError) as error:
+            except (BrokerError, AMQPClosedError):
                 self._main = None
-                if attempt == 1:
-                    _log.warn("cannot open a publishing channel; retrying: {error}", error=error)
-            else:
-                self.ready()
-                return
+                raise
+
+        if await restore(
+            reopen,
+            lambda: not protocol.closed and not self._closed,
+            lambda error: _log.warn("cannot open a publishing channel; retrying: {error}", error=error),
+            clock=self._clock,
+            backoff=jittered_backoff(first=0.2, longest=10.0),
+        ):
+            self.ready()
 
     async def add_queue(self, queue: str) -> None:
         """Declare a request queue and bind it to the control exchange.
@@ -701,38 +636,3 @@ class Publisher:
         protocol, reason = self.connection.protocol, self.connection.blocked_by
         if protocol is not None and self.connection.state == "blocked":
             protocol.end(AMQPClosedError(f"closed, to discard messages that the broker had not read: {reason}"))
-
-    # -- overdue confirms ----------------------------------------------------------------------
-
-    def _schedule_check(self) -> None:
-        if self._confirm_check is None:
-            self._confirm_check = self._clock.callLater(self._options.operation_timeout, self._check_overdue)
-
-    def _check_overdue(self) -> None:
-        """Check for overdue confirms.
-
-        A broker that reads and does not confirm within the operation timeout is taken for dead: the connection is
-        ended. A blocked broker keeps its connection, and only the overdue messages fail.
-        """
-        self._confirm_check = None
-        channels = [confirming for confirming in self._channels() if confirming]
-        oldest = min((sent for confirming in channels if (sent := confirming.oldest()) is not None), default=None)
-        if oldest is None:
-            return
-        now, timeout = self._clock.seconds(), self._options.operation_timeout
-        waited = now - oldest
-        if waited >= timeout:
-            if self.connection.state == "blocked":
-                # A blocked broker reads from no publishing connection, so a new one would not help.
-                for confirming in channels:
-                    confirming.fail_overdue(now - timeout, self.connection.blocked_by)
-            elif self.connection.protocol is not None:
-                self.connection.protocol.end(AMQPClosedError(f"a message was not confirmed within {waited:.0f} s"))
-                return
-        self._confirm_check = self._clock.callLater(max(timeout - waited, _SHORTEST_CHECK), self._check_overdue)
-
-
-def _log_unless_cancelled(failure: Failure, what: str) -> None:
-    """Log a failure, except a cancellation."""
-    if not failure.check(CancelledError):
-        _log.failure("{what}", failure, what=what)

@@ -5,19 +5,20 @@ from collections.abc import Callable
 from typing import Protocol
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from novasvc.reactor.backoff import jittered_backoff
+from novasvc.reactor.coalesce import Waiters
 from novasvc.transport.amqp.channel import AMQPClosedError
 from novasvc.transport.amqp.connection import Connection, ConnectionHandler
 from novasvc.transport.amqp.options import BrokerOptions
 from novasvc.transport.amqp.protocol import AMQPProtocol
 from novasvc.transport.amqp.reply_codes import broker_error, denies_feature
-from novasvc.transport.errors import BrokerError, BrokerUnavailableError, DeclarationDeniedError
+from novasvc.transport.amqp.restoring import log_unless_cancelled, restore
+from novasvc.transport.errors import BrokerUnavailableError, DeclarationDeniedError
 
 _log = Logger()
 
@@ -68,7 +69,7 @@ class Subscriptions:
     _subscriptions: list[Subscription] = attrs.field(factory=list, init=False)
     _failed: list[Subscription] = attrs.field(factory=list, init=False)
     _retries: dict[Subscription, Deferred[None]] = attrs.field(factory=dict, init=False)
-    _reconnect_waiters: list[Deferred[None]] = attrs.field(factory=list, init=False)
+    _reconnect_waiters: Waiters[None] = attrs.field(factory=Waiters, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.consumer_timeout = self.options.consumer_timeout
@@ -110,14 +111,12 @@ class Subscriptions:
 
         :return: Deferred[None]; fails with BrokerUnavailableError after the connect timeout.
         """
-        reconnected: Deferred[None] = Deferred()
-        self._reconnect_waiters.append(reconnected)
 
         def late(_result: object, seconds: float) -> Failure:
-            self._reconnect_waiters.remove(reconnected)
             problem = f"it closed the connection, and reconnecting took longer than {seconds:g} s"
             return Failure(BrokerUnavailableError(self.connection.address.shown(), problem))
 
+        reconnected = self._reconnect_waiters.wait()
         return reconnected.addTimeout(self.options.connect_timeout, self.clock, onTimeoutCancel=late)
 
     def __contains__(self, subscription: Subscription) -> bool:
@@ -148,7 +147,7 @@ class Subscriptions:
             self._failed.append(subscription)
             return
         retrying = self._retries[subscription] = Deferred.fromCoroutine(self._retry(subscription))
-        retrying.addErrback(_log_unless_cancelled)
+        retrying.addErrback(log_unless_cancelled, "re-establishing a subscription failed")
 
     def _cancel_retry(self, subscription: Subscription) -> None:
         retrying = self._retries.pop(subscription, None)
@@ -157,27 +156,21 @@ class Subscriptions:
 
     async def _retry(self, subscription: Subscription) -> None:
         protocol = self.connection.protocol
-        wait = jittered_backoff(first=0.2, longest=4.0)
-        logged: str | None = None
-        attempt = 0
-        while protocol is not None and not protocol.closed and subscription in self._subscriptions:
-            attempt += 1
-            await deferLater(self.clock, wait(attempt), lambda: None)
-            if protocol is not self.connection.protocol or subscription not in self._subscriptions:
-                return  # A new connection restores it.
-            try:
-                await self._establish(subscription)
-            except BrokerError as error:
-                if logged != str(error):
-                    logged = str(error)
-                    _log.error(
-                        "{subscription} cannot consume; retrying: {error}",
-                        subscription=str(subscription),
-                        error=error,
-                    )
-            else:
-                _log.info("{subscription} consumes again", subscription=str(subscription))
-                return
+
+        def wanted() -> bool:
+            # A new connection restores it by prepare().
+            same = protocol is self.connection.protocol and protocol is not None and not protocol.closed
+            return same and subscription in self._subscriptions
+
+        def log(error: Exception) -> None:
+            _log.error("{subscription} cannot consume; retrying: {error}", subscription=str(subscription), error=error)
+
+        def establish() -> Deferred[None]:
+            return Deferred.fromCoroutine(self._establish(subscription))
+
+        backoff = jittered_backoff(first=0.2, longest=4.0)
+        if await restore(establish, wanted, log, clock=self.clock, backoff=backoff):
+            _log.info("{subscription} consumes again", subscription=str(subscription))
 
     # -- ConnectionHandler ------------------------------------------------------------------------
 
@@ -190,6 +183,7 @@ class Subscriptions:
             try:
                 await subscription.establish(protocol)
             except AMQPClosedError as reason:
+                # A reply code on an open connection is a channel-level error: other subscriptions are not affected.
                 if not reason.code or protocol.closed:
                     raise broker_error(self.connection.address.shown(), reason) from reason
                 self._failed.append(subscription)  # a refusal closed this subscription's channel only
@@ -199,9 +193,7 @@ class Subscriptions:
         failed, self._failed = self._failed, []
         for subscription in failed:
             self.retry(subscription)
-        waiters, self._reconnect_waiters = self._reconnect_waiters, []
-        for reconnected in waiters:
-            reconnected.callback(None)
+        self._reconnect_waiters.fire(None)
 
     def lost(self, reason: AMQPClosedError) -> bool:
         """Switch to durable private queues if transient ones were denied; see ConnectionHandler.
@@ -221,9 +213,3 @@ class Subscriptions:
             reason=reason,
         )
         return True
-
-
-def _log_unless_cancelled(failure: Failure) -> None:
-    """Log a failure, except a cancellation."""
-    if not failure.check(CancelledError):
-        _log.failure("retrying a subscription failed", failure)

@@ -141,7 +141,8 @@ class AMQPTransport:
     _retry: RetryPolicy = attrs.field(factory=quick_backoff, kw_only=True)
     _publisher: Publisher = attrs.field(init=False)
     _subscriptions: Subscriptions = attrs.field(init=False)
-    _connecting: Waiters[None] | None = attrs.field(default=None, init=False)
+    _connecting: bool = attrs.field(default=False, init=False)
+    _connect_waiters: Waiters[None] = attrs.field(factory=Waiters, init=False)
     _listeners: list[Listener] = attrs.field(factory=list, init=False)
     _reply_queues: dict[str, ReplyQueue] = attrs.field(factory=dict, init=False)
     _retries: ReplyRetries = attrs.field(init=False)
@@ -256,15 +257,10 @@ class AMQPTransport:
         :return: Deferred[None] of this caller. Cancelling it leaves the shared connection as it is.
         """
         if self._subscriptions.connection.state == "idle":
-            self._connecting = Waiters()
+            self._connecting = True
             opening = self._subscriptions.connection.open()
             opening.addCallbacks(lambda _: self._connected(None), self._not_connected)
-        if self._connecting is None:
-            return succeed(None)
-        waiter = self._connecting.wait()
-        if self._subscriptions.connection.state == "ready":
-            self._connected(None)  # at once
-        return waiter
+        return self._connect_waiters.wait() if self._connecting else succeed(None)
 
     def _not_connected(self, failure: Failure) -> None:
         # The next caller opens a new connection: a closed one cannot be opened again.
@@ -272,9 +268,8 @@ class AMQPTransport:
         self._connected(failure)
 
     def _connected(self, failure: Failure | None) -> None:
-        waiters, self._connecting = self._connecting, None
-        if waiters is not None:
-            waiters.fire(failure)
+        self._connecting = False
+        self._connect_waiters.fire(failure)
 
     # -- publishing ----------------------------------------------------------------------------
 

@@ -138,14 +138,14 @@ class Command:
                 supervisor.resize(**self.arguments)
             case "drain":
                 await supervisor.drain(**self.arguments)
-            case "reload" | "dump" | "metrics" | "health" as told:
-                asked: Mapping[str, Callable[[], Any]] = {
+            case "reload" | "dump" | "metrics" | "health" as query:
+                queries: Mapping[str, Callable[[], Any]] = {
                     "reload": supervisor.reload,
                     "dump": supervisor.dump,
                     "metrics": supervisor.metrics,
                     "health": supervisor.health,
                 }
-                return list(await asked[told]())
+                return list(await queries[query]())
             case "who":
                 return {"pid": os.getpid(), "version": __version__}
         return None

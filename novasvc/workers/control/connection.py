@@ -33,7 +33,7 @@ class ControlConnection(LineReceiver, TimeoutMixin):
     and a running command occupies its connection even if the client has gone.
 
     :param supervisor: executes the commands.
-    :param asker: the client's uid and pid, for the log.
+    :param peer: the client's uid and pid, for the log.
     :param others: the set of open connections, to which this one belongs while it is open.
     :param reactor: provides IReactorTime.
     """
@@ -42,10 +42,10 @@ class ControlConnection(LineReceiver, TimeoutMixin):
     MAX_LENGTH = LONGEST
     transport: Any
 
-    def __init__(self, supervisor: ISupervisor, asker: str, others: "set[ControlConnection]", reactor: Any) -> None:
+    def __init__(self, supervisor: ISupervisor, peer: str, others: "set[ControlConnection]", reactor: Any) -> None:
         self.gone: Deferred[None] = Deferred()
         self._supervisor = supervisor
-        self._asker = asker
+        self._peer = peer
         self._others = others
         self._reactor = reactor
         self._request: Command | None = None
@@ -74,7 +74,7 @@ class ControlConnection(LineReceiver, TimeoutMixin):
             return
         super().pauseProducing()
         self.setTimeout(None)
-        answering = Deferred.fromCoroutine(answer(self._supervisor, request, self._asker))
+        answering = Deferred.fromCoroutine(answer(self._supervisor, request, self._peer))
         answering.addCallback(self._answered, request)
         answering.addErrback(lambda failure: _log.failure("could not answer a control command", failure))
 
@@ -143,13 +143,13 @@ class ControlConnection(LineReceiver, TimeoutMixin):
         self.gone.callback(None)
 
 
-async def answer(supervisor: ISupervisor, request: Command, asker: str) -> bytes:
+async def answer(supervisor: ISupervisor, request: Command, peer: str) -> bytes:
     """Execute a command, and return the answer line; never raises.
 
-    :param asker: the client, for the log.
+    :param peer: the client, for the log.
     """
     if request.changes:
-        _log.info("{request} requested by {asker}", request=str(request), asker=asker)
+        _log.info("{request} requested by {peer}", request=str(request), peer=peer)
     try:
         return json.dumps({"result": await request.execute(supervisor)}).encode()
     except NovasvcError as error:

@@ -58,7 +58,7 @@ class PathLock:
         check_path(path)
         lock = _lock(path)
         try:
-            _clear(path)
+            _remove_stale(path)
             return cls(path, _listen(path), lock, _identity(path))
         except BaseException as error:
             os.close(lock)
@@ -145,7 +145,7 @@ def _is_listened_at(path: Path) -> bool:
     return True
 
 
-def _clear(path: Path) -> None:
+def _remove_stale(path: Path) -> None:
     """Unlink a stale socket.
 
     :raises ControlError: somebody listens there, or the file is not a socket.

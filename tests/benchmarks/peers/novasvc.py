@@ -38,7 +38,7 @@ from novasvc.context import RequestContext
 from novasvc.errors import NovasvcError
 from novasvc.manager import Manager
 from novasvc.rpc.target import Target
-from novasvc.run.process_tree import settle_collector
+from novasvc.run.process_tree import tune_garbage_collector
 from novasvc.transport.amqp import AMQPTransport, BrokerAddress
 from tests.benchmarks.peers.command import PAYLOAD, TOPIC, Window, ready, run
 
@@ -221,7 +221,7 @@ def _run(url: str, main: Main) -> None:
     async def connected(reactor: Any) -> None:
         transport = AMQPTransport(BrokerAddress.parse(url), reactor=reactor)
         await transport.open()
-        settle_collector()  # as a node does when it has started
+        tune_garbage_collector()  # as a node does when it has started
         try:
             await main(reactor, transport)
         finally:

@@ -208,7 +208,7 @@ class PreflightTests(ProgramCase):
                 "unexpected keyword argument 'path'", self.problem(*table, "options = { disks = 1, path = 2 }")
             )
             self.assertIn(
-                "takes (host, disks, fast=False), but is given (host, slow)",
+                "takes (host, disks, fast=False), but was given (host, slow)",
                 self.problem(*table, "options = { slow = true }"),
             )
             self.assertEqual(self.check(*table, "options = { disks = 1, fast = true }").status, 0)

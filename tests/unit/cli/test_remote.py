@@ -84,7 +84,7 @@ class CommandTests(SynchronousTestCase):
             (("call", "agent", "x", "--timeout", "nan"), "nan is not a number of seconds"),
             (("call", "agent", "x", "--timeout", "0"), "0.001"),
             (("call", "agent", "x", "--call-monitor", "1"), "x>=2"),
-            (("call", "agent", "x", "--version", "two"), "'two' is no version"),
+            (("call", "agent", "x", "--version", "two"), "'two' is not a version"),
             (("call", "agent.h1", "x", "--fanout"), "agent.h1 names one"),
             (("cast", "agent", "x", "--fanout", "--server", "h1"), "agent.h1 names one"),
             (("ping", "agent", "--interval", "inf"), "inf is not a number of seconds"),

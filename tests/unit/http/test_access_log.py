@@ -1,4 +1,4 @@
-"""The access log: Nova's form, and what clients cannot do to it."""
+"""Tests for novasvc.http.access_log."""
 
 from typing import Any
 
@@ -23,13 +23,13 @@ class AccessLogTests(SynchronousTestCase):
         self.addCleanup(globalLogPublisher.removeObserver, observe)
 
     def test_form(self) -> None:
-        """A line is what Nova's would be."""
+        """The default format is Nova's."""
         client = IPv4Address("TCP", "192.0.2.1", 1234)
         AccessLog().write(client, b"GET /v2.1 HTTP/1.1", 200, 3064, 0.25)
         self.assertEqual(self.lines, ['192.0.2.1 "GET /v2.1 HTTP/1.1" status: 200 len: 3064 time: 0.2500000'])
 
     def test_request_id(self) -> None:
-        """A line has the id that the client was told, also where the answer came late."""
+        """A line carries the request id that the client was told, even if the response was delayed."""
         events: list[dict[str, object]] = []
         globalLogPublisher.addObserver(events.append)
         self.addCleanup(globalLogPublisher.removeObserver, events.append)
@@ -41,12 +41,12 @@ class AccessLogTests(SynchronousTestCase):
         self.assertEqual([event["request_id"] for event in events if "access" in event], ["req-1"])
 
     def test_own_form(self) -> None:
-        """The form may be another; a unix socket has no address to tell."""
+        """The format can be configured; clients on a unix socket have no address."""
         AccessLog("%(client_ip)s:%(client_port)d [%(date_time)s]").write(UNIXAddress("/x"), b"", 0, 0, 0)
         self.assertRegex(self.lines[0], r"^unix::0 \[\d\d/[A-Z][a-z]{2}/\d{4} \d\d:\d\d:\d\d\]$")
 
     def test_each(self) -> None:
-        """Every request has a line: answered, refused, or given up by its client."""
+        """Every request has a line: answered, rejected, or abandoned by its client."""
         wire = Wire(log=AccessLog("%(request_line)s %(status_code)d %(body_length)d"))
         wire.send(GET + GET.replace(b"/ ", b"/later "))
         wire.drop()
@@ -68,7 +68,7 @@ class AccessLogTests(SynchronousTestCase):
         )
 
     def reason(self, *data: bytes, seconds: float = 0.0, **limits: Any) -> list[str]:
-        """Return what is logged of a request that is refused: its line, and why."""
+        """Return the log lines of a rejected request: its own, and that with the reason."""
         events: list[LogEvent] = []
         globalLogPublisher.addObserver(events.append)
         try:
@@ -81,7 +81,7 @@ class AccessLogTests(SynchronousTestCase):
         return [str(formatEvent(event)) for event in events]
 
     def test_reasons(self) -> None:
-        """What is refused has a line that says why, whatever refused it: its head, its body, or its time."""
+        """A second line has the reason of a rejection: a malformed head, a large body, or a timeout."""
         for data, line, why in (
             ([b"what?\r\n\r\n"], "-", "400: the request line is not of the form METHOD TARGET"),
             ([b"GET / HTTP/1.1\r\n\r\n"], "GET / HTTP/1.1", "400: a request must have exactly one Host header"),
@@ -100,7 +100,7 @@ class AccessLogTests(SynchronousTestCase):
         self.assertIn("rejected with 408: the request head was not complete within", said[1])
 
     def test_reason_is_bounded(self) -> None:
-        """A reason has no line breaks, and an end."""
+        """A reason is escaped and truncated."""
         events: list[LogEvent] = []
         globalLogPublisher.addObserver(events.append)
         self.addCleanup(globalLogPublisher.removeObserver, events.append)
@@ -110,13 +110,13 @@ class AccessLogTests(SynchronousTestCase):
         self.assertLess(len(text), 600)
 
     def test_injection(self) -> None:
-        """No request forges a line, or ends its quotes."""
+        """Control characters and quotes of a request line are escaped, and a long line is truncated."""
         line = loggable(b'GET /"\x1b[31m\r\n\x85\xe2\x80\xa8\\ HTTP/1.1')
         self.assertEqual(line, r"GET /\x22\x1b[31m\x0d\x0a\x85\xe2\x80\xa8\x5c HTTP/1.1")
         self.assertLess(len(loggable(b"GET /" + b"x" * 9000)), 2100)
 
     def test_secrets(self) -> None:
-        """Values of a query that are named like secrets are masked, however the name is written."""
+        """Query values whose names look like secrets are masked, even if the name is percent-encoded."""
         self.assertEqual(
             loggable(b"GET /login?code=abc&x=1&API_Key=k&to%6ben=t&y HTTP/1.1"),
             "GET /login?code=***&x=1&API_Key=***&to%6ben=***&y HTTP/1.1",

@@ -1,4 +1,4 @@
-"""Bodies of requests, by length and in chunks."""
+"""Tests for novasvc.http.body."""
 
 import tempfile
 from pathlib import Path
@@ -19,14 +19,14 @@ def content(body: Body) -> bytes:
 
 class BodyTests(SynchronousTestCase):
     def test_length(self) -> None:
-        """A body ends where its length says; what follows is not its own."""
+        """A body ends at its length; the rest of the input is returned."""
         body = Body(5, Limits())
         self.assertEqual(body.take(b"abc"), (False, b""))
         self.assertEqual(body.take(b"deGET"), (True, b"GET"))
         self.assertEqual(content(body), b"abcde")
 
     def test_chunks(self) -> None:
-        """Chunks are put together; extensions and trailers are passed over."""
+        """Chunks are joined; extensions and trailer fields are ignored."""
         data = b'3;a;b=c;d="e;\\" =f"\r\nabc\r\nA\r\n0123456789\r\n0\r\nX-A: \te\xe4\r\nX-B:\r\n\r\nGET'
         body = Body(None, Limits())
         self.assertEqual(body.take(data), (True, b"GET"))
@@ -34,7 +34,7 @@ class BodyTests(SynchronousTestCase):
 
     @given(st.lists(st.integers(1, 70), max_size=20))
     def test_pieces(self, cuts: list[int]) -> None:
-        """Chunks may be cut anywhere on their way."""
+        """A chunked body may be split anywhere by the network."""
         data = b"3\r\nabc\r\n0a\r\n0123456789\r\n000\r\n\r\nNEXT"
         body = Body(None, Limits())
         rest, complete = b"", False
@@ -46,7 +46,7 @@ class BodyTests(SynchronousTestCase):
         self.assertEqual((complete, rest, content(body)), (True, b"NEXT", b"abc0123456789"))
 
     def test_malformed(self) -> None:
-        """What is no chunk is refused."""
+        """Malformed chunks are rejected."""
         for data in (
             b"x\r\n",
             b"\r\n",
@@ -77,7 +77,7 @@ class BodyTests(SynchronousTestCase):
         return error.message
 
     def test_extensions(self) -> None:
-        """Chunk extensions are names, maybe with tokens or quoted texts, and without blanks."""
+        """Chunk extensions are names with optional tokens or quoted strings, without whitespace."""
         for extension in (
             b";",
             b";;a",
@@ -105,7 +105,7 @@ class BodyTests(SynchronousTestCase):
         self.assertIn("extensions", self.refused(400, data))
 
     def test_trailers(self) -> None:
-        """Trailers are held to the rules of header fields, and say nothing of where the request ends or goes."""
+        """Trailer fields follow the grammar of header fields, and must not affect framing or routing."""
         for line in (
             b"junk",
             b"X: \x00",
@@ -129,7 +129,7 @@ class BodyTests(SynchronousTestCase):
         self.refused(431, b"0\r\nA: " + b"b" * 20000)
 
     def test_too_long(self) -> None:
-        """A body beyond the limit is refused as soon as it says how long it is."""
+        """A body over the limit is rejected as soon as its length is known."""
         limits = Limits(max_body=10)
         self.assertIn("10 bytes", str(self.assertRaises(HTTPError, Body, 11, limits)))
         Body(10, limits)
@@ -139,7 +139,7 @@ class BodyTests(SynchronousTestCase):
         Body(10**15, Limits(max_body=0))
 
     def test_spooled(self) -> None:
-        """A large body goes to a temporary file, which goes with it; a small one stays in memory."""
+        """A large body is kept in a temporary file, which is deleted with it; a small one stays in memory."""
         folder = Path(self.mktemp())
         folder.mkdir()
         body = Body(100, Limits(spool=10, tempdir=folder))
@@ -151,12 +151,12 @@ class BodyTests(SynchronousTestCase):
         body.close()
 
     def test_no_room(self) -> None:
-        """Where there is no room for a body, the client is told."""
+        """A full disk is a 507."""
         body = Body(100, Limits(spool=10, tempdir=Path(self.mktemp())))
         self.assertEqual(self.assertRaises(HTTPError, body.take, b"a" * 11).status, 507)
 
     def test_full_disk(self) -> None:
-        """That there is no room is seen at once, were a piece ever so small; and it is forgotten without a word."""
+        """A full disk is noticed at the first write, however small, and closing the body afterwards raises nothing."""
         self.patch(tempfile, "TemporaryFile", lambda dir: Path("/dev/full").open("wb"))  # noqa: A006, SIM115 - as it is
         for pieces in ([b"a" * 11], [b"a" * 10, b"b"]):
             body = Body(100, Limits(spool=10))

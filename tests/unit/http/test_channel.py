@@ -1,4 +1,4 @@
-"""Connections: requests one after the other, limits, deadlines, and the end."""
+"""Tests for novasvc.http.channel, deadlines and teardown."""
 
 import json
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from tests.support.http_rig import GET, LAST, Wire
 
 class RequestTests(SynchronousTestCase):
     def test_one(self) -> None:
-        """A request is answered, without telling what answers; the connection stays."""
+        """A request is answered without a Server header, and the connection stays open."""
         wire = Wire()
         wire.send(GET)
         (answer,) = wire.answers()
@@ -24,14 +24,14 @@ class RequestTests(SynchronousTestCase):
         self.assertFalse(wire.transport.disconnecting)
 
     def test_in_pieces(self) -> None:
-        """A request may come a byte at a time."""
+        """A request may arrive a byte at a time."""
         wire = Wire()
         data = b"\r\nPOST /x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
         wire.send(*[bytes([byte]) for byte in data * 2])
         self.assertEqual([answer.body for answer in wire.answers()], [b"POST /x abc"] * 2)
 
     def test_empty_line(self) -> None:
-        """One empty line in front of a request is passed over, and nothing else is."""
+        """One empty line before a request is ignored; anything else is rejected."""
         for before in (b"", b"\r\n"):
             wire = Wire()
             wire.send(*[bytes([byte]) for byte in (before + GET) * 2])
@@ -43,7 +43,7 @@ class RequestTests(SynchronousTestCase):
                 self.assertEqual([answer.status for answer in wire.answers()], [200, 400], before)
 
     def test_empty_line_only(self) -> None:
-        """An empty line begins no request: the connection may be idle after it."""
+        """An empty line does not begin a request: the connection counts as idle after it."""
         wire = Wire(head_timeout=10, idle_timeout=100)
         wire.send(GET + b"\r\n")
         wire.answers()
@@ -54,13 +54,13 @@ class RequestTests(SynchronousTestCase):
         self.assertTrue(wire.transport.disconnecting)
 
     def test_scheme(self) -> None:
-        """What is asked of https is not answered where there is no TLS."""
+        """A request for an https URL is rejected on a connection without TLS."""
         wire = Wire()
         wire.send(GET.replace(b"/ ", b"http://x/ "), GET.replace(b"/ ", b"https://x/ "))
         self.assertEqual([answer.status for answer in wire.answers()], [200, 421])
 
     def test_pipelined(self) -> None:
-        """Requests that come together are answered one after the other, and other connections have their turn."""
+        """Pipelined requests are answered in order, and other connections get their turn between them."""
         wire = Wire()
         wire.send(GET * 1000 + LAST)
         self.assertLess(len(wire.answers()), 20)
@@ -70,7 +70,7 @@ class RequestTests(SynchronousTestCase):
         self.assertTrue(wire.transport.disconnecting)
 
     def test_unread(self) -> None:
-        """A client that does not read is answered no further, and read no further; when it reads, all goes on."""
+        """Nothing more is answered for or read from a client that does not read; both resume when it reads."""
         wire = Wire()
         wire.send(GET)
         wire.answers()
@@ -82,7 +82,7 @@ class RequestTests(SynchronousTestCase):
         self.assertEqual(len(wire.answers()), 10)
 
     def test_unread_while_answered(self) -> None:
-        """A client that does not read its answer may send only so much meanwhile."""
+        """The input that is buffered for a client that does not read its response is bounded."""
         wire = Wire()
         wire.send(GET.replace(b"/ ", b"/later "))
         wire.channel.pauseProducing()
@@ -93,7 +93,7 @@ class RequestTests(SynchronousTestCase):
         self.assertEqual(wire.transport.producerState, "paused")
 
     def test_waiting(self) -> None:
-        """While one is answered the next waits, and a client that sends too many of them is held up."""
+        """The next request waits while one is answered, and a client that pipelines too many is paused."""
         wire = Wire()
         wire.send(GET.replace(b"/ ", b"/later "), GET)
         self.assertEqual(wire.answers(), [])
@@ -106,7 +106,7 @@ class RequestTests(SynchronousTestCase):
         self.assertEqual(wire.transport.producerState, "producing")
 
     def test_close(self) -> None:
-        """The connection ends as the client wishes, and what comes after that is not looked at."""
+        """Connection: close ends the connection, and later input is ignored."""
         wire = Wire()
         wire.send(LAST + GET)
         (answer,) = wire.answers()
@@ -116,14 +116,14 @@ class RequestTests(SynchronousTestCase):
         self.assertEqual(wire.answers(), [])
 
     def test_no_keep_alive(self) -> None:
-        """A server may take one request a connection."""
+        """Without keep_alive a connection takes one request."""
         wire = Wire(keep_alive=False)
         wire.send(GET)
         self.assertEqual(wire.answers()[0].headers["connection"], "close")
         self.assertTrue(wire.transport.disconnecting)
 
     def test_continue(self) -> None:
-        """A client that waits with its body is told to go on; one that does not wait, or may not send it, is not."""
+        """100 Continue is sent unless the body is there already, or is over the limit."""
         head = b"PUT / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n"
         wire = Wire(max_body=10)
         wire.send(head % 3)
@@ -136,7 +136,7 @@ class RequestTests(SynchronousTestCase):
         self.assertEqual([answer.status for answer in wire.answers()], [413])
 
     def test_failed(self) -> None:
-        """A resource that raises is answered for with a 500 that says nothing of why."""
+        """A resource that raises gets a 500 without the reason."""
         wire = Wire()
         wire.send(GET.replace(b"/ ", b"/boom ") + GET)
         failed, after = wire.answers()
@@ -146,7 +146,7 @@ class RequestTests(SynchronousTestCase):
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
 
     def test_failed_midway(self) -> None:
-        """What a resource has written before it raises arrives, and is not taken for the whole."""
+        """What a resource wrote before it raised arrives, and the client can tell that it is incomplete."""
         for version, headers, end in (
             (b"1.1", {}, b"\r\n\r\n3\r\nabc\r\n"),
             (b"1.1", {b"content-length": b"9"}, b"\r\n\r\nabc"),
@@ -163,12 +163,12 @@ class RequestTests(SynchronousTestCase):
             self.assertTrue(wire.transport.value().endswith(end), wire.transport.value())
             delimited = version == b"1.1" or bool(headers)
             self.assertEqual((wire.transport.disconnecting, wire.transport.aborted), (delimited, False))
-            wire.pass_time(1)  # a reset, as nothing else tells that it is not the end; but not before all is there
+            wire.pass_time(1)  # a reset, once all has arrived: nothing else shows that the response is incomplete
             self.assertEqual(wire.transport.aborted, not delimited)
             self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
 
     def test_without_body(self) -> None:
-        """204, 205 and 304 have no body, and no fields that tell of one."""
+        """204, 205 and 304 have no body, and no header fields about one."""
         for code, length in ((204, None), (205, "0"), (304, None)):
             wire = Wire()
             wire.send(GET.replace(b"/ ", b"/later ") + GET)
@@ -183,7 +183,7 @@ class RequestTests(SynchronousTestCase):
             self.assertNotIn("transfer-encoding", answer.headers)
 
     def test_gone(self) -> None:
-        """A resource learns that its client has gone."""
+        """A resource is told that its client has disconnected."""
         wire = Wire()
         wire.send(GET.replace(b"/ ", b"/later "))
         gone = wire.resource.waiting.pop().notifyFinish()
@@ -192,7 +192,7 @@ class RequestTests(SynchronousTestCase):
         self.assertEqual(wire.site.channels, set())
 
     def test_counted(self) -> None:
-        """Requests are counted by their outcome, refused ones too; what is under way is known."""
+        """Requests are counted by outcome, rejected ones included, and requests in progress are a gauge."""
         begun = metrics.requests_now.at("http")
         before = begun.value
         answered = metrics.requests.at("http", "", "GET", "2xx")
@@ -216,7 +216,7 @@ class RefusedTests(SynchronousTestCase):
         self.assertEqual(answer.headers["connection"], "close")
         self.assertEqual(answer.headers["content-type"], "application/json")
         self.assertEqual(answer.error["code"], status)
-        # The client is to see the answer: it may still be sending, so the way in stays open for a while.
+        # Lingering close: the client may still be sending, and must see the response.
         self.assertTrue(wire.transport.half_closed)
         wire.send(b"more" * 100)
         self.assertEqual(wire.answers(), [])
@@ -226,7 +226,7 @@ class RefusedTests(SynchronousTestCase):
         return message
 
     def test_each(self) -> None:
-        """What is malformed or too much is refused with a JSON error that says what is wrong, and the end."""
+        """A malformed or oversized request gets a JSON error that says what is wrong, and its connection is closed."""
         self.refused(400, b"what?\r\n\r\n")
         self.refused(414, b"GET /", b"x" * 9000)
         self.refused(431, GET[:-2], b"A: " + b"x" * 17000)
@@ -237,17 +237,17 @@ class RefusedTests(SynchronousTestCase):
         self.assertEqual("the body is longer than 10 bytes", self.refused(413, chunked, max_body=10))
 
     def test_after_others(self) -> None:
-        """What came before is answered, and what comes after is not looked at."""
+        """Requests before a malformed one are answered, and input after it is ignored."""
         wire = Wire()
         wire.send(GET + b"oops\r\n\r\n" + GET)
         self.assertEqual([answer.status for answer in wire.answers()], [200, 400])
 
 
 class HalfClosedTests(SynchronousTestCase):
-    """Tests for clients that end their sending side."""
+    """Tests for clients that close their sending side."""
 
     def test_answered(self) -> None:
-        """What was asked for before is answered, at once or later, and the connection ends then."""
+        """Requests sent before the half-close are answered, at once or later; then the connection is closed."""
         for before, after in ((GET, b""), (b"", GET), (GET, GET), (b"", GET.replace(b"1.1", b"1.0")), (b"", LAST)):
             wire = Wire()
             wire.send(before + after.replace(b"/ ", b"/later "))
@@ -261,11 +261,11 @@ class HalfClosedTests(SynchronousTestCase):
             self.assertTrue(wire.transport.disconnecting)
 
     def test_pipelined(self) -> None:
-        """All requests that were sent are answered, were they more than are answered in a turn; the last one closes."""
+        """All pipelined requests are answered, even over several turns of the reactor; the last response closes."""
         wire = Wire()
         wire.send(GET.replace(b"/ ", b"/later ") + GET * 100)
         wire.end_input()
-        wire.end_input()  # a transport that is resumed says it again
+        wire.end_input()  # a transport that is resumed reads the end of input again
         wire.resource.waiting.pop().finish()
         wire.clock.pump([0.0] * 20)
         answers = wire.answers()
@@ -274,7 +274,7 @@ class HalfClosedTests(SynchronousTestCase):
         self.assertTrue(wire.transport.disconnecting)
 
     def test_not_reading(self) -> None:
-        """Requests of a client that does not read are answered when it does."""
+        """Requests of a client that does not read are answered once it reads."""
         wire = Wire()
         wire.channel.pauseProducing()
         wire.send(GET * 2)
@@ -285,7 +285,7 @@ class HalfClosedTests(SynchronousTestCase):
         self.assertTrue(wire.transport.disconnecting)
 
     def test_incomplete(self) -> None:
-        """A request that is not complete will never be; who has sent none is closed without a word."""
+        """An incomplete request is rejected; a client that sent none is closed without a response."""
         put = b"PUT / HTTP/1.1\r\nHost: x\r\n"
         for data in (
             b"G",
@@ -307,7 +307,7 @@ class HalfClosedTests(SynchronousTestCase):
             self.assertTrue(wire.transport.disconnecting)
 
     def test_refused(self) -> None:
-        """Who was refused need not be waited for when it has seen that."""
+        """A rejected client that has closed its sending side is not lingered for."""
         wire = Wire()
         wire.send(b"what?\r\n\r\n")
         self.assertFalse(wire.transport.disconnecting)
@@ -315,7 +315,7 @@ class HalfClosedTests(SynchronousTestCase):
         self.assertTrue(wire.transport.disconnecting)
 
     def test_inquiry(self) -> None:
-        """A client that waits long gets an interim response, once, so that one that has gone resets the connection."""
+        """A client that waits gets one interim response, so that one that has gone resets the connection."""
         for data, inquiries in ((GET, 1), (GET.replace(b"1.1", b"1.0"), 0)):
             wire = Wire()
             wire.send(data.replace(b"/ ", b"/later "))
@@ -329,7 +329,7 @@ class HalfClosedTests(SynchronousTestCase):
             self.assertEqual([answer.status for answer in wire.answers()], [200])
 
     def test_inquiry_of_a_reader(self) -> None:
-        """Where an answer has begun, it finds out by itself: no interim response comes amidst it."""
+        """No interim response is sent once the final one has begun."""
         wire = Wire()
         wire.send(GET.replace(b"/ ", b"/later "))
         wire.resource.waiting[0].write(b"abc")
@@ -341,7 +341,7 @@ class HalfClosedTests(SynchronousTestCase):
 
 class LateTests(SynchronousTestCase):
     def test_head(self) -> None:
-        """A head has to be complete in time, whatever comes meanwhile."""
+        """A head must be complete in time, however its bytes arrive."""
         wire = Wire(head_timeout=10)
         for byte in GET[:11]:
             wire.send(bytes([byte]))
@@ -351,7 +351,7 @@ class LateTests(SynchronousTestCase):
         self.assertIn("10 s", json.loads(answer.body)["error"]["message"])
 
     def test_silent(self) -> None:
-        """A connection on which nothing comes is closed, without a word."""
+        """A connection without a request is closed without a response."""
         wire = Wire(head_timeout=10)
         wire.pass_time(9)
         self.assertFalse(wire.transport.disconnecting)
@@ -360,7 +360,7 @@ class LateTests(SynchronousTestCase):
         self.assertTrue(wire.transport.disconnecting)
 
     def test_idle(self) -> None:
-        """Between requests a connection may be idle for longer, and not for ever."""
+        """Between requests a connection may be idle for idle_timeout."""
         wire = Wire(head_timeout=10, idle_timeout=100)
         wire.send(GET)
         wire.pass_time(99)
@@ -371,7 +371,7 @@ class LateTests(SynchronousTestCase):
         self.assertEqual(wire.answers(), [])
 
     def test_never(self) -> None:
-        """Without an idle timeout a connection stays."""
+        """Without an idle timeout an idle connection is never closed."""
         wire = Wire(idle_timeout=0)
         wire.send(GET)
         wire.pass_time(2000)
@@ -386,20 +386,20 @@ class LateTests(SynchronousTestCase):
         return wire
 
     def test_body(self) -> None:
-        """A body has to come at a rate, and is refused where it does not."""
+        """A body must arrive at a minimum rate."""
         late = self.body([b"x"] * 20, 1, body_timeout=10, body_rate=100)
         self.assertEqual([answer.status for answer in late.answers()], [408])
         steady = self.body([b"x" * 50] * 20, 1, body_timeout=10, body_rate=100)
         self.assertEqual([answer.status for answer in steady.answers()], [200])
 
     def test_stalled_body(self) -> None:
-        """A body that stops is not waited for because it was fast before."""
+        """A body that stalls is rejected after idle_timeout, even if it was fast before."""
         wire = self.body([b"x" * 999], 0, body_timeout=10, body_rate=1, idle_timeout=20)
         wire.pass_time(21)
         self.assertEqual([answer.status for answer in wire.answers()], [408])
 
     def test_answering(self) -> None:
-        """Whoever answers may take its time."""
+        """There is no deadline for the response."""
         wire = Wire()
         wire.send(GET.replace(b"/ ", b"/later "))
         wire.pass_time(2000)
@@ -407,7 +407,7 @@ class LateTests(SynchronousTestCase):
         self.assertEqual(len(wire.answers()), 1)
 
     def test_not_reading(self) -> None:
-        """A client that does not read its answer is cut."""
+        """The connection of a client that does not read its response is aborted."""
         wire = Wire(idle_timeout=100)
         wire.send(GET.replace(b"/ ", b"/later "))
         wire.channel.pauseProducing()
@@ -420,7 +420,7 @@ class LateTests(SynchronousTestCase):
         self.assertTrue(wire.transport.aborted)
 
     def test_not_reading_the_end(self) -> None:
-        """A client that does not read the last of it is cut, too."""
+        """The connection of a client that does not read the rest of its last response is aborted."""
         wire = Wire()
         wire.send(LAST)
         self.assertTrue(wire.transport.disconnecting)
@@ -428,7 +428,7 @@ class LateTests(SynchronousTestCase):
         self.assertTrue(wire.transport.aborted)
 
     def test_watch_ends(self) -> None:
-        """No timer is left when all connections have gone."""
+        """No timer is left when all connections are closed."""
         wire = Wire()
         wire.drop()
         wire.pass_time(2)
@@ -437,7 +437,7 @@ class LateTests(SynchronousTestCase):
 
 class DrainTests(SynchronousTestCase):
     def test_under_way(self) -> None:
-        """What is being answered when the server stops is answered, and is the last."""
+        """A draining connection finishes the request in progress, and takes no other."""
         wire = Wire()
         wire.send(GET.replace(b"/ ", b"/later ") + GET)
         wire.channel.drain()
@@ -447,7 +447,7 @@ class DrainTests(SynchronousTestCase):
         self.assertTrue(wire.transport.disconnecting)
 
     def test_idle(self) -> None:
-        """A request that was on its way is answered; after a second nothing is waited for."""
+        """A draining idle connection answers a request that arrives within a second, and is closed then."""
         asking, silent = Wire(), Wire()
         for wire in (asking, silent):
             wire.channel.drain()

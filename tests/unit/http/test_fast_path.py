@@ -1,4 +1,4 @@
-"""Requests that take the fast path, on a Clock and in memory."""
+"""Tests for novasvc.http.fast_path, on a Clock and in memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -75,7 +75,7 @@ class FastPathTests(SynchronousTestCase):
         return answer
 
     def test_answer(self) -> None:
-        """A handler sees the request, and its body and headers are the answer, with the server's own headers."""
+        """A handler gets the request; its body and headers are sent with the server's own headers."""
         seen: list[Any] = []
 
         def handler(request: FastRequest) -> Deferred[bytes]:
@@ -98,7 +98,7 @@ class FastPathTests(SynchronousTestCase):
         self.assertIn('127.0.0.1 "GET /light?a=1 HTTP/1.1" status: 200 len: 4', line)
 
     def test_others(self) -> None:
-        """Other methods and other paths go the ordinary way."""
+        """Other methods and paths take the ordinary route."""
         for first in (b"POST /light", b"HEAD /light", b"GET /dark"):
             octets = first + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
             answer = self.ask(lambda _: fail(AssertionError()), octets)
@@ -106,12 +106,12 @@ class FastPathTests(SynchronousTestCase):
             self.assertEqual(answer.endswith(b"ordinary"), not first.startswith(b"HEAD"))
 
     def test_body(self) -> None:
-        """A body that comes with the request is there for the handler."""
+        """The handler can read the request's body."""
         octets = b"GET /light HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
         self.assertTrue(self.ask(lambda request: succeed(request.content.read()), octets).endswith(b"\r\n\r\nabc"))
 
     def test_cookies(self) -> None:
-        """Cookies are found by their names, whole."""
+        """Cookies are found by their whole names."""
         found: list[Any] = []
 
         def handler(request: FastRequest) -> Deferred[bytes]:
@@ -122,7 +122,7 @@ class FastPathTests(SynchronousTestCase):
         self.assertEqual(found, [b"x=y", b"2", None, b"1"])
 
     def test_breaks(self) -> None:
-        """Line breaks in a header's value do not end it."""
+        """Line breaks in a header value are replaced."""
 
         def handler(request: FastRequest) -> Deferred[bytes]:
             request.setHeader(b"x", b"a\r\nb: c\0")
@@ -131,7 +131,7 @@ class FastPathTests(SynchronousTestCase):
         self.assertIn(b"\r\nx: a  b: c \r\n", self.ask(handler))
 
     def test_fails(self) -> None:
-        """A handler that fails or raises is answered with 500 without a reason; the log has that."""
+        """A handler that fails or raises gets a 500 without the reason, which is logged."""
 
         def raises(_: FastRequest) -> Deferred[bytes]:
             raise KeyError("s3cret")
@@ -144,7 +144,7 @@ class FastPathTests(SynchronousTestCase):
             self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
 
     def test_gone(self) -> None:
-        """A client that goes before its answer ends the handler's work, and is counted as gone."""
+        """A client that disconnects early cancels the handler's work, and is logged with status 0."""
         cancelled: list[Any] = []
         protocol, transport = self.connect(lambda _: Deferred(cancelled.append))
         protocol.dataReceived(GET)
@@ -154,7 +154,7 @@ class FastPathTests(SynchronousTestCase):
         self.assertEqual(metrics.requests_now.at("t").value, 0)
 
     def test_close(self) -> None:
-        """A connection is closed after the answer if the client, or the server's end, wants it."""
+        """The connection is closed after the response if the client asks for it, or the server drains."""
         octets = GET[:-2] + b"Connection: close\r\n\r\n"
         self.assertIn(b"\r\nconnection: close\r\n", self.ask(lambda _: succeed(b""), octets))
         waiting: Deferred[bytes] = Deferred()
@@ -166,7 +166,7 @@ class FastPathTests(SynchronousTestCase):
         self.assertTrue(transport.disconnecting)
 
     def test_context(self) -> None:
-        """What is logged of a request is in its context, whoever has its answer."""
+        """Log events of a request are in its context, even if another request fires the Deferred."""
         waiting: Deferred[bytes] = Deferred()
 
         def handler(_: FastRequest) -> Deferred[bytes]:

@@ -1,4 +1,4 @@
-"""Heads of requests: what is read, and what is refused."""
+"""Tests for novasvc.http.head."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,47 +17,47 @@ def read(*lines: bytes) -> Head:
 
 class HeadTests(SynchronousTestCase):
     def test_plain(self) -> None:
-        """A head is taken apart: path and query, names in lower case, values without the blanks around them."""
+        """A head is parsed: path and query, names in lower case, values without whitespace around them."""
         head = read(b"GET /a%20b?c=d?e HTTP/1.1", b"Host: x:1", b"X-A:  b c \t", b"x-empty:")
         self.assertEqual((head.method, head.path, head.query), (b"GET", b"/a%20b", b"c=d?e"))
         self.assertEqual(head.headers, [(b"host", b"x:1"), (b"x-a", b"b c"), (b"x-empty", b"")])
         self.assertEqual((head.length, head.last, head.expects), (0, False, False))
 
     def test_body(self) -> None:
-        """The length of the body is what one of two headers says."""
+        """Content-Length or Transfer-Encoding says how long the body is."""
         self.assertEqual(read(b"PUT / HTTP/1.1", b"Host: x", b"Content-Length: 12").length, 12)
         self.assertIsNone(read(b"PUT / HTTP/1.1", b"Host: x", b"Transfer-Encoding: Chunked").length)
         self.assertEqual(read(b"PUT / HTTP/1.0", b"Content-Length: 12").length, 12)
 
     def test_last(self) -> None:
-        """A connection ends with a request that says so, and with one of HTTP/1.0."""
+        """Connection: close, or HTTP/1.0, ends the connection after the request."""
         self.assertTrue(read(b"GET / HTTP/1.1", b"Host: x", b"Connection: te, Close").last)
         self.assertTrue(read(b"GET / HTTP/1.0").last)
         self.assertFalse(read(b"GET / HTTP/1.1", b"Host: x", b"Connection: keep-alive").last)
 
     def test_expects(self) -> None:
-        """A client that waits for 100 Continue is known, unless it has nothing to send, or speaks HTTP/1.0."""
+        """An Expect header counts unless the body is empty, or the client uses HTTP/1.0."""
         expect = b"Expect: 100-continue"
         self.assertTrue(read(b"PUT / HTTP/1.1", b"Host: x", b"Content-Length: 1", expect).expects)
         self.assertFalse(read(b"PUT / HTTP/1.1", b"Host: x", expect).expects)
         self.assertFalse(read(b"PUT / HTTP/1.0", b"Content-Length: 1", expect).expects)
 
     def test_other_targets(self) -> None:
-        """A whole URL is read as its path, and its host is that of the request; OPTIONS may ask the server itself."""
+        """Absolute form gives path and Host, and OPTIONS takes the asterisk form."""
         head = read(b"GET http://there:80?x=1 HTTP/1.1", b"Host: here")
         self.assertEqual((head.path, head.query), (b"/", b"x=1"))
         self.assertEqual(head.headers, [(b"host", b"there:80")])
         self.assertEqual(read(b"OPTIONS * HTTP/1.1", b"Host: x").path, b"*")
 
     def test_host_of_target(self) -> None:
-        """A whole URL says which host is asked for; in HTTP/1.0, where no Host need be, too."""
+        """The host of a target in absolute form replaces the Host header, in HTTP/1.0 as well."""
         head = read(b"GET HTTPS://there/ HTTP/1.0", b"X-A: b")
         self.assertEqual(head.headers, [(b"host", b"there"), (b"x-a", b"b")])
         self.assertEqual((head.scheme, head.path), (b"https", b"/"))
         self.assertEqual(read(b"GET / HTTP/1.0").scheme, b"")
 
     def test_target_without_host(self) -> None:
-        """HTTP/1.1 has to have a Host, whatever its target is; HTTP/1.0 need not (RFC 9112, 3.2 and 3.2.2)."""
+        """HTTP/1.1 needs a Host with any form of target; HTTP/1.0 does not (RFC 9112, 3.2 and 3.2.2)."""
         for target in (b"/", b"http://there/", b"*"):
             self.assertIn("one Host header", self.refused(400, b"OPTIONS " + target + b" HTTP/1.1"))
             self.assertIn("one Host header", self.refused(400, b"OPTIONS " + target + b" HTTP/1.0", *[b"Host: x"] * 2))
@@ -67,13 +67,13 @@ class HeadTests(SynchronousTestCase):
             )
 
     def test_fragment(self) -> None:
-        """A fragment is no part of a target."""
+        """A target with a fragment is rejected."""
         for target in (b"/a#b", b"/#", b"#", b"/?a#b", b"http://x/#y", b"http://x#y", b"*#"):
             self.assertIn("contains a fragment ('#')", self.refused(400, b"GET " + target + b" HTTP/1.1", b"Host: x"))
         self.assertEqual(read(b"G#T /%23 HTTP/1.1", b"Host: x").path, b"/%23")
 
     def test_hosts(self) -> None:
-        """A host is a name or an address, and maybe a port, in the Host header and in a whole URL."""
+        """A host is a name or an address with an optional port, in the Host header and in absolute form."""
         good = [
             b"x",
             b"x:",
@@ -135,7 +135,7 @@ class HeadTests(SynchronousTestCase):
         return error.message
 
     def test_request_line(self) -> None:
-        """What is no request line is refused."""
+        """Malformed request lines are rejected."""
         for line in (
             b"",
             b"GET",
@@ -161,7 +161,7 @@ class HeadTests(SynchronousTestCase):
         self.assertIn("TLS", self.refused(400, b"\x16\x03\x01\x02\x00\x01\x00\x01"))
 
     def test_headers(self) -> None:
-        """What is no header, or could be read in two ways, is refused."""
+        """Malformed and ambiguous header lines are rejected."""
         for line in (
             b"no colon",
             b": no name",
@@ -195,11 +195,11 @@ class HeadTests(SynchronousTestCase):
         self.refused(417, b"PUT / HTTP/1.1", b"Host: x", b"Expect: wonders")
 
     def test_where(self) -> None:
-        """The message says which line is wrong."""
+        """The message has the number of the malformed line."""
         self.assertIn("header line 2", self.refused(400, b"GET / HTTP/1.1", b"Host: x", b"oops"))
 
     def test_limits(self) -> None:
-        """What is too long or too much is refused, with the limit."""
+        """A request that exceeds a limit is rejected with the limit."""
         self.assertIn("100 bytes", self.refused(414, b"GET /" + b"a" * 100 + b" HTTP/1.1", b"Host: x"))
         self.assertIn("100 bytes", self.refused(414, b"G" * 300))
         self.assertIn("200 bytes", self.refused(431, b"GET / HTTP/1.1", b"Host: x", b"A: " + b"b" * 198))
@@ -208,7 +208,7 @@ class HeadTests(SynchronousTestCase):
         read(b"GET /" + b"a" * 99 + b" HTTP/1.1", b"Host: x", b"A: " + b"b" * 197)
 
     def test_partial(self) -> None:
-        """What cannot become a head any more is refused before it is complete."""
+        """Input that cannot become a valid head is rejected before it is complete."""
         for text in (b"GET /", b"GET / HTTP/1.1\r", b"GET / HTTP/1.1\r\nHost: x\r\n\r", b""):
             check_partial_head(text, LIMITS)
         for status, text in (
@@ -224,7 +224,7 @@ class HeadTests(SynchronousTestCase):
 
     @given(st.binary(max_size=300))
     def test_anything(self, text: bytes) -> None:
-        """Whatever comes is read or refused."""
+        """Any input is parsed or rejected with an HTTPError."""
         for data in (text + b"\r\n", b"GET / HTTP/1.1\r\n" + text + b"\r\n"):
             try:
                 read_head(data, LIMITS)

@@ -1,6 +1,6 @@
-"""What we accept, h11 reads in the same way, and so does llhttp (of Node.js) with none of its leniencies."""
+"""What we accept, h11 and llhttp (of Node.js, with its lenient flags off) read in the same way."""
 
-import contextlib  # not suppress itself: trial takes that name of a module for its own
+import contextlib  # trial would use a module's `suppress` for its own purpose
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from tests.support.examples import examples
 from tests.support.http_rig import Wire
 
 NEXT = b"GET /next HTTP/1.1\r\nHost: next\r\n\r\n"
-"""Sent after each request: it is read as that only by a reader that has found the end of what was before it."""
+"""Sent after each request: only a parser that found the end of that request reads this as the next one."""
 
 
 @attrs.frozen
@@ -31,18 +31,18 @@ class Read:
     headers: Sequence[tuple[bytes, bytes]]
     body: bytes
     known: bool = attrs.field(default=True, eq=False)
-    """By all readers: llhttp has a list of methods, h11 takes no target that is not ASCII, and neither HTTP/1.2."""
+    """Whether all parsers know it: llhttp has a list of methods, h11 rejects non-ASCII targets, and both HTTP/1.2."""
 
 
 def read_by_us(data: bytes) -> list[Read]:
-    """Return the requests that we take."""
+    """Return the requests that we accept."""
     wire = Wire()
     taken: list[Read] = []
     lines = data.split(b"\r\n")
 
     def render(request: Any) -> bytes:
         head = request.head
-        # Of an absolute target we take the host from there; see HeadTests.test_host_of_target.
+        # The host of a target in absolute form replaces Host; see HeadTests.test_host_of_target.
         names = [(name, value) for name, value in head.headers if not (head.scheme and name == b"host")]
         line = b"%b %b HTTP/1." % (head.method, head.target)
         known = head.method in METHODS and head.target.isascii() and (line + b"0" in lines or line + b"1" in lines)
@@ -56,11 +56,11 @@ def read_by_us(data: bytes) -> list[Read]:
 
 
 def read_by_h11(data: bytes) -> list[Read]:
-    """Return the requests that h11 takes."""
+    """Return the requests that h11 accepts."""
     taken: list[Read] = []
     while True:
         reader = h11.Connection(h11.SERVER)
-        # RFC 9112, 2.2 has servers pass over an empty line there, which h11 leaves to its user.
+        # h11 leaves it to its user to ignore an empty line there (RFC 9112, 2.2).
         reader.receive_data(data.removeprefix(b"\r\n"))
         try:
             head: Any = reader.next_event()
@@ -77,7 +77,7 @@ def read_by_h11(data: bytes) -> list[Read]:
 
 
 class Heard:
-    """What llhttp calls."""
+    """The callbacks of llhttp."""
 
     def __init__(self) -> None:
         self.taken: list[Read] = []
@@ -106,7 +106,7 @@ class Heard:
 
 
 def read_by_llhttp(data: bytes) -> list[Read]:
-    """Return the requests that llhttp takes."""
+    """Return the requests that llhttp accepts."""
     heard = Heard()
     heard.parser = httptools.HttpRequestParser(heard)
     with contextlib.suppress(httptools.HttpParserError):
@@ -115,7 +115,7 @@ def read_by_llhttp(data: bytes) -> list[Read]:
 
 
 def without_hosts(read: Read, like: Read) -> Read:
-    """Leave out the hosts where the other has none."""
+    """Leave out the Host headers if the other request has none."""
     if any(name == b"host" for name, _ in like.headers):
         return read
     return attrs.evolve(read, headers=[field for field in read.headers if field[0] != b"host"])
@@ -136,7 +136,7 @@ EXTENSIONS = st.sampled_from([b"", b";a", b";a=b", b';a="b c"', b';a="\\"";b'])
 
 @st.composite
 def fields(draw: st.DrawFn, most: int) -> list[tuple[bytes, bytes, bytes]]:
-    """Make names, values, and the lines they are in."""
+    """Make header fields: name, value, and the line."""
     made = []
     for name, value in draw(st.lists(st.tuples(TOKEN, VALUES), max_size=most)):
         before, after = draw(PADS), draw(PADS)
@@ -146,7 +146,7 @@ def fields(draw: st.DrawFn, most: int) -> list[tuple[bytes, bytes, bytes]]:
 
 @st.composite
 def requests(draw: st.DrawFn) -> tuple[bytes, Read]:
-    """Make a request that RFC 9112 allows, and what is to be read from it."""
+    """Make a valid request (RFC 9112), and what a parser has to read from it."""
     method, target = draw(st.sampled_from(METHODS)), draw(TARGETS)
     host = draw(HOSTS)
     head = [(b"host", host, b"Host: " + host + b"\r\n"), *draw(fields(3))]
@@ -187,10 +187,10 @@ ODD = st.sampled_from(
 
 @st.composite
 def spoilt(draw: st.DrawFn) -> bytes:
-    """Make a request with a few octets that are not as they should be."""
+    """Make a request with a few octets inserted, replaced or removed."""
     data, _ = draw(requests())
     for _ in range(draw(st.integers(1, 3))):
-        # Readers differ where something ends and something else begins.
+        # Parsers differ at the boundaries of elements.
         edges = [at + after for at, octet in enumerate(data) if octet in b"\r\n :;=" for after in (0, 1)]
         at = draw(st.sampled_from(edges) if edges else st.just(0))
         put = draw(st.just(b"") | BLANK | ODD)
@@ -202,11 +202,11 @@ TAB_AFTER_CODING = re.compile(rb"transfer-encoding:[^\r\n]*\t", re.IGNORECASE)
 
 
 class OracleTests(SynchronousTestCase):
-    """Nobody in front of us can be made to find another request than we do."""
+    """No proxy in front of us reads other requests than we do."""
 
     @given(requests())
     def test_accepted(self, made: tuple[bytes, Read]) -> None:
-        """What RFC 9112 allows is taken for what it is, and so is what comes after it."""
+        """A valid request is accepted as it is, and so is the next one."""
         data, expected = made
         last = Read(b"GET", b"/next", [(b"host", b"next")], b"")
         self.assertEqual(read_by_us(data + NEXT), [expected, last])
@@ -215,11 +215,11 @@ class OracleTests(SynchronousTestCase):
     @given(spoilt())
     @example(b"GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: a\rb\r\n\r\n")
     def test_same(self, data: bytes) -> None:
-        """What we take of anything, the others take as well, and in the same way."""
+        """Whatever we accept, the other parsers accept as well, and read in the same way."""
         ours = read_by_us(data + NEXT)
         readers = {"h11": read_by_h11(data + NEXT), "llhttp": read_by_llhttp(data + NEXT)}
         if TAB_AFTER_CODING.search(data):
-            del readers["llhttp"]  # It refuses a tab there, which is optional white space (RFC 9110, 5.6.3).
+            del readers["llhttp"]  # It rejects a tab there, which is optional whitespace (RFC 9110, 5.6.3).
         for name, theirs in readers.items():
             for number, read in enumerate(ours):
                 if not read.known:

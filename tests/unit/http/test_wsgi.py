@@ -1,4 +1,4 @@
-"""WSGI applications on real sockets and threads, held to PEP 3333."""
+"""Tests for novasvc.http.wsgi, on real sockets and threads: applications get what PEP 3333 promises."""
 
 import sys
 import threading
@@ -34,7 +34,7 @@ def putting(path: bytes, body: bytes = b"", *headers: bytes, method: bytes = b"P
 
 
 def unchunked(data: bytes) -> bytes:
-    """Return what is in the chunks of a body that was broken off."""
+    """Return the contents of the chunks of a truncated body."""
     body = b""
     while data:
         size, _, data = data.partition(b"\r\n")
@@ -61,7 +61,7 @@ class Closing:
 
 class AnswerTests(HTTPCase):
     async def test_validated(self) -> None:
-        """What an application sees and does passes the validator of the standard library."""
+        """The standard library's validator accepts both sides of the interface."""
         seen: list[Environ] = []
 
         def app(environ: Environ, start: Start) -> Iterable[bytes]:
@@ -78,7 +78,7 @@ class AnswerTests(HTTPCase):
         self.assertEqual(len(self.flushLoggedErrors()), 0)
 
     async def test_environ(self) -> None:
-        """The environ is whole: path decoded, headers as they came, those that forge others left out."""
+        """The environ is complete: path decoded, headers joined, and those that would forge others left out."""
         seen: list[Environ] = []
 
         def app(environ: Environ, start: Start) -> Iterable[bytes]:
@@ -116,7 +116,7 @@ class AnswerTests(HTTPCase):
         self.assertNotIn("HTTP_CONTENT_LENGTH", environ)
 
     async def test_empty_bodies(self) -> None:
-        """CONTENT_LENGTH is there if the client has said how long its body is, were it empty."""
+        """CONTENT_LENGTH is set if the request has a body, even an empty one."""
         for data, length in (
             (putting(b"/"), None),
             (putting(b"/", b"", b"Content-Length: 0"), "0"),
@@ -135,7 +135,7 @@ class AnswerTests(HTTPCase):
             self.assertEqual(environ.get("CONTENT_LENGTH"), length)
 
     async def test_server_itself(self) -> None:
-        """Who asks for the server itself, asks for its root; a path has to begin with a slash."""
+        """OPTIONS * reaches the application as its root; a path must begin with a slash."""
         told: list[Environ] = []
 
         def app(environ: Environ, start: Start) -> Iterable[bytes]:
@@ -147,7 +147,7 @@ class AnswerTests(HTTPCase):
         self.assertEqual((environ["PATH_INFO"], environ["REQUEST_URI"]), ("/", "*"))
 
     async def test_chunked_request(self) -> None:
-        """A body that comes in chunks has its length in the environ, and no coding any more."""
+        """A chunked body is decoded, and its length is in the environ."""
 
         def app(environ: Environ, start: Start) -> Iterable[bytes]:
             start("200 OK", PLAIN)
@@ -159,7 +159,7 @@ class AnswerTests(HTTPCase):
         self.assertEqual(answer.body, b"5abcde")
 
     async def test_lengths(self) -> None:
-        """An answer says how long it is where that is known, and comes in chunks where it is not."""
+        """A response has a Content-Length if its length is known, and is chunked otherwise."""
         go = threading.Event()
 
         def app(environ: Environ, start: Start) -> Iterable[bytes]:
@@ -182,12 +182,12 @@ class AnswerTests(HTTPCase):
             caller = await connect(port)
             caller.transport.write(putting(path, method=b"GET"))
             if path in {b"/own", b"/stream"}:
-                await caller.until(b"ab")  # it is not kept back until there is more
+                await caller.until(b"ab")  # a part is not delayed until the next one
                 go.set()
             await caller.gone
             (answer,) = responses(caller.data)
             self.assertEqual(answer.body, b"abcd")
-            # Of two parts the reactor may have sent the first before there is the second.
+            # The reactor may have sent the first of two parts before the second is there.
             known = {b"/stream": {None}, b"/two": {None, "4"}}
             self.assertIn(answer.headers.get("content-length"), known.get(path, {"4"}), path)
             go.clear()
@@ -198,7 +198,7 @@ class AnswerTests(HTTPCase):
         self.assertTrue(caller.data.endswith(b"\r\n\r\nabcd"), caller.data)
 
     async def test_without_body(self) -> None:
-        """HEAD, 204, 205 and 304 have no body, and the last three no length of one; the connection goes on."""
+        """Responses to HEAD, and 204, 205 and 304, have no body, and the connection stays usable."""
 
         def app(environ: Environ, start: Start) -> Iterable[bytes]:
             code, _, length = environ["PATH_INFO"][1:].partition("/")
@@ -217,7 +217,7 @@ class AnswerTests(HTTPCase):
             self.assertNotIn("transfer-encoding", answer.headers)
 
     async def test_stream_without_body(self) -> None:
-        """So it is where the application yields parts that nobody gets."""
+        """Parts that an application writes for a status without a body are dropped."""
 
         def app(environ: Environ, start: Start) -> Iterable[bytes]:
             write = start(environ["PATH_INFO"][1:] + " X", [])
@@ -229,7 +229,7 @@ class AnswerTests(HTTPCase):
         self.assertEqual([answer.status for answer in answers], [204, 205, 304, 204])
 
     async def test_write(self) -> None:
-        """What is given to write() comes before what is returned."""
+        """What is passed to write() precedes what is returned."""
 
         def app(environ: Environ, start: Start) -> Iterable[bytes]:
             write = start("200 OK", PLAIN)
@@ -242,7 +242,7 @@ class AnswerTests(HTTPCase):
         self.assertEqual(answer.body, b"abcdef")
 
     async def test_changed_mind(self) -> None:
-        """Until something was sent, an application may begin another answer, if it says why."""
+        """Until the head is sent, start_response may be called again with exc_info."""
 
         def app(environ: Environ, start: Start) -> Iterable[bytes]:
             start("200 OK", PLAIN)
@@ -257,7 +257,7 @@ class AnswerTests(HTTPCase):
         self.assertNotIn("content-type", answer.headers)
 
     async def test_file(self) -> None:
-        """A file can be given through wsgi.file_wrapper."""
+        """A file can be given to wsgi.file_wrapper."""
 
         def app(environ: Environ, start: Start) -> Iterable[bytes]:
             start("200 OK", PLAIN)
@@ -267,7 +267,7 @@ class AnswerTests(HTTPCase):
         self.assertIn(b"A file can be given", answer.body)
 
     async def test_pipelined(self) -> None:
-        """Requests of one connection are answered in their order, each when the one before is."""
+        """Pipelined requests are answered in order, one after the other."""
 
         def app(environ: Environ, start: Start) -> Iterable[bytes]:
             start("200 OK", PLAIN)
@@ -278,7 +278,7 @@ class AnswerTests(HTTPCase):
         self.assertEqual([answer.body for answer in answers], [*(b"/%d" % number for number in range(200)), b"/"])
 
     async def test_log(self) -> None:
-        """Requests are in the access log."""
+        """Requests are written to the access log."""
         (answer,) = await ask(self.serve(simple, log=AccessLog()))
         self.assertEqual(answer.body, b"hello")
 
@@ -294,7 +294,7 @@ class FailedTests(HTTPCase):
         return str(logged.value)
 
     async def test_raised(self) -> None:
-        """An application that raises, even to end the process, is answered for with a 500; the log has the rest."""
+        """An application that raises, even SystemExit, gets a 500, and the exception is logged."""
         for error in (ValueError("secret"), SystemExit("secret"), KeyboardInterrupt("secret")):
 
             def app(environ: Environ, start: Start, error: BaseException = error) -> Iterable[bytes]:
@@ -304,7 +304,7 @@ class FailedTests(HTTPCase):
             self.assertEqual(await self.failed(app), "secret")
 
     async def test_misused(self) -> None:
-        """An answer that PEP 3333 forbids, or that would break the connection, is a 500 as well."""
+        """A response that violates PEP 3333, or would corrupt the connection, becomes a 500."""
         for status, headers, body in (
             (200, [], [b"x"]),
             ("200", None, [b"x"]),
@@ -332,7 +332,7 @@ class FailedTests(HTTPCase):
             await self.failed(app)
 
     async def test_not_started(self) -> None:
-        """An answer has to be started, once."""
+        """start_response must be called, and only once."""
         self.assertIn("start_response", await self.failed(lambda environ, start: [b"x"]))
         self.assertIn("start_response", await self.failed(lambda environ, start: []))
 
@@ -344,7 +344,7 @@ class FailedTests(HTTPCase):
         self.assertIn("a second time without exc_info", await self.failed(twice))
 
     async def test_midway(self) -> None:
-        """What fails in the midst of its body is cut off, so that nobody takes it for the whole."""
+        """A response that fails midway is truncated so that the client can tell."""
         told = threading.Event()
 
         def app(environ: Environ, start: Start) -> Iterable[bytes]:
@@ -369,7 +369,7 @@ class FailedTests(HTTPCase):
             told.clear()
 
     async def test_midway_at_once(self) -> None:
-        """What was yielded arrives, however soon after it the application fails, and whoever says where the end is."""
+        """What was yielded arrives, even if the application fails right after it, with every kind of framing."""
         yielded = b"abc" * 100_000
 
         def app(environ: Environ, start: Start) -> Iterable[bytes]:
@@ -391,12 +391,12 @@ class FailedTests(HTTPCase):
                     self.assertFalse(body.endswith(b"0\r\n\r\n"))
                     body = unchunked(body)
                 self.assertEqual(len(body), len(yielded), path)
-                # Without a length or chunks, only a reset tells that it is not the whole.
+                # Without a length or chunks, only a reset shows that the response is incomplete.
                 self.assertEqual(caller.reason.type is ConnectionLost, path == b"/close", caller.reason)
                 self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
 
     async def test_small_midway(self) -> None:
-        """So it is for the first part, which has not been sent when the application fails."""
+        """A part that was not sent when the application failed arrives as well."""
 
         def app(environ: Environ, start: Start) -> Iterable[bytes]:
             start("200 OK", [])
@@ -418,7 +418,7 @@ class FailedTests(HTTPCase):
             self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
 
     async def test_wrong_length(self) -> None:
-        """An answer is cut at the length that it says, which is told, and one that is shorter ends its connection."""
+        """A response is cut at its Content-Length, which is logged; a shorter one ends its connection."""
 
         def app(environ: Environ, start: Start) -> Iterable[bytes]:
             start("200 OK", [("Content-Length", environ["PATH_INFO"][1:])])
@@ -436,7 +436,7 @@ class FailedTests(HTTPCase):
         self.assertTrue(caller.data.endswith(b"\r\n\r\nabc"))
 
     async def test_close(self) -> None:
-        """close() is called once, however it ends; what it raises is logged, and the answer stands."""
+        """close() is called once, whatever happens; what it raises is logged, and the response stands."""
         for failing in (False, True):
             body = Closing([b"a", b"b"] if not failing else (1 // zero for zero in (1, 0)))  # type: ignore[misc]
 
@@ -471,7 +471,7 @@ class FailedTests(HTTPCase):
 
 class StreamTests(HTTPCase):
     async def test_large(self) -> None:
-        """A large answer comes as a whole, through write() and by iteration."""
+        """A large response arrives complete, through write() and by iteration."""
         part = bytes(range(256)) * 256
 
         def app(environ: Environ, start: Start) -> Iterable[bytes]:
@@ -485,7 +485,7 @@ class StreamTests(HTTPCase):
         self.assertEqual(answer.body, part * 200)
 
     async def test_back_pressure(self) -> None:
-        """An application does not run ahead of a client that does not read; it goes on when that does."""
+        """An application is paused while its client does not read, and goes on when it reads."""
         given = []
 
         def app(environ: Environ, start: Start) -> Iterable[bytes]:
@@ -499,7 +499,7 @@ class StreamTests(HTTPCase):
         caller.transport.pauseProducing()
         caller.transport.write(LAST)
         last = -1
-        while last != len(given) or not given:  # until it makes no progress
+        while last != len(given) or not given:  # until it makes no progress any more
             last = len(given)
             turn: Deferred[None] = Deferred()
             reactor.callLater(0.1, turn.callback, None)
@@ -511,7 +511,7 @@ class StreamTests(HTTPCase):
         self.assertEqual(len(answer.body), 250 * 65536)
 
     async def test_gone(self) -> None:
-        """A client that goes away ends the iteration, and close() is called."""
+        """A client that disconnects ends the iteration, and close() is called."""
         body = Closing(b"x" * 10000 for _ in iter(int, 1))
 
         def app(environ: Environ, start: Start) -> Iterable[bytes]:
@@ -526,7 +526,7 @@ class StreamTests(HTTPCase):
         self.assertEqual(body.count, 1)
 
     async def test_not_reading(self) -> None:
-        """A client that does not read is cut after client_socket_timeout, and its thread is free again."""
+        """A client that does not read is disconnected after client_socket_timeout, and its thread is free again."""
         body = Closing(b"x" * 65536 for _ in iter(int, 1))
 
         def app(environ: Environ, start: Start) -> Iterable[bytes]:
@@ -542,7 +542,7 @@ class StreamTests(HTTPCase):
 
 class ThreadTests(HTTPCase):
     async def test_not_the_reactor(self) -> None:
-        """Applications run in threads of their own, as many at a time as wait for something."""
+        """Applications run in threads, one for each request that blocks."""
         together = threading.Barrier(5)
 
         def app(environ: Environ, start: Start) -> Iterable[bytes]:
@@ -557,7 +557,7 @@ class ThreadTests(HTTPCase):
         self.assertNotIn(threading.current_thread().name.encode(), names)
 
     async def test_full(self) -> None:
-        """When all threads are taken and enough requests wait, others are sent away, and told to come again."""
+        """When all threads are busy and the queue is full, requests get 503 with Retry-After."""
         go = threading.Event()
 
         def app(environ: Environ, start: Start) -> Iterable[bytes]:
@@ -581,7 +581,7 @@ class ThreadTests(HTTPCase):
         await first.gone
 
     async def test_gone_before(self) -> None:
-        """A request whose client has gone before its turn is not worked on."""
+        """A queued request whose client has disconnected is not run."""
         go = threading.Event()
         paths = []
 

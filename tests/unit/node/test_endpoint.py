@@ -216,7 +216,7 @@ class RunTaskTests(NodeCase):
         self.manager.task = Deferred()
         self.successResultOf(self.call("run_task", name="sweep"))
         error = self.failureResultOf(self.call("run_task", name="sweep"), StateError).value
-        self.assertEqual(str(error), "the periodic task 'sweep' is running and cannot run twice at a time")
+        self.assertEqual(str(error), "the periodic task 'sweep' is running and cannot be started again")
         self.assertEqual(self.manager.runs, 1)
         self.manager.task.callback(None)
         self.successResultOf(self.call("run_task", name="sweep"))

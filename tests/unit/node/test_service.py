@@ -429,7 +429,9 @@ class StopTests(ServiceTestCase):
         """A caller whose server is told to end at once is told that, and of no setting; after another start, too."""
         service = self.started(graceful_shutdown_timeout=7)
         error, _ = self.cut_call(service, hurry_after=1)
-        self.assertIn("after 1 s: nova-diary@h1 was shutting down: told to end at once; see what the method did", error)
+        self.assertIn(
+            "after 1 s: nova-diary@h1 was shutting down: told to stop immediately; see what the method did", error
+        )
         self.successResultOf(service.start())
         error, _ = self.cut_call(service)
         self.assertIn("graceful_shutdown_timeout (7 s) expired", error)
@@ -725,7 +727,7 @@ class AtOnceTests(ServiceTestCase):
         self.clock.pump([0] * 5)
         self.successResultOf(stopped)
         self.assertEqual(self.diary[-2:], ["work was cancelled", "cleanup_host"])
-        self.assertIn("nova-diary@h1: told to end at once: cancelling 1 call and 0 periodic tasks", told)
+        self.assertIn("nova-diary@h1: told to stop immediately: cancelling 1 call and 0 periodic tasks", told)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_tidying_has_its_time(self) -> None:

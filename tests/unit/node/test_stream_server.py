@@ -417,10 +417,10 @@ class UNIXSocketTests(ServerTestCase):
 
     async def test_at_the_same_time(self) -> None:
         """While one process binds a path, another is kept from it."""
-        from novasvc.net.unix import _only_one  # noqa: PLC0415 - of this test alone
+        from novasvc.net.unix import _exclusively  # noqa: PLC0415 - of this test alone
 
         server = self.make(f"unix:{self.path}")
-        with _only_one(self.path):
+        with _exclusively(self.path):
             self.assertRaises(ListenError, server.startService)
         server.startService()
 

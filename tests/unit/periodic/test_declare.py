@@ -1,4 +1,4 @@
-"""What may be declared as a periodic task, and which tasks an object has."""
+"""Tests for novasvc.periodic.declare."""
 
 from typing import Any
 
@@ -7,15 +7,15 @@ from twisted.trial.unittest import SynchronousTestCase
 from novasvc.context import RequestContext
 from novasvc.errors import DeclarationError
 from novasvc.periodic import periodic_task
-from novasvc.periodic.declare import declared_tasks, dropped_tasks
+from novasvc.periodic.declare import declared_tasks, overridden_tasks
 
 
 class Base:
-    """Two tasks, and something that is none."""
+    """Two tasks, and a method that is not a task."""
 
     @periodic_task
     def sync_power(self, context: RequestContext) -> str:
-        """Return who ran."""
+        """Return the object that ran it."""
         return "base"
 
     @periodic_task(spacing=10, run_immediately=True, external_process_ok=True, name="reap", timeout=5)
@@ -27,7 +27,7 @@ class Base:
 
 
 class DecoratorTests(SynchronousTestCase):
-    """@periodic_task, on one method."""
+    """Tests for the decorator, on one method."""
 
     def refused(self, **options: Any) -> DeclarationError:
         def method(self: object, context: object) -> None: ...
@@ -54,23 +54,23 @@ class DecoratorTests(SynchronousTestCase):
         self.assertEqual(Base().sync_power(RequestContext.admin()), "base")
 
     def test_spacing_that_is_no_number(self) -> None:
-        """A spacing that is no number is refused, with the method's name and the value."""
+        """A spacing that is not a number is refused, with the method's name and the value."""
         for spacing in ("60", None, True, float("nan"), float("inf")):
             error = self.refused(spacing=spacing)
             self.assertIn("refused.<locals>.method", str(error))
             self.assertIn(f"spacing={spacing!r} is not a number", str(error))
 
     def test_timeout_not_above_zero(self) -> None:
-        """A timeout that is not a number above zero is refused."""
+        """A timeout that is not a positive number is refused."""
         for timeout in (0, -1, "5", False):
             self.assertIn(f"timeout={timeout!r} is not a number above 0", str(self.refused(timeout=timeout)))
 
     def test_name_that_is_no_text(self) -> None:
-        """A name that is no text is refused."""
+        """A name that is not a string is refused."""
         self.assertIn("name=7 is not a name", str(self.refused(name=7)))
 
     def test_no_context_parameter(self) -> None:
-        """A method that cannot be called with a context is refused."""
+        """A method that does not accept a context is refused."""
 
         def method(self: object) -> None: ...
 
@@ -79,7 +79,7 @@ class DecoratorTests(SynchronousTestCase):
         self.assertIn("write def method(self, context)", str(error))
 
     def test_parameter_without_default(self) -> None:
-        """A method that needs more than a context is refused."""
+        """A method that requires more than a context is refused."""
 
         def method(self: object, context: object, instance: object) -> None: ...
 
@@ -87,7 +87,7 @@ class DecoratorTests(SynchronousTestCase):
         self.assertIn("'instance'", str(error))
 
     def test_positional_spacing(self) -> None:
-        """@periodic_task(60) is refused, and the error tells how it is written."""
+        """@periodic_task(60) is refused, and the error shows the right form."""
         error = self.assertRaises(DeclarationError, periodic_task, 60)
         self.assertIn("@periodic_task(spacing=60)", str(error))
 
@@ -99,7 +99,7 @@ class InheritanceTests(SynchronousTestCase):
         return {declaration.name: method(RequestContext.admin()) for declaration, method in declared_tasks(owner)}
 
     def test_inherited(self) -> None:
-        """A subclass has the tasks of its bases, and then its own."""
+        """A subclass has the tasks of its base classes first, then its own."""
 
         class Sub(Base):
             @periodic_task
@@ -119,10 +119,10 @@ class InheritanceTests(SynchronousTestCase):
         owner = Sub()
         self.assertEqual(self.found(owner)["sync_power"], "sub after base")
         self.assertEqual([declaration.spacing for declaration, _ in declared_tasks(owner)], [7, 10])
-        self.assertEqual(list(dropped_tasks(owner)), [])
+        self.assertEqual(list(overridden_tasks(owner)), [])
 
     def test_overridden_undecorated(self) -> None:
-        """An undecorated override is no task, and is told of."""
+        """An undecorated override is not a task, and is reported."""
 
         class Sub(Base):
             def sync_power(self, context: RequestContext) -> str:
@@ -130,10 +130,10 @@ class InheritanceTests(SynchronousTestCase):
 
         owner = Sub()
         self.assertEqual(list(self.found(owner)), ["reap"])
-        self.assertEqual([declaration.name for declaration in dropped_tasks(owner)], ["sync_power"])
+        self.assertEqual([declaration.name for declaration in overridden_tasks(owner)], ["sync_power"])
 
     def test_mixin(self) -> None:
-        """A task of a mixin is found, whatever side of the bases it stands on."""
+        """A task of a mixin is found, wherever the mixin stands among the base classes."""
 
         class Mixin:
             @periodic_task
@@ -144,7 +144,7 @@ class InheritanceTests(SynchronousTestCase):
         self.assertIn("mixed", self.found(type("Right", (Base, Mixin), {})()))
 
     def test_properties_are_not_touched(self) -> None:
-        """Looking for tasks evaluates no property and asks no attribute that answers to every name."""
+        """The search for tasks evaluates no property, and ignores attributes that answer to every name."""
 
         class Anything:
             def __getattr__(self, name: str) -> str:

@@ -1,4 +1,4 @@
-"""When the tasks of a runner run."""
+"""Tests for novasvc.periodic.runner: when tasks run."""
 
 import random
 from typing import Any
@@ -16,7 +16,7 @@ from novasvc.periodic import TaskRunner, TaskStats, periodic_task
 
 
 class Worker:
-    """An owner of tasks that notes when they begin, and whose runs take as long as a test says."""
+    """An owner of tasks that records the start of each run; the test sets how long each run takes."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -68,7 +68,7 @@ class StartTests(SynchronousTestCase):
     """The first pass, and the ones after it."""
 
     def test_due_times(self) -> None:
-        """Tasks run in the first pass or one spacing after the start, and then at their own pace."""
+        """Tasks run in the first pass or one spacing after the start, then at their own spacing."""
         worker = Mixed(Clock())
         make_runner(worker).start()
         worker.clock.pump([0] + [1] * 130)
@@ -77,7 +77,7 @@ class StartTests(SynchronousTestCase):
         self.assertEqual(worker.times("at_once"), [0, 25, 50, 75, 100, 125])
 
     def test_counts_from_start(self) -> None:
-        """A spacing counts from the start of the runner, not from when it was made."""
+        """A spacing counts from the start of the runner, not from its creation."""
         worker = Spaced(Clock())
         runner = make_runner(worker)
         worker.clock.advance(1000)
@@ -86,7 +86,7 @@ class StartTests(SynchronousTestCase):
         self.assertEqual(worker.begun, [("spaced", 1010)])
 
     def test_fuzzy_delay(self) -> None:
-        """The first pass comes after a delay that the given source draws, at most as long as was said."""
+        """The first pass follows a random delay, at most fuzzy_delay, drawn from the given source."""
         expected = random.Random(7).uniform(0, 60)
         worker = Mixed(Clock())
         make_runner(worker, fuzzy_delay=60).start()
@@ -97,7 +97,7 @@ class StartTests(SynchronousTestCase):
         self.assertApproximates(worker.times("at_once")[0], expected, 1e-6)
 
     def test_spaced_task_waits_for_the_first_pass(self) -> None:
-        """A spacing shorter than the delay of the first pass does not bring a task before it."""
+        """A task whose spacing is shorter than the delay of the first pass does not run before that pass."""
         first_pass = random.Random(7).uniform(0, 60)
         worker = Spaced(Clock())
         make_runner(worker, fuzzy_delay=60).start()
@@ -106,7 +106,7 @@ class StartTests(SynchronousTestCase):
         self.assertEqual(worker.times("spaced"), [first_pass + 0.5, first_pass + 10.5])
 
     def test_run_by_hand_before_the_first_pass(self) -> None:
-        """A run by hand does not bring a due time before the first pass."""
+        """A run by hand does not move a due time before the first pass."""
         first_pass = random.Random(7).uniform(0, 60)
         worker = Spaced(Clock())
         runner = make_runner(worker, fuzzy_delay=60)
@@ -116,7 +116,7 @@ class StartTests(SynchronousTestCase):
         self.assertEqual(only(runner).next_due, first_pass)
 
     def test_interval_max(self) -> None:
-        """Passes are interval_max apart if that is less than 60 s; 0 and None are no limit."""
+        """Passes are interval_max apart if that is less than 60 s; 0 and None mean 60 s."""
         for interval_max, expected in ((20, [0, 20, 40, 60]), (600, [0, 60]), (0, [0, 60]), (None, [0, 60])):
             worker = Mixed(Clock())
             make_runner(worker, interval_max=interval_max).start()
@@ -129,14 +129,14 @@ class StartTests(SynchronousTestCase):
         self.assertRaises(ValueError, make_runner, Spaced(Clock()), interval_max=-1)
 
     def test_start_twice(self) -> None:
-        """A runner that runs cannot be started."""
+        """A started runner cannot be started."""
         runner = make_runner(Spaced(Clock()))
         runner.start()
         error = self.assertRaises(StateError, runner.start)
         self.assertEqual(str(error), "the task runner of Spaced is started and cannot start")
 
     def test_start_again(self) -> None:
-        """A stopped runner can be started again, and counts anew."""
+        """A stopped runner can be started again, and its due times count from that start."""
         worker = Spaced(Clock())
         runner = make_runner(worker)
         runner.start()
@@ -148,10 +148,10 @@ class StartTests(SynchronousTestCase):
 
 
 class RegistrationTests(SynchronousTestCase):
-    """Which of the declared tasks a runner takes."""
+    """Tests for which declared tasks a runner runs."""
 
     def test_left_out(self) -> None:
-        """Disabled, negatively spaced and forbidden external tasks are told of once, and never run."""
+        """Disabled tasks, tasks with a negative spacing and forbidden external tasks are logged once, and never run."""
 
         class Owner(Worker):
             @periodic_task(enabled=False)
@@ -184,11 +184,11 @@ class RegistrationTests(SynchronousTestCase):
         self.assertEqual([task.name for task in allowed.stats()], ["external"])
 
     def test_undecorated_override(self) -> None:
-        """A task that a subclass overrides without the decorator is told of, and not run."""
+        """A task that a subclass overrides without the decorator is logged, and not run."""
 
         class Owner(Spaced):
             def spaced(self, _context: RequestContext) -> None:
-                """Be no task."""
+                """Do nothing."""
 
         with capturedLogs() as events:
             runner = make_runner(Owner(Clock()))
@@ -196,7 +196,7 @@ class RegistrationTests(SynchronousTestCase):
         self.assertEqual(runner.stats(), [])
 
     def test_one_name_twice(self) -> None:
-        """Two tasks with one name are refused, with both methods named."""
+        """Two tasks with the same name are refused; the error names both methods."""
 
         class Owner(Spaced):
             @periodic_task(name="spaced")
@@ -208,7 +208,7 @@ class RegistrationTests(SynchronousTestCase):
         self.assertIn("Spaced.spaced is a periodic task named 'spaced' too", str(error))
 
     def test_two_owners(self) -> None:
-        """Two objects of one class have runs of their own."""
+        """Two objects of one class have separate runs."""
         clock = Clock()
         one, two = Spaced(clock), Spaced(clock)
         make_runner(one).start()
@@ -220,8 +220,8 @@ class RegistrationTests(SynchronousTestCase):
 class OverlapTests(SynchronousTestCase):
     """Runs that take longer than the spacing, and clocks that jump."""
 
-    def test_cadence_does_not_drift(self) -> None:
-        """Runs that take time leave the due times where they were."""
+    def test_schedule_does_not_drift(self) -> None:
+        """The duration of runs does not move the due times."""
         worker = Spaced(Clock())
         worker.duration = 7
         make_runner(worker).start()
@@ -229,7 +229,7 @@ class OverlapTests(SynchronousTestCase):
         self.assertEqual(worker.times("spaced"), [10, 20, 30, 40, 50])
 
     def test_slow_run(self) -> None:
-        """Due times during a run are missed and counted while it goes on; the next one runs."""
+        """Due times during a run are missed and counted; the task runs at the next one after it."""
         worker = Spaced(Clock())
         worker.duration = 25
         runner = make_runner(worker)
@@ -240,7 +240,7 @@ class OverlapTests(SynchronousTestCase):
         self.assertEqual((worker.times("spaced"), only(runner).missed), ([10, 40], 2))
 
     def test_endless_task_harms_only_itself(self) -> None:
-        """A task that never ends does not keep the others from running."""
+        """A task that never ends does not delay the others."""
         worker = Mixed(Clock())
         runner = make_runner(worker)
         endless: Deferred[None] = Deferred()
@@ -256,7 +256,7 @@ class OverlapTests(SynchronousTestCase):
         self.assertEqual(worker.times("spaced"), [10, 130])
 
     def test_clock_jumps(self) -> None:
-        """After a jump of the clock, as of a suspended host, one run makes up for all missed ones."""
+        """After a jump of the clock, as on a suspended host, one run stands for all missed due times."""
         worker = Spaced(Clock())
         runner = make_runner(worker)
         runner.start()
@@ -265,7 +265,7 @@ class OverlapTests(SynchronousTestCase):
         self.assertEqual((only(runner).missed, only(runner).max_lateness), (359, 3))
 
     def test_synchronous_run_that_blocks(self) -> None:
-        """A run that holds the reactor over several due times is followed by one run at the next of them."""
+        """A run that blocks the reactor over several due times is followed by one run at the next due time."""
         worker = Spaced(Clock())
         worker.work = lambda task: (Worker.work(worker, task), setattr(worker.clock, "rightNow", 34))[1]  # type: ignore[method-assign]
         runner = make_runner(worker)
@@ -285,7 +285,7 @@ class OverlapTests(SynchronousTestCase):
     def test_never_two_at_a_time_and_everything_is_counted(
         self, spacing: int, durations: list[int | None], steps: list[int], by_hand: set[int]
     ) -> None:
-        """Whatever runs take and the clock does, no run overlaps another; each due time is a run or missed."""
+        """Whatever the durations and the clock, no run overlaps another, and each due time is a run or is missed."""
         clock = Clock()
         under_way = most = begun = 0
 
@@ -317,14 +317,14 @@ class OverlapTests(SynchronousTestCase):
 
 
 class PassTests(SynchronousTestCase):
-    """run_due: one pass by hand."""
+    """Tests for run_due: one pass by hand."""
 
     def setUp(self) -> None:
         self.worker = Mixed(Clock())
         self.context = RequestContext.admin()
 
     def test_without_start(self) -> None:
-        """In a runner that was never started, due times count from when it was made."""
+        """In a runner that was never started, due times count from its creation."""
         runner = make_runner(self.worker)
         self.assertEqual(self.successResultOf(runner.run_due(self.context)), 10)
         self.worker.clock.advance(10)
@@ -336,7 +336,7 @@ class PassTests(SynchronousTestCase):
         self.assertEqual(self.worker.times("spaced"), [10])
 
     def test_capped(self) -> None:
-        """The seconds to the next due time are capped by those between two passes."""
+        """The seconds until the next due time are at most the interval of passes."""
 
         class Owner(Worker):
             @periodic_task(spacing=1000)
@@ -348,11 +348,11 @@ class PassTests(SynchronousTestCase):
             self.assertEqual(self.successResultOf(runner.run_due(self.context)), expected)
 
     def test_no_tasks(self) -> None:
-        """An object without tasks has passes too."""
+        """An object without tasks can make a pass."""
         self.assertEqual(self.successResultOf(make_runner(Worker(Clock())).run_due(self.context)), 60)
 
     def test_moves_the_next_due_time(self) -> None:
-        """What a pass by hand has run is next due one spacing later, on the running loops."""
+        """A task that a pass by hand ran is next due one spacing later, in the running loops too."""
         runner = make_runner(self.worker)
         runner.start()
         self.worker.clock.pump([0, 5])
@@ -363,7 +363,7 @@ class PassTests(SynchronousTestCase):
         self.assertEqual(self.worker.times("at_once"), [0, 25, 50, 75, 100, 125])
 
     def test_concurrent(self) -> None:
-        """The tasks of a pass run at the same time; it ends with the last of them."""
+        """The tasks of a pass run concurrently; the pass ends with the last of them."""
         self.worker.duration = 4
         done = make_runner(self.worker).run_due(self.context)
         self.assertEqual(self.worker.begun, [("every_pass", 0), ("at_once", 0)])
@@ -372,7 +372,7 @@ class PassTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(done), 6)
 
     def test_running_tasks_are_not_waited_for(self) -> None:
-        """A pass neither runs nor waits for a task that is running already."""
+        """A pass neither starts nor waits for a task that is running already."""
         runner = make_runner(self.worker)
         self.worker.duration = 100
         first = runner.run_due(self.context)
@@ -383,7 +383,7 @@ class PassTests(SynchronousTestCase):
         self.assertNoResult(first)
 
     def test_after_stop(self) -> None:
-        """A pass of a stopped runner begins nothing."""
+        """A pass of a stopped runner starts nothing."""
         runner = make_runner(self.worker)
         runner.stop()
         self.successResultOf(runner.run_due(self.context))
@@ -391,7 +391,7 @@ class PassTests(SynchronousTestCase):
 
 
 class RunNowTests(SynchronousTestCase):
-    """run_now: one task by hand."""
+    """Tests for run_now: one task by hand."""
 
     def setUp(self) -> None:
         self.worker = Spaced(Clock())
@@ -399,7 +399,7 @@ class RunNowTests(SynchronousTestCase):
         self.runner.start()
 
     def test_moves_the_next_due_time(self) -> None:
-        """A run by hand is next due one spacing later, and nothing counts as missed."""
+        """A task that was run by hand is next due one spacing later, and nothing counts as missed."""
         self.worker.clock.advance(4)
         self.successResultOf(self.runner.run_now("spaced"))
         self.worker.clock.pump([1] * 22)
@@ -407,7 +407,7 @@ class RunNowTests(SynchronousTestCase):
         self.assertEqual(only(self.runner).missed, 0)
 
     def test_joins(self) -> None:
-        """Who asks for a run that is under way waits for its end with the others."""
+        """run_now waits for a run that is under way, beside other waiters."""
         self.worker.duration = 3
         self.worker.clock.advance(10)
         one, two = self.runner.run_now("spaced"), self.runner.run_now("spaced")
@@ -418,7 +418,7 @@ class RunNowTests(SynchronousTestCase):
         self.assertEqual(only(self.runner).runs, 1)
 
     def test_cancelling_a_waiter(self) -> None:
-        """Who stops waiting disturbs neither the run nor the others who wait."""
+        """Cancelling a waiter disturbs neither the run nor the other waiters."""
         self.worker.duration = 3
         one, two = self.runner.run_now("spaced"), self.runner.run_now("spaced")
         one.cancel()
@@ -428,7 +428,7 @@ class RunNowTests(SynchronousTestCase):
         self.successResultOf(two)
 
     def test_waiter_that_cancels_the_next(self) -> None:
-        """A waiter may cancel another one when it is told of the end."""
+        """The callback of a waiter may cancel another waiter."""
         self.worker.duration = 3
         one, two, three = (self.runner.run_now("spaced") for _ in range(3))
         one.addCallback(lambda _: two.cancel())
@@ -437,12 +437,12 @@ class RunNowTests(SynchronousTestCase):
         self.successResultOf(three)
 
     def test_unknown(self) -> None:
-        """An unknown name is an error that lists the tasks there are."""
+        """An unknown name is an error that lists the existing tasks."""
         error = self.failureResultOf(self.runner.run_now("spacd"), UnknownTaskError).value
         self.assertEqual(str(error), "no periodic task is named 'spacd'; existing tasks: spaced")
 
     def test_after_stop(self) -> None:
-        """A stopped runner begins no run by hand."""
+        """A stopped runner starts no run by hand."""
         self.runner.stop()
         error = self.failureResultOf(self.runner.run_now("spaced"), StateError).value
         self.assertEqual(str(error), "the task runner of Spaced is stopped and cannot run 'spaced'")
@@ -450,21 +450,21 @@ class RunNowTests(SynchronousTestCase):
 
 
 class StopTests(SynchronousTestCase):
-    """stop, and what is still running then."""
+    """Tests for stop, and for runs that are still under way then."""
 
     def setUp(self) -> None:
         self.worker = Mixed(Clock())
         self.runner = make_runner(self.worker)
 
     def test_idle(self) -> None:
-        """With no run under way a stop is done at once, started or not, and leaves no timer."""
+        """Without a run under way, stop fires at once, whether the runner was started or not, and leaves no timer."""
         self.successResultOf(self.runner.stop())
         self.runner.start()
         self.successResultOf(self.runner.stop())
         self.assertEqual(self.worker.clock.getDelayedCalls(), [])
 
     def test_during_runs(self) -> None:
-        """A stop waits for the runs under way, and no other begins."""
+        """stop waits for the runs under way, and no other run starts."""
         self.worker.duration = 15
         self.runner.start()
         self.worker.clock.pump([0, 1])
@@ -478,7 +478,7 @@ class StopTests(SynchronousTestCase):
         self.assertEqual(len(self.worker.begun), 2)
 
     def test_failing_run(self) -> None:
-        """A run that fails ends a stop like any other."""
+        """A run that fails ends the wait of stop like any other."""
         self.worker.duration = 5
         self.runner.start()
         self.worker.clock.advance(0)
@@ -487,7 +487,7 @@ class StopTests(SynchronousTestCase):
         self.successResultOf(stopped)
 
     def test_from_a_task(self) -> None:
-        """A task may stop its own runner; the others of the same pass do not begin."""
+        """A task may stop its own runner; the other tasks of the same pass do not start."""
         self.worker.work = lambda task: (Worker.work(self.worker, task), self.runner.stop())[0]  # type: ignore[method-assign]
         self.runner.start()
         self.worker.clock.pump([0] + [1] * 100)

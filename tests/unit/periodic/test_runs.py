@@ -1,4 +1,4 @@
-"""What a run of a task sees, and what becomes of it."""
+"""Tests for novasvc.periodic.task: the context of a run, and its outcome."""
 
 import random
 from collections.abc import Callable
@@ -19,11 +19,11 @@ colour: ContextVar[str] = ContextVar("colour", default="none")
 
 
 class BoomError(Exception):
-    """What a task of these tests raises."""
+    """An error that the tasks of these tests raise."""
 
 
 class Owner:
-    """One task, every 10 s, at most for 5 s, that does what a test says."""
+    """One task with a spacing of 10 s and a timeout of 5 s; the test sets what it does."""
 
     def __init__(self, work: Callable[[RequestContext], Any]) -> None:
         self.work = work
@@ -34,7 +34,7 @@ class Owner:
 
 
 class RunTestCase(SynchronousTestCase):
-    """Has a clock and makes runners on it."""
+    """A clock, and runners on it."""
 
     def setUp(self) -> None:
         self.clock = Clock()
@@ -51,10 +51,10 @@ class RunTestCase(SynchronousTestCase):
 
 
 class OutcomeTests(RunTestCase):
-    """What tasks return and raise."""
+    """Tests for what tasks return and raise."""
 
     def test_value_deferred_coroutine(self) -> None:
-        """A task returns a value, a Deferred or a coroutine; who ran it by hand gets the result."""
+        """A task returns a value, a Deferred or a coroutine; run_now fires with its result."""
 
         async def coroutine() -> str:
             await deferLater(self.clock, 0)
@@ -68,7 +68,7 @@ class OutcomeTests(RunTestCase):
             self.assertFalse(self.stats(runner).running)
 
     def test_exception(self) -> None:
-        """An exception is logged with the task's name and a traceback, counted, and the loop goes on."""
+        """An exception is logged with the task's name and a traceback, and counted; the loop continues."""
 
         def raises(_context: RequestContext) -> None:
             raise BoomError
@@ -91,7 +91,7 @@ class OutcomeTests(RunTestCase):
             self.successResultOf(runner.stop())
 
     def test_system_exit(self) -> None:
-        """Not even SystemExit ends the loop."""
+        """SystemExit does not end the loop either."""
 
         def exits(_context: RequestContext) -> None:
             raise SystemExit(3)
@@ -102,7 +102,7 @@ class OutcomeTests(RunTestCase):
         self.assertEqual(self.stats(runner).runs, 2)
 
     def test_raise_on_error(self) -> None:
-        """With raise_on_error the first exception in time reaches the caller, when all tasks have ended."""
+        """With raise_on_error the first exception reaches the caller when all tasks have ended."""
         clock = self.clock
 
         class Failing:
@@ -137,7 +137,7 @@ class OutcomeTests(RunTestCase):
         self.assertEqual((self.stats(runner).runs, self.stats(runner).missed), (1, 0))
 
     def test_error_reaches_who_ran_it(self) -> None:
-        """Each of those who wait for a run gets its exception, and may handle it alone."""
+        """Each waiter for a run gets its exception, in a Failure of its own."""
         failing: Deferred[None] = Deferred()
         runner = self.make(lambda _: failing)
         one, two = runner.run_now("task"), runner.run_now("task")
@@ -148,7 +148,7 @@ class OutcomeTests(RunTestCase):
         self.flushLoggedErrors(BoomError)
 
     def test_figures(self) -> None:
-        """The stats tell what happened, and when."""
+        """The statistics count runs and failures, and have the times of the last run."""
         runner = self.make(lambda _: deferLater(self.clock, 2))
         before = self.stats(runner)
         self.assertEqual((before.runs, before.last_start, before.last_duration, before.next_due), (0, None, None, 10))
@@ -164,10 +164,10 @@ class OutcomeTests(RunTestCase):
 
 
 class CancellationTests(RunTestCase):
-    """Timeouts, and the end of a drain."""
+    """Tests for timeouts, and for the deadline of a drain."""
 
     def test_timeout(self) -> None:
-        """A run is cancelled at its timeout: counted, told of once without a traceback, no failure."""
+        """A run is cancelled at its timeout, counted and logged once without a traceback; it is not a failure."""
         cancelled: list[object] = []
         runner = self.make(lambda _: Deferred(cancelled.append))
         with capturedLogs() as events:
@@ -183,7 +183,7 @@ class CancellationTests(RunTestCase):
         self.assertEqual((stats.timeouts, stats.failures, stats.running), (1, 0, False))
 
     def test_timeout_reaches_who_ran_it(self) -> None:
-        """Who waits for a run that times out gets TaskTimeoutError."""
+        """A waiter for a run that times out gets TaskTimeoutError."""
         runner = self.make(lambda _: Deferred())
         result = runner.run_now("task")
         self.clock.advance(5)
@@ -198,7 +198,7 @@ class CancellationTests(RunTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_ignored(self) -> None:
-        """No new run begins while one goes on that ignores the cancellation."""
+        """No run starts while one that ignores its cancellation is under way."""
         end: Deferred[None] = Deferred()
 
         async def stubborn(_context: RequestContext) -> None:
@@ -217,7 +217,7 @@ class CancellationTests(RunTestCase):
         self.assertEqual(self.stats(runner).runs, 2)
 
     def test_failure_after_timeout(self) -> None:
-        """What a run raises while it is cancelled is logged as any failure."""
+        """An error that a run raises while it is cancelled is logged like any failure."""
 
         async def breaks(_context: RequestContext) -> None:
             try:
@@ -231,7 +231,7 @@ class CancellationTests(RunTestCase):
         self.assertEqual((self.stats(runner).timeouts, self.stats(runner).failures), (1, 1))
 
     def test_canceller_that_raises(self) -> None:
-        """A canceller that raises is told of, with the task's name; the loop goes on."""
+        """A canceller that raises is logged with the task's name; the loop continues."""
 
         def canceller(_deferred: object) -> None:
             raise BoomError
@@ -244,7 +244,7 @@ class CancellationTests(RunTestCase):
         self.assertTrue(self.stats(runner).running)
 
     def test_foreign_cancellation(self) -> None:
-        """A CancelledError that nobody here asked for is a failure."""
+        """A CancelledError that the runner did not cause is a failure."""
         inner: Deferred[None] = Deferred()
         runner = self.make(lambda _: inner)
         self.clock.advance(10)
@@ -253,7 +253,7 @@ class CancellationTests(RunTestCase):
         self.assertEqual(self.stats(runner).failures, 1)
 
     def test_cancel_running(self) -> None:
-        """Past the deadline of a drain the runs are cancelled, told of by name, and the stop is done."""
+        """At the deadline of a drain the runs are cancelled and logged by name, and stop fires."""
         runner = self.make(lambda _: Deferred())
         result = runner.run_now("task")
         stopped = runner.stop()
@@ -267,7 +267,7 @@ class CancellationTests(RunTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_cancel_running_from_a_run(self) -> None:
-        """A run may cancel all that is under way, itself among it."""
+        """A run may cancel all runs under way, including itself."""
 
         async def cancels(_context: RequestContext) -> None:
             runner.cancel_running()
@@ -278,15 +278,15 @@ class CancellationTests(RunTestCase):
         self.assertEqual((self.stats(runner).failures, self.stats(runner).running), (0, False))
 
     def test_cancel_running_with_nothing_running(self) -> None:
-        """With nothing under way there is nothing to cancel."""
+        """Without a run under way, cancel_running has no effect."""
         self.make(lambda _: None).cancel_running()
 
 
 class ContextTests(RunTestCase):
-    """The request context and the context variables of a run."""
+    """Tests for the request context and the context variables of a run."""
 
     def test_own_admin_context(self) -> None:
-        """Each run gets an admin context of its own, which is the current one while it runs."""
+        """Each run gets its own admin context, which is the current context while it runs."""
         seen: list[tuple[RequestContext, RequestContext | None]] = []
 
         async def work(context: RequestContext) -> None:
@@ -301,7 +301,7 @@ class ContextTests(RunTestCase):
         self.assertIsNone(current_context.get())
 
     def test_given_context(self) -> None:
-        """A run by hand gets the context it was given."""
+        """A run by hand gets the context that was passed."""
         seen: list[RequestContext] = []
         runner = self.make(seen.append)
         runner.run_now("task", self.context)
@@ -310,7 +310,7 @@ class ContextTests(RunTestCase):
         self.assertEqual(seen, [self.context, self.context])
 
     def test_variables_of_start(self) -> None:
-        """Runs see the context variables that were set at the start, not those of who ran them by hand."""
+        """Runs see the context variables that were set at the start, not those of the caller of run_now."""
         seen: list[str] = []
 
         async def work(_context: RequestContext) -> None:
@@ -330,7 +330,7 @@ class ContextTests(RunTestCase):
         self.assertEqual(seen, ["start"] * 4)
 
     def test_nothing_leaks(self) -> None:
-        """What a run sets is seen by no other run and nobody outside."""
+        """Context variables that a run sets are not visible in other runs, or outside."""
         seen: list[str] = []
 
         def work(_context: RequestContext) -> None:
@@ -365,7 +365,7 @@ class ContextTests(RunTestCase):
 
 class OverdueTests(SynchronousTestCase):
     def test_reported_once(self) -> None:
-        """A run that is still under way when the next one is due is named once, however long it takes."""
+        """A run that is still under way when the next one is due is logged once, however long it takes."""
 
         class Slow:
             @periodic_task(spacing=10)
@@ -384,10 +384,10 @@ class OverdueTests(SynchronousTestCase):
 
 
 class FlightTests(RunTestCase):
-    """What the flight recorder is told of runs."""
+    """Tests for the events of runs in the flight recorder."""
 
     def test_runs(self) -> None:
-        """A run's beginning is noted, and its end: done, failed, or first timed out."""
+        """The start of a run is recorded, and its end: done or failed; a timeout is recorded before the end."""
         recorder = record_flight(self)
         works: list[Callable[[], Any]] = [lambda: None, lambda: 1 / 0, Deferred]
         runner = self.make(lambda _context: works.pop(0)())

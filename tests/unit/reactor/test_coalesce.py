@@ -17,10 +17,10 @@ class WaitersTests(SynchronousTestCase):
         fired: list[str] = []
         for name in "ab":
             self.waiters.wait().addCallback(lambda result, name=name: fired.append(f"{name}{result}"))
-        self.assertEqual(len(self.waiters), 2)
+        self.assertEqual(len(self.waiters.waiting), 2)
         self.waiters.fire(1)
         self.assertEqual(fired, ["a1", "b1"])
-        self.assertEqual(len(self.waiters), 0)
+        self.assertEqual(len(self.waiters.waiting), 0)
         later = self.waiters.wait()
         self.assertNoResult(later)
         self.waiters.fire(2)
@@ -39,7 +39,7 @@ class WaitersTests(SynchronousTestCase):
         """Cancelling ends the waiting of one caller, even in the callback of another."""
         first, second, third = (self.waiters.wait() for _ in range(3))
         first.cancel()
-        self.assertEqual(len(self.waiters), 2)
+        self.assertEqual(len(self.waiters.waiting), 2)
         second.addCallback(lambda _: third.cancel())
         self.waiters.fire(1)
         self.failureResultOf(first, CancelledError)

@@ -1,4 +1,4 @@
-"""Functions that block, in real threads; the test's own reactor brings their results home."""
+"""Tests for novasvc.reactor.threads, with real threads and the test's reactor."""
 
 import threading
 from collections.abc import Callable
@@ -20,7 +20,7 @@ VARIABLE_CONTEXT = copy_context()
 
 
 class EndingReactor:
-    """Brings results home as the real reactor does; the end of the process is the test's."""
+    """The test's reactor, except that the test fires the triggers of the shutdown."""
 
     def __init__(self) -> None:
         self.triggers: list[Callable[[], None]] = []
@@ -34,7 +34,7 @@ class EndingReactor:
 
 
 class Gate:
-    """A function that stays in its thread until the test lets it go."""
+    """A function that blocks its thread until the test releases it."""
 
     def __init__(self, outcome: object = "done") -> None:
         self.entered = threading.Event()
@@ -78,21 +78,21 @@ class BlockingPoolTests(TestCase):
         ]
 
     async def test_result(self) -> None:
-        """What the function returns or raises comes home, and its arguments reach it."""
+        """The function gets its arguments, and the Deferred its result or exception."""
         pool = self.make()
         self.assertEqual(await pool.run_blocking(divmod, 7, 2), (3, 1))
         self.assertEqual(await pool.run_blocking(dict, function=1, self=2), {"function": 1, "self": 2})
         await self.assertFailure(pool.run_blocking(int, "x"), ValueError)
 
     async def test_any_exception(self) -> None:
-        """What no thread survives elsewhere is a failure like others here, and the thread works on."""
+        """Even SystemExit and the like fail the Deferred, and the thread goes on."""
         pool = self.make(threads=1)
         for error in (SystemExit(3), StopIteration(), CancelledError()):
             await self.assertFailure(pool.run_blocking(partial(_raise, error)), type(error))
         self.assertEqual(await pool.run_blocking(int), 0)
 
     async def test_lazy_daemons(self) -> None:
-        """No thread exists before the first function, none more than needed after it, and all are daemons."""
+        """Threads are started only when needed, and are daemons."""
         before = set(threading.enumerate())
         pool = self.make()
         self.assertEqual(set(threading.enumerate()), before)
@@ -104,7 +104,7 @@ class BlockingPoolTests(TestCase):
         self.assertEqual(len(self.reactor.triggers), 1)
 
     async def test_context(self) -> None:
-        """The function sees the context variables of who asked, and its own changes stay with it."""
+        """The function has a copy of its caller's context variables; its changes stay in the copy."""
 
         def see_and_set() -> str:
             seen = VARIABLE.get()
@@ -118,7 +118,7 @@ class BlockingPoolTests(TestCase):
         self.assertEqual(VARIABLE.get(), "the caller's")
 
     async def test_cancel_while_it_runs(self) -> None:
-        """A cancelled Deferred fires when its function has ended, not before, however often it is cancelled."""
+        """A cancelled Deferred fires only when its function has ended, however often it is cancelled."""
         pool = self.make(threads=1)
         gate = self.gate()
         running = pool.run_blocking(gate)
@@ -144,7 +144,7 @@ class BlockingPoolTests(TestCase):
         self.assertRegex(self.warnings()[0], "failed after it was cancelled: LookupError: the disk came back")
 
     async def test_cancel_a_coroutine(self) -> None:
-        """A coroutine that waits for the function, and is cancelled, ends when the function has."""
+        """A cancelled coroutine that awaits the function ends when the function has ended."""
         gate = self.gate()
         pool = self.make()
 
@@ -160,7 +160,7 @@ class BlockingPoolTests(TestCase):
         await self.assertFailure(waiting, CancelledError)
 
     async def test_cancel_in_the_queue(self) -> None:
-        """A function cancelled before its turn never runs, and those behind it keep theirs."""
+        """A function that is cancelled in the queue never runs, and the others keep their places."""
         pool = self.make(threads=1)
         gate, never = self.gate(), self.gate()
         running, waiting, last = pool.run_blocking(gate), pool.run_blocking(never), pool.run_blocking(int)
@@ -171,7 +171,7 @@ class BlockingPoolTests(TestCase):
         self.assertFalse(never.entered.is_set())
 
     async def test_bounds(self) -> None:
-        """One function too many fails at once with both bounds; those before it run, no more at a time than threads."""
+        """A function over the bounds fails at once with both of them; no more functions run at a time than threads."""
         pool = self.make(threads=2, queue=1)
         gates = [self.gate(number) for number in range(3)]
         running = [pool.run_blocking(gate) for gate in gates]
@@ -184,7 +184,7 @@ class BlockingPoolTests(TestCase):
         self.assertEqual([await each for each in running], [0, 1, 2])
 
     async def test_no_thread_to_be_had(self) -> None:
-        """A system out of threads is a typed error, and the pool works again when there are some."""
+        """If the system starts no thread, NoThreadError is raised, and the pool works again when it does."""
 
         def refuse(thread: threading.Thread) -> None:
             raise RuntimeError("can't start new thread")
@@ -198,7 +198,7 @@ class BlockingPoolTests(TestCase):
         self.assertEqual(await pool.run_blocking(int), 0)
 
     async def test_nothing_to_wait_for(self) -> None:
-        """A function that returns a Deferred or a coroutine is told that it is no place for that."""
+        """A function that returns a Deferred or a coroutine fails with TypeError."""
 
         async def coroutine() -> None:
             """Do nothing."""
@@ -208,7 +208,7 @@ class BlockingPoolTests(TestCase):
             await self.assertFailure(pool.run_blocking(function), TypeError)
 
     async def test_left_behind(self) -> None:
-        """At the end of the process one warning names what still runs, and since when; what has ended is no matter."""
+        """At the end of the process one warning names the functions that still run, and for how long."""
         pool = self.make()
         await pool.run_blocking(int)
         self.reactor.triggers[0]()

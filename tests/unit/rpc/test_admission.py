@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 from novasvc import rpc
 from novasvc.context import RequestContext
 from novasvc.errors import RPCError, RPCTimeoutError, ServiceDrainingError
-from novasvc.rpc.admission import HELD, HELD_BYTES, NOBODY, PAUSE, READY, UNDER_WAY
+from novasvc.rpc.admission import MAX_HELD, MAX_HELD_BYTES, NOBODY, READY, REQUEUE_DELAY, UNDER_WAY
 from novasvc.rpc.message import BODY_LIMIT, ReplyTo, encode_request
 from novasvc.rpc.target import Target
 from novasvc.transport.memory.broker import Message
@@ -127,33 +127,33 @@ class ArrivingTests(AdmissionCase):
     def test_many_casts(self) -> None:
         """However many casts are held, a call of an operation under way is delivered, and no cast is lost."""
         self.drain()
-        for number in range(2 * HELD + 200):
+        for number in range(2 * MAX_HELD + 200):
             self.successResultOf(self.client.cast(OTHER, "note", what=number))
         calling = self.to_server(CONTEXT, what="nested")
         for _ in range(10):
-            self.clock.advance(PAUSE)
+            self.clock.advance(REQUEUE_DELAY)
         self.assertEqual(self.successResultOf(calling), "nested")
         turns = self.transport.received
-        self.clock.advance(PAUSE / 2)
-        self.assertLess(self.transport.received - turns, 2 * HELD)  # no fast loop
+        self.clock.advance(REQUEUE_DELAY / 2)
+        self.assertLess(self.transport.received - turns, 2 * MAX_HELD)  # no fast loop
         self.finish()
         self.successResultOf(self.server.close())
         self.assertEqual(self.diary.calls, ["operation", "nested"])
         self.server = self.serve()
         for _ in range(100):
             self.clock.advance(0)
-        self.assertEqual(sorted(self.diary.calls[2:]), list(range(2 * HELD + 200)))
+        self.assertEqual(sorted(self.diary.calls[2:]), list(range(2 * MAX_HELD + 200)))
 
     def test_large_casts(self) -> None:
         """Held casts are bounded in bytes too."""
         self.drain()
         large = "x" * (BODY_LIMIT - 1000)
-        number = HELD_BYTES // len(large) + 1
+        number = MAX_HELD_BYTES // len(large) + 1
         for _ in range(number):
             self.cast(OTHER, what=large)
         given_back = self.count("given_back")
         self.assertEqual(given_back, 0)
-        self.clock.advance(PAUSE)
+        self.clock.advance(REQUEUE_DELAY)
         self.assertEqual(self.count("given_back"), 1)
 
     def test_beyond_concurrency(self) -> None:
@@ -255,7 +255,7 @@ class WaitingTests(AdmissionCase):
         self.failureResultOf(calling, ServiceDrainingError)
 
     def test_call_to_the_topic(self) -> None:
-        """A call to the topic is given back, and another server serves it as new."""
+        """A call to the topic is requeued, and another server serves it as new."""
         calling = self.to_topic(OTHER, what=1)
         self.drain()
         self.assertEqual(self.other_server().calls, [1])
@@ -292,7 +292,7 @@ class WaitingTests(AdmissionCase):
         self.assertEqual((self.diary.calls, other.calls), (["operation", "another"], [1]))
 
     def test_redelivered(self) -> None:
-        """A redelivered idempotent call that did not begin is given back with its count."""
+        """A redelivered idempotent call that did not begin is requeued with its count."""
         self.redeliver(self.request("hang_again", what=1))
         self.hang("2")
         self.hang("3")
@@ -355,7 +355,7 @@ class SiblingTests(AdmissionCase):
         self.failureResultOf(calling, ServiceDrainingError)
 
     def test_ready(self) -> None:
-        """If another worker is ready, waiting calls and casts are given back to it at once."""
+        """If another worker is ready, waiting calls and casts are requeued for it at once."""
         self.hang("another")
         calling = self.to_server(OTHER, what=1)
         self.cast(OTHER, what=2)
@@ -364,23 +364,23 @@ class SiblingTests(AdmissionCase):
         sibling = self.other_server(server=TARGET.server or "")
         self.answer(READY)
         self.answer(READY)
-        self.clock.advance(PAUSE)
+        self.clock.advance(REQUEUE_DELAY)
         self.assertEqual(sorted(sibling.calls), [1, 2])
         self.assertEqual(self.successResultOf(calling), 1)
 
     def test_ready_but_full(self) -> None:
-        """A request that arrives although another worker is ready, and so full, is given back after a pause."""
+        """A request that arrives although another worker is ready, and so full, is requeued after REQUEUE_DELAY."""
         self.drain()
         self.to_server(OTHER, what=1)
         self.answer(READY)
         given_back = self.count("given_back")
-        self.clock.advance(PAUSE / 2)
+        self.clock.advance(REQUEUE_DELAY / 2)
         self.assertEqual(self.count("given_back"), given_back)
-        self.clock.advance(PAUSE / 2)
+        self.clock.advance(REQUEUE_DELAY / 2)
         self.assertEqual(self.count("given_back"), given_back + 1)
 
     def test_no_answer_before_the_end(self) -> None:
-        """Undecided requests are given back to the queue when the worker ends."""
+        """Undecided requests are requeued when the worker ends."""
         self.drain()
         self.to_server(OTHER, what=1)
         self.finish()
@@ -390,7 +390,7 @@ class SiblingTests(AdmissionCase):
         self.assertEqual(len(self.take()), 1)
 
     def test_without_an_id(self) -> None:
-        """A call without a request id is given back if another worker is ready."""
+        """A call without a request id is requeued if another worker is ready."""
         self.drain()
         self.cast(attrs.evolve(OTHER, request_id=None), what=1)  # type: ignore[arg-type]  # as of a careless peer
         self.assertEqual(self.asked, [""])

@@ -18,7 +18,7 @@ class AwaitingRedeliveryTests(RPCCase):
     def fill(self) -> None:
         """Run two methods while an idempotent call and one that is not idempotent wait."""
         self.calls = [self.call(method, what=method) for method in ("hang", "hang", "hang_again", "note")]
-        self.assertEqual(len(self.server._waiting), 2)
+        self.assertEqual(len(self.server._dispatcher._waiting), 2)
 
     def end_running(self) -> None:
         for hanging in self.diary.hanging:
@@ -81,7 +81,7 @@ class AwaitingRedeliveryTests(RPCCase):
         self.end_running()
         self.server._listener.live = False  # type: ignore[union-attr]  # as while the broker is away
         self.clock.pump([REDELIVERY_GRACE] * 20)  # the calls' timeout is 60 s
-        self.assertEqual(len(self.server._awaiting), 0)
+        self.assertEqual(len(self.server._dispatcher._awaiting), 0)
         for call in self.calls[2:]:
             self.failureResultOf(call, RPCTimeoutError)
         self.successResultOf(self.server.drained())

@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc import rpc
-from novasvc.rpc.backlog import SLOTS, Fate, SharedBacklog
+from novasvc.rpc.backlog import SLOTS, Progress, SharedBacklog
 from tests.e2e.process import ROOT
 from tests.support.examples import examples
 from tests.support.rpc_rig import RPCCase
@@ -54,63 +54,63 @@ class BacklogCase(SynchronousTestCase):
             os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
 
 
-class FateTests(BacklogCase):
+class ProgressTests(BacklogCase):
     def test_unknown(self) -> None:
-        """The fate of a request that no sibling has recorded is unknown."""
-        self.assertIs(self.own.fate("a"), Fate.UNKNOWN)
+        """The progress of a request that no sibling has recorded is unknown."""
+        self.assertIs(self.own.progress("a"), Progress.UNKNOWN)
 
     def test_never_began(self) -> None:
         """A request that a dead process, reaped or not, had received and not begun never began."""
         child = self.child("record.add('a')")
-        self.assertIs(self.own.fate("a"), Fate.HELD)
+        self.assertIs(self.own.progress("a"), Progress.PENDING)
         self.kill(child, reap=False)
-        self.assertIs(self.own.fate("a"), Fate.NEVER_BEGAN)
+        self.assertIs(self.own.progress("a"), Progress.NEVER_BEGAN)
         self.kill(child)
-        self.assertIs(self.own.fate("a"), Fate.NEVER_BEGAN)
+        self.assertIs(self.own.progress("a"), Progress.NEVER_BEGAN)
 
     def test_began(self) -> None:
-        """A request that the dead process had begun or given back may have run."""
+        """A request that the dead process had begun or requeued may have run."""
         self.kill(self.child("record.remove(record.add('a'))"))
-        self.assertIs(self.own.fate("a"), Fate.UNKNOWN)
+        self.assertIs(self.own.progress("a"), Progress.UNKNOWN)
 
     def test_taken_over(self) -> None:
         """The record of a second process that took the request over and died decides whether it may have begun."""
         self.kill(self.child("record.add('a')"))
         child = self.child("record.add('a')", page=2)
-        self.assertIs(self.own.fate("a"), Fate.HELD)
+        self.assertIs(self.own.progress("a"), Progress.PENDING)
         self.kill(child)
-        self.assertIs(self.own.fate("a"), Fate.NEVER_BEGAN)
+        self.assertIs(self.own.progress("a"), Progress.NEVER_BEGAN)
         self.kill(self.child("record.remove(record.add('a'))", page=3))
-        self.assertIs(self.own.fate("a"), Fate.UNKNOWN)
+        self.assertIs(self.own.progress("a"), Progress.UNKNOWN)
 
     def test_own(self) -> None:
-        """A request that this process has recorded is held by a living process."""
+        """A request that this process has recorded is pending in a living process."""
         self.own.add("a")
-        self.assertIs(self.own.fate("a"), Fate.HELD)
+        self.assertIs(self.own.progress("a"), Progress.PENDING)
 
     def test_pid_of_another(self) -> None:
-        """A reused pid is not taken for the process that had the request."""
+        """A reused pid is not mistaken for the process that had the request."""
         self.shared.join(1, os.getpid()).add("a")
         pid, started = self.shared.owner(1)
         self.shared.memory[16:32] = pid.to_bytes(8, "little") + (started - 1).to_bytes(8, "little")
-        self.assertIs(self.own.fate("a"), Fate.NEVER_BEGAN)
+        self.assertIs(self.own.progress("a"), Progress.NEVER_BEGAN)
 
     def test_overwritten(self) -> None:
-        """The oldest entries are overwritten, and the fate of their requests is unknown."""
+        """The oldest entries are overwritten, and the progress of their requests is unknown."""
         self.kill(self.child(f"for n in range({SLOTS + 1}): record.add(str(n))"))
-        self.assertIs(self.own.fate("0"), Fate.UNKNOWN)
-        self.assertIs(self.own.fate("1"), Fate.NEVER_BEGAN)
+        self.assertIs(self.own.progress("0"), Progress.UNKNOWN)
+        self.assertIs(self.own.progress("1"), Progress.NEVER_BEGAN)
 
     def test_page_taken_again(self) -> None:
         """A process that gets a dead process's page starts with an empty record."""
         self.kill(self.child("record.add('a')"))
         self.child("record.add('b')")
-        self.assertIs(self.own.fate("a"), Fate.UNKNOWN)
+        self.assertIs(self.own.progress("a"), Progress.UNKNOWN)
 
     @settings(max_examples=examples(50), suppress_health_check=[HealthCheck.differing_executors])
     @given(st.lists(st.text(st.characters(), max_size=40), unique=True, max_size=30), st.data())
     def test_any_id(self, ids: list[str], data: st.DataObject) -> None:
-        """Ids of any form are told apart, lone surrogates among them."""
+        """Ids of any form are distinguished, including lone surrogates."""
         dead = SharedBacklog(pages=2)
         record = dead.join(0, 2**31)  # no process has this pid
         own = dead.join(1, os.getpid())
@@ -119,7 +119,7 @@ class FateTests(BacklogCase):
         for each in begun:
             record.remove(slots[each])
         for each in ids:
-            self.assertIs(own.fate(each), Fate.UNKNOWN if each in begun else Fate.NEVER_BEGAN)
+            self.assertIs(own.progress(each), Progress.UNKNOWN if each in begun else Progress.NEVER_BEGAN)
 
 
 class PageTests(SynchronousTestCase):
@@ -196,7 +196,7 @@ class ServerTests(RPCCase):
         self.successResultOf(drained)
 
     def test_given_back(self) -> None:
-        """A server that is closed while it waits gives the request back, for another to decide."""
+        """A server that is closed while it waits requeues the request, for another to decide."""
         body = self.request("note", what=1)
         self.shared.join(2, os.getpid()).add(self.unique_id(body))
         self.redeliver(body)
@@ -207,20 +207,20 @@ class ServerTests(RPCCase):
         self.assertEqual((self.diary.calls, self.results()), ([], []))
 
     def test_recorded(self) -> None:
-        """The server records a waiting request until the request begins or is given back."""
+        """The server records a waiting request until the request begins or is requeued."""
         first, second, third = (self.request("hang", what=n) for n in range(3))
         for body in (first, second, third):
             self.send(body)
-        fates = [self.own.fate(self.unique_id(body)) for body in (first, second, third)]
-        self.assertEqual(fates[0], Fate.UNKNOWN)
-        self.assertEqual(fates[1], Fate.HELD)
+        found = [self.own.progress(self.unique_id(body)) for body in (first, second, third)]
+        self.assertEqual(found[0], Progress.UNKNOWN)
+        self.assertEqual(found[1], Progress.PENDING)
         self.diary.hanging[0].callback(None)
         self.clock.advance(0)
         self.assertEqual(self.diary.calls, [0, 1])
-        self.assertIs(self.own.fate(self.unique_id(second)), Fate.UNKNOWN)
+        self.assertIs(self.own.progress(self.unique_id(second)), Progress.UNKNOWN)
         self.successResultOf(self.server.stop_consuming())
         self.server.cut_short("b@h was shutting down")
-        self.assertIs(self.own.fate(self.unique_id(third)), Fate.UNKNOWN)
+        self.assertIs(self.own.progress(self.unique_id(third)), Progress.UNKNOWN)
 
     def test_taken_over(self) -> None:
         """The server records a takeover even if it begins at once, so that a third process does not run it again."""
@@ -228,7 +228,7 @@ class ServerTests(RPCCase):
         self.sibling.add(self.unique_id(body))
         self.redeliver(body)
         self.assertEqual(self.diary.calls, [1])
-        self.assertIs(self.own.fate(self.unique_id(body)), Fate.UNKNOWN)
+        self.assertIs(self.own.progress(self.unique_id(body)), Progress.UNKNOWN)
 
     def test_undecided_in_drain(self) -> None:
         """A request that is undecided when the server drains is not begun there."""
@@ -247,5 +247,5 @@ class ServerTests(RPCCase):
         self.send(self.request("hang", what=0))
         waiting = self.request("hang_again", what=1)
         self.send(waiting)
-        self.assertIs(self.own.fate(self.unique_id(waiting)), Fate.UNKNOWN)
+        self.assertIs(self.own.progress(self.unique_id(waiting)), Progress.UNKNOWN)
         hanging[0].callback(None)

@@ -30,7 +30,7 @@ from novasvc.registry.query import ServiceQuery, ServiceTotals
 from novasvc.registry.record import ServiceRecord
 from novasvc.rpc.failure import write_failure
 from novasvc.rpc.message import Request, encode_failure, encode_keepalive, encode_result, read_request, unwrap
-from novasvc.rpc.replies import PENDING_BOUND, RESENDS
+from novasvc.rpc.replies import MAX_PENDING, MAX_RESENDS
 from novasvc.rpc.target import Target
 from novasvc.testing import MemoryRegistry
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
@@ -208,7 +208,7 @@ class CallTests(ClientCase):
 
     def test_bound(self) -> None:
         """The number of pending calls is bounded; one more is refused."""
-        calls = [self.client.call(CONTEXT, "echo") for _ in range(PENDING_BOUND)]
+        calls = [self.client.call(CONTEXT, "echo") for _ in range(MAX_PENDING)]
         self.clock.advance(0)
         self.failureResultOf(self.client.call(CONTEXT, "echo"), TooManyCallsError)
         calls[0].cancel()
@@ -496,7 +496,7 @@ class SlowTransportTests(ClientCase):
         """A message that kills each connection is not sent again for ever."""
         calling = self.sent_call(self.client.prepare(idempotent=True))
         cast = self.client.prepare(idempotent=True).cast(CONTEXT, "note")
-        for _ in range(RESENDS):
+        for _ in range(MAX_RESENDS):
             self.lose()
         self.assertNoResult(calling)
         self.assertNoResult(cast)
@@ -504,7 +504,7 @@ class SlowTransportTests(ClientCase):
         self.clock.advance(0.3)
         self.failureResultOf(calling, UnconfirmedError)
         self.failureResultOf(cast, UnconfirmedError)
-        self.assertEqual(len(self.slow.written), 2 * (RESENDS + 1))
+        self.assertEqual(len(self.slow.written), 2 * (MAX_RESENDS + 1))
 
     def test_cast_again(self) -> None:
         """An unconfirmed idempotent cast is sent again unchanged; any other cast fails."""

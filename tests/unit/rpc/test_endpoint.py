@@ -8,7 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from novasvc import rpc
 from novasvc.context import RequestContext
 from novasvc.errors import DeclarationError, NoSuchMethodError, UnsupportedVersionError
-from novasvc.rpc.endpoint import FOUND
+from novasvc.rpc.endpoint import MAX_CACHED
 
 
 class Base:
@@ -59,9 +59,9 @@ class FindTests(SynchronousTestCase):
 
     def test_found_bound(self) -> None:
         """A version written in many ways is served each time, and the cache of lookups is bounded."""
-        for number in range(FOUND + 10):
+        for number in range(MAX_CACHED + 10):
             self.assertEqual(self.call("newer", f"1.0.{number}"), "newer")
-        self.assertEqual(len(self.endpoints.found), FOUND)
+        self.assertEqual(len(self.endpoints.cache), MAX_CACHED)
 
     def test_found(self) -> None:
         """A decorated method is found, inherited or not, by its name, namespace and version."""

@@ -251,7 +251,7 @@ class FailureTests(ExecutionCase):
 
     def test_misfit(self) -> None:
         """A result that JSON cannot hold, or that is too large, is an error at once."""
-        for what, problem in (("object", "type object"), ("bytes", "not UTF-8"), ("huge", "the limit is")):
+        for what, problem in (("object", "type object"), ("bytes", "not valid UTF-8"), ("huge", "the limit is")):
             error = self.failureResultOf(self.call("misfit", what=what), ResultNotSerializableError).value
             self.assertEqual(error.method, "misfit")
             self.assertIn(problem, error.problem)
@@ -457,7 +457,7 @@ class AcknowledgementTests(ExecutionCase):
         self.assertEqual(self.left(), [])
 
     def test_unpublished(self) -> None:
-        """An idempotent call whose reply could not be published is given back, to run again."""
+        """An idempotent call whose reply could not be published is requeued, to run again."""
         self.transport.on_reply = lambda: fail(TransportClosedError("replying"))
         calling = self.call("hang_again", what=1)
         self.diary.hanging[0].callback("lost")
@@ -520,7 +520,7 @@ class PatienceTests(ExecutionCase):
         self.successResultOf(self.server.close())
         self.assertEqual(self.take(), [])
         (line,) = [line for line in self.log if "was dropped" in line]
-        self.assertIn("the reply to hang_again was dropped, because its caller waits no longer", line)
+        self.assertIn("the reply to hang_again was dropped: its caller has stopped waiting", line)
         self.assertIn("amqp://h", line)
 
     def test_cut_short(self) -> None:
@@ -532,7 +532,7 @@ class PatienceTests(ExecutionCase):
         self.assertNoResult(drained)
         self.server.cut_short("b@h was shutting down")
         self.successResultOf(drained)
-        self.assertTrue(any("this service ends" in line for line in self.log))
+        self.assertTrue(any("the service is shutting down" in line for line in self.log))
 
     def test_cut_short_with_a_transport(self) -> None:
         """When a service is cut short, a transport without a problem still publishes the replies."""

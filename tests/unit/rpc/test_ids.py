@@ -13,7 +13,7 @@ _FORKED = """
 import os
 from novasvc.rpc.ids import new_id
 
-new_id()  # more were drawn with it
+new_id()  # fills the pool
 reading, writing = os.pipe()
 child = os.fork()
 ids = " ".join(new_id() for _ in range(100))
@@ -34,7 +34,7 @@ class NewIdTests(SynchronousTestCase):
         self.assertTrue(all(len(one) == 32 and int(one, 16) >= 0 for one in ids))
 
     def test_forked(self) -> None:
-        """The child of a fork makes other ids than its parent, although the parent had drawn some in advance."""
+        """The child of a fork makes other ids than its parent, although the parent has some in its pool."""
         # In a process of its own, as this one may have threads.
         said = subprocess.run(
             [sys.executable, "-c", _FORKED],

@@ -171,7 +171,7 @@ class UnwrapTests(SynchronousTestCase):
             (b"secret", "it is not JSON"),
             (b'{"secret": "\xff"}', "it is not UTF-8"),
             (b'["secret"]', "it is not an object"),
-            (b'{"oslo.version": "2.0", "oslo.message": {"secret": 1}}', "oslo.message is not a text"),
+            (b'{"oslo.version": "2.0", "oslo.message": {"secret": 1}}', "oslo.message is not a string"),
             (b'{"oslo.version": "2.0", "oslo.message": "secret"}', "oslo.message is not JSON"),
             (b'{"oslo.version": "2.0", "oslo.message": "[1]"}', "oslo.message is not an object"),
             (b'{"oslo.version": "2.0", "oslo.message": "{}"', "it is not JSON"),
@@ -193,7 +193,7 @@ class UnwrapTests(SynchronousTestCase):
     def test_limit(self) -> None:
         """A message over the limit is refused before it is decoded."""
         error = self.assertRaises(MessageFormatError, unwrap, b"[" * 11, 10)
-        self.assertEqual(error.problem, "it is 11 bytes long, and the limit is 10")
+        self.assertEqual(error.problem, "it is 11 bytes long; the limit is 10")
 
     def test_numbers(self) -> None:
         """NaN, infinities and huge integers are accepted."""

@@ -81,7 +81,7 @@ class DumpsTests(SynchronousTestCase):
         for value, problem in (
             (object(), "value is of type object"),
             ({"a": [1, {"b": self.sent}]}, "value['a'][1]['b'] is of type method"),
-            ({"a": (1, b"\xffsecret")}, "value['a'][1] is bytes that are not UTF-8"),
+            ({"a": (1, b"\xffsecret")}, "value['a'][1] is bytes that are not valid UTF-8"),
             ({"a": {Decimal}}, "is of type type"),
             ({"a": a_key}, "value['a'] has a key of type tuple"),
             ([datetime(2020, 1, 2), 1j], "value[1] is of type complex"),  # noqa: DTZ001 - they are in use
@@ -100,7 +100,7 @@ class DumpsTests(SynchronousTestCase):
         """A circular value, and one that is nested too deeply, are refused with different errors."""
         endless: list[Any] = []
         endless.append({"again": endless})
-        self.assertIn("contains itself", str(self.assertRaises(ValueError, dumps, endless, "value")))
+        self.assertIn("contains a circular reference", str(self.assertRaises(ValueError, dumps, endless, "value")))
         deep: list[Any] = []
         for _ in range(100_000):
             deep = [deep]

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.rpc.message import ReplyTo
-from novasvc.rpc.recent import REMEMBERED, REMEMBERED_BYTES, RecentReplies
+from novasvc.rpc.recent import MAX_BYTES, MAX_REPLIES, RecentReplies
 
 REPLY_TO = ReplyTo("id", "reply_1")
 
@@ -21,11 +21,11 @@ class RecentRepliesTests(SynchronousTestCase):
     def test_count(self) -> None:
         """The oldest replies are evicted when there are too many."""
         recent = RecentReplies()
-        for number in range(REMEMBERED + 1):
+        for number in range(MAX_REPLIES + 1):
             recent.add(str(number), REPLY_TO, b"")
-        self.assertEqual((len(recent), recent.get("0"), recent.get("1")), (REMEMBERED, None, (REPLY_TO, b"")))
+        self.assertEqual((len(recent), recent.get("0"), recent.get("1")), (MAX_REPLIES, None, (REPLY_TO, b"")))
 
-    @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, REMEMBERED_BYTES + 1)), max_size=20))
+    @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, MAX_BYTES + 1)), max_size=20))
     def test_bytes(self, added: list[tuple[int, int]]) -> None:
         """The cached bodies never exceed the bound in bytes, however long each is."""
         recent, bodies = RecentReplies(), {}
@@ -33,5 +33,5 @@ class RecentRepliesTests(SynchronousTestCase):
             body = bodies[size] = bytes(size)
             recent.add(str(number), REPLY_TO, body)
             kept = [found[1] for each in range(6) if (found := recent.get(str(each))) is not None]
-            self.assertLessEqual(sum(map(len, kept)), REMEMBERED_BYTES)
-            self.assertEqual(recent.get(str(number)) is not None, size <= REMEMBERED_BYTES)
+            self.assertLessEqual(sum(map(len, kept)), MAX_BYTES)
+            self.assertEqual(recent.get(str(number)) is not None, size <= MAX_BYTES)

@@ -14,7 +14,7 @@ from novasvc import rpc
 from novasvc.context import RequestContext
 from novasvc.errors import QuarantinedError
 from novasvc.interfaces import IDelivery
-from novasvc.rpc.redelivery import PATIENCE, RedeliveredCalls
+from novasvc.rpc.redelivery import MOVE_TIMEOUT, RedeliveredCalls
 from novasvc.rpc.target import Target
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
 from tests.support.rpc_rig import CONTEXT, TARGET
@@ -110,11 +110,11 @@ class MarkingTransport(MemoryTransport):
         super().__init__(broker, clock=clock)
         self.marks = marks
         self.held: list[MarkedDelivery] = []
-        self.retained: Callable[[Any], None] | None = None
+        self.lose_moved: Callable[[Any], None] | None = None
 
     def listen(self, target: Target, receiver: Callable[[Any], None], prefetch: int) -> Deferred[Any]:
         def receive(inner: Any) -> None:
-            delivery = MarkedDelivery(inner, self.marks, self.held, lost=self.retained is not None)
+            delivery = MarkedDelivery(inner, self.marks, self.held, lost=self.lose_moved is not None)
             self.held.append(delivery)
             receiver(delivery)
 
@@ -132,14 +132,14 @@ class MarkingTransport(MemoryTransport):
 
 
 class Service:
-    """A process that dies of poison messages, with all its calls in hand."""
+    """A process that dies of poison messages, together with its unsettled calls."""
 
     def __init__(self, case: "RedeliveredCallsTests") -> None:
         self.case = case
         self.alive = True
         self.running: list[tuple[Any, Deferred[Any]]] = []
         self.transport = MarkingTransport(case.broker, case.clock, case.marks)
-        self.transport.retained = case.retained
+        self.transport.lose_moved = case.lose_moved
         self.server = rpc.Server(
             self.transport,
             attrs.evolve(TARGET, server=None),
@@ -179,7 +179,7 @@ class RedeliveredCallsTests(SynchronousTestCase):
         self.marks = Marks()
         self.deaths = 0
         self.concurrency = CONCURRENCY
-        self.retained: Callable[[Any], None] | None = None
+        self.lose_moved: Callable[[Any], None] | None = None
         self.services: list[Service] = []
         self.start(1)
         transport = MemoryTransport(self.broker, clock=self.clock)
@@ -252,7 +252,7 @@ class RedeliveredCallsTests(SynchronousTestCase):
         self.check(innocent, [])
 
     def die_and_restart(self) -> Service:
-        """Kill the only service for another reason, with all its calls in hand, and start the next one."""
+        """Kill the only service for another reason, with all its calls unsettled, and start the next one."""
         self.clock.pump([0.0, 0.0])
         self.services[0].die()
         self.start(1)
@@ -291,11 +291,11 @@ class RedeliveredCallsTests(SynchronousTestCase):
                 None,  # type: ignore[arg-type]  # This test begins no call.
                 concurrency=concurrency,
                 max_deliveries=most,
-                retain=lambda _: None,
-                give_back=lambda _: None,
-                go_on=lambda: None,
+                requeue_here=lambda _: None,
+                requeue=lambda _: None,
+                begin_calls=lambda: None,
             )
-            self.assertEqual([calls.group(deaths) for deaths in range(most)], sizes)
+            self.assertEqual([calls.group_size(deaths) for deaths in range(most)], sizes)
 
     def test_new_calls(self) -> None:
         """New calls run beside redelivered ones, within the server's concurrency."""
@@ -308,21 +308,21 @@ class RedeliveredCallsTests(SynchronousTestCase):
         self.assertEqual(service.server.in_flight, 0)
 
     def test_does_not_come(self) -> None:
-        """The place of a retained message that is not delivered is freed after a while."""
+        """The slot of a moved message that is not delivered is released after MOVE_TIMEOUT."""
         self.calls()
         self.clock.pump([0.0, 0.0])
         self.services[0].die()
-        self.retained = lambda delivery: None
+        self.lose_moved = lambda delivery: None
         self.start(1)
         self.clock.advance(0)
-        redelivered = self.services[0].server._redelivered
-        self.clock.advance(PATIENCE - 0.1)
-        self.assertEqual(len(redelivered.retained), CONCURRENCY)
+        redelivered = self.services[0].server._dispatcher._redelivered
+        self.clock.advance(MOVE_TIMEOUT - 0.1)
+        self.assertEqual(len(redelivered.moving), CONCURRENCY)
         self.clock.advance(0.1)
-        self.assertEqual(len(redelivered.retained), 0)
+        self.assertEqual(len(redelivered.moving), 0)
 
     def test_stopped(self) -> None:
-        """A service that stops gives back the calls that have not begun, and waits for none."""
+        """A service that stops requeues the calls that have not begun, and waits for none."""
         self.calls()
         self.clock.pump([0.0, 0.0])
         self.services[0].die()
@@ -337,22 +337,24 @@ class RedeliveredCallsTests(SynchronousTestCase):
             service.step()
         self.successResultOf(service.server.drained())
         given_back = service.server.delivery_metrics.given_back.value
-        self.clock.advance(PATIENCE)
+        self.clock.advance(MOVE_TIMEOUT)
         self.assertEqual((service.server.delivery_metrics.given_back.value, service.transport.held), (given_back, []))
 
     def test_comes_twice(self) -> None:
-        """A message that is delivered twice while it is being moved keeps one place and one timer."""
+        """A message that is delivered twice while it is being moved reserves one slot and one timer."""
         self.calls()
         self.clock.pump([0.0, 0.0])
         self.services[0].die()
         self.services = []
-        self.retained = lambda delivery: None  # The message is moved, and never delivered again.
+        self.lose_moved = lambda delivery: None  # The message is moved, and never delivered again.
         self.start(1)
         self.clock.advance(0)
         server = self.services[0].server
-        self.assertEqual(len(server._redelivered.retained), CONCURRENCY)
+        self.assertEqual(len(server._dispatcher._redelivered.moving), CONCURRENCY)
         for delivery in list(self.services[0].transport.held):
-            server._receive(delivery)
-        self.assertEqual(len(server._redelivered.retained), CONCURRENCY)
+            server._dispatcher.receive(delivery)
+        self.assertEqual(len(server._dispatcher._redelivered.moving), CONCURRENCY)
         self.successResultOf(server.close())
-        self.assertEqual([call.func.__name__ for call in self.clock.getDelayedCalls() if "come" in str(call.func)], [])
+        self.assertEqual(
+            [call.func.__name__ for call in self.clock.getDelayedCalls() if "move_timed_out" in str(call.func)], []
+        )

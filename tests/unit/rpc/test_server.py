@@ -1,4 +1,4 @@
-"""Tests for novasvc.rpc.server: which deliveries it runs, refuses or gives back, and when."""
+"""Tests for novasvc.rpc.server and novasvc.rpc.dispatcher: which deliveries run, or are refused or requeued."""
 
 import json
 from typing import Any
@@ -226,7 +226,7 @@ class RedeliveryTests(RPCCase):
         self.assertEqual(self.diary.calls, [0, 1, 2, 3])
 
     def test_lost_and_given_back(self) -> None:
-        """A call that had not begun when its connection was lost is given back as new."""
+        """A call that had not begun when its connection was lost is requeued as new."""
         for what in range(3):
             self.client.cast(CONTEXT, "hang", what=what)
         self.clock.advance(0)
@@ -341,7 +341,7 @@ class LifeTests(RPCCase):
         self.assertEqual(self.diary.calls, [0, 1, 2, 3])
 
     def test_close(self) -> None:
-        """A closed server cancels running calls, replies at once, and gives back calls that were not begun."""
+        """A closed server cancels running calls, replies at once, and requeues calls that were not begun."""
         calls = [self.call("hang", what=number) for number in range(4)]
         self.clock.advance(3)
         self.successResultOf(self.server.close())
@@ -373,7 +373,7 @@ class LifeTests(RPCCase):
             self.failureResultOf(calling, MethodTimeoutError)
 
     def test_given_back_to_itself(self) -> None:
-        """A message that a server gave back, and receives again, is not a duplicate."""
+        """A message that a server requeued, and receives again, is not a duplicate."""
         for number in range(3):
             self.client.cast(CONTEXT, "hang", what=number)
         self.clock.advance(0)
@@ -382,7 +382,7 @@ class LifeTests(RPCCase):
         self.assertEqual((self.diary.calls, self.count("duplicates")), ([0, 1, 2], 0))
 
     def test_expired_when_closed(self) -> None:
-        """An expired call that was not begun is not given back."""
+        """An expired call that was not begun is not requeued."""
         for number in range(2):
             self.client.cast(CONTEXT, "hang", what=number)
         late = self.client.prepare(timeout=5).call(CONTEXT, "hang", what=2)
@@ -421,7 +421,7 @@ class LifeTests(RPCCase):
 
     def test_closed(self) -> None:
         """A closed server requeues deliveries that still arrive."""
-        self.server._state = "closed"  # between the closing and the transport's noticing
+        self.server._dispatcher._closed = True  # between the closing and the transport's noticing
         self.send(encode_request("note", {"what": 1}, {}))
         self.assertEqual(self.diary.calls, [])
         self.successResultOf(self.server.close())

@@ -20,7 +20,7 @@ from novasvc.telemetry.metrics import CallMetrics, MethodMetrics
 from novasvc.telemetry.stalls import StallWatch
 from novasvc.testing import MemoryRegistry
 from novasvc.workers.pipe import LONGEST as LONGEST_MESSAGE
-from novasvc.workers.worker import fitting
+from novasvc.workers.reports import fitting
 from tests.support.rpc_rig import CONTEXT, RPCCase
 
 

@@ -16,9 +16,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.telemetry.flight import SIZE, Event
 from novasvc.workers.diagnostics import DUMP, DiagnosticsFile
+from novasvc.workers.exit_status import Exit
 from novasvc.workers.forkserver_client import ForkserverClient
 from novasvc.workers.pipe import PipeMessage
-from novasvc.workers.process import Exit, WorkerProcess
+from novasvc.workers.process import WorkerProcess
 from tests.support.supervision_rig import Host, StandInWorker, descriptors, exited
 
 

@@ -35,7 +35,7 @@ class GroupCase(SynchronousTestCase):
             forkserver = ForkserverClient(self.host, [], None, {}, retry=float)
             forkserver.start()
             self.addCleanup(forkserver.close)
-        policy = RestartPolicy(5, 60.0, "auto", float)
+        policy = RestartPolicy(5, 60.0, float)
         return WorkerTemplate(
             PickledServer("api", server, frozenset()), (), forkserver, policy, TIMEOUTS, {"reactor": "r"}
         )

@@ -12,17 +12,17 @@ from novasvc.workers.restart_policy import STABLE, History, RestartPolicy, Throt
 
 def policy(budget: int = 5, window: float = 60.0) -> RestartPolicy:
     """A policy that waits as many seconds as there were failures."""
-    return RestartPolicy(budget, window, "auto", float)
+    return RestartPolicy(budget, window, float)
 
 
 class RestartPolicyTests(SynchronousTestCase):
     """What the settings say."""
 
     def test_settings(self) -> None:
-        """The settings worker_restart_budget, worker_restart_window and worker_crash_loop are the policy's."""
-        settings = Settings(worker_restart_budget=3, worker_restart_window=7.0, worker_crash_loop="exit")
+        """The settings worker_restart_budget and worker_restart_window are the policy's."""
+        settings = Settings(worker_restart_budget=3, worker_restart_window=7.0)
         made = RestartPolicy.from_settings(settings)
-        self.assertEqual((made.budget, made.window, made.crash_loop), (3, 7.0, "exit"))
+        self.assertEqual((made.budget, made.window), (3, 7.0))
 
 
 class HistoryTests(SynchronousTestCase):

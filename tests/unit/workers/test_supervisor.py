@@ -15,7 +15,8 @@ from novasvc.errors import ListenError
 from novasvc.interfaces import ISupervisor
 from novasvc.workers.diagnostics import DUMP
 from novasvc.workers.errors import DrainError, NoSuchWorkerError, ResizeError
-from novasvc.workers.supervisor import MAX_WORKERS, ServerWrapper, Supervisor, check_workers, open_sockets
+from novasvc.workers.servers import MAX_WORKERS, ServerWrapper, check_workers, open_sockets
+from novasvc.workers.supervisor import Supervisor
 from tests.support.supervision_rig import StandInWorker, descriptors, exited, logged
 from tests.support.supervisor_rig import Listening, Server, SupervisorCase
 

@@ -8,7 +8,7 @@ from twisted.internet.defer import Deferred
 
 from novasvc.errors import ConfigurationError
 from novasvc.workers.errors import NoSuchWorkerError, ReloadError
-from novasvc.workers.supervisor import ServerWrapper, open_sockets
+from novasvc.workers.servers import ServerWrapper, open_sockets
 from tests.support.supervision_rig import descriptors, exited, logged
 from tests.support.supervisor_rig import Listening, Server, SupervisorCase, Unpicklable, configuration
 

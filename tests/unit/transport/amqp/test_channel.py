@@ -279,7 +279,7 @@ class ReceiverTests(AMQPCase):
         self.link.say(1, "channel.close", reply_code=404)
         self.assertFalse(self.protocol.closed)
 
-    def test_message_that_nobody_asked_for(self) -> None:
+    def test_unrequested_message(self) -> None:
         """Content by a method that we do not use ends the connection."""
         self.link.feed(pack(1, "basic.get-ok") + pack_content(1, b"\0\0", b"x", 4096))
         self.assertIn("not requested", str(self.protocol.reason))

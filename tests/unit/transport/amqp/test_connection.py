@@ -19,7 +19,7 @@ SHOWN = "amqp://nova:***@one:5672/cell"
 
 
 class User:
-    """A connection user that records its calls."""
+    """A connection handler that records its calls."""
 
     def __init__(self) -> None:
         self.heard: list[str] = []
@@ -81,7 +81,7 @@ class OpenTests(ConnectionCase):
     """Tests for the first open."""
 
     def test_ready(self) -> None:
-        """The connection is ready when its user is prepared, and the broker knows its name."""
+        """The connection is ready when its handler is prepared, and the broker knows its name."""
         self.opened()
         self.assertEqual(self.user.heard, ["prepare", "ready"])
         self.assertEqual(self.broker.links[0].name, "nova-compute (publishing)")
@@ -172,7 +172,7 @@ class OpenTests(ConnectionCase):
         self.assertEqual(self.flushLoggedErrors(DNSLookupError), [])
 
     def test_user_not_prepared(self) -> None:
-        """open fails with the user's error from prepare."""
+        """open fails with the handler's error from prepare."""
         problem = BrokerError("broker", "no exchange")
 
         async def refuse() -> None:
@@ -285,7 +285,7 @@ class BlockedTests(ConnectionCase):
     """Tests for connection.blocked and for a full socket."""
 
     def test_blocked(self) -> None:
-        """A block is logged once with the reason, and the user resumes when it is over."""
+        """A block is logged once with the reason, and the handler resumes when it is over."""
         self.opened()
         link = self.broker.links[0]
         for _ in range(2):
@@ -321,7 +321,7 @@ class BlockedTests(ConnectionCase):
         self.assertEqual(self.connection.state, "ready")
 
     def test_congested(self) -> None:
-        """A full socket is recorded, and the user resumes when there is room."""
+        """A full socket is recorded, and the handler resumes when there is room."""
         self.opened()
         valve = self.broker.links[0].transport.producer
         valve.pauseProducing()
@@ -378,12 +378,12 @@ class CloseTests(ConnectionCase):
         self.closed_while("handshaking")
 
     def test_preparing(self) -> None:
-        """The user's prepare is cancelled, and open fails."""
+        """The handler's prepare is cancelled, and open fails."""
         self.user.preparing = Deferred
         self.closed_while("preparing")
 
     def test_ready(self) -> None:
-        """A ready connection sends connection.close; its user hears of the end once."""
+        """A ready connection sends connection.close; its handler is told of the end once."""
         self.opened()
         self.done(self.connection.close())
         self.assertEqual(self.broker.links[0].names()[-1], "connection.close")
@@ -414,7 +414,7 @@ class CloseTests(ConnectionCase):
         self.done(self.connection.close())
         self.assert_idle()
 
-    def test_no_goodbye(self) -> None:
+    def test_close_without_close_ok(self) -> None:
         """A broker without close-ok is disconnected after 3 s; a second close waits for the same."""
         self.opened()
         self.broker.unanswered.add("connection.close")

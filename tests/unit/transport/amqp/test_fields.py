@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.transport.amqp.fields import DEPTH_BOUND, WRITERS, CodecError, Reader, decode_table, encode_table
+from novasvc.transport.amqp.fields import DEPTH_BOUND, WRITERS, CodecError, Reader, encode_table
 
 EXPIRED = bytes.fromhex(
     "14782d66697273742d64656174682d726561736f6e5300000007657870697265640778"
@@ -188,6 +188,12 @@ class WrittenTests(SynchronousTestCase):
         table["again"] = [table, table]
         with self.assertRaisesRegex(CodecError, "nested deeper than 32"):
             encode_table(table)
+
+
+def decode_table(data: bytes, at: int = 0) -> tuple[dict[str, Any], int]:
+    """Return the table at an index, and the index after it."""
+    reader = Reader(data, at, len(data))
+    return reader.table(), reader.at
 
 
 class ReadTests(SynchronousTestCase):

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from novasvc.transport.amqp.channel import ChannelReceiver
 from novasvc.transport.amqp.codec import decode_method, encode_method
 from novasvc.transport.amqp.frames import (
     BASIC_ACK,
@@ -26,7 +27,6 @@ from novasvc.transport.amqp.frames import (
     pack_frame,
     pack_publish,
     pack_reject,
-    parse_ack,
     parse_deliver,
 )
 from novasvc.transport.amqp.spec import SPEC
@@ -61,6 +61,26 @@ class Parts:
 
     def heartbeat_received(self) -> None:
         self.seen.append("heartbeat")
+
+
+class Confirms(ChannelReceiver):
+    """Keeps the confirms of a channel; it is also the channel itself, as far as the reader uses one."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, bool]] = []
+        self.receiver = self
+
+    def confirmed(self, delivery_tag: int, multiple: bool, acked: bool) -> None:
+        self.seen.append((delivery_tag, multiple))
+
+
+def confirmed(payload: bytes) -> tuple[int, bool]:
+    """Return the delivery tag and "multiple" of a basic.ack or basic.nack, as the channel's receiver gets them."""
+    confirms = Confirms()
+    reader = FrameReader(Parts(), frame_max=4096, body_limit=100, channels={1: confirms})
+    reader.feed(pack_frame(METHOD, 1, payload))
+    (seen,) = confirms.seen
+    return seen
 
 
 def read(*pieces: bytes, frame_max: int = 4096, body_limit: int = 10_000) -> list[Any]:
@@ -113,12 +133,12 @@ class CompiledTests(SynchronousTestCase):
         args = {"delivery-tag": tag, "multiple": multiple, "requeue": False}
         payload = encode_method(method, tuple(args[field.name] for field in method.fields))
         self.assertIn(payload[:4], (BASIC_ACK, BASIC_NACK))
-        self.assertEqual(parse_ack(payload), (tag, multiple))
+        self.assertEqual(confirmed(payload), (tag, multiple))
 
     @given(st.binary(max_size=40))
     def test_cut_short(self, rest: bytes) -> None:
         """A basic.deliver or basic.ack of a wrong length raises FrameError, nothing else."""
-        for head, parse in ((BASIC_DELIVER, parse_deliver), (BASIC_ACK, parse_ack)):
+        for head, parse in ((BASIC_DELIVER, parse_deliver), (BASIC_ACK, confirmed)):
             try:
                 parse(head + rest)
             except FrameError:

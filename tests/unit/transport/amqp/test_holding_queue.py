@@ -42,7 +42,7 @@ class ResizeTests(RunningCase):
         self.hold(b"a")
         self.wait(0.3)
         self.assertEqual(self.link.last("basic.qos").args["prefetch_count"], 9)
-        self.assertTrue(listener._consuming.consumes_from("compute"))
+        self.assertTrue(listener._consuming.consumers.consumes_from("compute"))
 
     def test_auto_delete(self) -> None:
         """The consumer of an auto-delete queue is not replaced."""
@@ -60,7 +60,7 @@ class ResizeTests(RunningCase):
         self.done(listener.cancel_topic(100))
         self.wait(0.5)
         self.assertEqual(self.consumed("compute"), 1)
-        self.assertFalse(listener._consuming.consumes_from("compute"))
+        self.assertFalse(listener._consuming.consumers.consumes_from("compute"))
 
     def test_narrowed_meanwhile(self) -> None:
         """Nor if it begins to drain while the resize cancels the topic's consumer."""
@@ -78,7 +78,7 @@ class ResizeTests(RunningCase):
         before = len(self.link.all(unanswered))
         self.broker.unanswered.add(unanswered)
         self.wait(0.3)
-        self.assertFalse(listener._consuming.consumes_from("compute"))
+        self.assertFalse(listener._consuming.consumers.consumes_from("compute"))
         consumed = self.consumed("compute")
         narrowing = self.started(listener.cancel_topic(100))
         self.broker.unanswered.clear()
@@ -92,7 +92,7 @@ class ResizeTests(RunningCase):
         tags = [said.args["consumer_tag"] for said in self.link.all("basic.consume") if said.channel == channel]
         kept = [queue for queue, tag in zip(left, tags, strict=True) if tag not in cancelled]
         self.assertEqual(kept, ["compute.h1"])
-        self.assertFalse(listener._consuming.consumes_from("compute"))
+        self.assertFalse(listener._consuming.consumers.consumes_from("compute"))
 
 
 class RefusedTests(RunningCase):

@@ -7,7 +7,7 @@ from twisted.internet.defer import CancelledError
 from novasvc.errors import BrokerBlockedError, BrokerUnavailableError, TransportClosedError, TransportFullError
 from novasvc.rpc.target import Target
 from novasvc.telemetry import metrics
-from novasvc.transport.amqp import publisher
+from novasvc.transport.amqp import backlog
 from novasvc.transport.amqp.frames import BODY, HEADER, pack_frame
 from tests.support.amqp_rig import AMQPCase, pack
 from tests.unit.transport.amqp.test_transport import TransportCase
@@ -35,7 +35,7 @@ class ListenTests(TransportCase):
 class SendTests(TransportCase):
     def test_no_place_to_wait(self) -> None:
         """A message that has to be held and finds the bound exceeded fails."""
-        self.patch(publisher, "BACKLOG_MESSAGES", 1)
+        self.patch(backlog, "BACKLOG_MESSAGES", 1)
         self.broker.unanswered.add("exchange.declare")
         late = self.started(self.amqp.send(Target("a", exchange="other"), b"x", None, True))
         self.out.say(0, "connection.blocked", reason="memory")

@@ -142,7 +142,7 @@ class EndTests(AMQPCase):
         super().setUp()
         self.link: Link = self.linked()
 
-    def test_goodbye(self) -> None:
+    def test_close(self) -> None:
         """Closing sends connection.close, waits for close-ok, and leaves no timer."""
         self.done(self.protocol.close())
         self.assertEqual(self.link.last("connection.close").args["reply_code"], 200)
@@ -151,12 +151,12 @@ class EndTests(AMQPCase):
         self.assertEqual(len(self.owner.heard), 1)
         self.assert_idle()
 
-    def test_goodbye_again(self) -> None:
+    def test_closed_again(self) -> None:
         """Closing a closed connection fires at once."""
         self.done(self.protocol.close())
         self.successResultOf(self.protocol.close())
 
-    def test_no_goodbye(self) -> None:
+    def test_close_without_close_ok(self) -> None:
         """A broker without close-ok is disconnected after 3 s."""
         self.broker.unanswered.add("connection.close")
         closing = self.started(self.protocol.close())

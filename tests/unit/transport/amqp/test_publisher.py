@@ -17,10 +17,11 @@ from novasvc.errors import (
     UnconfirmedError,
     UndeliverableError,
 )
-from novasvc.transport.amqp import BrokerAddress, BrokerOptions, publisher
+from novasvc.transport.amqp import BrokerAddress, BrokerOptions, backlog
+from novasvc.transport.amqp.backlog import BACKLOG_BYTES
 from novasvc.transport.amqp.codec import decode_properties
 from novasvc.transport.amqp.connection import Connection
-from novasvc.transport.amqp.publisher import BACKLOG_BYTES, FLOW_CHECK_AGE, FLOW_CHECK_KEY, Message, Publisher
+from novasvc.transport.amqp.publisher import FLOW_CHECK_AGE, FLOW_CHECK_KEY, Message, Publisher
 from tests.support.amqp_rig import AMQPCase, Link, Said
 
 
@@ -288,7 +289,7 @@ class ReturnedPeersTests(PublisherCase):
 
     def test_bound(self) -> None:
         """Requests that wait for a retry count towards the bound on held messages."""
-        self.patch(publisher, "BACKLOG_BYTES", 10)
+        self.patch(backlog, "BACKLOG_BYTES", 10)
         first, second = self.request(body=b"123456"), self.request(body=b"7890ab")
         for said in self.published():
             self.link.give_back(said)
@@ -298,7 +299,7 @@ class ReturnedPeersTests(PublisherCase):
         self.wait(0.5)
         self.confirm(3)
         self.successResultOf(first)
-        self.assertEqual(self.publisher._backlog_bytes, 0)
+        self.assertEqual(self.publisher._backlog._bytes, 0)
 
     def test_closed(self) -> None:
         """Requests that wait for a retry fail on close, and leave no timer."""
@@ -446,7 +447,7 @@ class ProofTests(PublisherCase):
 
     def test_too_late(self) -> None:
         """A message that has expired when it could be written is not written."""
-        self.patch(publisher, "_TTL_FRACTION_HELD", 2.0)
+        self.patch(backlog, "_TTL_FRACTION", 2.0)
         sent = self.request(ttl=1.0)
         self.wait(1.5)
         self.confirm(1)
@@ -670,7 +671,7 @@ class HeldTests(PublisherCase):
 
     def test_bound_of_messages(self) -> None:
         """The number of held messages is bounded."""
-        self.patch(publisher, "BACKLOG_MESSAGES", 100)  # a Clock sorts all its timers for each
+        self.patch(backlog, "BACKLOG_MESSAGES", 100)  # a Clock sorts all its timers for each
         self.block()
         for _ in range(100):
             self.publisher.publish(Message("nova", "c", b"", 1.0, mandatory=False, target="c")).addErrback(

@@ -1,4 +1,4 @@
-"""Tests for novasvc.workers.aggregation: figures and health of all workers, as their supervisor tells them."""
+"""Tests for novasvc.workers.inspection: figures and health of all workers, as their supervisor tells them."""
 
 from typing import Any
 

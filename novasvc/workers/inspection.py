@@ -1,4 +1,4 @@
-"""Metrics and health of all workers, aggregated by the supervisor."""
+"""What the supervisor tells of its workers: their rows, metrics, health, and dumps."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -7,6 +7,7 @@ from twisted.internet.defer import Deferred, gatherResults
 
 from novasvc.telemetry import metrics
 from novasvc.telemetry.instruments import Document
+from novasvc.telemetry.timestamps import iso_time
 from novasvc.workers.process import WorkerProcess
 from novasvc.workers.slot import Slot
 
@@ -34,19 +35,19 @@ async def collect_metrics(slots: Iterable[Slot]) -> list[Document]:
 
     :return: one document per metric name.
     """
-    places = _places(slots)
-    answers = await _ask(places, "figures", METRICS_TIMEOUT)
+    current = _current_slots(slots)
+    answers = await _ask(current, "figures", METRICS_TIMEOUT)
     metrics.workers.clear()
     metrics.worker_up.clear()
     metrics.worker_memory.clear()
-    for slot, answer in zip(places, answers, strict=True):
+    for slot, answer in zip(current, answers, strict=True):
         metrics.workers.at(slot.name, slot.state).value += 1
         metrics.worker_up.at(slot.name, str(slot.number)).value = int(answer is not None)
         if slot.process is not None and (memory := slot.process.memory) is not None:
             metrics.worker_memory.at(slot.name, str(slot.number)).value = memory
     merged: dict[str, Document] = {}
     _merge(merged, metrics.documents(), _OURS)
-    for slot, answer in zip(places, answers, strict=True):
+    for slot, answer in zip(current, answers, strict=True):
         _merge(merged, answer or (), str(slot.number))
     return list(merged.values())
 
@@ -57,23 +58,52 @@ async def collect_health(slots: Iterable[Slot]) -> list[Row]:
     :return: a row per worker: number, server, pid, state; "services": [{"service": str, "legs": see
         novasvc.node.health.Check}], or None if it does not answer.
     """
-    places = _places(slots)
-    answers = await _ask(places, "health", HEALTH_TIMEOUT)
-    return [{**row(slot), "services": answer} for slot, answer in zip(places, answers, strict=True)]
+    current = _current_slots(slots)
+    answers = await _ask(current, "health", HEALTH_TIMEOUT)
+    return [{**_row(slot), "services": answer} for slot, answer in zip(current, answers, strict=True)]
 
 
-def row(slot: Slot) -> Row:
+async def collect_dumps(slots: Iterable[Slot]) -> list[Row]:
+    """Collect the stacks, calls and events of all workers; see :meth:`novasvc.interfaces.ISupervisor.dump`."""
+    return await gatherResults([Deferred.fromCoroutine(_dump(slot)) for slot in slots], consumeErrors=True)
+
+
+def worker_rows(slots: Iterable[Slot]) -> list[Row]:
+    """Return a row for each worker; see :meth:`novasvc.interfaces.ISupervisor.workers`."""
+    return [
+        {
+            **_row(slot),
+            "since": iso_time(slot.since),
+            "restarts": slot.restarts,
+            "memory": None if slot.process is None else slot.process.memory,
+            "trouble": slot.trouble,
+        }
+        for slot in sorted(slots, key=lambda slot: slot.number)
+    ]
+
+
+async def _dump(slot: Slot) -> Row:
+    columns, process = _row(slot), slot.process
+    if process is None:
+        return {**columns, "stacks": "", "calls": None, "events": []}
+    calls = await process.calls()
+    stacks = await process.dump()
+    events = [{"time": iso_time(event.time), "kind": event.kind, "text": event.text} for event in process.events]
+    return {**columns, "stacks": stacks, "calls": calls, "events": events}
+
+
+def _row(slot: Slot) -> Row:
     """Return the columns that identify a worker."""
     pid = None if slot.process is None else slot.process.pid
     return {"number": slot.number, "server": slot.name, "pid": pid, "state": slot.state}
 
 
-def _places(slots: Iterable[Slot]) -> list[Slot]:
+def _current_slots(slots: Iterable[Slot]) -> list[Slot]:
     """Return one slot per number: during a replacement, the one that is not draining."""
-    places: dict[int, Slot] = {}
+    current: dict[int, Slot] = {}
     for slot in sorted(slots, key=lambda slot: (slot.number, slot.state == "draining")):
-        places.setdefault(slot.number, slot)
-    return list(places.values())
+        current.setdefault(slot.number, slot)
+    return list(current.values())
 
 
 async def _ask(slots: Sequence[Slot], what: str, patience: float) -> list[Any]:
@@ -92,11 +122,11 @@ def _asked(process: WorkerProcess | None, what: str, patience: float) -> Deferre
 def _merge(merged: dict[str, Document], documents: Iterable[Document], worker: str) -> None:
     for document in documents:
         own = document["name"].startswith("novasvc_worker")
-        told = document if own else _labelled(document, worker)
-        known = merged.setdefault(told["name"], {**told, "samples": []})
+        labelled = document if own else _labelled(document, worker)
+        known = merged.setdefault(labelled["name"], {**labelled, "samples": []})
         # A worker of another version may have the same metric name with other labels: drop it rather than mix.
-        if _shape(known) == _shape(told):
-            known["samples"].extend(told["samples"])
+        if _shape(known) == _shape(labelled):
+            known["samples"].extend(labelled["samples"])
 
 
 def _labelled(document: Document, worker: str) -> Document:

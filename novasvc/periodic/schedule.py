@@ -22,7 +22,7 @@ _ROUNDING = 1e-6
 
 
 @attrs.define(eq=False)
-class Cadence:
+class Schedule:
     """Compute the due times of one task, and call a function at each.
 
     :meth:`take` also works without :meth:`start`; it then returns the due times since the previous call.
@@ -30,13 +30,13 @@ class Cadence:
     :param clock: its seconds must be monotonic.
     :param interval: seconds, > 0.
     :param first: the first due time, on the clock.
-    :param fall_due: called at the due times while the loop runs; never raises, never waits.
+    :param on_due: called at the due times while the loop runs; never raises, never waits.
     """
 
     _clock: IReactorTime
     interval: float
     _first: float
-    _fall_due: Callable[[], object]
+    _on_due: Callable[[], object]
     _passed: int = attrs.field(default=0, init=False)
     _not_before: float = attrs.field(default=-math.inf, init=False)
     _timer: IDelayedCall | None = attrs.field(default=None, init=False)
@@ -68,7 +68,7 @@ class Cadence:
         now = self._clock.seconds()
         self._first, self._passed, self._not_before = now + delay, 0, now + not_before
         # Made here, because LoopingCall's constructor imports the global reactor.
-        self._loop = LoopingCall(self._fall_due)
+        self._loop = LoopingCall(self._on_due)
         self._loop.clock = self._clock
         if delay == self.interval:
             self._run_loop(self._loop, now=False)
@@ -100,7 +100,7 @@ class Cadence:
             self._first, self._passed = started, 1
 
     def _run_loop(self, loop: LoopingCall, *, now: bool) -> None:
-        loop.start(self.interval, now=now).addErrback(self._broke)
+        loop.start(self.interval, now=now).addErrback(self._loop_failed)
 
-    def _broke(self, failure: Failure) -> None:
+    def _loop_failed(self, failure: Failure) -> None:
         _log.failure("the loop of a periodic task failed; the task will not run again", failure)

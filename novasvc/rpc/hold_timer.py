@@ -1,4 +1,4 @@
-"""Holding: keeps deliveries valid for longer than the broker waits for an acknowledgement."""
+"""The hold timer: keeps deliveries valid for longer than the broker waits for an acknowledgement."""
 
 from collections.abc import Callable
 
@@ -8,17 +8,17 @@ from novasvc.rpc.call import Call
 from novasvc.rpc.ledger import Ledger
 
 
-class Holding:
-    """Check the unsettled calls periodically, and give back or hold those whose deliveries are due.
+class HoldTimer:
+    """Check the unsettled calls periodically, and requeue or hold those whose deliveries are due.
 
-    A call that has not begun within ``hold_after`` is given back: another server may have room for it. A
+    A call that has not begun within ``hold_after`` is requeued: another server may have room for it. A
     running call is held, repeatedly; see :meth:`novasvc.interfaces.IDelivery.hold`.
 
     :param clock: measures the age of deliveries.
     :param ledger: the unsettled calls.
     :param hold_after: returns the current limit in seconds, see :class:`novasvc.interfaces.IListener`; None is
         no limit.
-    :param give_back: gives a call back if it has not begun, and returns whether it did.
+    :param requeue: requeues a call if it has not begun, and returns whether it did.
     """
 
     def __init__(
@@ -27,12 +27,12 @@ class Holding:
         ledger: Ledger,
         *,
         hold_after: Callable[[], float | None],
-        give_back: Callable[[Call], bool],
+        requeue: Callable[[Call], bool],
     ) -> None:
         self._clock = clock
         self._ledger = ledger
         self._hold_after = hold_after
-        self._give_back = give_back
+        self._requeue = requeue
         self._timer: IDelayedCall | None = None
         self._seconds: float | None = None
 
@@ -44,7 +44,7 @@ class Holding:
             self._seconds = seconds
             if seconds is not None:
                 # Checking at half the limit finds a due delivery at one and a half times the limit, at the latest.
-                self._timer = self._clock.callLater(seconds / 2, self._look, seconds)
+                self._timer = self._clock.callLater(seconds / 2, self._check, seconds)
 
     def stop(self) -> None:
         """Stop the periodic check; held deliveries stay held."""
@@ -52,10 +52,10 @@ class Holding:
             self._timer.cancel()
             self._timer = None
 
-    def _look(self, seconds: float) -> None:
+    def _check(self, seconds: float) -> None:
         self._timer = None
         due = self._clock.seconds() - seconds
         for call in self._ledger:
-            if call.delivered <= due and not call.delivery.session.ended and not self._give_back(call):
+            if call.delivered <= due and not call.delivery.session.ended and not self._requeue(call):
                 self._ledger.hold(call)
         self.start()

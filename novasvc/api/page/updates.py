@@ -1,0 +1,62 @@
+"""Updates of the fleet's page: what has changed since the version that a viewer has."""
+
+from itertools import islice
+from typing import Any
+
+import attrs
+
+from novasvc.api.page.rendering import Renderer
+from novasvc.api.page.view import View
+from novasvc.api.watch import Watch
+
+_SHOWN = 30
+"""Timeline entries in an update."""
+
+# Note [Updates for viewers]
+#
+# An update has what changed since the version of the watch that the viewer has. This version is the id of the last
+# message, which the browser sends back as Last-Event-ID (HTML Standard, "Server-sent events"). So a viewer that was
+# disconnected, or did not read for a while, catches up with one message, and the server keeps no state for it. An id
+# with another epoch is of a process that is gone: its viewer gets the whole page. "layout" is a digest of the table's
+# rows and columns: if the page has another one, it loads the table again.
+
+
+def make_update(watch: Watch, view: View, since: int, last_entry: int, renderer: Renderer) -> dict[str, Any]:
+    """Return the update for a viewer. See Note [Updates for viewers].
+
+    :param view: the view that the viewer sees.
+    :param since: the version that the viewer has; 0 if it has none.
+    :param last_entry: the number of the newest timeline entry that the viewer has.
+    :return: JSON: {"id": str, "old": seconds or None, "trouble": str, "totals": {name: int}, "layout": str,
+        "cells": [[id, state, disabled, age], ...], "entry": int, "entries": HTML of the new ones, newest first}.
+    """
+    fresh = [*islice(watch.timeline.after(last_entry), _SHOWN)] if since else []
+    return {
+        "id": version_id(watch),
+        "old": round(watch.age, 1) if watch.version else None,
+        "trouble": watch.trouble,
+        "totals": attrs.asdict(watch.totals),
+        "layout": view.layout,
+        "cells": [
+            [service.record.id, service.state, service.record.disabled, round(watch.age_of(service), 1)]
+            for service in view.services
+            if service.changed > since
+        ],
+        "entry": watch.timeline.newest,
+        "entries": renderer.text("entries.html", entries=fresh) if fresh else "",
+    }
+
+
+def version_id(watch: Watch) -> str:
+    """Return the id of the current state."""
+    return f"{watch.epoch}-{watch.version}-{watch.timeline.newest}"
+
+
+def read_id(watch: Watch, text: str) -> tuple[int, int]:
+    """Return the version and the newest timeline entry of an id; (0, 0) if it is not one of this watch."""
+    epoch, _, rest = text.partition("-")
+    version, _, entry = rest.partition("-")
+    if epoch != watch.epoch or not all(part.isascii() and part.isdecimal() for part in (version, entry)):
+        return 0, 0
+    known, newest = int(version[:18]), int(entry[:18])
+    return (known, newest) if known <= watch.version else (0, 0)

@@ -1,0 +1,483 @@
+"""The dispatcher: decides about each delivery, queues the calls, and begins them while there is room."""
+
+from collections import deque
+from collections.abc import Callable
+from contextvars import Context, copy_context
+from typing import Any
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from novasvc.context import RequestContext, current_context
+from novasvc.interfaces import IDelivery, ITransport
+from novasvc.reactor.coalesce import Waiters
+from novasvc.rpc.admission import EXTRA_ROOM, Admission, UnstartedRequest
+from novasvc.rpc.awaiting_redelivery import AwaitingRedelivery
+from novasvc.rpc.backlog import Backlog
+from novasvc.rpc.call import Call
+from novasvc.rpc.endpoint import Endpoints
+from novasvc.rpc.errors import MessageFormatError, QuarantinedError, RedeliveredError, RPCError
+from novasvc.rpc.execution import Execution
+from novasvc.rpc.hold_timer import HoldTimer
+from novasvc.rpc.ledger import Ledger
+from novasvc.rpc.message import Request, read_request, unwrap
+from novasvc.rpc.redelivery import RedeliveredCalls
+from novasvc.rpc.takeover import Takeover
+from novasvc.rpc.target import Target
+from novasvc.telemetry.metrics import DeliveryMetrics, MethodMetrics
+
+_log = Logger()
+
+
+class Dispatcher:
+    """Turn one server's deliveries into calls, and begin the calls; or settle what cannot be run.
+
+    :param transport: publishes the replies.
+    :param target: the server's target, for logs and metrics.
+    :param endpoints: the methods that can be called.
+    :param clock: measures deadlines.
+    :param concurrency: calls that run at a time, > 0.
+    :param run_blocking: runs a function in a thread and returns a Deferred of its result.
+    :param max_deliveries: quarantine an idempotent call after this many processes died while running it, > 0.
+    :param send_tracebacks: send callers the whole traceback of an error, not only its last line.
+    :param backlog: the record of requests that dead siblings received and did not begin; None without siblings.
+    :param consuming: whether a redelivery would reach this server now.
+    :param hold_after: see :class:`novasvc.rpc.hold_timer.HoldTimer`.
+    :ivar execution: runs the calls.
+    :ivar delivery_metrics: metrics of the messages that are not run, or whose replies are lost.
+    :ivar method_metrics: metrics by method.
+    """
+
+    # Note [When a message is acknowledged]
+    #
+    # By default the server acknowledges a message when its method begins: at-most-once. A crash does
+    # not run the method again. The broker may still redeliver the message, if the crash lost the
+    # acknowledgement. The server refuses such a redelivery with RedeliveredError: a method that ran
+    # twice cannot be undone, and a caller can handle a typed error. There is one exception: if only
+    # dead siblings of this process received the message, and none of them had begun it, the server
+    # runs it. See novasvc.rpc.backlog.
+    #
+    # The server acknowledges a message for an idempotent method when the method has ended and its
+    # reply is published: at-least-once. After a crash the method runs again elsewhere. A poison
+    # message, which kills its process each time, is quarantined. The count of deaths must outlive
+    # the process, and must not include calls that only ran beside the poison message. See Note
+    # [Finding the poison message] in novasvc.rpc.redelivery. A lost channel is not a death.
+    #
+    # When the server drains, it requeues messages that were delivered and not begun, as new ones.
+    # It refuses calls to this very server and holds casts to it. See Note [Which operation a request
+    # belongs to] in novasvc.rpc.admission.
+    #
+    # A process recognises a redelivery of a message that it received before by the unique id,
+    # whatever caused the redelivery: see Note [Deduplication of redeliveries] in novasvc.rpc.ledger.
+    # A call that runs for longer than the broker waits for an acknowledgement is held: see
+    # novasvc.rpc.hold_timer.
+
+    def __init__(
+        self,
+        transport: ITransport,
+        target: Target,
+        endpoints: Endpoints,
+        clock: IReactorTime,
+        *,
+        concurrency: int,
+        run_blocking: Callable[..., Deferred[Any]],
+        max_deliveries: int,
+        send_tracebacks: bool,
+        backlog: Backlog | None,
+        consuming: Callable[[], bool],
+        hold_after: Callable[[], float | None],
+    ) -> None:
+        self.delivery_metrics = DeliveryMetrics.of(target.topic)
+        self.method_metrics = {
+            method: MethodMetrics.of(target.topic, method.exposure.namespace, method.name) for method in endpoints
+        }
+        self._target = target
+        self._endpoints = endpoints
+        self._clock = clock
+        self._concurrency = concurrency
+        self._max_deliveries = max_deliveries
+        self._awaiting = AwaitingRedelivery(clock, consuming=consuming, lost=self._message_lost)
+        self._ledger = Ledger(clock, self._awaiting, remembered=8 * concurrency)
+        self.execution = Execution(
+            transport,
+            self._ledger,
+            clock,
+            run_blocking=run_blocking,
+            send_tracebacks=send_tracebacks,
+            delivery_metrics=self.delivery_metrics,
+            method_metrics=self.method_metrics,
+            ended=self._begin_calls,
+        )
+        self._redelivered = RedeliveredCalls(
+            clock,
+            self.execution,
+            concurrency=concurrency,
+            max_deliveries=max_deliveries,
+            requeue_here=self._requeue_here,
+            requeue=self._requeue,
+            begin_calls=self._begin_calls,
+        )
+        self._hold_timer = HoldTimer(clock, self._ledger, hold_after=hold_after, requeue=self._requeue_waiting)
+        self._takeover = Takeover(backlog, clock)
+        self._admission: Admission | None = None
+        self._waiting: deque[Call] = deque()
+        self._unread: list[IDelivery] = []
+        self._idle: Waiters[None] = Waiters()
+        self._published: Waiters[None] = Waiters()
+        self._beginning = self._closed = self._released = False
+        self._scope = copy_context()
+
+    # -- lifecycle -----------------------------------------------------------------------------
+
+    def use_scope(self, scope: Context) -> None:
+        """Run the methods in copies of these context variables, so that their log events carry the node's fields."""
+        self._scope = scope
+
+    def start_holding(self) -> None:
+        """Keep deliveries valid for longer than the broker's acknowledgement timeout. Called when it is known."""
+        self._hold_timer.start()
+
+    def drain(self, admission: Admission) -> None:
+        """Run only the waiting calls that the admission admits, and let it decide about all others.
+
+        :param admission: decides about every later request, too.
+        """
+        self._admission = admission
+        self._awaiting.stop_checks()
+        for call in self._withdraw_waiting():
+            if admission.belongs(call.request):
+                self._enqueue(call)
+            else:
+                self._ledger.release(call)
+                admission.add(UnstartedRequest(call.delivery, call.request, call))
+        self._begin_calls()
+
+    def stop_moving(self) -> None:
+        """Requeue the redelivered calls that would have to be moved first. Called when the server stops consuming."""
+        self._redelivered.stop()
+        self._begin_calls()  # Calls that waited behind the requeued ones may begin now.
+
+    def when_idle(self) -> Deferred[None]:
+        """Wait until no call waits or runs, and all replies are published.
+
+        :return: a new Deferred[None] each time; cancelling it stops only this wait.
+        """
+        return succeed(None) if self._is_idle() else self._idle.wait()
+
+    def cut_short(self, reason: str) -> None:
+        """Cancel the running methods and requeue the waiting calls; see :meth:`novasvc.rpc.Server.cut_short`."""
+        if self._admission is not None:
+            self._admission.end_operations()
+        self._takeover.requeue()
+        self._awaiting.stop_checks()
+        waiting = self._withdraw_waiting()
+        self.execution.cut_short(reason)
+        for call in waiting:
+            if not self.execution.drop_stale(call):
+                self._requeue(call)
+
+    def close(self, reason: str) -> Deferred[None]:
+        """Cut the calls short, and begin no more.
+
+        :param reason: as for :meth:`cut_short`.
+        :return: Deferred[None], fired when the replies are published.
+        """
+        self._closed = True
+        self._redelivered.stop()
+        self.cut_short(reason)
+        self.execution.close()
+        self._hold_timer.stop()
+        self._awaiting.close()
+        return self._published.wait() if self.execution.publishing else succeed(None)
+
+    def release(self) -> None:
+        """Requeue what was received after :meth:`close` or held by the admission.
+
+        Called when the consumers are cancelled; earlier, the broker would redeliver the messages to this server.
+        """
+        self._released = True
+        if self._admission is not None:
+            self._admission.close()
+        self._requeue_unread()
+
+    def _withdraw_waiting(self) -> list[Call]:
+        waiting, self._waiting = [*self._redelivered.withdraw(), *self._waiting], deque()
+        return waiting
+
+    # -- from a delivery to a call -------------------------------------------------------------
+
+    def receive(self, delivery: IDelivery) -> None:
+        """Receive a delivery; called by the transport. A malformed message is dropped."""
+        try:
+            request = read_request(unwrap(delivery.body))
+        except MessageFormatError as error:
+            self.delivery_metrics.malformed.value += 1
+            scope = self._scope.copy()
+            scope.run(_log.warn, "a message to {target} was dropped: {error}", target=self._target, error=error)
+            delivery.reject()
+            return
+        self._dispatch(delivery, request)
+
+    def _dispatch(self, delivery: IDelivery, request: Request, lookups: int = 0) -> None:
+        """Accept a request; or, during a drain, leave it to the admission unless its operation is under way.
+
+        :param lookups: how often its progress was looked up already, because a process that may be dying had it.
+        """
+        admission = self._admission
+        if admission is None:
+            self._accept(delivery, request, None, lookups)
+        elif not admission.replace_delivery(request.unique_id, delivery):
+            self._accept(delivery, request, None if admission.belongs(request) else admission, lookups)
+
+    def _accept(self, delivery: IDelivery, request: Request, admission: Admission | None, lookups: int = 0) -> None:
+        """Queue a request as a call, or settle it.
+
+        :param admission: decides about the request in place of the queue; None to run it.
+        """
+        if admission is None and not delivery.deliveries and not self._closed:
+            # The fast path: a message that nobody received before.
+            try:
+                call = self._admit(delivery, request)
+            except RPCError:
+                pass  # It may be a second copy of a request that was refused: look for duplicates first.
+            else:
+                if self._ledger.add_new(call):
+                    self._enqueue(call)
+                    self._begin_calls()
+                    return
+        found = None if request.problem else self._ledger.get(request.unique_id)
+        if found is not None:
+            if not self._resume(found, delivery):
+                return
+        elif request.problem is None and self._settle_duplicate(delivery, request):
+            return
+        else:
+            found = self._admit_or_settle(delivery, request, admission, lookups)
+            if found is None:
+                return
+        if admission is None:
+            self._ledger.add(found)
+            self._enqueue(found)
+            self._begin_calls()
+        else:
+            self._ledger.release(found)
+            admission.add(UnstartedRequest(found.delivery, found.request, found))
+
+    def _resume(self, call: Call, delivery: IDelivery) -> bool:
+        """Give an unsettled call a new delivery; return whether it awaited that, and has to be queued again.
+
+        See Note [Deduplication of redeliveries] in novasvc.rpc.ledger.
+        """
+        if not self._closed:
+            # The redelivery may mean that the broker's acknowledgement timeout has changed: read it again.
+            self._hold_timer.start()
+        if self._ledger.replace_delivery(call, delivery):
+            return True
+        self._begin_calls()  # The call may have waited for this delivery.
+        return False
+
+    def _settle_duplicate(self, delivery: IDelivery, request: Request) -> bool:
+        """Settle a message that was settled before, or that arrived after the close; return whether it was one."""
+        if self._ledger.acknowledge_duplicate(delivery, request.unique_id):
+            self.delivery_metrics.duplicates.value += 1
+            self.execution.resend_reply(request, delivery.expires_in)
+            return True
+        if self._closed:
+            self._unread.append(delivery)
+            if self._released:
+                self._requeue_unread()
+            return True
+        return False
+
+    def _admit_or_settle(
+        self, delivery: IDelivery, request: Request, admission: Admission | None, lookups: int
+    ) -> Call | None:
+        """Make a Call of a request that this process does not know; None if something else decides about it."""
+        if admission is not None:
+            # A process that died may have begun a redelivered request to this server, so it needs the checks of
+            # _admit: ServiceDrainingError would tell its caller that it never ran.
+            if request.problem is None and not (delivery.deliveries and delivery.sent_to == "server"):
+                admission.add(UnstartedRequest(delivery, request))
+                return None
+        elif delivery.deliveries and self._takeover.decide_later(delivery, request, lookups, self._decide_again):
+            return None
+        try:
+            return self._admit(delivery, request)
+        except RPCError as error:
+            self._refuse(delivery, request, error)
+            return None
+
+    def _decide_again(self, delivery: IDelivery, request: Request, lookups: int) -> None:
+        self._dispatch(delivery, request, lookups)
+        self._check_idle()
+
+    def _admit(self, delivery: IDelivery, request: Request) -> Call:
+        """Make a Call of a request; see Note [When a message is acknowledged].
+
+        :raises RPCError: the request has to be refused: no such method, invalid arguments, redelivered, poison.
+        """
+        if request.problem is not None:
+            raise MessageFormatError(request.problem)
+        key = request.namespace, request.method, request.version
+        method = self._endpoints.cache.get(key) or self._endpoints.find(*key)
+        exposure, deliveries = method.exposure, delivery.deliveries
+        # At most once: what another process may have begun is not run, unless the backlog proves that none has.
+        taken_over = bool(deliveries) and not exposure.idempotent
+        if taken_over and not self._takeover.may_run(request):
+            raise RedeliveredError(request.method)
+        if exposure.idempotent and delivery.deaths >= self._max_deliveries:
+            raise QuarantinedError(request.method, delivery.deaths)
+        if request.args.keys() != exposure.required:
+            exposure.check(request.method, request.args)
+        now, keepalive = self._clock.seconds(), request.keepalive
+        expires_at = deadline = delivery.expires_at
+        # A caller with a keepalive waits for as long as keepalives arrive. It sets the message's TTL to at most
+        # one keepalive interval, so a TTL that short says when to stop waiting for the start, not for the reply.
+        # A longer TTL is the caller's real deadline.
+        if deadline is not None and keepalive is not None and deadline - now <= keepalive:
+            deadline = None
+        call = Call(delivery, request, method, self._scope.copy(), deliveries, expires_at, deadline, now)
+        if taken_over:
+            self._takeover.record(call)
+            call.deliveries = 0  # No process began it, so a requeue may call it new.
+        return call
+
+    def _message_lost(self, call: Call) -> None:
+        """Run or refuse a call whose message the broker seems to have lost.
+
+        See Note [Void deliveries] in novasvc.rpc.awaiting_redelivery.
+        """
+        admission = self._admission
+        if admission is not None and not admission.belongs(call.request):
+            return  # A draining server begins no new operation.
+        if call.method.exposure.idempotent:
+            call.message_lost = True
+            self._ledger.add(call)
+            self._waiting.append(call)
+        else:
+            self.delivery_metrics.refused.value += 1
+            error = RedeliveredError(call.request.method)
+            call.scope.run(_log.info, "a request to {target} was refused: {error}", target=self._target, error=error)
+            if call.request.reply_to is not None:
+                self.execution.refuse(call.request.reply_to, error, None)
+        self._begin_calls()
+
+    # -- decisions of the admission; see novasvc.rpc.admission.Decisions -----------------------
+
+    def run(self, unstarted: UnstartedRequest) -> None:
+        """Run a request that a draining server received."""
+        call = unstarted.call
+        if call is None:
+            self._accept(unstarted.delivery, unstarted.request, None)
+            return
+        call.delivery = unstarted.delivery
+        self._ledger.add(call)
+        self._enqueue(call)
+        self._begin_calls()
+
+    def requeue(self, unstarted: UnstartedRequest) -> None:
+        """Requeue a request that a draining server received."""
+        if unstarted.call is not None:
+            self._takeover.forget(unstarted.call)
+        self.delivery_metrics.given_back.value += 1
+        unstarted.delivery.requeue(unstarted.deliveries)
+
+    def refuse(self, unstarted: UnstartedRequest, error: RPCError) -> None:
+        """Refuse a request that a draining server received."""
+        if unstarted.call is not None:
+            self._takeover.forget(unstarted.call)
+        self._refuse(unstarted.delivery, unstarted.request, error)
+
+    # -- settling what is not run --------------------------------------------------------------
+
+    def _refuse(self, delivery: IDelivery, request: Request, error: RPCError) -> None:
+        """Settle a request that does not become a call, and reply with the error."""
+        # Log events about the request carry its request id.
+        scope = self._scope.copy()
+        scope.run(current_context.set, RequestContext.from_wire(request.context))
+        if isinstance(error, QuarantinedError):
+            self.delivery_metrics.quarantined.value += 1
+            scope.run(_log.error, "a request to {target} was quarantined: {error}", target=self._target, error=error)
+            self._ledger.quarantine(delivery, request.unique_id, str(error))
+        else:
+            self.delivery_metrics.refused.value += 1
+            scope.run(_log.info, "a request to {target} was refused: {error}", target=self._target, error=error)
+            self._ledger.acknowledge(delivery, request.unique_id)
+        if request.reply_to is not None:
+            self.execution.refuse(request.reply_to, error, delivery.expires_in)
+
+    def _requeue(self, call: Call) -> None:
+        """Requeue a call that was not begun, for any server of its target."""
+        self.delivery_metrics.given_back.value += 1
+        self._takeover.forget(call)
+        self._ledger.requeue(call)
+
+    def _requeue_here(self, call: Call) -> None:
+        """Requeue a call to this process, so that the transport counts a death if it dies with the next delivery."""
+        self._ledger.requeue(call, here=True)
+
+    def _requeue_waiting(self, call: Call) -> bool:
+        """Requeue a call if it waits to begin; return whether it waited."""
+        if call in self._waiting:
+            self._waiting.remove(call)
+        elif not self._redelivered.remove(call):
+            return False
+        if not self.execution.drop_stale(call):
+            self._requeue(call)
+        return True
+
+    def _requeue_unread(self) -> None:
+        unread, self._unread = self._unread, []
+        for delivery in unread:
+            delivery.requeue(delivery.deliveries)
+
+    # -- the queue -----------------------------------------------------------------------------
+
+    def _enqueue(self, call: Call) -> None:
+        if call.deliveries:
+            self._redelivered.add(call)
+            return
+        if self._takeover.records and not self._has_room:
+            self._takeover.record(call)
+        self._waiting.append(call)
+
+    def _begin_calls(self) -> None:
+        """Begin waiting calls while there is room; then fire the Deferreds of when_idle() and close() that are due."""
+        if self._beginning:
+            return  # Re-entered from a method that returned at once: the loop below continues by itself.
+        self._beginning = True
+        try:
+            while (self._waiting or self._redelivered.waiting) and self._has_room:
+                # Redelivered and new calls begin in turn, so that neither kind starves the other.
+                begun = self._redelivered.waiting and self._redelivered.begin_next()
+                if self._waiting:
+                    call = self._waiting.popleft()
+                    if call.backlog_slot is not None:
+                        self._takeover.forget(call)
+                    self.execution.begin(call)
+                elif not begun:
+                    break
+        finally:
+            self._beginning = False
+        if self._published.waiting and not self.execution.publishing:
+            self._published.fire(None)
+        if self._idle.waiting:
+            self._check_idle()
+
+    @property
+    def _has_room(self) -> bool:
+        # During a drain, running methods wait for the calls that are admitted. To make these calls wait for
+        # the running methods would be a deadlock, so they get extra room.
+        limit = self._concurrency if self._admission is None else self._concurrency + EXTRA_ROOM
+        execution = self.execution
+        return len(execution.running) + len(execution.publishing) + len(self._redelivered.moving) < limit
+
+    def _check_idle(self) -> None:
+        if self._idle.waiting and self._is_idle():
+            self._idle.fire(None)
+
+    def _is_idle(self) -> bool:
+        redelivered = self._redelivered
+        waiting = self._waiting or len(self._takeover) or redelivered.waiting or len(self._awaiting)
+        return not (waiting or redelivered.moving or len(self.execution))

@@ -1,0 +1,88 @@
+"""What a worker reports of its server, in messages of bounded size."""
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from twisted.application.service import IService, IServiceCollection
+from twisted.internet.defer import gatherResults
+from twisted.logger import Logger
+
+from novasvc.interfaces import IHealthy, IInspectable
+from novasvc.telemetry.instruments import Document
+from novasvc.workers.pipe import LONGEST
+
+_log = Logger()
+
+_MOST_OPERATIONS = 10_000
+"""Request ids of running operations in one report."""
+
+_MOST_CALLS = 200
+"""Running calls in one report."""
+
+_LONGEST_TEXT = 200
+"""Characters of each text that a caller chooses, such as a request id."""
+
+_ENVELOPE = 16 * 1024
+"""Bytes of a metrics message reserved for everything but the metrics, separators included."""
+
+
+def waited_for(server: IService | None) -> str | None:
+    """Return the dependency that the start of a server waits for; None if none."""
+    return next((part.waiting_for for part in _inspectable(server) if part.waiting_for), None)
+
+
+def count_calls(server: IService | None) -> int:
+    """Return how many calls are under way."""
+    return sum(len(part.running_calls()) for part in _inspectable(server))
+
+
+def running_calls(server: IService | None) -> list[dict[str, Any]]:
+    """Return the calls under way; see :meth:`novasvc.interfaces.IInspectable.running_calls`."""
+    calls = [call for part in _inspectable(server) for call in part.running_calls()]
+    return [{name: truncated(value) for name, value in call.items()} for call in calls[:_MOST_CALLS]]
+
+
+def operations(server: IService | None) -> list[str]:
+    """Return the request ids of the operations under way."""
+    known = {request_id for part in _inspectable(server) for request_id in part.operations_under_way()}
+    return [truncated(request_id) for request_id in known][:_MOST_OPERATIONS]
+
+
+def truncated(value: Any) -> Any:
+    """Truncate a value that callers choose, such as a request id."""
+    return value if value is None or isinstance(value, int | float) else str(value)[:_LONGEST_TEXT]
+
+
+def fitting(documents: list[Document]) -> list[Document]:
+    """Return the metrics that fit into one message; drop the largest ones if they do not."""
+    sizes = {document["name"]: len(json.dumps(document)) for document in documents}
+    while sum(sizes.values()) > LONGEST - _ENVELOPE:
+        largest = max(sizes, key=lambda name: sizes[name])
+        _log.error("dropping metric {name}: the report is too large for one message", name=largest)
+        del sizes[largest]
+    return [document for document in documents if document["name"] in sizes]
+
+
+async def health_of(services: Iterable[IService]) -> list[dict[str, Any]]:
+    """Collect the health of services, concurrently.
+
+    :param services: those that provide :class:`~novasvc.interfaces.IHealthy` are asked.
+    :return: one report per service.
+    """
+    healthy = [IHealthy(part) for part in services if IHealthy.providedBy(part)]
+    return await gatherResults([part.health() for part in healthy], consumeErrors=True)
+
+
+def parts(server: IService | None) -> Iterator[IService]:
+    """Iterate over a server and, recursively, its child services."""
+    if server is None:
+        return
+    yield server
+    if IServiceCollection.providedBy(server):
+        for part in server:
+            yield from parts(part)
+
+
+def _inspectable(server: IService | None) -> Iterator[IInspectable]:
+    return (IInspectable(part) for part in parts(server) if IInspectable.providedBy(part))

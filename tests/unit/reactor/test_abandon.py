@@ -1,0 +1,54 @@
+"""Tests for novasvc.reactor.abandon."""
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.trial.unittest import SynchronousTestCase
+
+from novasvc.reactor.abandon import abandon_on_cancel
+
+
+class AbandonOnCancelTests(SynchronousTestCase):
+    def test_outcome(self) -> None:
+        """The result or the failure of the step is passed on."""
+        for outcome in (1, ValueError("x")):
+            step: Deferred[int] = Deferred()
+            waiter = abandon_on_cancel(step)
+            self.assertNoResult(waiter)
+            if isinstance(outcome, Exception):
+                step.errback(outcome)
+                self.failureResultOf(waiter, ValueError)
+            else:
+                step.callback(outcome)
+                self.assertEqual(self.successResultOf(waiter), outcome)
+
+    def test_stubborn(self) -> None:
+        """Cancelling ends the waiting at once, although the step runs on; its late result is dropped."""
+        cancelled: list[Deferred[int]] = []
+        cleaning_up: Deferred[None] = Deferred()
+        ended: list[str] = []
+
+        async def run() -> None:
+            try:
+                await Deferred(cancelled.append)
+            except CancelledError:
+                await cleaning_up
+            ended.append("run")
+
+        waiter = abandon_on_cancel(Deferred.fromCoroutine(run()))
+        waiter.cancel()
+        self.assertEqual(len(cancelled), 1)
+        self.failureResultOf(waiter, CancelledError)
+        self.assertEqual(ended, [])
+        cleaning_up.callback(None)
+        self.assertEqual(ended, ["run"])
+        self.assertEqual(self.flushLoggedErrors(), [])
+
+    def test_late_failure(self) -> None:
+        """A step that fails after it was abandoned is logged."""
+        step: Deferred[int] = Deferred(lambda _: None)
+        inner: Deferred[int] = Deferred(lambda _: None)
+        step.addBoth(lambda _: inner)
+        waiter = abandon_on_cancel(step)
+        waiter.cancel()
+        self.failureResultOf(waiter, CancelledError)
+        inner.errback(ValueError("late"))
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)

@@ -1,0 +1,281 @@
+"""Tests for novasvc.registry.remote and novasvc.registry.encoding, on a Clock and in memory."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import attrs
+from twisted.internet.defer import CancelledError, Deferred, fail
+
+from novasvc import rpc
+from novasvc.context import RequestContext
+from novasvc.errors import (
+    DatabaseConflictError,
+    DatabaseCorruptError,
+    DatabaseError,
+    DatabaseFullError,
+    DatabaseLockedError,
+    DatabaseNewerError,
+    DatabaseReadOnlyError,
+    DatabaseRefusedError,
+    DatabaseUnavailableError,
+    MigrationNeededError,
+    ServiceNotFoundError,
+    UnconfirmedError,
+)
+from novasvc.manager import Manager
+from novasvc.registry.record import ServiceChanges
+from novasvc.registry.remote import TIMEOUT, RemoteRegistry
+from novasvc.rpc import Client
+from novasvc.rpc.target import Target
+from novasvc.service import Service
+from tests.support.conductor_rig import ConductorCase
+
+OUTAGES = (
+    DatabaseError("u", "it said no"),
+    DatabaseUnavailableError("u", "away"),
+    DatabaseLockedError("u", "locked"),
+    DatabaseReadOnlyError("u", "read-only"),
+    DatabaseFullError("u", "full"),
+    DatabaseConflictError("u", "taken"),
+    DatabaseCorruptError("u", "no database"),
+    DatabaseRefusedError("u", "wrong password"),
+    DatabaseNewerError("u", "newer", "0009", "0002"),
+    MigrationNeededError("u", "empty", None, "0002"),
+)
+
+
+class ForgetfulTransport:
+    """A transport that loses the connection at the first attempt to send each message."""
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+        self.sent: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def send(self, target: Target, body: bytes, ttl: float | None, mandatory: bool) -> Any:
+        again = body in self.sent
+        self.sent.append(body)
+        if again:
+            return self._transport.send(target, body, ttl, mandatory)
+        return fail(UnconfirmedError(str(target), "the connection was lost"))
+
+
+class ErrorsTests(ConductorCase):
+    """Tests for errors as the node gets them."""
+
+    def silence(self) -> None:
+        """Replace the conductor by a server that never replies."""
+        transport = self.done(self.runtime.broker.acquire())
+        self.successResultOf(transport.listen(Target("conductor", "c1"), lambda delivery: None, 10))
+
+    def conductor_before(self, beat: Callable[[int], Any]) -> Service:
+        """Start a conductor whose registry has this beat()."""
+        service = self.conductor()
+        registry = SimpleNamespace(beat=beat)
+        service.manager.attachments = attrs.evolve(service.manager.attachments, registry=registry)
+        return service
+
+    def test_unconfirmed(self) -> None:
+        """An unconfirmed idempotent operation is sent again; an update is not, and counts as an outage."""
+        self.conductor()
+        transport = ForgetfulTransport(self.done(self.runtime.broker.acquire()))
+        remote = RemoteRegistry(Client(transport, clock=self.clock))
+        record = self.successResultOf(self.ask(remote.register("h1", "novasvc-agent", "agent", 1)))
+        self.successResultOf(self.ask(remote.beat(record.id)))
+        self.assertEqual(len(transport.sent), 4)
+        changing = self.ask(remote.update(record.id, ServiceChanges(disabled=True)))
+        self.clock.advance(1)
+        self.assertIn("was lost meanwhile", self.failureResultOf(changing, DatabaseUnavailableError).value.problem)
+        self.assertEqual(len(transport.sent), 5)
+
+    def test_database(self) -> None:
+        """Each error of the conductor's database arrives unchanged, and is not logged as a failure of the conductor."""
+        self.conductor()
+        remote = self.remote()
+        log = self.log()
+        for outage in OUTAGES:
+            self.registry.outage = outage
+            error = self.failureResultOf(self.ask(remote.beat(1))).value
+            self.assertIs(type(error), type(outage))
+            self.assertEqual((error.args, str(error)), (outage.args, str(outage)))
+        self.registry.outage = None
+        self.assertEqual(log, [])
+
+    def test_not_found(self) -> None:
+        """A missing row is a ServiceNotFoundError that names it."""
+        self.conductor()
+        error = self.failureResultOf(self.ask(self.remote().get("no-such")), ServiceNotFoundError).value
+        self.assertEqual(error.service, "no-such")
+
+    def test_no_conductor(self) -> None:
+        """Without a conductor the database is unavailable at once."""
+        error = self.failureResultOf(self.ask(self.remote().beat(1)), DatabaseUnavailableError).value
+        self.assertIn("database conductor: no node serves the topic 'conductor'", str(error))
+
+    def test_silent_conductor(self) -> None:
+        """A conductor that does not answer is an outage after TIMEOUT seconds."""
+        self.silence()
+        asked = self.ask(self.remote().beat(1))
+        self.clock.advance(TIMEOUT - 0.1)
+        self.assertNoResult(asked)
+        self.clock.advance(0.2)
+        error = self.failureResultOf(asked, DatabaseUnavailableError).value
+        self.assertEqual(error.problem, "it did not answer in time")
+
+    def test_slow_database(self) -> None:
+        """A slow database of the conductor is an outage; the conductor stops waiting when the node does."""
+        cancelled: list[Any] = []
+        service = self.conductor_before(lambda _: Deferred(cancelled.append))
+        asked = self.ask(self.remote().beat(1))
+        self.clock.advance(TIMEOUT)
+        self.turn()
+        self.failureResultOf(asked, DatabaseUnavailableError)
+        self.assertEqual(len(cancelled), 1)
+        self.assertEqual(service.node.server.in_flight, 0)
+
+    def test_closed(self) -> None:
+        """After close() pending and later calls fail with DatabaseUnavailableError."""
+        self.silence()
+        remote = self.remote()
+        waiting = remote.beat(1)
+        self.successResultOf(remote.close())
+        self.failureResultOf(waiting, DatabaseUnavailableError)
+        self.failureResultOf(remote.beat(1), DatabaseUnavailableError)
+
+    def test_cancelled(self) -> None:
+        """A cancelled call is forgotten."""
+        transport = self.done(self.runtime.broker.acquire())
+        client = Client(transport, clock=self.clock)
+        self.conductor()
+        asked = RemoteRegistry(client).beat(1)
+        asked.cancel()
+        self.failureResultOf(asked, CancelledError)
+        self.assertEqual(client.pending, 0)
+
+    def test_bug(self) -> None:
+        """A bug in the conductor is a DatabaseError with its text, not an outage."""
+        self.conductor_before(lambda _: 1 / 0)
+        error = self.failureResultOf(self.ask(self.remote().beat(1))).value
+        self.assertIs(type(error), DatabaseError)
+        self.assertIn("database conductor: 'beat' failed with ZeroDivisionError: division by zero", str(error))
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_unwritable(self) -> None:
+        """prove_writable() checks the conductor's database."""
+        self.conductor()
+        self.successResultOf(self.ask(self.remote().prove_writable()))
+        self.registry.unwritable = DatabaseFullError("u", "full")
+        self.failureResultOf(self.ask(self.remote().prove_writable()), DatabaseFullError)
+
+    def test_old_conductor(self) -> None:
+        """With a conductor without prove_writable, a read takes its place."""
+        self.conductor(OldConductor)
+        self.successResultOf(self.ask(self.remote().prove_writable()))
+        self.registry.outage = DatabaseUnavailableError("u", "away")
+        self.failureResultOf(self.ask(self.remote().prove_writable()), DatabaseUnavailableError)
+
+    def test_not_a_conductor(self) -> None:
+        """Another manager on the conductor's topic is a DatabaseError, not an outage."""
+        self.conductor(Manager)
+        error = self.failureResultOf(self.ask(self.remote().beat(1))).value
+        self.assertIs(type(error), DatabaseError)
+        self.assertIn("version 1.0 of namespace 'registry' is not served", str(error))
+
+
+class OldConductor(Manager):
+    """A conductor of version 1.0."""
+
+    @rpc.expose(namespace="registry", version="1.0", expected=(DatabaseError, ServiceNotFoundError))
+    async def get(self, context: RequestContext, service: str) -> None:
+        await self.attachments.registry.get(service)
+
+
+class Liar(Manager):
+    """A conductor that answers what the test sets."""
+
+    answer: Any = None
+
+    @rpc.expose(namespace="registry")
+    def get(self, context: RequestContext, service: str) -> Any:
+        return self.answer
+
+    @rpc.expose(namespace="registry")
+    def list(self, context: RequestContext, **filters: Any) -> Any:
+        return self.answer
+
+    @rpc.expose(namespace="registry")
+    def beat(self, context: RequestContext, service_id: int) -> Any:
+        return self.answer
+
+
+class AnswerTests(ConductorCase):
+    """Tests for malformed answers."""
+
+    ROW: ClassVar = {
+        "id": 1,
+        "uuid": "0",
+        "host": "h1",
+        "binary": "b",
+        "topic": None,
+        "disabled": False,
+        "disabled_reason": None,
+        "forced_down": False,
+        "report_count": 2,
+        "created_at": "2024-02-29T12:00:00.000001",
+        "updated_at": None,
+        "last_seen_up": None,
+        "version": 0,
+        "age": 7,
+    }
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.liar = self.conductor(Liar).manager
+
+    def problem(self, asked: Deferred[Any]) -> str:
+        error = self.failureResultOf(self.ask(asked)).value
+        self.assertIs(type(error), DatabaseError)
+        return str(error)
+
+    def test_good_row(self) -> None:
+        """A row is decoded with its time stamps; unknown fields are ignored, and an age may be an integer."""
+        self.liar.answer = {**self.ROW, "zone": "new in 1.1"}
+        record = self.successResultOf(self.ask(self.remote().get("1")))
+        self.assertEqual((record.created_at.isoformat(), record.age), ("2024-02-29T12:00:00.000001", 7.0))
+        self.assertIs(type(record.age), float)
+
+    def test_malformed_rows(self) -> None:
+        """A row with a missing or mistyped field is an error that names the field."""
+        remote = self.remote()
+        lacking = {name: value for name, value in self.ROW.items() if name not in {"age", "id"}}
+        answers = (
+            (None, "row is NoneType, not dict"),
+            ([self.ROW], "row is list, not dict"),
+            (lacking, "row has no age, id"),
+            ({**self.ROW, "id": "1"}, "id is str, not int"),
+            ({**self.ROW, "id": True}, "id is bool, not int"),
+            ({**self.ROW, "disabled": 0}, "disabled is int, not bool"),
+            ({**self.ROW, "host": None}, "host is NoneType, not str"),
+            ({**self.ROW, "topic": {}}, "topic is dict, not str or NoneType"),
+            ({**self.ROW, "age": "7"}, "age is str, not float"),
+            ({**self.ROW, "created_at": "yesterday"}, "Invalid isoformat string: 'yesterday'"),
+            ({**self.ROW, "created_at": "2024-02-29T12:00:00+01:00"}, "created_at is str, not datetime or NoneType"),
+        )
+        for answer, problem in answers:
+            self.liar.answer = answer
+            self.assertIn(f"its answer to 'get' cannot be read: {problem}", self.problem(remote.get("1")))
+
+    def test_malformed_list(self) -> None:
+        """A malformed list, or one with a malformed row, is an error."""
+        remote = self.remote()
+        for answer in ({"rows": []}, [self.ROW, 1]):
+            self.liar.answer = answer
+            self.assertIn("its answer to 'list' cannot be read", self.problem(remote.list(None, None, None)))
+
+    def test_answer_to_beat(self) -> None:
+        """A result of beat() is an error."""
+        self.liar.answer = 1
+        self.assertIn("its answer to 'beat' cannot be read", self.problem(self.remote().beat(1)))
