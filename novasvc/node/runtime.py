@@ -8,7 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import attrs
 from twisted.internet.defer import Deferred, DeferredLock
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IReactorFDSet, IReactorTime, IReactorUNIX
 from zope.interface import implementer
 
 from novasvc.config import Settings, load
@@ -23,7 +23,7 @@ from novasvc.rpc import Client
 from novasvc.rpc.admission import Siblings
 from novasvc.rpc.backlog import Backlog
 from novasvc.transport.local import HostSockets, LocalTransport
-from novasvc.transport.memory import MemoryBroker
+from novasvc.transport.memory import MemoryBroker, MemoryTransport
 from novasvc.workers.current import current_worker
 
 
@@ -203,6 +203,9 @@ _process_runtimes: ReactorLocal[Runtime | None] = ReactorLocal(lambda _: None)
 
 def _make_transport(settings: Settings, reactor: Any) -> ITransport:
     if settings.transport_url.startswith("memory:"):
+        if not (IReactorUNIX.providedBy(reactor) and IReactorFDSet.providedBy(reactor)):
+            # A Clock, in a test: there is no other process.
+            return MemoryTransport(_memory_brokers.get(reactor), clock=reactor, exchange=settings.control_exchange)
         sockets, directory = _host_sockets.get(reactor), settings.socket_dir
         if directory not in sockets:
             sockets[directory] = HostSockets(_memory_brokers.get(reactor), reactor, directory)

@@ -4,8 +4,7 @@
 """
 
 from collections.abc import Callable
-from functools import wraps
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -13,7 +12,7 @@ from twisted.internet.defer import Deferred
 from novasvc import rpc
 from novasvc.context import RequestContext
 from novasvc.manager import Manager
-from novasvc.registry.encoding import check_type, encode_record, read_query, types_of
+from novasvc.registry.encoding import encode_record, read_query
 from novasvc.registry.errors import DatabaseError, ServiceNotFoundError
 from novasvc.registry.record import ServiceChanges
 from novasvc.rpc.errors import InvalidArgumentsError
@@ -26,28 +25,12 @@ PAGE_VERSION = "1.1"
 PROVE_WRITABLE_VERSION = "1.2"
 """The first version with prove_writable."""
 
-_Operation = TypeVar("_Operation", bound=Callable[..., Any])
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
-def _operation(*, idempotent: bool, version: str = VERSION) -> Callable[[_Operation], _Operation]:
-    """Expose a method, and check its arguments against the types of its signature."""
-
-    def decorate(function: _Operation) -> _Operation:
-        types = {name: types_of(annotation) for name, annotation in function.__annotations__.items()}
-
-        @wraps(function)
-        def checked(self: "Conductor", context: RequestContext, **args: Any) -> Any:
-            try:
-                args = {name: check_type(name, value, types[name]) for name, value in args.items()}
-            except ValueError as error:
-                raise InvalidArgumentsError(function.__name__, str(error)) from None
-            return function(self, context, **args)
-
-        expected = (DatabaseError, ServiceNotFoundError, InvalidArgumentsError)
-        exposed = rpc.expose(namespace=NAMESPACE, version=version, idempotent=idempotent, expected=expected)
-        return cast(_Operation, exposed(checked))
-
-    return decorate
+def _expose(*, idempotent: bool, version: str = VERSION) -> Callable[[_Method], _Method]:
+    expected = (DatabaseError, ServiceNotFoundError, InvalidArgumentsError)
+    return rpc.expose(namespace=NAMESPACE, version=version, idempotent=idempotent, expected=expected)
 
 
 class Conductor(Manager):
@@ -64,29 +47,29 @@ class Conductor(Manager):
     # delete finds no row, as intended, and ids are never reused. But a second update could undo
     # what an operator has changed since the first, so update is not idempotent.
 
-    @_operation(idempotent=True)
+    @_expose(idempotent=True)
     async def register(
         self, context: RequestContext, host: str, binary: str, topic: str | None, version: int
     ) -> dict[str, Any]:
         """Return the row of (host, binary), created if there is none."""
         return encode_record(await self.attachments.registry.register(host, binary, topic, version))
 
-    @_operation(idempotent=True)
+    @_expose(idempotent=True)
     def beat(self, context: RequestContext, service_id: int) -> Deferred[None]:
         """Write a heartbeat."""
         return self.attachments.registry.beat(service_id)
 
-    @_operation(idempotent=True, version=PROVE_WRITABLE_VERSION)
+    @_expose(version=PROVE_WRITABLE_VERSION, idempotent=True)
     def prove_writable(self, context: RequestContext) -> Deferred[None]:
         """Check that the database can be written."""
         return self.attachments.registry.prove_writable()
 
-    @_operation(idempotent=True)
+    @_expose(idempotent=True)
     async def get(self, context: RequestContext, service: str) -> dict[str, Any]:
         """Read the row with this id in decimal, or this uuid."""
         return encode_record(await self.attachments.registry.get(service))
 
-    @_operation(idempotent=True)
+    @_expose(idempotent=True)
     async def list(
         self,
         context: RequestContext,
@@ -97,7 +80,7 @@ class Conductor(Manager):
         """Read the live rows that match the arguments."""
         return [encode_record(row) for row in await self.attachments.registry.list(host, binary, topic)]
 
-    @_operation(idempotent=True, version=PAGE_VERSION)
+    @_expose(version=PAGE_VERSION, idempotent=True)
     async def page(self, context: RequestContext, query: dict[str, Any]) -> Any:
         """Read one page of the live rows.
 
@@ -107,7 +90,7 @@ class Conductor(Manager):
         page = await self.attachments.registry.page(read_query("page", query))
         return {"rows": [encode_record(row) for row in page.rows], "more": page.more}
 
-    @_operation(idempotent=True, version=PAGE_VERSION)
+    @_expose(version=PAGE_VERSION, idempotent=True)
     async def count(self, context: RequestContext, query: dict[str, Any]) -> Any:
         """Count the live rows that match a query.
 
@@ -116,7 +99,7 @@ class Conductor(Manager):
         """
         return attrs.asdict(await self.attachments.registry.count(read_query("count", query)))
 
-    @_operation(idempotent=False)
+    @_expose(idempotent=False)
     async def update(
         self,
         context: RequestContext,
@@ -129,7 +112,7 @@ class Conductor(Manager):
         changes = ServiceChanges(disabled=disabled, disabled_reason=disabled_reason, forced_down=forced_down)
         return encode_record(await self.attachments.registry.update(service_id, changes))
 
-    @_operation(idempotent=True)
+    @_expose(idempotent=True)
     def delete(self, context: RequestContext, service_id: int) -> Deferred[None]:
         """Soft-delete the row."""
         return self.attachments.registry.delete(service_id)

@@ -1,5 +1,6 @@
 """The state of one admitted request."""
 
+from collections.abc import Mapping
 from contextvars import Context
 from typing import Any
 
@@ -24,6 +25,7 @@ class Call:
     :param expires_at: seconds on the clock after which the method must not begin; None if unknown.
     :param deadline: seconds on the clock after which the caller no longer waits for a reply; None if unknown.
     :param delivered: seconds on the clock when the latest delivery arrived.
+    :ivar args: the arguments for the method, as its contract converts them.
     :ivar began: seconds on the clock when the method began; 0.0 before that.
     :ivar request_id: the request id of the method's context; "" before the method begins.
     :ivar running: the method's Deferred, if it has not fired when the method returned.
@@ -44,6 +46,7 @@ class Call:
     expires_at: float | None
     deadline: float | None
     delivered: float
+    args: Mapping[str, Any] = attrs.field(init=False)
     began: float = attrs.field(default=0.0, init=False)
     request_id: str = attrs.field(default="", init=False)
     running: Deferred[Any] | None = attrs.field(default=None, init=False)

@@ -6,11 +6,15 @@ likes. A result is checked and converted to JSON in the same way. What has no an
 """
 
 import collections.abc
+import dataclasses
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from datetime import date, datetime
+from decimal import Decimal
 from typing import Any, TypedDict, Union
+from uuid import UUID
 
 import attrs
 import msgspec
@@ -18,9 +22,13 @@ from twisted.internet.defer import Deferred
 
 from novasvc.errors import DeclarationError
 from novasvc.rpc.errors import InvalidArgumentsError, ResultNotSerializableError
+from novasvc.rpc.payload import primitive
 
 _PLAIN = (type(None), bool, int, float, str)
 """Types that JSON has: a result of one of them is checked only."""
+
+_LEFT = (datetime, date, UUID, Decimal)
+"""Types of a result that the encoder of messages converts."""
 
 _AWAITED = (Deferred, collections.abc.Awaitable, collections.abc.Coroutine, collections.abc.Generator)
 """A plain method that is annotated with one of them returns its result later."""
@@ -33,44 +41,34 @@ class Contract:
     """The types of a method's arguments and of its result.
 
     :param method: the method's name, for errors.
-    :param arguments: a TypedDict of the annotated arguments; None if there are none.
-    :param names: of the annotated arguments.
+    :param arguments: a TypedDict of the annotated arguments, for ``msgspec.convert``; None if there are none.
     :param result: the type of the result; Any if it has no annotation.
+    :ivar plain_result: the type of a result that is JSON already; NotImplemented, which is no type, if it is not.
     """
 
     method: str
     arguments: Any
-    names: frozenset[str]
     result: Any
+    plain_result: Any = attrs.field(init=False)
 
-    def convert_arguments(self, args: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Check the arguments of a call, and convert those that are annotated.
+    @plain_result.default
+    def _plain_result(self) -> Any:
+        return self.result if self.result in _PLAIN else NotImplemented
 
-        :param args: as they came, by name; JSON.
-        :return: the arguments for the method.
-        :raises InvalidArgumentsError: one is not of its type; the error names the path to the wrong value.
-        """
-        if self.arguments is None:
-            return args
-        try:
-            converted: dict[str, Any] = msgspec.convert(args, self.arguments, str_keys=True)
-        except msgspec.ValidationError as error:
-            raise InvalidArgumentsError(self.method, _described(error, "")) from None
-        if len(converted) < len(args):  # Those without annotations; msgspec leaves them out.
-            return {**args, **converted}
-        return converted
+    def invalid_arguments(self, error: msgspec.ValidationError) -> InvalidArgumentsError:
+        """Describe arguments that are not of their types; the text names the path to the wrong value."""
+        return InvalidArgumentsError(self.method, _described(error, ""))
 
     def convert_result(self, result: Any) -> Any:
         """Check a result, and convert it to what JSON has.
 
         :raises ResultNotSerializableError: it is not of its type.
         """
-        kind = self.result
-        if kind is Any or type(result) is kind in _PLAIN:
-            return result
         try:
-            plain = msgspec.to_builtins(result, str_keys=True)
-            msgspec.convert(plain, kind, str_keys=True)
+            # A copy, in which nested dataclasses and the like are dicts. What JSON lacks, and OpenStack's services
+            # convert in their own way, is left to the encoder, so that peers see what they always saw.
+            plain = msgspec.to_builtins(_complete(result), builtin_types=_LEFT, str_keys=True, enc_hook=primitive)
+            msgspec.convert(plain, self.result, builtin_types=_LEFT, str_keys=True)
         except (msgspec.ValidationError, TypeError, ValueError, RecursionError) as error:
             raise ResultNotSerializableError(self.method, _described(error, "the result")) from None
         return plain
@@ -84,8 +82,8 @@ class Contract:
         return {"arguments": given, "result": returned, "$defs": shared}
 
 
-def contract_of(function: Callable[..., Any], method: str, where: str) -> Contract:
-    """Read the contract of a method from its annotations.
+def contract_of(function: Callable[..., Any], method: str, where: str) -> Contract | None:
+    """Read the contract of a method from its annotations; None if it has none.
 
     :param function: the exposed method, bound or not.
     :param method: its name.
@@ -102,13 +100,20 @@ def contract_of(function: Callable[..., Any], method: str, where: str) -> Contra
     if parameters and parameters[0].name == "self":
         parameters = parameters[1:]
     accepted = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    found = {each.name: hints[each.name] for each in parameters[1:] if each.kind in accepted and each.name in hints}
+    found = {
+        each.name: hints[each.name]
+        for each in parameters[1:]
+        if each.kind in accepted and hints.get(each.name, Any) not in (Any, object)
+    }
     for name, kind in found.items():
         _check(kind, f"the annotation of {name!r}", where)
     result = _awaited(hints.get("return", Any))
+    result = Any if result is object else result
     _check(result, "the annotation of the result", where)
+    if not found and result is Any:
+        return None
     arguments = TypedDict(f"{method} arguments", found, total=False) if found else None  # type: ignore[operator]
-    return Contract(method, arguments, frozenset(found), result)
+    return Contract(method, arguments, result)
 
 
 def _awaited(kind: Any) -> Any:
@@ -150,6 +155,23 @@ def _custom(information: Any, seen: set[int]) -> "collections.abc.Iterator[type]
             value = getattr(information, name)
             if isinstance(value, msgspec.inspect.Type | msgspec.inspect.Field | tuple):
                 yield from _custom(value, seen)
+
+
+def _complete(value: Any) -> Any:
+    """Return a value with its dataclasses as dicts of all their fields.
+
+    msgspec reads the ``__dict__`` of a dataclass. In one that it has made itself, from an argument, a field that was
+    not given is missing there: its default is found in the class.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _complete(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, list | tuple):
+        return [_complete(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _complete(each) for key, each in value.items()}
+    if attrs.has(type(value)):
+        return {field.name: _complete(getattr(value, field.name)) for field in attrs.fields(type(value))}
+    return value
 
 
 def _described(error: BaseException, what: str) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextvars import Context, copy_context
 from typing import Any
 
+from msgspec import ValidationError, convert
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -330,6 +331,15 @@ class Dispatcher:
             raise QuarantinedError(request.method, delivery.deaths)
         if request.args.keys() != exposure.required:
             exposure.check(request.method, request.args)
+        args, contract = request.args, method.contract
+        if contract is not None and contract.arguments is not None:
+            # Not a function of the contract: this is the way of every call.
+            try:
+                converted = convert(args, contract.arguments, str_keys=True)
+            except ValidationError as error:
+                raise contract.invalid_arguments(error) from None
+            # msgspec leaves out the arguments without annotations.
+            args = converted if len(converted) == len(args) else {**args, **converted}
         now, keepalive = self._clock.seconds(), request.keepalive
         expires_at = deadline = delivery.expires_at
         # A caller with a keepalive waits for as long as keepalives arrive. It sets the message's TTL to at most
@@ -338,6 +348,7 @@ class Dispatcher:
         if deadline is not None and keepalive is not None and deadline - now <= keepalive:
             deadline = None
         call = Call(delivery, request, method, self._scope.copy(), deliveries, expires_at, deadline, now)
+        call.args = args
         if taken_over:
             self._takeover.record(call)
             call.deliveries = 0  # No process began it, so a requeue may call it new.

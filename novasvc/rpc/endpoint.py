@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 
 from novasvc.errors import DeclarationError
+from novasvc.rpc.contract import Contract, contract_of
 from novasvc.rpc.errors import NoSuchMethodError, UnsupportedVersionError
 from novasvc.rpc.exposure import Exposure, exposure_of
 from novasvc.rpc.version import Version, parse_version, serves
@@ -30,6 +31,7 @@ class Method:
     :param exposure: the options given to ``@expose``.
     :param version: the highest version of its interface.
     :param where: "module.Class.method", for errors.
+    :param contract: the types of its arguments and its result; None if it has no annotations.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Method:
     exposure: Exposure
     version: Version
     where: str
+    contract: Contract | None = None
 
 
 class Endpoints:
@@ -143,6 +146,7 @@ def _methods(endpoint: object) -> list[Method]:
             exposure=exposure,
             version=highest[exposure.namespace, parse_version(exposure.version)[0]],
             where=where,
+            contract=contract_of(getattr(endpoint, name), name, where),
         )
         for name, where, exposure in exposed
     ]

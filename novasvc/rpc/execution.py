@@ -167,7 +167,8 @@ class Execution:
             self._schedule_keepalive(call)
 
     def _run(self, call: Call) -> Any:
-        scope, method, args = call.scope, call.method, call.request.args
+        scope, method = call.scope, call.method
+        args = call.args
         context = scope[current_context]
         if method.exposure.blocking:
             # The partial keeps the method's argument names from clashing with the parameters of run_blocking.
@@ -192,6 +193,9 @@ class Execution:
                 self._finish(call, None)
                 return
             try:
+                contract = call.method.contract
+                if contract is not None and contract.result is not Any and type(result) is not contract.plain_result:
+                    result = contract.convert_result(result)
                 body = encode_result(call.request.reply_to.msg_id, result, call.method.name)
             except ResultNotSerializableError as error:
                 call.scope.copy().run(_log.error, "{error}", error=error)

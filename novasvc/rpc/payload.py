@@ -27,8 +27,8 @@ _AS_TEXT = (
 _KEYS = (str, int, float, type(None))
 
 
-def _primitive(value: object) -> Any:
-    """Convert a value of a type that JSON lacks; called by the encoder.
+def primitive(value: object) -> Any:
+    """Convert a value of a type that JSON lacks, as OpenStack's services do; called by the encoder.
 
     :raises TypeError: the type cannot be converted.
     """
@@ -55,7 +55,7 @@ def _primitive(value: object) -> Any:
 # costs a lookup for each list and object. This module creates the encoder once, without that check. A
 # circular value then raises RecursionError, as a value that is nested too deeply does. Only in that case
 # the checking encoder runs too, to tell the two apart.
-_checking_encoder = json.JSONEncoder(default=_primitive)
+_checking_encoder = json.JSONEncoder(default=primitive)
 _decode: Callable[[str], Any] = json.JSONDecoder().decode
 
 loads_at = json_scanner()

@@ -41,13 +41,13 @@ class ConductorTests(ConductorCase):
         self.conductor()
         log = self.log()
         calls: tuple[tuple[str, dict[str, Any], str], ...] = (
-            ("beat", {"service_id": "1"}, "service_id is str, not int"),
-            ("beat", {"service_id": True}, "service_id is bool, not int"),
-            ("get", {"service": 1}, "service is int, not str"),
-            ("list", {"host": ["h1"]}, "host is list, not str or NoneType"),
-            ("update", {"service_id": 1, "disabled": "yes"}, "disabled is str, not bool or NoneType"),
+            ("beat", {"service_id": "1"}, "service_id: expected int, got str"),
+            ("beat", {"service_id": True}, "service_id: expected int, got bool"),
+            ("get", {"service": 1}, "service: expected str, got int"),
+            ("list", {"host": ["h1"]}, "host: expected str | null, got array"),
+            ("update", {"service_id": 1, "disabled": "yes"}, "disabled: expected bool | null, got str"),
             ("update", {"service_id": 1, "report_count": 0}, "unknown: report_count"),
-            ("register", {"host": "h", "binary": None, "topic": None, "version": 0}, "binary is NoneType, not str"),
+            ("register", {"host": "h", "binary": None, "topic": None, "version": 0}, "binary: expected str, got null"),
             ("register", {"host": "h", "binary": "b", "topic": None}, "missing: version"),
         )
         for method, args, problem in calls:

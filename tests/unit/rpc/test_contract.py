@@ -13,8 +13,11 @@ import msgspec
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
+from novasvc import rpc
+from novasvc.context import RequestContext
 from novasvc.errors import DeclarationError, InvalidArgumentsError, ResultNotSerializableError
 from novasvc.rpc.contract import Contract, contract_of
+from tests.support.rpc_rig import RPCCase
 
 
 class Unit(enum.Enum):
@@ -45,10 +48,17 @@ NUMBER = "6c84fb90-12c4-11e1-840d-7b25c5ee775a"
 
 class ContractCase(SynchronousTestCase):
     def contract(self, function: Any) -> Contract:
-        return contract_of(function, "m", "shop.Stock.m")
+        contract = contract_of(function, "m", "shop.Stock.m")
+        assert contract is not None
+        return contract
 
-    def refused(self, contract: Contract, **args: Any) -> str:
-        return str(self.assertRaises(InvalidArgumentsError, contract.convert_arguments, args))
+    def converted(self, function: Any, args: dict[str, Any]) -> Any:
+        """Convert arguments as the dispatcher does."""
+        return msgspec.convert(args, self.contract(function).arguments, str_keys=True)
+
+    def refused(self, function: Any, **args: Any) -> str:
+        error = self.assertRaises(msgspec.ValidationError, self.converted, function, args)
+        return str(self.contract(function).invalid_arguments(error))
 
 
 class ArgumentsTests(ContractCase):
@@ -59,7 +69,7 @@ class ArgumentsTests(ContractCase):
 
         lines = [{"item": "tea", "amount": 2, "unit": "g"}, {"item": "pot"}]
         order = {"number": NUMBER, "lines": lines, "due": "2026-11-29T10:00:00Z"}
-        converted = self.contract(place).convert_arguments({"order": order, "price": "1.20"})
+        converted = self.converted(place, {"order": order, "price": "1.20"})
         due = dt.datetime(2026, 11, 29, 10, tzinfo=dt.UTC)
         expected = Order(uuid.UUID(NUMBER), [Line("tea", 2, Unit.GRAM), Line("pot")], due)
         self.assertEqual(converted, {"order": expected, "price": decimal.Decimal("1.20")})
@@ -69,53 +79,36 @@ class ArgumentsTests(ContractCase):
 
         def place(self: Any, context: Any, order: Order, amount: int = 1) -> None: ...
 
-        contract = self.contract(place)
         order = {"number": NUMBER, "lines": [{"item": "tea", "amount": "2"}]}
-        self.assertIn("'m': order.lines[0].amount: expected int, got str", self.refused(contract, order=order))
-        self.assertIn("'m': amount: expected int, got float", self.refused(contract, amount=1.5))
+        self.assertIn("'m': order.lines[0].amount: expected int, got str", self.refused(place, order=order))
+        self.assertIn("'m': amount: expected int, got float", self.refused(place, amount=1.5))
+        self.assertIn("'m': order: object missing required field lines", self.refused(place, order={"number": NUMBER}))
         self.assertIn(
-            "'m': order: object missing required field lines", self.refused(contract, order={"number": NUMBER})
-        )
-        self.assertIn(
-            "invalid enum value 'kg'", self.refused(contract, order={**order, "lines": [{"item": "a", "unit": "kg"}]})
+            "invalid enum value 'kg'", self.refused(place, order={**order, "lines": [{"item": "a", "unit": "kg"}]})
         )
 
-    def test_as_it_is(self) -> None:
-        """What has no annotation, or Any, is left as it is, whatever it is."""
-
-        def loose(self: Any, context: Any, one, two: Any = None, *, three: object = 1, **more: int) -> None: ...  # type: ignore[no-untyped-def]  # noqa: ANN001
-
-        args = {"one": [1], "two": {"a": 1}, "three": None, "four": "x"}
-        self.assertEqual(self.contract(loose).convert_arguments(args), args)
+    def test_none(self) -> None:
+        """A method without annotations has no contract."""
 
         def bare(self, context, one):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
             """Has no annotations."""
 
-        self.assertIs(self.contract(bare).convert_arguments(args), args)
-
-    def test_mixed(self) -> None:
-        """Arguments with and without annotations reach the method together."""
-
-        def mixed(self: Any, context: Any, when: dt.date, what) -> None: ...  # type: ignore[no-untyped-def]  # noqa: ANN001
-
-        converted = self.contract(mixed).convert_arguments({"when": "2026-11-29", "what": "2026-11-29"})
-        self.assertEqual(converted, {"when": dt.date(2026, 11, 29), "what": "2026-11-29"})
+        self.assertIs(contract_of(bare, "m", "shop.Stock.m"), None)
 
     def test_constraints(self) -> None:
         """Bounds of msgspec.Meta are checked."""
 
         def take(self: Any, context: Any, amount: Annotated[int, msgspec.Meta(ge=1, le=10)]) -> None: ...
 
-        contract = self.contract(take)
-        self.assertEqual(contract.convert_arguments({"amount": 10}), {"amount": 10})
-        self.assertIn("amount: expected int <= 10", self.refused(contract, amount=11))
+        self.assertEqual(self.converted(take, {"amount": 10}), {"amount": 10})
+        self.assertIn("amount: expected int <= 10", self.refused(take, amount=11))
 
     def test_integer_keys(self) -> None:
         """JSON has keys of text only; those of an annotated dict are converted."""
 
         def take(self: Any, context: Any, by_number: dict[int, str]) -> None: ...
 
-        self.assertEqual(self.contract(take).convert_arguments({"by_number": {"7": "a"}}), {"by_number": {7: "a"}})
+        self.assertEqual(self.converted(take, {"by_number": {"7": "a"}}), {"by_number": {7: "a"}})
 
 
 class ResultTests(ContractCase):
@@ -124,7 +117,7 @@ class ResultTests(ContractCase):
 
         def read(self: Any, context: Any) -> Order: ...
 
-        plain = {"number": NUMBER, "lines": [{"item": "tea", "amount": 1, "unit": "g"}], "due": None}
+        plain = {"number": uuid.UUID(NUMBER), "lines": [{"item": "tea", "amount": 1, "unit": "g"}], "due": None}
         result = Order(uuid.UUID(NUMBER), [Line("tea", 1, Unit.GRAM)])
         self.assertEqual(self.contract(read).convert_result(result), plain)
 
@@ -153,7 +146,8 @@ class ResultTests(ContractCase):
 
         def bare(self: Any, context: Any) -> Deferred: ...  # type: ignore[type-arg]
 
-        self.assertEqual([self.contract(each).result for each in (deferred, coroutine, bare)], [Line, Line, Any])
+        self.assertEqual([self.contract(each).result for each in (deferred, coroutine)], [Line, Line])
+        self.assertIs(contract_of(bare, "m", "shop.Stock.m"), None)
         self.assertEqual(self.contract(either).convert_result(None), None)
         self.assertRaises(ResultNotSerializableError, self.contract(either).convert_result, "x")
 
@@ -164,8 +158,7 @@ class ResultTests(ContractCase):
 
         def anything(self: Any, context: Any): ...  # type: ignore[no-untyped-def]  # noqa: ANN202
 
-        value = Plain()
-        self.assertIs(self.contract(anything).convert_result(value), value)
+        self.assertIs(contract_of(anything, "m", "shop.Stock.m"), None)
         self.assertEqual(self.contract(number).convert_result(7), 7)
         self.assertRaises(ResultNotSerializableError, self.contract(number).convert_result, None)
 
@@ -196,7 +189,7 @@ class DeclarationTests(ContractCase):
 
         def walk(self: Any, context: Any, tree: Tree) -> Tree: ...
 
-        converted = self.contract(walk).convert_arguments({"tree": {"children": [{"children": []}]}})
+        converted = self.converted(walk, {"tree": {"children": [{"children": []}]}})
         self.assertEqual(converted, {"tree": Tree([Tree([])])})
 
     def test_schema(self) -> None:
@@ -212,3 +205,53 @@ class DeclarationTests(ContractCase):
 @dataclasses.dataclass
 class Tree:
     children: "list[Tree]"
+
+
+class Shop:
+    """An endpoint that notes what it was called with."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+
+    @rpc.expose
+    def place(self, context: RequestContext, line: Line, when: dt.date, note=None, *, more: Any = 1) -> Line:  # type: ignore[no-untyped-def]  # noqa: ANN001
+        self.calls.append((line, when, note, more))
+        return line
+
+    @rpc.expose
+    async def count(self, context: RequestContext) -> dict[str, dt.datetime]:
+        return {"a": dt.datetime(2026, 11, 29, 10, tzinfo=dt.UTC)}
+
+    @rpc.expose
+    def lie(self, context: RequestContext) -> int:
+        return "seven"  # type: ignore[return-value]
+
+
+class CallTests(RPCCase):
+    """Contracts on the way of a call."""
+
+    def make_endpoint(self) -> Any:
+        return Shop()
+
+    def test_converted(self) -> None:
+        """The method gets what its annotations say, the caller gets JSON; what is not annotated is as it was sent."""
+        calling = self.call("place", line={"item": "tea"}, when="2026-11-29", note="2026-11-29", more={"a": 1})
+        self.assertEqual(self.successResultOf(calling), {"item": "tea", "amount": 1, "unit": "pc"})
+        expected = (Line("tea"), dt.date(2026, 11, 29), "2026-11-29", {"a": 1})
+        self.assertEqual(self.diary.calls, [expected])
+
+    def test_refused(self) -> None:
+        """The method does not run with an argument of another type."""
+        calling = self.call("place", line={"item": 7}, when="2026-11-29")
+        error = self.failureResultOf(calling, InvalidArgumentsError).value
+        self.assertEqual((error.method, error.problem), ("place", "line.item: expected str, got int"))
+        self.assertEqual(self.diary.calls, [])
+
+    def test_peers(self) -> None:
+        """Times are written as OpenStack's services write them, with and without a contract."""
+        self.assertEqual(self.successResultOf(self.call("count")), {"a": "2026-11-29T10:00:00.000000"})
+
+    def test_wrong_result(self) -> None:
+        """A result of another type than annotated is an error at the caller, and in the log."""
+        error = self.failureResultOf(self.call("lie"), ResultNotSerializableError).value
+        self.assertEqual(error.problem, "the result: expected int, got str")
