@@ -52,8 +52,8 @@ def _primitive(value: object) -> Any:
 # which costs more than encoding a small message with it, and checks for circular references, which
 # costs a lookup for each list and object. This module creates the encoder once, without that check. A
 # circular value then raises RecursionError, as a value that is nested too deeply does. Only in that case
-# the checking encoder runs too, to tell the two apart.
-_checking_encoder = json.JSONEncoder(default=_primitive)
+# the careful encoder runs too, to tell the two apart.
+_careful = json.JSONEncoder(default=_primitive)
 _decode: Callable[[str], Any] = json.JSONDecoder().decode
 
 loads_at: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
@@ -75,9 +75,9 @@ def _encoder(make: Callable[..., _Encoder] | None) -> _Encoder:
     :param make: ``c_make_encoder`` of the json module; None in a Python without its C accelerator.
     """
     if make is None:
-        return lambda value, _: (_checking_encoder.encode(value),)
-    separators = _checking_encoder.key_separator, _checking_encoder.item_separator
-    flags = _checking_encoder.sort_keys, _checking_encoder.skipkeys, _checking_encoder.allow_nan
+        return lambda value, _: (_careful.encode(value),)
+    separators = _careful.key_separator, _careful.item_separator
+    flags = _careful.sort_keys, _careful.skipkeys, _careful.allow_nan
     return make(None, _primitive, quote, None, *separators, *flags)
 
 
@@ -128,7 +128,7 @@ def dumps(value: Any, root: str) -> str:
 
 def _describe_depth(value: Any, root: str) -> str:
     try:
-        _checking_encoder.encode(value)
+        _careful.encode(value)
     except (TypeError, ValueError):
         return _describe_misfit(value, root)
     except RecursionError:
