@@ -54,7 +54,7 @@ def _primitive(value: object) -> Any:
 # which costs more than encoding a small message with it, and checks for circular references, which
 # costs a lookup for each list and object. This module creates the encoder once, without that check. A
 # circular value then raises RecursionError, as a value that is nested too deeply does. Only in that case
-# the checking encoder runs too, to tell the two apart.
+# the careful encoder runs too, to tell the two apart.
 _checking_encoder = json.JSONEncoder(default=_primitive)
 _decode: Callable[[str], Any] = json.JSONDecoder().decode
 
