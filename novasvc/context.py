@@ -36,7 +36,7 @@ class RequestContext:
     :param extra: further entries that a peer sent, JSON values, passed on unchanged.
     """
 
-    request_id: str = attrs.field(factory=lambda: _request_id_in_use() or new_request_id())
+    request_id: str = attrs.field(factory=lambda: _current_request_id() or new_request_id())
     user_id: str | None = None
     project_id: str | None = None
     is_admin: bool = False
@@ -68,9 +68,9 @@ class RequestContext:
         extra = dict(entries)
         request_id = extra.pop("request_id", None)
         # The id is logged, so a peer must not be able to inject line breaks or long text.
-        known = isinstance(request_id, str) and _REQUEST_ID.fullmatch(request_id) is not None
+        valid = isinstance(request_id, str) and _REQUEST_ID.fullmatch(request_id) is not None
         return cls(
-            request_id=request_id if known and isinstance(request_id, str) else new_request_id(),
+            request_id=request_id if valid and isinstance(request_id, str) else new_request_id(),
             user_id=extra.pop("user_id", None),
             project_id=extra.pop("project_id", None),
             is_admin=extra.pop("is_admin", None) is True,
@@ -83,6 +83,6 @@ current_context: ContextVar[RequestContext | None] = ContextVar("novasvc_request
 """The context of the request that is being served; log events take their request id from it."""
 
 
-def _request_id_in_use() -> str | None:
+def _current_request_id() -> str | None:
     context = current_context.get()
     return None if context is None else context.request_id

@@ -104,13 +104,15 @@ def check_manager(path: str, /, **kwargs: Any) -> None:
     if isinstance(factory, type) and not IManager.implementedBy(factory):
         raise ManagerError(path, "it does not provide IManager", "derive the class from novasvc.Manager")
     try:
-        taken = signature(factory)
+        accepted = signature(factory)
     except (TypeError, ValueError):  # not written in Python: it has no signature
         return
     try:
-        taken.bind(**kwargs)
+        accepted.bind(**kwargs)
     except TypeError as error:
-        names = ", ".join(str(parameter.replace(annotation=Parameter.empty)) for parameter in taken.parameters.values())
+        names = ", ".join(
+            str(parameter.replace(annotation=Parameter.empty)) for parameter in accepted.parameters.values()
+        )
         problem = f"its constructor takes ({names}), but was given ({', '.join(kwargs)}): {error}"
         raise ManagerError(path, problem, "fix the constructor, or the options in its [[service]] table") from None
 

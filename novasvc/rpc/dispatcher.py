@@ -10,7 +10,6 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from novasvc.context import RequestContext, current_context
 from novasvc.interfaces import IDelivery, ITransport
 from novasvc.reactor.coalesce import Waiters
 from novasvc.rpc.admission import EXTRA_ROOM, Admission, UnstartedRequest
@@ -24,6 +23,7 @@ from novasvc.rpc.hold_timer import HoldTimer
 from novasvc.rpc.ledger import Ledger
 from novasvc.rpc.message import Request, read_request, unwrap
 from novasvc.rpc.redelivery import RedeliveredCalls
+from novasvc.rpc.settlement import Settlement
 from novasvc.rpc.takeover import Takeover
 from novasvc.rpc.target import Target
 from novasvc.telemetry.metrics import DeliveryMetrics, MethodMetrics
@@ -93,7 +93,6 @@ class Dispatcher:
         self.method_metrics = {
             method: MethodMetrics.of(target.topic, method.exposure.namespace, method.name) for method in endpoints
         }
-        self._target = target
         self._endpoints = endpoints
         self._clock = clock
         self._concurrency = concurrency
@@ -110,20 +109,21 @@ class Dispatcher:
             method_metrics=self.method_metrics,
             ended=self._begin_calls,
         )
+        self._takeover = Takeover(backlog, clock)
+        self._settlement = Settlement(target, self._ledger, self._takeover, self.execution, self.delivery_metrics)
         self._redelivered = RedeliveredCalls(
             clock,
             self.execution,
             concurrency=concurrency,
             max_deliveries=max_deliveries,
-            requeue_here=self._requeue_here,
-            requeue=self._requeue,
+            requeue_here=self._settlement.requeue_here,
+            requeue=self._settlement.requeue,
             begin_calls=self._begin_calls,
         )
         self._hold_timer = HoldTimer(clock, self._ledger, hold_after=hold_after, requeue=self._requeue_waiting)
-        self._takeover = Takeover(backlog, clock)
         self._admission: Admission | None = None
         self._waiting: deque[Call] = deque()
-        self._unread: list[IDelivery] = []
+        self._after_close: list[IDelivery] = []
         self._idle: Waiters[None] = Waiters()
         self._published: Waiters[None] = Waiters()
         self._beginning = self._closed = self._released = False
@@ -133,7 +133,7 @@ class Dispatcher:
 
     def use_scope(self, scope: Context) -> None:
         """Run the methods in copies of these context variables, so that their log events carry the node's fields."""
-        self._scope = scope
+        self._scope = self._settlement.scope = scope
 
     def start_holding(self) -> None:
         """Keep deliveries valid for longer than the broker's acknowledgement timeout. Called when it is known."""
@@ -176,7 +176,7 @@ class Dispatcher:
         self.execution.cut_short(reason)
         for call in waiting:
             if not self.execution.drop_stale(call):
-                self._requeue(call)
+                self._settlement.requeue(call)
 
     def close(self, reason: str) -> Deferred[None]:
         """Cut the calls short, and begin no more.
@@ -200,11 +200,16 @@ class Dispatcher:
         self._released = True
         if self._admission is not None:
             self._admission.close()
-        self._requeue_unread()
+        self._requeue_after_close()
 
     def _withdraw_waiting(self) -> list[Call]:
         waiting, self._waiting = [*self._redelivered.withdraw(), *self._waiting], deque()
         return waiting
+
+    def _requeue_after_close(self) -> None:
+        deliveries, self._after_close = self._after_close, []
+        for delivery in deliveries:
+            delivery.requeue(delivery.deliveries)
 
     # -- from a delivery to a call -------------------------------------------------------------
 
@@ -213,12 +218,9 @@ class Dispatcher:
         try:
             request = read_request(unwrap(delivery.body))
         except MessageFormatError as error:
-            self.delivery_metrics.malformed.value += 1
-            scope = self._scope.copy()
-            scope.run(_log.warn, "a message to {target} was dropped: {error}", target=self._target, error=error)
-            delivery.reject()
-            return
-        self._dispatch(delivery, request)
+            self._settlement.drop(delivery, error)
+        else:
+            self._dispatch(delivery, request)
 
     def _dispatch(self, delivery: IDelivery, request: Request, lookups: int = 0) -> None:
         """Accept a request; or, during a drain, leave it to the admission unless its operation is under way.
@@ -285,9 +287,9 @@ class Dispatcher:
             self.execution.resend_reply(request, delivery.expires_in)
             return True
         if self._closed:
-            self._unread.append(delivery)
+            self._after_close.append(delivery)
             if self._released:
-                self._requeue_unread()
+                self._requeue_after_close()
             return True
         return False
 
@@ -306,7 +308,7 @@ class Dispatcher:
         try:
             return self._admit(delivery, request)
         except RPCError as error:
-            self._refuse(delivery, request, error)
+            self._settlement.refuse(delivery, request, error)
             return None
 
     def _decide_again(self, delivery: IDelivery, request: Request, lookups: int) -> None:
@@ -367,11 +369,7 @@ class Dispatcher:
             self._ledger.add(call)
             self._waiting.append(call)
         else:
-            self.delivery_metrics.refused.value += 1
-            error = RedeliveredError(call.request.method)
-            call.scope.run(_log.info, "a request to {target} was refused: {error}", target=self._target, error=error)
-            if call.request.reply_to is not None:
-                self.execution.refuse(call.request.reply_to, error, None)
+            self._settlement.refuse_lost(call, RedeliveredError(call.request.method))
         self._begin_calls()
 
     # -- decisions of the admission; see novasvc.rpc.admission.Decisions -----------------------
@@ -389,59 +387,13 @@ class Dispatcher:
 
     def requeue(self, unstarted: UnstartedRequest) -> None:
         """Requeue a request that a draining server received."""
-        if unstarted.call is not None:
-            self._takeover.forget(unstarted.call)
-        self.delivery_metrics.given_back.value += 1
-        unstarted.delivery.requeue(unstarted.deliveries)
+        self._settlement.requeue_request(unstarted.delivery, unstarted.deliveries, unstarted.call)
 
     def refuse(self, unstarted: UnstartedRequest, error: RPCError) -> None:
         """Refuse a request that a draining server received."""
         if unstarted.call is not None:
             self._takeover.forget(unstarted.call)
-        self._refuse(unstarted.delivery, unstarted.request, error)
-
-    # -- settling what is not run --------------------------------------------------------------
-
-    def _refuse(self, delivery: IDelivery, request: Request, error: RPCError) -> None:
-        """Settle a request that does not become a call, and reply with the error."""
-        # Log events about the request carry its request id.
-        scope = self._scope.copy()
-        scope.run(current_context.set, RequestContext.from_wire(request.context))
-        if isinstance(error, QuarantinedError):
-            self.delivery_metrics.quarantined.value += 1
-            scope.run(_log.error, "a request to {target} was quarantined: {error}", target=self._target, error=error)
-            self._ledger.quarantine(delivery, request.unique_id, str(error))
-        else:
-            self.delivery_metrics.refused.value += 1
-            scope.run(_log.info, "a request to {target} was refused: {error}", target=self._target, error=error)
-            self._ledger.acknowledge(delivery, request.unique_id)
-        if request.reply_to is not None:
-            self.execution.refuse(request.reply_to, error, delivery.expires_in)
-
-    def _requeue(self, call: Call) -> None:
-        """Requeue a call that was not begun, for any server of its target."""
-        self.delivery_metrics.given_back.value += 1
-        self._takeover.forget(call)
-        self._ledger.requeue(call)
-
-    def _requeue_here(self, call: Call) -> None:
-        """Requeue a call to this process, so that the transport counts a death if it dies with the next delivery."""
-        self._ledger.requeue(call, here=True)
-
-    def _requeue_waiting(self, call: Call) -> bool:
-        """Requeue a call if it waits to begin; return whether it waited."""
-        if call in self._waiting:
-            self._waiting.remove(call)
-        elif not self._redelivered.remove(call):
-            return False
-        if not self.execution.drop_stale(call):
-            self._requeue(call)
-        return True
-
-    def _requeue_unread(self) -> None:
-        unread, self._unread = self._unread, []
-        for delivery in unread:
-            delivery.requeue(delivery.deliveries)
+        self._settlement.refuse(unstarted.delivery, unstarted.request, error)
 
     # -- the queue -----------------------------------------------------------------------------
 
@@ -452,6 +404,16 @@ class Dispatcher:
         if self._takeover.records and not self._has_room:
             self._takeover.record(call)
         self._waiting.append(call)
+
+    def _requeue_waiting(self, call: Call) -> bool:
+        """Requeue a call if it waits to begin; return whether it waited."""
+        if call in self._waiting:
+            self._waiting.remove(call)
+        elif not self._redelivered.remove(call):
+            return False
+        if not self.execution.drop_stale(call):
+            self._settlement.requeue(call)
+        return True
 
     def _begin_calls(self) -> None:
         """Begin waiting calls while there is room; then fire the Deferreds of when_idle() and close() that are due."""

@@ -141,7 +141,7 @@ class NotificationListener:
         handling = scope.run(maybeDeferred, self._handler, notification)
         self._handling[handling] = None
         handling.addCallbacks(lambda _: delivery.ack(), self._handler_failed, errbackArgs=(delivery, notification))
-        handling.addBoth(self._done, handling)
+        handling.addBoth(self._handler_ended, handling)
 
     def _handler_failed(self, failure: Failure, delivery: IDelivery, notification: Notification) -> None:
         if self._state == "closed" and failure.check(CancelledError):
@@ -159,7 +159,7 @@ class NotificationListener:
         else:
             delivery.quarantine(f"its handler failed {deliveries} times, at last with: {failure.getErrorMessage()}")
 
-    def _done(self, _: object, handling: Deferred[Any]) -> None:
+    def _handler_ended(self, _: object, handling: Deferred[Any]) -> None:
         del self._handling[handling]
         if self._idle is not None and not self._handling:
             idle, self._idle = self._idle, None

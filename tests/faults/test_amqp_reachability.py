@@ -17,7 +17,7 @@ from novasvc.node.runtime import Runtime, SharedConnection
 from novasvc.service import Service
 from novasvc.telemetry import metrics
 from novasvc.testing import MemoryRegistry
-from novasvc.transport.amqp import AMQPTransport, protocol
+from novasvc.transport.amqp import AMQPTransport, delegate
 from novasvc.transport.amqp.channel import AMQPClosedError, Channel
 from novasvc.transport.amqp.frames import SINGLE, ack_packer
 from tests.faults.amqp_rig import CONTEXT, TOPIC, AMQPCase
@@ -221,8 +221,8 @@ class SilentTests(LostTests):
 
     def setUp(self) -> None:
         super().setUp()
-        silent = tuple(name for name in protocol._CAPABILITIES if name != "consumer_cancel_notify")
-        self.patch(protocol, "_CAPABILITIES", silent)
+        silent = tuple(name for name in delegate._CAPABILITIES if name != "consumer_cancel_notify")
+        self.patch(delegate, "_CAPABILITIES", silent)
 
     async def test_queue(self) -> None:
         """A host's queue."""

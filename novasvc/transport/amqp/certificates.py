@@ -44,7 +44,7 @@ _PROBLEMS = {
 """Reasons by OpenSSL's verification error (X509_V_ERR_*)."""
 
 
-# Note [Who checks the host's name]
+# Note [Host name verification]
 #
 # Twisted's optionsForClientTLS verifies the host name in OpenSSL's verify callback, and a context has
 # one such callback. Setting another one, to learn why a certificate is rejected, would switch that

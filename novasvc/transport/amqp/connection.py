@@ -152,7 +152,6 @@ class Connection:
         # Create the series at zero: an increase is computed from the first exported value.
         metrics.broker_lost.at(self.name)
         metrics.broker_reconnects.at(self.name)
-        self._schedule = ReconnectSchedule(self.address.hosts, self.retry, self.retry_refused)
         self._machine = _make_machine(self)
 
     # -- public --------------------------------------------------------------------------------
@@ -163,6 +162,7 @@ class Connection:
         :return: Deferred[None], fired when the connection is ready. It fails with a BrokerError when every host was
             tried once in vain; the connection is then closed. After the first success it reconnects by itself.
         """
+        self._schedule = ReconnectSchedule(self.address.hosts, self.retry, self.retry_refused)
         self._opening = Deferred(lambda _: self._machine.close())
         self._machine.open()
         return self._opening

@@ -229,7 +229,7 @@ class Listener:
         return self._holding_queues.setdefault(queue, HoldingQueue(self, queue))
 
     def held_count_changed(self) -> None:
-        """Resize the topic's prefetch soon; see Note [Room for what others could do]."""
+        """Resize the topic's prefetch soon; see Note [Topic prefetch and held requests]."""
         # A resize cancels the consumer, and an auto-delete queue is deleted with its last one.
         if self._holding_queues and not self.subscriptions.options.auto_delete:
             self._topic_prefetch.held_changed()

@@ -45,7 +45,7 @@ class Loopback:
     :ivar fanout_binding: binding of the listener's fanout queue.
     """
 
-    # Note [The way to oneself]
+    # Note [Loopback probe]
     #
     # A broker can lose a binding and keep the queue and its consumer. Nothing on the consuming
     # connection reports that; only a message proves the route. The probe leaves by the publishing

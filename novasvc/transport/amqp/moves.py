@@ -25,7 +25,7 @@ _REQUEUE_DELAY = 30.0
 _TEMPORARY_ERRORS = (BrokerUnavailableError, BrokerBlockedError)
 """Errors that mean the broker takes no message at all now. Compared by exact type: a subclass may concern one queue."""
 
-# Note [Copies wait]
+# Note [Copies of moved messages]
 #
 # A message is moved by publishing a copy and acknowledging the original. The copy may be delivered
 # before the acknowledgement has left. If running it killed this process at that moment, the broker
@@ -52,7 +52,7 @@ class MovesUnderWay:
         moving.addBoth(self._done, moving)
 
     def _done(self, _: object, moving: Deferred[Any]) -> None:
-        """Dispatch the copies that waited, after the last of the moves; see Note [Copies wait]."""
+        """Dispatch the copies that waited, after the last of the moves; see Note [Copies of moved messages]."""
         self._moving.remove(moving)
         if not self._moving:
             copies, self._copies = self._copies, []
@@ -60,7 +60,7 @@ class MovesUnderWay:
                 delivery.dispatch()
 
     def postpone(self, copy: "Delivery") -> bool:
-        """Keep a copy while a message is being moved; return whether one is. See Note [Copies wait]."""
+        """Keep a copy while a message is being moved; return whether one is. See Note [Copies of moved messages]."""
         if self._moving:
             self._copies.append(copy)
         return bool(self._moving)
@@ -148,7 +148,7 @@ class Moves:
         self._consuming.listener.moves.add(publishing.addCallbacks(lambda _: self._moved(tag), failed))
 
     def _moved(self, tag: int) -> Deferred[Any]:
-        """Acknowledge the original, and wait until the broker has read that; see Note [Copies wait]."""
+        """Acknowledge the original, and wait until the broker has read that; see Note [Copies of moved messages]."""
         consuming = self._consuming
         if consuming.end_move(tag) is not None:
             consuming.ack(tag)

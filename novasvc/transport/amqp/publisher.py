@@ -428,7 +428,7 @@ class Publisher:
         return BrokerUnavailableError(shown, f"the connection is {connection.state}, so the message was not sent")
 
     def _check_flow(self) -> None:
-        """Publish a probe if a held message waits for a proof; see Note [Flow check]."""
+        """Publish a probe if a held message waits for one; see Note [Flow check]."""
         main = self._main
         if main is None or self._checking_flow or not self.connection.is_writable:
             return
@@ -488,7 +488,7 @@ class Publisher:
         message.returned = False
         self._publish_held(message)
 
-    # -- ConnectionHandler ------------------------------------------------------------------------
+    # -- ConnectionHandler ---------------------------------------------------------------------
 
     async def prepare(self, protocol: AMQPProtocol) -> None:
         """Open the publishing channel and declare the control exchange; see ConnectionHandler."""

@@ -172,7 +172,7 @@ class Subscriptions:
         if await restore(establish, wanted, log, clock=self.clock, backoff=backoff):
             _log.info("{subscription} consumes again", subscription=str(subscription))
 
-    # -- ConnectionHandler ------------------------------------------------------------------------
+    # -- ConnectionHandler ---------------------------------------------------------------------
 
     async def prepare(self, protocol: AMQPProtocol) -> None:
         """Establish all subscriptions; see ConnectionHandler."""

@@ -11,7 +11,7 @@ from novasvc.transport.amqp.channel import AMQPClosedError
 _RESIZE_DELAY = 0.2
 """Seconds between a change of the number of held requests and the resize, so that several changes share one."""
 
-# Note [Room for what others could do]
+# Note [Topic prefetch and held requests]
 #
 # A held request no longer counts for the prefetch of the queue that it came from, but it still
 # occupies a place in this process. Other servers may have free places for the requests that would
@@ -21,7 +21,7 @@ _RESIZE_DELAY = 0.2
 
 @attrs.define(eq=False)
 class TopicPrefetch:
-    """Resizes the prefetch after the number of held requests has changed; see Note [Room for what others could do].
+    """Resizes the prefetch after the number of held requests has changed; see Note [Topic prefetch and held requests].
 
     :param clock: measures the delay.
     :param held: returns how many requests are held.
