@@ -129,6 +129,8 @@ def with_client(settings: Settings, target: Target, function: Callable[[Any, Any
     :raises ProblemError: there is no broker, and no service of this user runs on this host.
     :raises BrokerError: the broker cannot be used.
     """
+    if settings.transport_url.startswith("memory:"):
+        _require_process(settings)
     # Imported here, because `--help` needs neither Twisted nor AMQP.
     from twisted.internet.defer import Deferred  # noqa: PLC0415
 
@@ -162,14 +164,8 @@ def with_client(settings: Settings, target: Target, function: Callable[[Any, Any
     return run_on_reactor(work)
 
 
-def _make_transport(settings: Settings, reactor: Any) -> Any:
-    if not settings.transport_url.startswith("memory:"):
-        from novasvc.transport.amqp.configured import configured_transport  # noqa: PLC0415 - see with_client
-
-        return configured_transport(settings, reactor, name="novasvc command")
-    from novasvc.transport.local import HostSockets, LocalTransport  # noqa: PLC0415
-    from novasvc.transport.local.outgoing import any_process  # noqa: PLC0415
-    from novasvc.transport.memory import MemoryBroker  # noqa: PLC0415
+def _require_process(settings: Settings) -> None:
+    from novasvc.transport.local.outgoing import any_process  # noqa: PLC0415 - see with_client
 
     if not any_process(settings.socket_dir):
         problem = f"no service of this user runs on this host with state_dir = {str(settings.state_dir)!r}"
@@ -179,6 +175,16 @@ def _make_transport(settings: Settings, reactor: Any) -> Any:
             "in a configuration file"
         )
         raise ProblemError(f"transport_url = {settings.transport_url!r}", problem, remedy)
+
+
+def _make_transport(settings: Settings, reactor: Any) -> Any:
+    if not settings.transport_url.startswith("memory:"):
+        from novasvc.transport.amqp.configured import configured_transport  # noqa: PLC0415 - see with_client
+
+        return configured_transport(settings, reactor, name="novasvc command")
+    from novasvc.transport.local import HostSockets, LocalTransport  # noqa: PLC0415
+    from novasvc.transport.memory import MemoryBroker  # noqa: PLC0415
+
     return LocalTransport(HostSockets(MemoryBroker(), reactor, settings.socket_dir), exchange=settings.control_exchange)
 
 
