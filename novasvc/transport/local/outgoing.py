@@ -7,10 +7,9 @@ from typing import Any
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, fail
-from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.error import ConnectError, ConnectionRefusedError, TimeoutError  # noqa: A004 - Twisted's
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.protocol import connectionDone
+from twisted.internet.protocol import ClientCreator, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -193,8 +192,9 @@ class OtherProcesses:
             else:
                 _log.debug("the process that listens at {path} is left out: {error}", path=path, error=failure.value)
 
-        endpoint = UNIXClientEndpoint(self._reactor, str(path), timeout=_CONNECT)
-        connecting: Deferred[Any] = connectProtocol(endpoint, connection)
+        # Not an endpoint: their module imports TLS.
+        creator = ClientCreator(self._reactor, lambda: connection)
+        connecting: Deferred[Any] = creator.connectUNIX(str(path), timeout=_CONNECT)
         self._connecting[path] = connecting
         connecting.addCallbacks(connected, refused)
         connecting.addErrback(lambda failure: _log.failure("connecting to {path} failed", failure, path=path))
