@@ -51,12 +51,18 @@ class AtMostOnceTests(RedeliveredCase):
         """Calls that the dead worker had received and not begun are run, although their method must not run twice."""
         concurrency = 4
         fleet, pids = await self.node(concurrency)
-        client = await self.client(topic=TOPIC, patience=15.0)
+        client = await self.client(topic=TOPIC, patience=20.0)
         # Each worker runs four, and has received four more.
         every = 2 * WORKERS * concurrency
-        calls = [client.call(CONTEXT, "work", what=n, seconds=1.5) for n in range(every)]
+        calls = [client.call(CONTEXT, "work", what=n, seconds=3.0) for n in range(every)]
         running = WORKERS * concurrency
         await self.until(lambda: len(fleet.journal) >= running)
+        # Those that run are acknowledged. The others have left the broker, and a worker that answers twice has read
+        # what was in its socket before.
+        waiting = every - running
+        await self.until_asked(lambda: sum(self.broker.unacknowledged(self.vhost).values()) == waiting)
+        for _ in range(2):
+            await deferToThread(fleet.ask, "dump")
         os.kill(pids[1], signal.SIGKILL)
         outcomes = await self.outcomes(calls)
         # What ran in the dead worker has no answer, and nobody says that it did not run.
