@@ -16,6 +16,7 @@ from novasvc.errors import StateError
 from novasvc.periodic.errors import UnknownTaskError
 from novasvc.periodic.task import TaskStats
 from novasvc.rpc import expose
+from novasvc.rpc.description import describe_methods
 from novasvc.rpc.endpoint import Method
 from novasvc.telemetry import flight
 from novasvc.telemetry.metrics import MethodMetrics
@@ -38,7 +39,7 @@ _PATIENCE = 1.5
 
 @attrs.frozen(eq=False)
 class NodeAPI:
-    """The namespace "node", version 1.0. Of a node with workers, the worker that receives the call answers.
+    """The namespace "node", version 1.1. Of a node with workers, the worker that receives the call answers.
 
     :param node: the node that it describes.
     """
@@ -82,6 +83,22 @@ class NodeAPI:
                 for event in [event for event in flight.installed().events() if not _of_describe(event)][-EVENTS:]
             ],
             "health": checks,
+        }
+
+    @expose(namespace="node", version="1.1", idempotent=True)
+    def interface(self, context: RequestContext) -> dict[str, Any]:
+        """Describe what callers can use: the exposed methods with their types, and the periodic tasks.
+
+        :return: {"host", "binary", "topic", "methods": see :func:`novasvc.rpc.description.describe_methods`, "tasks":
+            [{"name", "spacing": seconds}]}.
+        """
+        node = self._node
+        return {
+            "host": node.identity.host,
+            "binary": node.identity.binary,
+            "topic": node.topic,
+            "methods": describe_methods(node.endpoints),
+            "tasks": [{"name": stats.name, "spacing": stats.spacing} for stats in node.tasks.stats()],
         }
 
     @expose(namespace="node", version="1.0", expected=(StateError, UnknownTaskError))

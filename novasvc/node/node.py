@@ -93,13 +93,11 @@ class Node:
     _deadline: StopDeadline = attrs.field(init=False)
     _tasks_ended: Deferred[None] = attrs.field(factory=lambda: succeed(None), init=False)
     _topic_cancelled: Deferred[None] = attrs.field(factory=lambda: succeed(None), init=False)
-    _endpoints: Endpoints = attrs.field(init=False)
+    endpoints: Endpoints = attrs.field(init=False)
     _step: str = attrs.field(default="", init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._endpoints = Endpoints(
-            self.manager, *self.manager.additional_endpoints, BaseAPI(self.topic), NodeAPI(self)
-        )
+        self.endpoints = Endpoints(self.manager, *self.manager.additional_endpoints, BaseAPI(self.topic), NodeAPI(self))
         self.health = NodeHealth(self)
         self._deadline = StopDeadline(self.runtime.reactor)
         self.lifecycle = Lifecycle(f"node {self.identity}", self.begin, self.end, self._entered)
@@ -188,7 +186,7 @@ class Node:
         server = self.server = Server(
             transport,
             Target(self.topic, self.identity.host),
-            self._endpoints,
+            self.endpoints,
             clock=self.runtime.reactor,
             concurrency=settings.rpc_concurrency,
             max_deliveries=settings.rpc_max_deliveries,

@@ -253,3 +253,24 @@ class WithoutBrokerTests(TestCase):
         self.assertEqual(len(list((self.folder / "state" / "rpc").iterdir())), 2)
         for _ in range(4):
             self.assertEqual(self.run_command("call", "stock", "count"), (0, "7\n"))
+
+    @pytest.mark.timeout(180)
+    def test_run(self) -> None:
+        """`novasvc run` runs a manager by its name, again when its code changes, and two in one directory."""
+        stock = Process(self, [program("novasvc"), "run", "shop:Stock", "--reload"], self.folder, **self.environment)
+        stock.wait_for(r" call stock count")
+        till = Process(self, [program("novasvc"), "run", "shop:Till", "--host", "h2"], self.folder, **self.environment)
+        till.wait_for("is running")
+        self.assertEqual(self.run_command("call", "till", "sell", "item=tea"), (0, "sold 1 tea\n"))
+        status, output = self.run_command("describe", "stock")
+        self.assertEqual((status, "reserve(item, amount=1)" in output), (0, True), output)
+        (self.folder / "shop.py").write_text(SHOP.replace("return 7", "return 8"))
+        stock.wait_for("shop.py changed, starting again")
+        stock.wait_for(r" call stock count")
+        self.assertEqual(self.run_command("call", "stock", "count"), (0, "8\n"))
+        (self.folder / "shop.py").write_text("class Stock(:")
+        stock.wait_for("invalid syntax")
+        (self.folder / "shop.py").write_text(SHOP)
+        stock.wait_for(r" call stock count")
+        stock.popen.send_signal(signal.SIGTERM)
+        self.assertEqual(stock.wait(), 128 + signal.SIGTERM)

@@ -1,0 +1,62 @@
+"""``novasvc describe``: what a service offers to callers."""
+
+import json
+from typing import Any
+
+import attrs
+import click
+
+from novasvc.cli.command_context import CommandContext, pass_command_context
+from novasvc.cli.output import printable
+from novasvc.cli.remote import read_target, wait_for_reply, with_client
+from novasvc.context import RequestContext
+
+_FRAMEWORK = frozenset({"node", "baseapi"})
+"""Namespaces that every service has."""
+
+_TIMEOUT = 5.0
+
+
+@click.command(epilog="Example: novasvc describe agent")
+@click.argument("target", metavar="TOPIC[.HOST]")
+@click.option("--server", metavar="HOST", help="The host, if the topic itself contains a dot.")
+@click.option("--all", "everything", is_flag=True, help="Also the methods that every service has.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, with the JSON Schemas of the methods.")
+@pass_command_context
+def describe(context: CommandContext, target: str, server: str | None, everything: bool, as_json: bool) -> None:  # noqa: FBT001 - click's
+    """Show the methods of a service of TOPIC, or of the one on HOST: arguments, results, errors; and its tasks."""
+    rpc_target = attrs.evolve(read_target(target, server), namespace="node", version="1.1")
+
+    async def work(client: Any, _reactor: Any) -> None:
+        asking = client.prepare(timeout=_TIMEOUT, idempotent=True).call(RequestContext.admin(), "interface")
+        answer = await wait_for_reply(asking)
+        click.echo(json.dumps(answer) if as_json else described(answer, everything=everything))
+
+    with_client(context.configuration.settings, rpc_target, work)
+
+
+def described(answer: dict[str, Any], *, everything: bool = False) -> str:
+    """Return what a service offers, as text for people.
+
+    :param answer: of ``node.interface``.
+    :param everything: also the methods of the framework's namespaces.
+    """
+    lines = [f"{answer['topic']} on {answer['host']} ({answer['binary']})", "", "methods"]
+    methods = [row for row in answer["methods"] if everything or row["namespace"] not in _FRAMEWORK]
+    for row in methods:
+        lines.append(f"  {row['method']}{row['signature']}")
+        notes = [f"namespace {row['namespace']}"] if row["namespace"] else []
+        notes += [f"version {row['version']}"] if row["version"] != "1.0" else []
+        notes += [f"raises {', '.join(row['raises'])}"] if row["raises"] else []
+        notes += ["idempotent"] if row["idempotent"] else []
+        notes += [f"timeout {row['timeout']:g} s"] if row["timeout"] else []
+        lines += [f"      {text}" for text in (row["summary"], "; ".join(notes)) if text]
+    if not methods:
+        lines.append("  none: decorate a method of the manager with @rpc.expose")
+    if answer["tasks"]:
+        lines += ["", "tasks", *(f"  {task['name']}  {_spacing(task['spacing'])}" for task in answer["tasks"])]
+    return "\n".join(printable(line) for line in lines)
+
+
+def _spacing(seconds: float) -> str:
+    return f"every {seconds:g} s" if seconds else "in each pass"

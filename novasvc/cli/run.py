@@ -1,0 +1,77 @@
+"""``novasvc run``: run a manager without a settings file, as `twistd -n novasvc` would with one."""
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from novasvc.cli.command_context import CommandContext, pass_command_context
+
+_OURS = ("state-dir", "database-url", "transport-url", "control-socket")
+"""Options in front of the command's name that the node takes, too."""
+
+
+@click.command(
+    context_settings={"ignore_unknown_options": True},
+    epilog="Example: novasvc run shop.stock:Stock --reload",
+)
+@click.argument("target", metavar="PACKAGE.MODULE:CLASS")
+@click.option("--reload", "watch", is_flag=True, help="Restart when a Python file below this directory changes.")
+@click.argument("options", metavar="[OPTIONS OF TWISTD NOVASVC]...", nargs=-1, type=click.UNPROCESSED)
+@pass_command_context
+def run(context: CommandContext, target: str, watch: bool, options: tuple[str, ...]) -> int:  # noqa: FBT001 - click's
+    """Run the manager CLASS in the foreground, and print what it serves.
+
+    It needs no settings file and no broker: `novasvc call` in another terminal reaches it. The topic is the class's
+    name in lower case, unless --topic gives another; `twistd novasvc --help` lists all options. The directory in which
+    the command runs is searched for modules first.
+    """
+    here = os.getcwd()  # noqa: PTH109 - for sys.path
+    os.environ["PYTHONPATH"] = os.pathsep.join(part for part in (here, os.environ.get("PYTHONPATH", "")) if part)
+    if watch:
+        from novasvc.run.watch import run_again_when_changed  # noqa: PLC0415 - of this option alone
+
+        return run_again_when_changed([sys.executable, "-c", _AGAIN, *_arguments(context, target, options)], Path(here))
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    run_twistd(_arguments(context, target, options))
+    return 0
+
+
+_AGAIN = "import sys; from novasvc.cli.run import run_twistd; sys.path.insert(0, ''); run_twistd(sys.argv[1:])"
+
+
+def run_twistd(arguments: Sequence[str]) -> None:
+    """Run twistd in this process, with these arguments."""
+    from twisted.scripts.twistd import run as twistd  # noqa: PLC0415 - installs a reactor
+
+    # The greeting names the command beside twistd.
+    sys.argv = [str(Path(sys.executable).with_name("twistd")), *arguments]
+    twistd()
+
+
+def _arguments(context: CommandContext, target: str, options: Sequence[str]) -> list[str]:
+    """Return twistd's arguments. Without a pid file, so that two nodes in one directory do not meet."""
+    given = [part for file in context.files for part in ("--config", str(file.absolute()))]
+    for name in _OURS:
+        value = context.options.get(name)
+        if value is not None:
+            given += [f"--{name}", str(value)]
+    topic = topic_of(target)
+    named = {option.partition("=")[0] for option in options}
+    defaults = [("--topic", topic), ("--binary", f"novasvc-{topic}")]
+    given += [part for name, value in defaults if name not in named for part in (name, value)]
+    return ["--nodaemon", "--pidfile=", "novasvc", "--manager", target, *given, *options]
+
+
+def topic_of(target: str) -> str:
+    """Return the topic that a manager serves by default: the name of its class, as shop.stock:TeaShopManager: tea_shop.
+
+    :param target: "package.module:Class" or "package.module.Class".
+    """
+    name = target.replace(":", ".").rpartition(".")[2]
+    name = name.removesuffix("Manager") or name
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()

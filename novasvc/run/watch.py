@@ -1,0 +1,82 @@
+"""Restart a process when the Python files of a directory change; for developing."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+INTERVAL = 0.5
+"""Seconds between two looks at the files."""
+
+FILES = 10_000
+"""Most files that are looked at; those beyond are not watched."""
+
+_DRAIN = 10.0
+"""Seconds for the process to end by itself before it is killed."""
+
+_SKIPPED = frozenset({"node_modules", "__pycache__", "site-packages", "build", "dist"})
+
+
+def run_again_when_changed(command: Sequence[str], directory: Path) -> int:
+    """Run a command, and run it again whenever a Python file below a directory is changed, added or removed.
+
+    If the command ends by itself, for instance because a file has a syntax error, it runs again after the next change.
+
+    :return: the exit status of the command that ran when this process got SIGINT or SIGTERM.
+    """
+    stopping: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _frame: stopping.append(number))
+    while True:
+        seen = snapshot(directory)
+        running = subprocess.Popen(command)  # noqa: S603 - the caller's own command
+        changed = None
+        while not stopping and changed is None:
+            time.sleep(INTERVAL)
+            changed = first_change(seen, snapshot(directory))
+        _end(running)
+        if changed is None:
+            return running.returncode if running.returncode >= 0 else 128 - running.returncode
+        print(f"novasvc: {os.path.relpath(changed, directory)} changed, starting again", file=sys.stderr)  # noqa: T201
+
+
+def snapshot(directory: Path) -> dict[str, int]:
+    """Return the Python files below a directory, with the times of their last changes in nanoseconds."""
+    found: dict[str, int] = {}
+    for path in _python_files(directory):
+        with suppress(OSError):  # an editor may just replace it
+            found[path] = os.stat(path).st_mtime_ns  # noqa: PTH116 - ten thousand of them
+        if len(found) >= FILES:
+            break
+    return found
+
+
+def first_change(before: dict[str, int], after: dict[str, int]) -> str | None:
+    """Return a file that differs between two snapshots; None if there is none."""
+    return next((path for path in sorted(before.keys() | after.keys()) if before.get(path) != after.get(path)), None)
+
+
+def _python_files(directory: Path) -> Iterator[str]:
+    for folder, folders, files in os.walk(directory):
+        # Not into virtual environments, and nothing hidden.
+        folders[:] = sorted(
+            name
+            for name in folders
+            if name not in _SKIPPED and name[0] != "." and not os.path.exists(os.path.join(folder, name, "pyvenv.cfg"))  # noqa: PTH110, PTH118
+        )
+        yield from (os.path.join(folder, name) for name in files if name.endswith(".py"))  # noqa: PTH118
+
+
+def _end(running: "subprocess.Popen[bytes]") -> None:
+    """Have the process drain, or kill it if it takes too long."""
+    if running.poll() is None:
+        running.terminate()
+        try:
+            running.wait(_DRAIN)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.wait()

@@ -1,0 +1,76 @@
+"""Tests for `novasvc describe`, and for what a node tells for it."""
+
+import dataclasses
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import SynchronousTestCase
+
+from novasvc import Manager, periodic_task, rpc
+from novasvc.cli.describe import described
+from novasvc.context import RequestContext
+from novasvc.service import Service
+from novasvc.testing import memory_runtime
+
+
+@dataclasses.dataclass
+class Line:
+    item: str
+    amount: int = 1
+
+
+class Stock(Manager):
+    @rpc.expose(version="1.2", idempotent=True, expected=(LookupError,), timeout=5)
+    def reserve(self, context: RequestContext, line: Line, *, note: str = "") -> int:
+        """Reserve an amount of an item.
+
+        More of it.
+        """
+        return line.amount
+
+    @rpc.expose
+    def anything(self, context, value=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+        return value
+
+    @periodic_task(spacing=60)
+    def count(self, context: RequestContext) -> None:
+        """Count."""
+
+
+class DescribeTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        runtime = memory_runtime()
+        self.service = Service("h1", "novasvc-stock", "stock", Stock, runtime=runtime)
+        self.successResultOf(self.service.start())
+        self.addCleanup(self.service.stop)
+        client = rpc.Client(
+            self.successResultOf(Deferred.fromCoroutine(runtime.broker.acquire())), clock=runtime.reactor
+        )
+        asking = client.prepare(topic="stock", namespace="node", version="1.1").call(RequestContext(), "interface")
+        runtime.reactor.pump([0] * 12)
+        self.answer: dict[str, Any] = self.successResultOf(asking)
+
+    def test_text(self) -> None:
+        """Methods are shown as callers write them, with what their decorator says; tasks with their spacing."""
+        expected = (
+            "stock on h1 (novasvc-stock)\n\nmethods\n  anything(value=None)\n      version 1.2\n"
+            "  reserve(line: Line, *, note: str = '') -> int\n      Reserve an amount of an item.\n"
+            "      version 1.2; raises LookupError; idempotent; timeout 5 s\n\ntasks\n  count  every 60 s"
+        )
+        self.assertEqual(described(self.answer), expected)
+        self.assertIn("  ping(arg: Any)", described(self.answer, everything=True).replace("typing.", ""))
+
+    def test_schema(self) -> None:
+        """A program gets the JSON Schemas of arguments and result."""
+        rows = {row["method"]: row for row in self.answer["methods"]}
+        schema = rows["reserve"]["schema"]
+        self.assertEqual(schema["result"], {"type": "integer"})
+        self.assertEqual(schema["$defs"]["Line"]["properties"]["amount"], {"type": "integer", "default": 1})
+        self.assertIsNone(rows["anything"]["schema"])
+
+    def test_empty(self) -> None:
+        """A manager without exposed methods gets a hint, and no control character of a peer reaches the terminal."""
+        answer = {"topic": "t\x1b", "host": "h", "binary": "b", "methods": [], "tasks": []}
+        self.assertEqual(
+            described(answer), "t\\x1b on h (b)\n\nmethods\n  none: decorate a method of the manager with @rpc.expose"
+        )
