@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ import pytest
 from tests.e2e.process import PATIENCE, ROOT, Process
 from tests.servers import vhost_url
 
+HOST = socket.gethostname()
 RUN = "python3 -m venv .venv && .venv/bin/pip install . && .venv/bin/twistd -n novasvc"
 
 
@@ -70,6 +72,7 @@ class ReadmeTests(TestCase):
         self.fleet()
 
         self.write_examples()
+        self.first_service()
         check, run = self.commands("Write a manager")
         self.assertIn("greeter.toml", check)
         self.done(check)
@@ -81,6 +84,17 @@ class ReadmeTests(TestCase):
         self.watch_and_ask()
         self.serve()
         self.workers()
+
+    def first_service(self) -> None:
+        """Run the shop, call it, and ask what it offers."""
+        run, *others = self.commands("Write a service")
+        shop = self.shell(run)
+        shop.wait_for("is running")
+        self.assertEqual(
+            [self.done(command).split("\n")[0] for command in others], ["2 tea", f"stock on {HOST} (novasvc-stock)"]
+        )
+        os.killpg(shop.popen.pid, signal.SIGTERM)
+        shop.wait()
 
     def serve(self) -> None:
         """Serve an application as README says, on a free port."""
