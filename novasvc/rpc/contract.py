@@ -13,7 +13,7 @@ import typing
 from collections.abc import Callable
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Any, TypedDict, Union
+from typing import Any, NotRequired, TypedDict, Union
 from uuid import UUID
 
 import attrs
@@ -100,19 +100,18 @@ def contract_of(function: Callable[..., Any], method: str, where: str) -> Contra
     if parameters and parameters[0].name == "self":
         parameters = parameters[1:]
     accepted = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    found = {
-        each.name: hints[each.name]
-        for each in parameters[1:]
-        if each.kind in accepted and hints.get(each.name, Any) not in (Any, object)
-    }
-    for name, kind in found.items():
-        _check(kind, f"the annotation of {name!r}", where)
+    found: dict[str, Any] = {}
+    for each in parameters[1:]:
+        kind = hints.get(each.name, Any)
+        if each.kind in accepted and kind not in (Any, object):
+            _check(kind, f"the annotation of {each.name!r}", where)
+            found[each.name] = kind if each.default is inspect.Parameter.empty else NotRequired[kind]
     result = _awaited(hints.get("return", Any))
     result = Any if result is object else result
     _check(result, "the annotation of the result", where)
     if not found and result is Any:
         return None
-    arguments = TypedDict(f"{method} arguments", found, total=False) if found else None  # type: ignore[operator]
+    arguments = TypedDict(f"{method} arguments", found) if found else None  # type: ignore[operator]
     return Contract(method, arguments, result)
 
 

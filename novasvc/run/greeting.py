@@ -26,7 +26,8 @@ def greeting(configuration: Configuration, page: str = "") -> str:
         if origins[name].startswith(("option", "file")):
             novasvc += f" --{name.replace('_', '-')} {shlex.quote(value)}"
     runs = ", ".join(f"{part.binary}@{part.host} (topic {part.topic})" for part in settings.services)
-    tries = [*(f"{_example(part)}" for part in settings.services[:1]), "config show"]
+    tries = [words for part in settings.services[:1] for words in (_example(part), f"describe {part.topic}")]
+    tries.append("config show")
     if settings.db_allowed:
         tries.insert(0, "service list")
     state = str(settings.state_dir)

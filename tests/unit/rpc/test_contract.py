@@ -199,7 +199,9 @@ class DeclarationTests(ContractCase):
 
         schema = self.contract(place).schema()
         self.assertEqual(schema["result"], {"type": "array", "items": {"type": "string"}})
-        self.assertIn("Line", schema["$defs"])
+        arguments = schema["$defs"]["m_arguments"]
+        self.assertEqual((sorted(arguments["properties"]), arguments["required"]), (["amount", "order"], ["order"]))
+        self.assertEqual(schema["$defs"]["Line"]["required"], ["item"])
 
 
 @dataclasses.dataclass
