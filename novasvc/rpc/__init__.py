@@ -10,6 +10,7 @@ from novasvc.rpc.exposure import expose
 from novasvc.rpc.notification import Notification, Notifier
 from novasvc.rpc.notification_listener import NotificationListener
 from novasvc.rpc.server import Server
+from novasvc.rpc.stub import stub
 
 __all__ = [
     "BaseAPI",
@@ -20,4 +21,5 @@ __all__ = [
     "Notifier",
     "Server",
     "expose",
+    "stub",
 ]

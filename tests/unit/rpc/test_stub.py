@@ -1,0 +1,142 @@
+"""Tests for novasvc.rpc.stub."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Awaitable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+from twisted.internet.defer import Deferred
+
+from novasvc import rpc
+from novasvc.context import RequestContext
+from novasvc.errors import DeclarationError, InvalidArgumentsError, MessageFormatError
+from tests.support.rpc_rig import CONTEXT, RPCCase
+
+
+@dataclasses.dataclass
+class Line:
+    item: str
+    amount: int = 1
+
+
+class Shop:
+    """The service."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+
+    @rpc.expose
+    def order(self, context: RequestContext, lines: list[Line], note: str = "") -> Line:
+        self.calls.append((lines, note))
+        return lines[0]
+
+    @rpc.expose
+    def note(self, context: RequestContext, text: str) -> None:
+        self.calls.append(text)
+
+    @rpc.expose
+    def count(self, context):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+        return "seven"
+
+
+class ShopAPI(Protocol):
+    """The service, as callers see it."""
+
+    def order(self, context: RequestContext, lines: list[Line], note: str = "") -> Deferred[Line]: ...
+
+    def note(self, context: RequestContext, text: str) -> None: ...
+
+    def count(self, context: RequestContext) -> Awaitable[int]: ...
+
+    def missing(self, context: RequestContext) -> Deferred[None]: ...
+
+
+PROGRAM = """
+from typing import Protocol
+from twisted.internet.defer import Deferred
+from novasvc import RequestContext, rpc
+
+class Stock(Protocol):
+    def reserve(self, context: RequestContext, item: str, amount: int = 1) -> Deferred[str]: ...
+
+async def use(client: rpc.Client, context: RequestContext) -> str:
+    stock = rpc.stub(Stock, client)
+    return await stock.{call}
+"""
+
+
+class StubTests(RPCCase):
+    def make_endpoint(self) -> Any:
+        return Shop()
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.shop = rpc.stub(ShopAPI, self.client)
+
+    def done(self, calling: Any) -> Any:
+        self.clock.advance(0)
+        return self.successResultOf(calling)
+
+    def test_call(self) -> None:
+        """Arguments are given by place or by name, and converted to JSON; the result is of the annotated type."""
+        self.assertEqual(self.done(self.shop.order(CONTEXT, [Line("tea", 2)], note="x")), Line("tea", 2))
+        self.assertEqual(self.diary.calls, [([Line("tea", 2)], "x")])
+
+    def test_cast(self) -> None:
+        """A method that returns None at once is cast."""
+        self.shop.note(CONTEXT, "a")
+        self.clock.advance(0)
+        self.assertEqual(self.diary.calls, ["a"])
+
+    def test_wrong_result(self) -> None:
+        """A result of another type is an error."""
+        calling: Any = self.shop.count(CONTEXT)
+        self.clock.advance(0)
+        error = self.failureResultOf(calling, MessageFormatError).value
+        self.assertIn("the result of 'count' is not of the type that the interface says", str(error))
+
+    def test_refused(self) -> None:
+        """Arguments that do not fit the interface fail at once; a service that differs refuses."""
+        self.assertRaises(TypeError, self.shop.order, CONTEXT)  # type: ignore[call-arg]
+        self.assertRaises(AttributeError, getattr, self.shop, "ordr")
+        calling = self.shop.note(CONTEXT, 7)  # type: ignore[arg-type, func-returns-value]
+        self.clock.advance(0)
+        self.assertIsNone(self.successResultOf(calling))  # type: ignore[arg-type]
+        self.assertEqual(self.diary.calls, [])
+        wrong: Any = self.shop.order(CONTEXT, [Line(7)])  # type: ignore[arg-type]
+        self.clock.advance(0)
+        self.failureResultOf(wrong, InvalidArgumentsError)
+
+    def test_no_context(self) -> None:
+        """An interface whose method takes no context is refused."""
+
+        class Wrong(Protocol):
+            def count(self) -> Deferred[int]: ...
+
+        error = self.assertRaises(DeclarationError, rpc.stub, Wrong, self.client)
+        self.assertIn("it takes no context", str(error))
+
+    @pytest.mark.timeout(180)
+    @pytest.mark.slow
+    def test_mypy(self) -> None:
+        """A type checker finds a misspelt method, a missing argument and a wrong type, and accepts a right call."""
+        if find_spec("mypy") is None and "CI" not in os.environ:
+            pytest.skip("mypy is not installed")
+        directory = Path(self.mktemp())
+        directory.mkdir()
+        right = 'reserve(context, "tea", amount=2)'
+        for number, call in enumerate(
+            (right, 'resrve(context, "tea")', "reserve(context)", 'reserve(context, "tea", "2")')
+        ):
+            (directory / f"use{number}.py").write_text(PROGRAM.replace("{call}", call))
+        command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", *sorted(map(str, directory.iterdir()))]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
+        found = [line for line in done.stdout.splitlines() if "error:" in line and "[no-any-return]" not in line]
+        self.assertEqual(len(found), 3, done.stdout + done.stderr)
+        errors = 'has no attribute "resrve"', 'Missing positional argument "item"', "has incompatible type"
+        self.assertEqual([text for text in errors if text not in done.stdout], [])
