@@ -41,6 +41,13 @@ class UNIXListener(socket.socket):
             path = Path(address).absolute()
             self._bound = (os.getpid(), path, _identity(path))
 
+    def rename(self, path: Path) -> None:
+        """Give the socket file another name in its directory."""
+        if self._bound is not None:
+            process, old, identity = self._bound
+            old.rename(path)
+            self._bound = process, path, identity
+
     def close(self) -> None:
         """Unlink the file if it is still ours, and close."""
         if self._bound is not None:

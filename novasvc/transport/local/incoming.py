@@ -1,5 +1,6 @@
 """Connections from other processes: their requests go to this process's queues, and replies to them back."""
 
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -18,8 +19,8 @@ CONNECTIONS = 256
 _CLOSE = 1.0
 """Seconds for a peer to read its last replies."""
 
-ADDRESSES = 64
-"""Reply addresses of one connection; the clients of a process share one, so there are few."""
+ADDRESSES = 1000
+"""Reply addresses of one connection: a process has one for each of its nodes."""
 
 
 class IncomingConnection(FrameProtocol):
@@ -32,7 +33,7 @@ class IncomingConnection(FrameProtocol):
         self._broker = broker
         self._memory = memory
         self._clock = clock
-        self._addresses: set[str] = set()
+        self._receivers: dict[str, Callable[[bytes], None]] = {}
 
     def finish(self) -> None:
         """Close the connection when the peer has read what was sent, or soon."""
@@ -42,35 +43,50 @@ class IncomingConnection(FrameProtocol):
         self.gone.addCallback(lambda _: aborting.cancel() if aborting.active() else None)
 
     def connectionMade(self) -> None:
-        """Join the connections of the process, if there is room for one more."""
+        """Join the connections of the process, if there is room for one more, and tell what is consumed here."""
         super().connectionMade()
         if len(self.factory.connections) >= CONNECTIONS:
-            self.transport.abortConnection()
+            self.abort()
             return
         self.factory.connections.add(self)
+        self.tell_consumed()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Drop the reply addresses: their clients have gone."""
         super().connectionLost(reason)
         self.factory.connections.discard(self)
-        for address in self._addresses:
-            self._broker.delete_reply_queue(address)
-        self._addresses.clear()
+        for address in list(self._receivers):
+            self._close_replies(address)
+
+    def tell_consumed(self) -> None:
+        """Tell the peer which targets have servers in this process."""
+        queues, fanouts = self._broker.consumed()
+        self.send_frame({"queues": queues, "fanouts": fanouts})
 
     def frame_received(self, header: dict[str, Any], body: bytes) -> None:
         """Handle a frame of the process that connected."""
         match header["do"]:
             case "send":
                 self._receive(header, body)
-            case "open" if len(self._addresses) < ADDRESSES:
-                address = str(header["address"])
-                self._broker.add_reply_queue(lambda reply: self.send_frame({"address": address}, reply), address)
-                self._addresses.add(address)
+            case "open" if len(self._receivers) < ADDRESSES:
+                self._open_replies(str(header["address"]))
             case "close":
-                self._addresses.discard(header["address"])
-                self._broker.delete_reply_queue(header["address"])
+                self._close_replies(str(header["address"]))
             case _:
                 raise ValueError(header)
+
+    def _open_replies(self, address: str) -> None:
+        def receive(reply: bytes) -> None:
+            self.send_frame({"address": address}, reply)
+
+        self._receivers[address] = receive
+        self._broker.add_reply_queue(receive, address)
+
+    def _close_replies(self, address: str) -> None:
+        # A client that has connected again may have opened the address on its new connection already.
+        receive = self._receivers.pop(address, None)
+        if receive is not None:
+            self._broker.delete_reply_queue(address, receive)
 
     def _receive(self, header: dict[str, Any], body: bytes) -> None:
         number, ttl = int(header["id"]), header["ttl"]
@@ -84,8 +100,11 @@ class IncomingConnection(FrameProtocol):
         sending: Deferred[Any] = self._memory.send(target, body, None if ttl is None else float(ttl), mandatory=True)
         sending.addCallbacks(lambda _: {"result": "taken"}, _refusal)
         sending.addCallback(lambda result: self.send_frame({"id": number, **result}))
-        # The transport is closed: this process ends.
-        sending.addErrback(lambda failure: failure.trap(TransportClosedError) and self.transport.abortConnection())
+        sending.addErrback(self._closed)
+
+    def _closed(self, failure: Failure) -> None:
+        failure.trap(TransportClosedError)  # this process ends
+        self.abort()
 
 
 def _refusal(failure: Failure) -> dict[str, Any]:
@@ -109,6 +128,11 @@ class IncomingFactory(Factory):
         self._memory = MemoryTransport(broker, clock=clock)
         self._clock = clock
         self.connections: set[IncomingConnection] = set()
+        broker.watch_consumers(self._tell_consumed)
+
+    def _tell_consumed(self) -> None:
+        for connection in self.connections:
+            connection.tell_consumed()
 
     def buildProtocol(self, addr: Any) -> Any:
         """Make the protocol of a connection."""

@@ -1,12 +1,16 @@
 """Connections to the other processes of this user: find them, send them requests, receive replies."""
 
+import errno
+import os
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred, DeferredList, fail
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, fail, maybeDeferred
+from twisted.internet.defer import TimeoutError as DeferTimeoutError
 from twisted.internet.error import ConnectError, ConnectionRefusedError, TimeoutError  # noqa: A004 - Twisted's
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import ClientCreator, connectionDone
@@ -28,12 +32,15 @@ _ANSWER = 5.0
 _UNANSWERED = 1000
 """Requests that one process has not taken over yet; a further one fails with TransportFullError."""
 
+_BUSY = "a process on this host does not take them"
+
 
 class OutgoingConnection(FrameProtocol):
     """A connection to another process.
 
     :param clock: measures how long the process takes to answer.
     :param receive: called with the address and the body of each reply.
+    :ivar known: fires when the process has told for the first time what it consumes, or was lost.
     """
 
     def __init__(self, clock: IReactorTime, receive: Callable[[str, bytes], None]) -> None:
@@ -42,15 +49,29 @@ class OutgoingConnection(FrameProtocol):
         self._receive = receive
         self._next = 0
         self._sent: dict[int, tuple[Target, Deferred[None]]] = {}
+        self._queues: frozenset[tuple[str, str, str | None]] = frozenset()
+        self._fanouts: frozenset[str] = frozenset()
+        self.known: Deferred[None] = Deferred()
+
+    def serves(self, target: Target, exchange: str) -> bool:
+        """Return whether the process has a server for a target, as far as it has told."""
+        if not self.usable:
+            return False
+        if target.fanout:
+            return target.topic in self._fanouts
+        return (target.exchange or exchange, target.topic, target.server) in self._queues
 
     def send(self, target: Target, exchange: str, body: bytes, ttl: float | None) -> Deferred[None]:
         """Send a request; see ITransport.send.
 
-        :raises UndeliverableError: no server of the process listens for the target.
+        :raises UndeliverableError: no server of the process listens for the target any more, or it has just ended.
+        :raises TransportFullError: its queue is full, or it does not read.
         :raises UnconfirmedError: the process ended, or did not answer in time.
         """
-        if len(self._sent) >= _UNANSWERED:
-            return fail(TransportFullError(str(target), _UNANSWERED, "a process on this host does not take them"))
+        if not self.usable:
+            return fail(UndeliverableError(str(target)))
+        if self.congested or len(self._sent) >= _UNANSWERED:
+            return fail(TransportFullError(str(target), len(self._sent), _BUSY))
         self._next += 1
         number = self._next
 
@@ -89,6 +110,12 @@ class OutgoingConnection(FrameProtocol):
         if "address" in header:
             self._receive(header["address"], body)
             return
+        if "queues" in header:
+            self._queues = frozenset((exchange, topic, server) for exchange, topic, server in header["queues"])
+            self._fanouts = frozenset(header["fanouts"])
+            if not self.known.called:
+                self.known.callback(None)
+            return
         target, answered = self._sent.pop(header["id"], (None, None))
         if target is None or answered is None:
             return  # given up
@@ -103,6 +130,8 @@ class OutgoingConnection(FrameProtocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Fail what was not answered."""
         super().connectionLost(reason)
+        if not self.known.called:
+            self.known.callback(None)
         sent, self._sent = self._sent, {}
         for target, answered in sent.values():
             answered.errback(UnconfirmedError(str(target), "the process that it was sent to has ended"))
@@ -126,15 +155,19 @@ class OtherProcesses:
     _connected: dict[Path, OutgoingConnection] = attrs.field(factory=dict, init=False)
     _connecting: dict[Path, Deferred[Any]] = attrs.field(factory=dict, init=False)
 
-    async def connections(self) -> list[OutgoingConnection]:
-        """Connect to the processes that are not connected yet; return the connections, longest unused first."""
+    async def serving(self, target: Target, exchange: str) -> list[OutgoingConnection]:
+        """Return the connections to the processes that have a server for a target, longest unused first.
+
+        Connects to the processes that are not connected yet.
+        """
         paths = self._paths()
         for path in paths:
             if path not in self._connected and path not in self._connecting:
                 self._connect(path)
         if self._connecting:
             await DeferredList([_after(connecting) for connecting in self._connecting.values()])
-        return [self._connected[path] for path in paths if path in self._connected]
+        connected = [self._connected[path] for path in paths if path in self._connected]
+        return [connection for connection in connected if connection.serves(target, exchange)]
 
     def used(self, connection: OutgoingConnection) -> None:
         """Put a connection last, so that the processes of a topic have its messages in turn."""
@@ -165,9 +198,10 @@ class OtherProcesses:
 
     def _paths(self) -> list[Path]:
         try:
+            check_private(self.directory)
             found = [path for path in self.directory.iterdir() if path.suffix == SUFFIX and path != self.own]
         except OSError:
-            found = []  # No process has made the directory yet.
+            found = []  # No process has made the directory yet, or it is not to be trusted.
         order = {path: place for place, path in enumerate(self._connected)}
         return sorted(found, key=lambda path: (order.get(path, -1), path.name))
 
@@ -175,33 +209,39 @@ class OtherProcesses:
         connection = OutgoingConnection(self._reactor, self._receive)
 
         def lost(_: object) -> None:
-            del self._connected[path]
+            self._connected.pop(path, None)
 
-        def connected(_: object) -> None:
-            self._connected[path] = connection
-            connection.gone.addCallback(lost)
-            for address in self.addresses:
-                connection.open_replies(address)
+        def connected(_: object) -> Deferred[None]:
+            # Only a process that tells at once what it consumes is of use; one that hangs does not.
+            return connection.known.addTimeout(_CONNECT, self._reactor)
+
+        def known(_: object) -> None:
+            if connection.usable:
+                self._connected[path] = connection
+                connection.gone.addCallback(lost)
+                for address in self.addresses:
+                    connection.open_replies(address)
 
         def refused(failure: Failure) -> None:
-            failure.trap(ConnectError, TimeoutError, CancelledError)
+            failure.trap(ConnectError, TimeoutError, CancelledError, DeferTimeoutError, OSError)
             if failure.check(ConnectionRefusedError):
                 # Its process was killed. A name is never used twice, so no other one can have it.
                 with suppress(OSError):
                     path.unlink()
             else:
+                connection.abort()
                 _log.debug("the process that listens at {path} is left out: {error}", path=path, error=failure.value)
-
-        # Not an endpoint: their module imports TLS.
-        creator = ClientCreator(self._reactor, lambda: connection)
-        connecting: Deferred[Any] = creator.connectUNIX(str(path), timeout=_CONNECT)
-        self._connecting[path] = connecting
-        connecting.addCallbacks(connected, refused)
-        connecting.addErrback(lambda failure: _log.failure("connecting to {path} failed", failure, path=path))
 
         def finished(_: object) -> None:
             del self._connecting[path]
 
+        # Not an endpoint: their module imports TLS.
+        creator = ClientCreator(self._reactor, lambda: connection)
+        # connectUNIX raises OSError if the process is out of descriptors.
+        connecting: Deferred[Any] = maybeDeferred(creator.connectUNIX, str(path), timeout=_CONNECT)
+        self._connecting[path] = connecting
+        connecting.addCallback(connected).addCallbacks(known, refused)
+        connecting.addErrback(lambda failure: _log.failure("connecting to {path} failed", failure, path=path))
         connecting.addBoth(finished)
 
 
@@ -218,9 +258,26 @@ def _after(other: Deferred[Any]) -> Deferred[None]:
     return waiter
 
 
+def check_private(directory: Path) -> None:
+    """Check that a directory of sockets belongs to this user, and that no other user may write there.
+
+    :raises OSError: it does not, it does not exist, or it is a link or a file.
+    """
+    found = directory.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, "it is not a directory", str(directory))
+    # Root may use the sockets of a service that runs under another user.
+    if found.st_uid != os.geteuid() and os.geteuid() != 0:
+        raise PermissionError(errno.EPERM, f"it belongs to another user (uid {found.st_uid})", str(directory))
+    if found.st_mode & 0o077:
+        problem = f"other users may access it (mode {stat.S_IMODE(found.st_mode):o}); it needs mode 700"
+        raise PermissionError(errno.EPERM, problem, str(directory))
+
+
 def any_process(directory: Path) -> bool:
     """Return whether a process has a socket in the directory; it may have been killed."""
     try:
+        check_private(directory)
         return any(path.suffix == SUFFIX for path in directory.iterdir())
     except OSError:
         return False

@@ -3,7 +3,6 @@
 import os
 import secrets
 from pathlib import Path
-from socket import socket
 from typing import Any
 
 import attrs
@@ -12,7 +11,7 @@ from twisted.logger import Logger
 
 from novasvc.net.unix import UNIXPort, open_unix
 from novasvc.transport.local.incoming import IncomingFactory
-from novasvc.transport.local.outgoing import SUFFIX, OtherProcesses
+from novasvc.transport.local.outgoing import SUFFIX, OtherProcesses, check_private
 from novasvc.transport.memory import MemoryBroker
 
 _log = Logger()
@@ -36,7 +35,7 @@ class HostSockets:
     directory: Path
     others: OtherProcesses = attrs.field(init=False)
     incoming: IncomingFactory = attrs.field(init=False)
-    _socket: socket | None = attrs.field(default=None, init=False)
+    _socket: Any = attrs.field(default=None, init=False)
     _port: UNIXPort | None = attrs.field(default=None, init=False)
     _unusable: bool = attrs.field(default=False, init=False)
     _users: int = attrs.field(default=0, init=False)
@@ -62,17 +61,25 @@ class HostSockets:
         """
         if self._port is not None or self._unusable:
             return
-        path = self.directory / f"{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}"
+        name = f"{os.getpid()}-{secrets.token_hex(4)}"
+        path = self.directory / f"{name}{SUFFIX}"
         try:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._socket = open_unix(str(path), 0o600, _BACKLOG, ())
+            for missing in (self.directory.parent, self.directory):
+                missing.mkdir(mode=0o700, parents=True, exist_ok=True)
+            check_private(self.directory)
+            # Renamed when it listens: a socket of this suffix that refuses connections is taken for a dead one's.
+            self._socket = open_unix(str(self.directory / name), 0o600, _BACKLOG, ())
+            self._socket.rename(path)
         except OSError as error:
             self._unusable = True
+            if self._socket is not None:
+                self._socket.close()
+                self._socket = None
             _log.warn(
                 "other processes of this host, such as `novasvc call`, cannot reach this one: no socket at {path}: "
-                "{error}; set state_dir to a writable directory with a short path",
+                "{error}; set state_dir to a writable directory of this user with a short path",
                 path=str(path),
-                error=error,
+                error=error.strerror or error,
             )
             return
         self.others.own = path

@@ -9,7 +9,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from novasvc.interfaces import IDelivery, IListener, ITransport
-from novasvc.rpc.errors import UndeliverableError
+from novasvc.rpc.errors import TransportFullError, UndeliverableError
 from novasvc.rpc.target import Target
 from novasvc.transport.local.sockets import HostSockets
 from novasvc.transport.memory import MemoryTransport
@@ -17,8 +17,8 @@ from novasvc.transport.memory import MemoryTransport
 # Note [Messages between processes]
 #
 # A request goes to a queue of this process if a server here consumes from it, as it always did in memory, at no further
-# cost. Otherwise the other processes are asked in turn, the one that was used longest ago first: the first that has a
-# consumer for the target takes it. A fanout goes to all.
+# cost. Otherwise it goes to a process that has told that it has a server for the target, the one that was used longest
+# ago first, so that a process that hangs costs only those who call its own servers. A fanout goes to all that have one.
 #
 # A client names its reply addresses to each process that it connects to, and gets its replies over the connection. No
 # address of a socket is on the wire, so a process that only calls, such as the command, needs no socket of its own.
@@ -87,17 +87,23 @@ class LocalTransport:
         return Deferred.fromCoroutine(send(target, body, ttl, mandatory=mandatory))
 
     async def _send_to_one(self, target: Target, body: bytes, ttl: float | None, *, mandatory: bool) -> None:
-        for connection in await self._sockets.others.connections():
+        others, full = self._sockets.others, None
+        for connection in await others.serving(target, self._exchange):
             try:
                 await connection.send(target, self._exchange, body, ttl)
             except UndeliverableError:
                 continue
-            self._sockets.others.used(connection)
+            except TransportFullError as error:
+                full = error
+                continue
+            others.used(connection)
             return
+        if full is not None:
+            raise full
         await self._memory.send(target, body, ttl, mandatory)
 
     async def _send_to_all(self, target: Target, body: bytes, ttl: float | None, *, mandatory: bool) -> None:
-        others = await self._sockets.others.connections()
+        others = await self._sockets.others.serving(target, self._exchange)
         sending = [self._memory.send(target, body, ttl, mandatory=True)]
         sending += [connection.send(target, self._exchange, body, ttl) for connection in others]
         results: list[tuple[bool, Any]] = await DeferredList(sending, consumeErrors=True)
@@ -126,6 +132,6 @@ class LocalTransport:
             self._sockets.others.close_replies(address)
         return self._memory.close_replies(address)
 
-    def reply(self, address: str, body: bytes, patience: float | None = None) -> Deferred[None]:
+    def reply(self, address: str, body: bytes, timeout: float | None = None) -> Deferred[None]:
         """Send a reply; see ITransport."""
-        return self._memory.reply(address, body, patience)
+        return self._memory.reply(address, body, timeout)

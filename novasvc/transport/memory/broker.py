@@ -54,7 +54,7 @@ class Consumer(Protocol):
 
 
 class _Source(Protocol):
-    """What the broker delivers from: a queue, or a reply replies."""
+    """What the broker delivers from: a queue of requests, or of replies."""
 
     scheduled: bool
 
@@ -139,7 +139,7 @@ class Queue:
 class _ReplyQueue:
     """Replies to one caller, in order; beyond QUEUE_BOUND the oldest are dropped."""
 
-    _receiver: Callable[[bytes], None]
+    receiver: Callable[[bytes], None]
     bodies: deque[bytes] = attrs.field(factory=lambda: deque(maxlen=QUEUE_BOUND), init=False)
     scheduled: bool = attrs.field(default=False, init=False)
 
@@ -151,7 +151,7 @@ class _ReplyQueue:
         while handled < limit and self.bodies:
             handled += 1
             try:
-                self._receiver(self.bodies.popleft())
+                self.receiver(self.bodies.popleft())
             except Exception:  # noqa: BLE001 - it must not stop the delivery of other messages
                 _log.failure("unhandled exception in a reply receiver")
         return handled
@@ -174,6 +174,8 @@ class MemoryBroker:
     clock: IReactorTime = attrs.field(init=False)
     _queues: dict[QueueName, Queue] = attrs.field(factory=dict, init=False)
     _fanouts: dict[str, dict[Queue, None]] = attrs.field(factory=dict, init=False)
+    _watchers: list[Callable[[], None]] = attrs.field(factory=list, init=False)
+    _change_pending: bool = attrs.field(default=False, init=False)
     _reply_queues: dict[str, _ReplyQueue] = attrs.field(factory=dict, init=False)
     _scheduled: deque[_Source] = attrs.field(factory=deque, init=False)
     _turn_scheduled: bool = attrs.field(default=False, init=False)
@@ -233,6 +235,29 @@ class MemoryBroker:
         queue = self._queues.get((exchange, target.topic, target.server))
         return () if queue is None else (queue,)
 
+    # -- what is consumed ----------------------------------------------------------------------
+
+    def consumed(self) -> tuple[list[QueueName], list[str]]:
+        """Return the names of the queues that have consumers, and the topics whose fanouts have."""
+        names = [name for name, queue in self._queues.items() if queue.consumers]
+        topics = [topic for topic, queues in self._fanouts.items() if any(queue.consumers for queue in queues)]
+        return names, topics
+
+    def watch_consumers(self, changed: Callable[[], None]) -> None:
+        """Call a function in a turn of its own whenever :meth:`consumed` may have changed."""
+        self._watchers.append(changed)
+
+    def consumers_changed(self) -> None:
+        """Note that a listener has begun or ended to consume."""
+        if self._watchers and not self._change_pending:
+            self._change_pending = True
+            self.clock.callLater(0, self._tell_watchers)
+
+    def _tell_watchers(self) -> None:
+        self._change_pending = False
+        for changed in self._watchers:
+            changed()
+
     def add_reply_queue(self, receiver: Callable[[bytes], None], address: str | None = None) -> str:
         """Create a reply address.
 
@@ -242,10 +267,14 @@ class MemoryBroker:
         self._reply_queues[address] = _ReplyQueue(receiver)
         return address
 
-    def delete_reply_queue(self, address: str) -> None:
-        """Delete a reply address; later replies to it are dropped."""
-        replies = self._reply_queues.pop(address, None)
-        if replies is not None:
+    def delete_reply_queue(self, address: str, receiver: Callable[[bytes], None] | None = None) -> None:
+        """Delete a reply address; later replies to it are dropped.
+
+        :param receiver: delete it only if this is its receiver.
+        """
+        replies = self._reply_queues.get(address)
+        if replies is not None and (receiver is None or replies.receiver is receiver):
+            del self._reply_queues[address]
             replies.bodies.clear()
 
     def reply(self, address: str, body: bytes) -> None:

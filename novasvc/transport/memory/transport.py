@@ -107,6 +107,7 @@ class _Listener:
 
     def _consume(self, queue: Queue) -> None:
         queue.consumers.append(self)
+        self.broker.consumers_changed()
         self.broker.schedule(queue)
 
     def _sent_to(self, queue: Queue) -> str:
@@ -155,6 +156,7 @@ class _Listener:
             for queue in self._queues:
                 if self._sent_to(queue) != "server":
                     queue.consumers.remove(self)
+            self.broker.consumers_changed()
             self._named = {name: queue for name, queue in self._named.items() if name[2] is not None}
             self._narrowed = True
             for queue in self._queues:
@@ -204,6 +206,7 @@ class _Listener:
             self.live = False
             for queue in self._queues:
                 queue.consumers.remove(self)
+            self.broker.consumers_changed()
         return succeed(None)
 
     def close(self) -> Deferred[None]:

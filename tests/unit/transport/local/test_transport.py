@@ -23,6 +23,7 @@ from novasvc.transport.memory import MemoryBroker
 from tests.support.waiting import until
 
 PATIENCE = 10.0
+STOCK = {"queues": [["nova", "stock", None]], "fanouts": []}
 
 
 class Echo:
@@ -244,7 +245,7 @@ class EndTests(LocalCase):
 
     async def test_killed(self) -> None:
         """The socket of a killed process is skipped and removed."""
-        self.directory.mkdir(parents=True)
+        self.directory.mkdir(mode=0o700, parents=True)
         with socket.socket(socket.AF_UNIX) as killed:
             killed.bind(str(self.directory / "1-dead.sock"))
         await self.serve("stock", "h1")
@@ -252,37 +253,75 @@ class EndTests(LocalCase):
         answer = await self.client(self.process(), "stock").call(RequestContext(), "echo", text="a")
         self.assertEqual((answer, len(self.sockets())), ("h1: a", 1))
 
-    async def test_hanging(self) -> None:
-        """A request that a process does not take over in time is unconfirmed."""
-        self.patch(outgoing, "_ANSWER", 0.05)
-        self.directory.mkdir(parents=True)
-        with socket.socket(socket.AF_UNIX) as hanging:
-            hanging.bind(str(self.directory / "1-hangs.sock"))
-            hanging.listen(1)
-            error = await self.assertFailure(self.process().send(Target("stock"), b"1", None, True), UnconfirmedError)
-        self.assertIn("did not answer within 0.05 s", str(error))
+    async def pretend(self, *headers: dict[str, Any]) -> Deferred[socket.socket]:
+        """Listen as a process would, and send these headers to the first that connects; fires with the connection."""
+        self.directory.mkdir(mode=0o700, parents=True)
+        listening = socket.socket(socket.AF_UNIX)
+        self.addCleanup(listening.close)
+        listening.bind(str(self.directory / "1-other.sock"))
+        listening.listen(1)
+        listening.setblocking(False)
 
-    async def test_ends_meanwhile(self) -> None:
-        """A request to a process that ends before it takes the request over is unconfirmed."""
-        self.directory.mkdir(parents=True)
-        with socket.socket(socket.AF_UNIX) as ending:
-            ending.bind(str(self.directory / "1-ends.sock"))
-            ending.listen(1)
-            ending.setblocking(False)
-            sending = self.process().send(Target("stock"), b"1", None, True)
+        async def accept() -> socket.socket:
             accepted: list[socket.socket] = []
 
-            def accept() -> bool:
+            def try_accept() -> bool:
                 try:
-                    accepted.append(ending.accept()[0])
+                    accepted.append(listening.accept()[0])
                 except BlockingIOError:
                     return False
                 return True
 
-            await until(accept)
-            accepted[0].close()
-            error = await self.assertFailure(sending, UnconfirmedError)
+            await until(try_accept)
+            self.addCleanup(accepted[0].close)
+            accepted[0].sendall(b"".join(map(frame, headers)))
+            return accepted[0]
+
+        return Deferred.fromCoroutine(accept())
+
+    async def test_hanging(self) -> None:
+        """A request that a process does not take over in time is unconfirmed."""
+        self.patch(outgoing, "_ANSWER", 0.05)
+        await self.pretend(STOCK)
+        error = await self.assertFailure(self.process().send(Target("stock"), b"1", None, True), UnconfirmedError)
+        self.assertIn("did not answer within 0.05 s", str(error))
+
+    async def test_hanging_other(self) -> None:
+        """A process that hangs does not hold up what others serve, whether it has told what it serves or not."""
+        self.patch(outgoing, "_CONNECT", 0.05)
+        await self.serve("till", "h1")
+        for headers in ((), (STOCK,)):
+            with self.subTest(headers):
+                for path in self.directory.glob("1-other.sock"):
+                    path.unlink()
+                self.directory.rename(self.directory.with_name("kept"))
+                await self.pretend(*headers)
+                for path in self.directory.with_name("kept").iterdir():
+                    path.rename(self.directory / path.name)
+                self.directory.with_name("kept").rmdir()
+                client = self.client(self.process(), "till")
+                self.assertEqual(await client.call(RequestContext(), "echo", text="a"), "h1: a")
+
+    async def test_ends_meanwhile(self) -> None:
+        """A request to a process that ends before it takes the request over is unconfirmed."""
+        accepting = await self.pretend(STOCK)
+        sending = self.process().send(Target("stock"), b"1", None, True)
+        accepted = await accepting
+        accepted.setblocking(False)
+        await until(lambda: readable(accepted))
+        accepted.close()
+        error = await self.assertFailure(sending, UnconfirmedError)
         self.assertIn("has ended", str(error))
+
+    async def test_told(self) -> None:
+        """Requests go only to a process that has told that it serves their target; it may tell so later."""
+        accepting = await self.pretend({"queues": [], "fanouts": []})
+        sending = self.process()
+        await self.assertFailure(sending.send(Target("stock"), b"1", None, True), UndeliverableError)
+        (await accepting).sendall(frame(STOCK))
+        (connection,) = sending._sockets.others._connected.values()
+        await until(lambda: connection.serves(Target("stock"), "nova"))
+        self.assertFalse(connection.serves(Target("stock", "h1"), "nova"))
 
     async def test_client_gone(self) -> None:
         """When a client's process ends, its reply addresses go with it."""
@@ -293,8 +332,8 @@ class EndTests(LocalCase):
         await until(lambda: not serving._sockets.broker._reply_queues)
 
     async def test_unread(self) -> None:
-        """A peer that does not read is disconnected, and what is kept for it is bounded."""
-        self.patch(frames, "UNREAD", 1_000_000)
+        """A peer that does not read its replies is disconnected, and what is kept for it is bounded."""
+        self.patch(frames, "UNREAD_LIMIT", 1_000_000)
         serving, _ = await self.serve("stock", "h1")
         with self.connected() as peer:
             peer.sendall(frame({"do": "open", "address": "reply_x"}))
@@ -319,6 +358,20 @@ class AccessTests(LocalCase):
         self.assertEqual(stat.S_IMODE(self.directory.stat().st_mode), 0o700)
         self.assertEqual(stat.S_IMODE(self.sockets()[0].stat().st_mode), 0o600)
 
+    async def test_others_directory(self) -> None:
+        """A directory that other users may access is not used, by servers and by clients."""
+        self.directory.mkdir(mode=0o755, parents=True)
+        self.directory.chmod(0o755)
+        transport, _ = await self.serve("stock", "h1")
+        self.assertEqual(self.sockets(), [])
+        with socket.socket(socket.AF_UNIX) as foreign:
+            foreign.bind(str(self.directory / "1-foreign.sock"))
+            foreign.listen(1)
+            calling = self.process().send(Target("stock"), b"1", None, True)
+            await self.assertFailure(calling, UndeliverableError)
+        self.assertFalse(outgoing.any_process(self.directory))
+        self.assertEqual(await self.client(transport, "stock").call(RequestContext(), "echo", text="a"), "h1: a")
+
     async def test_no_socket(self) -> None:
         """Without a usable directory a process serves itself, and the log says why others cannot reach it."""
         for unusable in (self.directory / ("x" * 120), Path("/dev/null/rpc")):
@@ -342,6 +395,7 @@ class AccessTests(LocalCase):
             raw(b"[1]\n"),
             raw(b"{" * 5000),
             b"".join(frame({"do": "open", "address": f"a{number}"}) for number in range(incoming.ADDRESSES + 1)),
+            frame({"do": "open", "address": "a"}) + frame({}) + frame({"do": "open", "address": "b"}),
         ):
             with socket.socket(socket.AF_UNIX) as peer:
                 peer.connect(str(self.sockets()[0]))
@@ -381,3 +435,10 @@ def closed(peer: socket.socket) -> bool:
         return False
     except ConnectionError:
         return True
+
+
+def readable(peer: socket.socket) -> bool:
+    try:
+        return bool(peer.recv(1, socket.MSG_PEEK))
+    except BlockingIOError:
+        return False
