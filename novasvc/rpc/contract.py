@@ -10,7 +10,7 @@ import dataclasses
 import inspect
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, NotRequired, TypedDict, Union
@@ -27,7 +27,10 @@ from novasvc.rpc.payload import primitive
 _PLAIN = (type(None), bool, int, float, str)
 """Types that JSON has: a result of one of them is checked only."""
 
-_LEFT = (datetime, date, UUID, Decimal)
+_BINARY = (msgspec.inspect.BytesType, msgspec.inspect.ByteArrayType, msgspec.inspect.MemoryViewType)
+"""Refused in arguments: a client sends bytes as text, msgspec would read that as base64."""
+
+_LEFT = (datetime, date, UUID, Decimal, bytes)
 """Types of a result that the encoder of messages converts."""
 
 _AWAITED = (Deferred, collections.abc.Awaitable, collections.abc.Coroutine, collections.abc.Generator)
@@ -55,8 +58,11 @@ class Contract:
     def _plain_result(self) -> Any:
         return self.result if self.result in _PLAIN else NotImplemented
 
-    def invalid_arguments(self, error: msgspec.ValidationError) -> InvalidArgumentsError:
-        """Describe arguments that are not of their types; the text names the path to the wrong value."""
+    def invalid_arguments(self, error: Exception) -> InvalidArgumentsError:
+        """Describe arguments that cannot be converted.
+
+        :param error: a ValidationError, which names the path to the wrong value, or what a class's own code raised.
+        """
         return InvalidArgumentsError(self.method, _described(error, ""))
 
     def convert_result(self, result: Any) -> Any:
@@ -69,7 +75,7 @@ class Contract:
             # convert in their own way, is left to the encoder, so that peers see what they always saw.
             plain = msgspec.to_builtins(_complete(result), builtin_types=_LEFT, str_keys=True, enc_hook=primitive)
             msgspec.convert(plain, self.result, builtin_types=_LEFT, str_keys=True)
-        except (msgspec.ValidationError, TypeError, ValueError, RecursionError) as error:
+        except Exception as error:  # noqa: BLE001 - users' classes may raise anything
             raise ResultNotSerializableError(self.method, _described(error, "the result")) from None
         return plain
 
@@ -91,20 +97,26 @@ def contract_of(function: Callable[..., Any], method: str, where: str) -> Contra
     :raises DeclarationError: an annotation cannot be resolved, or JSON cannot represent its type.
     """
     function = inspect.unwrap(function)
-    try:
-        hints = typing.get_type_hints(function, include_extras=True)
-    except Exception as error:  # noqa: BLE001 - to evaluate an annotation can raise anything
-        problem = f"an annotation cannot be resolved: {error}"
-        raise DeclarationError(where, problem, "import its names where the method is defined") from None
     parameters = list(inspect.signature(function).parameters.values())
     if parameters and parameters[0].name == "self":
         parameters = parameters[1:]
+    # The context is not checked: its annotation may be one that only type checkers can resolve.
+    given = {name: kind for name, kind in function.__annotations__.items() if name != parameters[0].name}
+    try:
+        hints = typing.get_type_hints(
+            types.SimpleNamespace(__annotations__=given), getattr(function, "__globals__", {}), include_extras=True
+        )
+    except Exception as error:  # noqa: BLE001 - to evaluate an annotation can raise anything
+        problem = f"an annotation cannot be resolved: {error}"
+        raise DeclarationError(where, problem, "import its names where the method is defined") from None
     accepted = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     found: dict[str, Any] = {}
     for each in parameters[1:]:
         kind = hints.get(each.name, Any)
         if each.kind in accepted and kind not in (Any, object):
-            _check(kind, f"the annotation of {each.name!r}", where)
+            if each.default is None:
+                kind = Union[kind, None]  # noqa: UP007 - made at run time; as type checkers once read it
+            _check(kind, f"the annotation of {each.name!r}", where, refused=_BINARY)
             found[each.name] = kind if each.default is inspect.Parameter.empty else NotRequired[kind]
     result = _awaited(hints.get("return", Any))
     result = Any if result is object else result
@@ -127,33 +139,32 @@ def _awaited(kind: Any) -> Any:
     return kind
 
 
-def _check(kind: Any, what: str, where: str) -> None:
+def _check(kind: Any, what: str, where: str, refused: tuple[type, ...] = ()) -> None:
     try:
         information = msgspec.inspect.type_info(kind)
     except Exception as error:  # noqa: BLE001 - msgspec raises several
         raise DeclarationError(where, f"{what} cannot be checked: {error}", _REMEDY) from None
-    for custom in _custom(information, set()):
-        problem = f"{what} cannot be checked: {custom.__module__}.{custom.__qualname__} has no form in JSON"
+    for name in _unknown(information, refused, set()):
+        problem = f"{what} cannot be checked: {name} has no form in JSON"
         raise DeclarationError(where, problem, _REMEDY)
 
 
-def _custom(information: Any, seen: set[int]) -> "collections.abc.Iterator[type]":
-    """Yield the classes within a type that msgspec does not know."""
+def _unknown(information: Any, refused: tuple[type, ...], seen: set[int]) -> Iterator[str]:
+    """Yield the names of the classes within a type that msgspec does not know, or that are refused."""
     if id(information) in seen:
         return
     seen.add(id(information))
     if isinstance(information, msgspec.inspect.CustomType):
         if information.cls is not object:
-            yield information.cls
-        return
-    if isinstance(information, tuple):
+            yield f"{information.cls.__module__}.{information.cls.__qualname__}"
+    elif isinstance(information, refused):
+        yield type(information).__name__.removesuffix("Type").lower()
+    elif isinstance(information, tuple):
         for each in information:
-            yield from _custom(each, seen)
+            yield from _unknown(each, refused, seen)
     elif isinstance(information, msgspec.inspect.Type | msgspec.inspect.Field):
         for name in information.__struct_fields__:
-            value = getattr(information, name)
-            if isinstance(value, msgspec.inspect.Type | msgspec.inspect.Field | tuple):
-                yield from _custom(value, seen)
+            yield from _unknown(getattr(information, name), refused, seen)
 
 
 def _complete(value: Any) -> Any:
@@ -175,6 +186,9 @@ def _complete(value: Any) -> Any:
 
 def _described(error: BaseException, what: str) -> str:
     """Say which value is wrong: "order.lines[0].amount: expected int, got str"."""
+    if not isinstance(error, msgspec.ValidationError):
+        text = f"{type(error).__name__}: {error}"
+        return f"{what}: {text}" if what else text
     text, at, path = str(error).partition(" - at `")
     path = path.rstrip("`")
     text = (text[:1].lower() + text[1:]).replace("`", "")

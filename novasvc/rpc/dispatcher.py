@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextvars import Context, copy_context
 from typing import Any
 
-from msgspec import ValidationError, convert
+from msgspec import convert
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -338,7 +338,7 @@ class Dispatcher:
             # Not a function of the contract: this is the way of every call.
             try:
                 converted = convert(args, contract.arguments, str_keys=True)
-            except ValidationError as error:
+            except Exception as error:  # noqa: BLE001 - users' classes may raise anything when they are made
                 raise contract.invalid_arguments(error) from None
             # msgspec leaves out the arguments without annotations.
             args = converted if len(converted) == len(args) else {**args, **converted}

@@ -112,7 +112,7 @@ class RunTests(TwistdTestCase):
         """With default settings a node registers in an SQLite file, sends heartbeats, and logs what to try."""
         node = self.twistd()
         node.wait_for(r"novasvc \S+ runs novasvc-agent@h1 \(topic agent\)")
-        node.wait_for(r"state +sqlite:///.*state/novasvc.sqlite")
+        node.wait_for(r"state +/.*/state$")
         node.wait_for("novasvc service list")
         (row,) = self.rows()
         self.assertEqual(
@@ -128,9 +128,10 @@ class RunTests(TwistdTestCase):
         node = self.twistd()
         node.wait_for(RUNNING)
         state = self.folder / "state"
-        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (state, *state.iterdir())}
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (state, *state.rglob("*"))}
         node.stop()
-        self.assertEqual(modes.pop("state"), 0o700)
+        self.assertEqual((modes.pop("state"), modes.pop("rpc")), (0o700, 0o700))
+        self.assertTrue(any(name.endswith(".sock") for name in modes))
         self.assertEqual(set(modes.values()), {0o600}, modes)
 
     def test_terminated(self) -> None:

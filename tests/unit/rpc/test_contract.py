@@ -173,16 +173,27 @@ class DeclarationTests(ContractCase):
 
         def unresolved(self: Any, context: Any, given: "Nowhere") -> None: ...  # type: ignore[name-defined]  # noqa: F821
 
+        def binary(self: Any, context: Any, given: list[bytes]) -> None: ...
+
         def ambiguous(self: Any, context: Any, given: Line | Order) -> None: ...
 
         for function, text in (
             (custom, "the annotation of 'given' cannot be checked: "),
             (returned, "the annotation of the result cannot be checked: "),
             (unresolved, "an annotation cannot be resolved: name 'Nowhere' is not defined"),
+            (binary, "the annotation of 'given' cannot be checked: bytes has no form in JSON"),
             (ambiguous, "the annotation of 'given' cannot be checked: "),
         ):
             error = self.assertRaises(DeclarationError, self.contract, function)
             self.assertIn(f"shop.Stock.m: {text}", str(error))
+
+    def test_context(self) -> None:
+        """The annotation of the context need not be resolvable, as when it is imported for type checkers only."""
+
+        def take(self: Any, context: "Unresolvable", text: str = None) -> None: ...  # type: ignore[name-defined, assignment]  # noqa: F821, RUF013
+
+        self.assertEqual(self.converted(take, {"text": None}), {"text": None})
+        self.assertEqual(self.refused(take, text=1), "invalid arguments for 'm': text: expected str | null, got int")
 
     def test_recursive(self) -> None:
         """Classes may refer to themselves."""
@@ -205,6 +216,17 @@ class DeclarationTests(ContractCase):
 
 
 @dataclasses.dataclass
+class Strict:
+    """Raises what is neither a ValueError nor a TypeError."""
+
+    number: int
+
+    def __post_init__(self) -> None:
+        if self.number <= 0:
+            raise RuntimeError("not above 0")
+
+
+@dataclasses.dataclass
 class Tree:
     children: "list[Tree]"
 
@@ -223,6 +245,15 @@ class Shop:
     @rpc.expose
     async def count(self, context: RequestContext) -> dict[str, dt.datetime]:
         return {"a": dt.datetime(2026, 11, 29, 10, tzinfo=dt.UTC)}
+
+    @rpc.expose
+    def strict(self, context: RequestContext, given: Strict) -> Strict:
+        given.number = -given.number
+        return given
+
+    @rpc.expose
+    def raw(self, context: RequestContext) -> bytes:
+        return b"abcd"
 
     @rpc.expose
     def lie(self, context: RequestContext) -> int:
@@ -252,6 +283,18 @@ class CallTests(RPCCase):
     def test_peers(self) -> None:
         """Times are written as OpenStack's services write them, with and without a contract."""
         self.assertEqual(self.successResultOf(self.call("count")), {"a": "2026-11-29T10:00:00.000000"})
+
+    def test_own_checks(self) -> None:
+        """Whatever a class raises when it is made, the caller is answered, and the server goes on."""
+        error = self.failureResultOf(self.call("strict", given={"number": 0}), InvalidArgumentsError).value
+        self.assertEqual(error.problem, "RuntimeError: not above 0")
+        error = self.failureResultOf(self.call("strict", given={"number": 1}), ResultNotSerializableError).value
+        self.assertEqual(error.problem, "the result: RuntimeError: not above 0")
+        self.assertEqual((self.server.in_flight, self.client.pending), (0, 0))
+
+    def test_bytes(self) -> None:
+        """Bytes in a result are sent as text, as they always were."""
+        self.assertEqual(self.successResultOf(self.call("raw")), "abcd")
 
     def test_wrong_result(self) -> None:
         """A result of another type than annotated is an error at the caller, and in the log."""
