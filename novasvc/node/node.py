@@ -211,7 +211,7 @@ class Node:
         return self._other_operations() if self.server is None else self.server.operations()
 
     def _other_operations(self) -> set[str]:
-        calls = set() if self.client is None else self.client.operations()
+        calls = set() if self.client is None else self.client.request_ids_in_flight()
         return calls | self.tasks.operations()
 
     def basic_config_check(self) -> None:
