@@ -193,7 +193,7 @@ class Node:
             concurrency=settings.rpc_concurrency,
             max_deliveries=settings.rpc_max_deliveries,
             run_blocking=self.runtime.run_blocking,
-            backlog=self.runtime.backlog,
+            unstarted_record=self.runtime.unstarted_record,
             operations=self._other_operations,
             siblings=self.runtime.siblings,
         )

@@ -232,7 +232,7 @@ class Client:
 async def _send_with_retries(send: Callable[[], Deferred[None]]) -> None:
     """Send a message until the broker confirms it, at most MAX_RESENDS times more.
 
-    The transport holds the message while there is no connection.
+    The transport buffers the message while there is no connection.
 
     :raises UnconfirmedError: the last attempt was not confirmed either.
     """

@@ -257,7 +257,7 @@ class Execution:
         """Cut all running calls short.
 
         Idempotent calls get no reply: they are requeued and run again elsewhere. If the transport has a
-        problem, pending replies are dropped: it would hold them until their callers give up.
+        problem, pending replies are dropped: it would buffer them until their callers give up.
 
         :param reason: text of the MethodTimeoutError; not "".
         """
@@ -270,7 +270,7 @@ class Execution:
         for call in list(self.running):
             self._cancel_method(call, reason)
         if self._transport.problem() is not None:
-            # The transport holds an unsent reply for as long as its caller waits, and this process ends now.
+            # The transport buffers an unsent reply for as long as its caller waits, and this process ends now.
             for publishing in list(self.publishing):
                 publishing.cancel()
 

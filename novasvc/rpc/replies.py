@@ -129,7 +129,7 @@ class PendingCalls:
     #
     # The broker confirms each message. A lost connection leaves some messages unconfirmed: the broker
     # may have them or not. An idempotent call is then sent again unchanged, with the same _msg_id and
-    # _unique_id, and the transport holds it until there is a connection. If the first copy arrived too,
+    # _unique_id, and the transport buffers it until there is a connection. If the first copy arrived too,
     # a server that has received both drops the second. Two servers may both run the call, which
     # idempotent allows; the first reply ends it.
     #
