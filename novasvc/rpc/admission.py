@@ -182,7 +182,7 @@ class Admission:
         self._operations_ended = True
 
     def close(self) -> None:
-        """Requeue the requests that are undecided, delayed or deferred. Called when the server has stopped consuming."""
+        """Requeue the undecided, delayed and deferred requests. Called when the server has stopped consuming."""
         self._operations_ended = True
         if self._timer is not None:
             self._timer.cancel()
