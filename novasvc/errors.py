@@ -1,6 +1,6 @@
 """The exceptions of novasvc, under one root: :class:`NovasvcError`.
 
-Each room defines the errors that it raises. All of them can also be imported from this module, and it is this module
+Each package defines the errors that it raises. All of them can also be imported from this module, and it is this module
 that errors on the wire are named after.
 
 An error carries its data as attributes and, in the same order, as ``args``. Its text says what went wrong, with which
@@ -120,7 +120,7 @@ All others reach it as :class:`~novasvc.rpc.errors.RemoteError`.
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when it is asked for: this module is below the rooms.
+    # Imported when it is asked for: this module is on a layer below those that define errors.
     if name.endswith("Error"):
         for source in _SOURCES:
             found = vars(import_module(source)).get(name)

@@ -204,7 +204,7 @@ class ITransport(Interface):
         :param bool mandatory: fail if no queue is bound for the target.
         :return: Deferred[None], fired when the transport has taken responsibility for the message (a confirm).
         :raises UndeliverableError: mandatory, and no queue was bound.
-        :raises TransportFullError: the backlog of unsent messages is full.
+        :raises TransportFullError: the buffer of unsent messages is full.
         :raises TransportClosedError: after close.
         :raises BrokerError: the broker refuses the message, or is unavailable.
         :raises UnconfirmedError: the connection was lost before the confirm.
@@ -229,10 +229,10 @@ class ITransport(Interface):
 
         :param str address: the result of the caller's open_replies.
         :param bytes body: the message.
-        :param timeout: seconds as a float for which the reply may be held while it cannot be sent: the time its
+        :param timeout: seconds as a float for which the reply may be buffered while it cannot be sent: the time its
             caller still waits. None, if that is unknown, takes the transport's own bound.
         :return: Deferred[None]; succeeds if the caller is gone. Fails if the reply could not be sent in time.
-            Cancelling drops a reply that is still held.
+            Cancelling drops a reply that is still buffered.
         """
 
 

@@ -34,7 +34,7 @@ class Assignment:
     value: str = attrs.field(repr=False)
 
 
-def normalized(section: str) -> str:
+def normalize_section(section: str) -> str:
     """Return the canonical name of a section: lower case, except for DEFAULT."""
     return section if section == DEFAULT else section.lower()
 
@@ -52,7 +52,7 @@ def read_assignments(lines: Iterable[str]) -> Iterator[Assignment]:
     name: str | None = None
     values: list[str] = []
 
-    def finished() -> Iterator[Assignment]:
+    def pending_assignment() -> Iterator[Assignment]:
         if name is not None and section is not None:
             yield Assignment(section, name, "\n".join(values))
 
@@ -60,45 +60,45 @@ def read_assignments(lines: Iterable[str]) -> Iterator[Assignment]:
         line = whole.rstrip()
         if line[:1] in {" ", "\t"}:
             if name is None:
-                raise INIError("an indented line without a value above it to continue", number)
+                raise INIError("continuation line without an option before it", number)
             values.append(line.lstrip())
             continue
-        yield from finished()
+        yield from pending_assignment()
         name = None
         if line.startswith("["):
             section = _section(line, number)
         elif line and not line.startswith(("#", ";")):
             name, value = _split(line, number)
             if section is None:
-                raise INIError("an assignment before the first [section]", number)
+                raise INIError("assignment before the first [section]", number)
             values = [value]
-    yield from finished()
+    yield from pending_assignment()
 
 
 def _section(line: str, number: int) -> str:
     if not line.endswith("]"):
-        raise INIError('a section header without "]"', number)
+        raise INIError('section header without "]"', number)
     if not line[1:-1]:
-        raise INIError("a section header without a name", number)
-    return normalized(line[1:-1])
+        raise INIError("section header without a name", number)
+    return normalize_section(line[1:-1])
 
 
 def _split(line: str, number: int) -> tuple[str, str]:
-    places = [place for place in (line.find("="), line.find(":")) if place >= 0]
-    if not places:
-        raise INIError('neither "name = value" nor "[section]"', number)
-    name, value = line[: min(places)].strip(), line[min(places) + 1 :].strip()
+    separators = [index for index in (line.find("="), line.find(":")) if index >= 0]
+    if not separators:
+        raise INIError('expected "name = value" or "[section]"', number)
+    name, value = line[: min(separators)].strip(), line[min(separators) + 1 :].strip()
     if not name:
-        raise INIError("an assignment without a name", number)
+        raise INIError("assignment without a name", number)
     # As in oslo.config, a value that is a single quote becomes empty: it is its own first and last character.
     return name, value[1:-1] if value[:1] in {'"', "'"} and value[0] == value[-1] else value
 
 
-class _Substituted(Template):
+class _ReferenceTemplate(Template):
     idpattern = r"[_a-z][._a-z0-9]*"
 
 
-class _Names(dict[str, str]):
+class _LookupMapping(dict[str, str]):
     def __init__(self, look_up: Callable[[str], str]) -> None:
         super().__init__()
         self._look_up = look_up
@@ -115,10 +115,10 @@ def substitute(value: str, look_up: Callable[[str], str]) -> str:
     :param look_up: returns the value of a name, which may contain dots; its exceptions propagate.
     Source: oslo_config.cfg.ConfigOpts._substitute.
     """
-    return _Substituted(value.replace(r"\$", "$$")).safe_substitute(_Names(look_up))
+    return _ReferenceTemplate(value.replace(r"\$", "$$")).safe_substitute(_LookupMapping(look_up))
 
 
-def candidates(section: str, name: str) -> Iterator[tuple[str, str]]:
+def lookup_order(section: str, name: str) -> Iterator[tuple[str, str]]:
     """Yield the (section, option) pairs that a reference may mean, in the order in which to try them.
 
     :param section: the section of the value that contains the reference.

@@ -9,7 +9,7 @@ import attrs
 from novasvc.config.definition import text_of
 from novasvc.config.errors import SettingError
 from novasvc.config.files import ini_name
-from novasvc.config.ini import candidates, substitute
+from novasvc.config.ini import lookup_order, substitute
 from novasvc.config.masking import masked_url
 from novasvc.config.model import DEFINITIONS, Settings
 from novasvc.config.raw_value import RawValue, definition_of
@@ -83,7 +83,7 @@ class Substitution:
             self._resolving.pop()
 
     def _look_up(self, section: str, name: str) -> str:
-        for group, option in candidates(section, name):
+        for group, option in lookup_order(section, name):
             found = self._option(group, option)
             if found is not None:
                 return found

@@ -191,7 +191,7 @@ class Node:
             concurrency=settings.rpc_concurrency,
             max_deliveries=settings.rpc_max_deliveries,
             run_blocking=self.runtime.run_blocking,
-            backlog=self.runtime.backlog,
+            unstarted_record=self.runtime.unstarted_record,
             operations=self._other_operations,
             siblings=self.runtime.siblings,
         )
@@ -209,7 +209,7 @@ class Node:
         return self._other_operations() if self.server is None else self.server.operations()
 
     def _other_operations(self) -> set[str]:
-        calls = set() if self.client is None else self.client.operations()
+        calls = set() if self.client is None else self.client.request_ids_in_flight()
         return calls | self.tasks.operations()
 
     def basic_config_check(self) -> None:

@@ -21,7 +21,7 @@ from novasvc.registry.remote import RemoteRegistry
 from novasvc.registry.sql.services import connect_registry
 from novasvc.rpc import Client
 from novasvc.rpc.admission import Siblings
-from novasvc.rpc.backlog import Backlog
+from novasvc.rpc.unstarted_record import UnstartedRecord
 from novasvc.transport.local import HostSockets, LocalTransport
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
 from novasvc.workers.current import current_worker
@@ -122,7 +122,7 @@ class Runtime:
     :param run_blocking: runs a function with its arguments in a thread, and returns a
         Deferred of its result; see :meth:`novasvc.reactor.threads.BlockingPool.run_blocking`.
     :param worker: the number of this worker process; None if it is not a worker.
-    :param backlog: requests that this worker has received and not begun, visible to its siblings; None in a process
+    :param unstarted_record: requests that this worker has received and not begun, for its siblings; None in a process
         without siblings.
     :param siblings: asks the other workers that serve the same nodes; None without them.
     :param retry: takes the number of failures to connect, returns the seconds to wait.
@@ -134,7 +134,7 @@ class Runtime:
     database: SharedConnection[IServiceRegistry]
     run_blocking: Callable[..., Deferred[Any]]
     worker: int | None = attrs.field()
-    backlog: Backlog | None = attrs.field()
+    unstarted_record: UnstartedRecord | None = attrs.field()
     siblings: Siblings | None = attrs.field()
     random_source: random.Random = attrs.field(factory=random.Random)
     retry: RetryPolicy = attrs.field(factory=jittered_backoff)
@@ -144,9 +144,9 @@ class Runtime:
     def _worker_number(self) -> int | None:
         return current_worker(self.reactor).number
 
-    @backlog.default
-    def _worker_backlog(self) -> Backlog | None:
-        return current_worker(self.reactor).backlog
+    @unstarted_record.default
+    def _worker_record(self) -> UnstartedRecord | None:
+        return current_worker(self.reactor).unstarted_record
 
     @siblings.default
     def _worker_siblings(self) -> Siblings | None:

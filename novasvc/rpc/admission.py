@@ -12,14 +12,14 @@ from novasvc.rpc.call import Call
 from novasvc.rpc.errors import RPCError, ServiceDrainingError
 from novasvc.rpc.message import Request
 
-MAX_HELD = 1000
-"""The most casts that are held until the end of the drain."""
+MAX_DEFERRED_CASTS = 1000
+"""The most casts that are deferred until the end of the drain."""
 
-MAX_HELD_BYTES = 64 * 2**20
-"""The most bytes of held casts' bodies together."""
+MAX_DEFERRED_BYTES = 64 * 2**20
+"""The most bytes of deferred casts' bodies together."""
 
-EXTRA_ROOM = 2 * MAX_HELD
-"""Prefetch and room of a draining server beyond its concurrency, so that held casts do not block calls."""
+EXTRA_ROOM = 2 * MAX_DEFERRED_CASTS
+"""Prefetch and room of a draining server beyond its concurrency, so that deferred casts do not block calls."""
 
 REQUEUE_DELAY = 0.5
 """Seconds before a message is requeued that the broker would redeliver to this server at once."""
@@ -92,13 +92,13 @@ class Admission:
     #   server it waits in the queue.
     # - A fanout is dropped: each server has its own copy, and this server is leaving.
     # - A call to this server itself is refused with ServiceDrainingError.
-    # - A cast to this server itself is for the next process that serves the target, so it is held, and
-    #   requeued at the end of the drain. If it were requeued earlier, the broker would redeliver it
+    # - A cast to this server itself is for the next process that serves the target, so it is deferred,
+    #   and requeued at the end of the drain. If it were requeued earlier, the broker would redeliver it
     #   here at once, for ever, because nothing else consumes from the queue. Casts beyond the bounds are
     #   requeued after REQUEUE_DELAY, to the end of the queue, so that calls in the queue are delivered.
     #
     # All workers of a node share one queue, and the operation may run in another worker. So before a
-    # worker refuses or holds a request, it asks the others through the supervisor. If one of them is
+    # worker refuses or defers a request, it asks the others through the supervisor. If one of them is
     # ready, the node goes on serving, and the request is requeued: the broker
     # prefers consumers that do not drain. If all workers drain and one of them runs the operation, this
     # worker runs the call: it is the same node.
@@ -123,9 +123,9 @@ class Admission:
         self._topic_requests: list[UnstartedRequest] = []
         self._undecided: dict[UnstartedRequest, None] = {}
         self._delayed: dict[UnstartedRequest, float] = {}
-        self._held: list[UnstartedRequest] = []
+        self._deferred_casts: list[UnstartedRequest] = []
         self._by_id: dict[str, UnstartedRequest] = {}
-        self._held_bytes = 0
+        self._deferred_bytes = 0
         self._timer: IDelayedCall | None = None
 
     def belongs(self, request: Request) -> bool:
@@ -150,7 +150,7 @@ class Admission:
             else:
                 self._topic_requests.append(unstarted)
         elif self._siblings is None or self._operations_ended:
-            self._refuse_or_hold(unstarted)
+            self._refuse_or_defer(unstarted)
         else:
             self._undecided[unstarted] = None
             request_id = unstarted.request.context.get("request_id")
@@ -158,7 +158,7 @@ class Admission:
             asking.addCallback(self._siblings_answered, unstarted, at_once=not self._topic_cancelled)
 
     def replace_delivery(self, unique_id: str | None, delivery: IDelivery) -> bool:
-        """Replace the delivery of an undecided or held request by its redelivery; return whether there was one.
+        """Replace the delivery of an undecided or deferred request by its redelivery; return whether there was one.
 
         The redelivery is due to a lost connection, not to a death: the request has not begun.
         """
@@ -182,13 +182,13 @@ class Admission:
         self._operations_ended = True
 
     def close(self) -> None:
-        """Requeue the requests that are undecided, delayed or held. Called when the server has stopped consuming."""
+        """Requeue the undecided, delayed and deferred requests. Called when the server has stopped consuming."""
         self._operations_ended = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        left = [*self._topic_requests, *self._undecided, *self._delayed, *self._held]
-        self._topic_requests, self._undecided, self._delayed, self._held = [], {}, {}, []
+        left = [*self._topic_requests, *self._undecided, *self._delayed, *self._deferred_casts]
+        self._topic_requests, self._undecided, self._delayed, self._deferred_casts = [], {}, {}, []
         for unstarted in left:
             self._requeue(unstarted)
 
@@ -206,23 +206,23 @@ class Admission:
             # The broker prefers the ready workers, so a delivery here means that they have no room now.
             self._requeue_later(unstarted)
         else:
-            self._refuse_or_hold(unstarted)
+            self._refuse_or_defer(unstarted)
 
-    def _refuse_or_hold(self, unstarted: UnstartedRequest) -> None:
-        """Refuse a call, or hold a cast, that no other worker can run now."""
+    def _refuse_or_defer(self, unstarted: UnstartedRequest) -> None:
+        """Refuse a call, or defer a cast, that no other worker can run now."""
         if unstarted.request.reply_to is not None:
             self._forget(unstarted)
             self._decisions.refuse(unstarted, ServiceDrainingError(self._target))
         else:
-            self._hold(unstarted)
+            self._defer(unstarted)
 
-    def _hold(self, unstarted: UnstartedRequest) -> None:
+    def _defer(self, unstarted: UnstartedRequest) -> None:
         size = len(unstarted.delivery.body)
-        if len(self._held) >= MAX_HELD or self._held_bytes + size > MAX_HELD_BYTES:
+        if len(self._deferred_casts) >= MAX_DEFERRED_CASTS or self._deferred_bytes + size > MAX_DEFERRED_BYTES:
             self._requeue_later(unstarted)
             return
-        self._held.append(unstarted)
-        self._held_bytes += size
+        self._deferred_casts.append(unstarted)
+        self._deferred_bytes += size
 
     def _requeue_later(self, unstarted: UnstartedRequest) -> None:
         self._delayed[unstarted] = self._clock.seconds() + REQUEUE_DELAY

@@ -35,7 +35,7 @@ class Call:
         :meth:`novasvc.interfaces.IDelivery.hold`.
     :ivar message_lost: the broker seems to have lost the message; see Note [Void deliveries] in
         novasvc.rpc.awaiting_redelivery.
-    :ivar backlog_slot: the call's slot in the shared record of requests not begun; None without an entry.
+    :ivar record_slot: the call's slot in the shared record of requests not begun; None without an entry.
     """
 
     delivery: IDelivery
@@ -54,4 +54,4 @@ class Call:
     answered: bool = attrs.field(default=False, init=False)
     held: bool = attrs.field(default=False, init=False)
     message_lost: bool = attrs.field(default=False, init=False)
-    backlog_slot: int | None = attrs.field(default=None, init=False)
+    record_slot: int | None = attrs.field(default=None, init=False)

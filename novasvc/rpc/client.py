@@ -13,13 +13,13 @@ from novasvc.context import RequestContext
 from novasvc.interfaces import ITransport
 from novasvc.rpc.errors import InvalidTargetError, RPCError, RPCVersionCapError, UnconfirmedError
 from novasvc.rpc.message import SHORTEST_KEEPALIVE, encode_request
-from novasvc.rpc.replies import MAX_RESENDS, Explain, PendingCalls
+from novasvc.rpc.replies import MAX_RESENDS, PendingCalls, ServiceLookupFunction
 from novasvc.rpc.target import Target
 from novasvc.rpc.version import compatible
 from novasvc.telemetry import metrics
 
-_SAME: Any = object()
-"""Sentinel: keep the client's value. None is a value of its own."""
+_UNSET: Any = object()
+"""Sentinel for an argument that was not given: the client's value stays. None is a value of its own."""
 _NO_TARGET = "(none)", "the client has no topic; set one with prepare(topic=...)"
 
 
@@ -53,7 +53,7 @@ class Client:
         target: Target | None = None,
         version_cap: str | None = None,
         idempotent: bool = False,
-        explain: Explain | None = None,
+        explain: ServiceLookupFunction | None = None,
         _calls: PendingCalls | None = None,
     ) -> None:
         if call_monitor_timeout is not None and not SHORTEST_KEEPALIVE <= call_monitor_timeout < inf:
@@ -76,8 +76,12 @@ class Client:
         """The number of calls that wait for a reply; prepared clients share it."""
         return len(self._calls)
 
-    def operations(self) -> set[str]:
-        """Return the request ids of the calls that wait for a reply; prepared clients share them."""
+    def request_ids_in_flight(self) -> set[str]:
+        """Return the request ids of the calls that wait for a reply; prepared clients share them.
+
+        A draining server admits the requests that carry one of them, in any worker of its node; see
+        :class:`novasvc.rpc.admission.Admission`.
+        """
         return self._calls.request_ids()
 
     @property
@@ -88,15 +92,15 @@ class Client:
     def prepare(
         self,
         *,
-        topic: str = _SAME,
-        server: str | None = _SAME,
-        fanout: bool = _SAME,
-        namespace: str | None = _SAME,
-        version: str | None = _SAME,
-        timeout: float | None = _SAME,
-        call_monitor_timeout: float | None = _SAME,
-        version_cap: str | None = _SAME,
-        idempotent: bool = _SAME,
+        topic: str = _UNSET,
+        server: str | None = _UNSET,
+        fanout: bool = _UNSET,
+        namespace: str | None = _UNSET,
+        version: str | None = _UNSET,
+        timeout: float | None = _UNSET,
+        call_monitor_timeout: float | None = _UNSET,
+        version_cap: str | None = _UNSET,
+        idempotent: bool = _UNSET,
     ) -> "Client":
         """Return a client with some parameters changed; the others are this client's.
 
@@ -106,22 +110,22 @@ class Client:
         :raises ValueError: a timeout is not valid, or both timeouts are None.
         """
         given = {"topic": topic, "server": server, "fanout": fanout, "namespace": namespace, "version": version}
-        changes = {name: value for name, value in given.items() if value is not _SAME}
+        changes = {name: value for name, value in given.items() if value is not _UNSET}
         return Client(
             self._transport,
             clock=self._clock,
-            timeout=self._timeout if timeout is _SAME else timeout,
-            call_monitor_timeout=self._keepalive if call_monitor_timeout is _SAME else call_monitor_timeout,
+            timeout=self._timeout if timeout is _UNSET else timeout,
+            call_monitor_timeout=self._keepalive if call_monitor_timeout is _UNSET else call_monitor_timeout,
             target=_retarget(self._target, changes) if changes else self._target,
-            version_cap=self._version_cap if version_cap is _SAME else version_cap,
-            idempotent=self._idempotent if idempotent is _SAME else idempotent,
+            version_cap=self._version_cap if version_cap is _UNSET else version_cap,
+            idempotent=self._idempotent if idempotent is _UNSET else idempotent,
             _calls=self._calls,
         )
 
     def can_send_version(self, version: str | None) -> bool:
         """Return whether a version is within the version cap.
 
-        :param version: "major.minor"; None is over every cap. A client without a cap can send every version.
+        :param version: "major.minor"; with a cap, None is never sendable. Without a cap every version is.
         :raises ValueError: the version is malformed.
         """
         return compatible(self._version_cap, version)
@@ -214,7 +218,7 @@ class Client:
         body = encode_request(method, args, context.to_wire(), namespace=target.namespace, version=target.version)
         metrics.casts.at(target.topic, method).value += 1
         send: Callable[[], Deferred[None]] = partial(self._transport.send, target, body, None, False)
-        return Deferred.fromCoroutine(_send_again(send)) if self._idempotent else send()
+        return Deferred.fromCoroutine(_send_with_retries(send)) if self._idempotent else send()
 
     def _checked_target(self) -> Target:
         target = self._target
@@ -225,10 +229,10 @@ class Client:
         return target
 
 
-async def _send_again(send: Callable[[], Deferred[None]]) -> None:
+async def _send_with_retries(send: Callable[[], Deferred[None]]) -> None:
     """Send a message until the broker confirms it, at most MAX_RESENDS times more.
 
-    The transport holds the message while there is no connection.
+    The transport buffers the message while there is no connection.
 
     :raises UnconfirmedError: the last attempt was not confirmed either.
     """

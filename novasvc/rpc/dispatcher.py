@@ -14,7 +14,6 @@ from novasvc.interfaces import IDelivery, ITransport
 from novasvc.reactor.coalesce import Waiters
 from novasvc.rpc.admission import EXTRA_ROOM, Admission, UnstartedRequest
 from novasvc.rpc.awaiting_redelivery import AwaitingRedelivery
-from novasvc.rpc.backlog import Backlog
 from novasvc.rpc.call import Call
 from novasvc.rpc.endpoint import Endpoints
 from novasvc.rpc.errors import MessageFormatError, QuarantinedError, RedeliveredError, RPCError
@@ -26,6 +25,7 @@ from novasvc.rpc.redelivery import RedeliveredCalls
 from novasvc.rpc.settlement import Settlement
 from novasvc.rpc.takeover import Takeover
 from novasvc.rpc.target import Target
+from novasvc.rpc.unstarted_record import UnstartedRecord
 from novasvc.telemetry.metrics import DeliveryMetrics, MethodMetrics
 
 _log = Logger()
@@ -42,7 +42,7 @@ class Dispatcher:
     :param run_blocking: runs a function in a thread and returns a Deferred of its result.
     :param max_deliveries: quarantine an idempotent call after this many processes died while running it, > 0.
     :param send_tracebacks: send callers the whole traceback of an error, not only its last line.
-    :param backlog: the record of requests that dead siblings received and did not begin; None without siblings.
+    :param unstarted_record: requests that dead siblings received and did not begin; None without siblings.
     :param consuming: whether a redelivery would reach this server now.
     :param hold_after: see :class:`novasvc.rpc.hold_timer.HoldTimer`.
     :ivar execution: runs the calls.
@@ -57,7 +57,7 @@ class Dispatcher:
     # acknowledgement. The server refuses such a redelivery with RedeliveredError: a method that ran
     # twice cannot be undone, and a caller can handle a typed error. There is one exception: if only
     # dead siblings of this process received the message, and none of them had begun it, the server
-    # runs it. See novasvc.rpc.backlog.
+    # runs it. See novasvc.rpc.unstarted_record.
     #
     # The server acknowledges a message for an idempotent method when the method has ended and its
     # reply is published: at-least-once. After a crash the method runs again elsewhere. A poison
@@ -66,7 +66,7 @@ class Dispatcher:
     # [Finding the poison message] in novasvc.rpc.redelivery. A lost channel is not a death.
     #
     # When the server drains, it requeues messages that were delivered and not begun, as new ones.
-    # It refuses calls to this very server and holds casts to it. See Note [Which operation a request
+    # It refuses calls to this very server and defers casts to it. See Note [Which operation a request
     # belongs to] in novasvc.rpc.admission.
     #
     # A process recognises a redelivery of a message that it received before by the unique id,
@@ -85,7 +85,7 @@ class Dispatcher:
         run_blocking: Callable[..., Deferred[Any]],
         max_deliveries: int,
         send_tracebacks: bool,
-        backlog: Backlog | None,
+        unstarted_record: UnstartedRecord | None,
         consuming: Callable[[], bool],
         hold_after: Callable[[], float | None],
     ) -> None:
@@ -109,7 +109,7 @@ class Dispatcher:
             method_metrics=self.method_metrics,
             ended=self._begin_calls,
         )
-        self._takeover = Takeover(backlog, clock)
+        self._takeover = Takeover(unstarted_record, clock)
         self._settlement = Settlement(target, self._ledger, self._takeover, self.execution, self.delivery_metrics)
         self._redelivered = RedeliveredCalls(
             clock,
@@ -193,7 +193,7 @@ class Dispatcher:
         return self._published.wait() if self.execution.publishing else succeed(None)
 
     def release(self) -> None:
-        """Requeue what was received after :meth:`close` or held by the admission.
+        """Requeue what was received after :meth:`close` or deferred by the admission.
 
         Called when the consumers are cancelled; earlier, the broker would redeliver the messages to this server.
         """
@@ -325,7 +325,7 @@ class Dispatcher:
         key = request.namespace, request.method, request.version
         method = self._endpoints.cache.get(key) or self._endpoints.find(*key)
         exposure, deliveries = method.exposure, delivery.deliveries
-        # At most once: what another process may have begun is not run, unless the backlog proves that none has.
+        # At most once: what another process may have begun is not run, unless the record proves that none has.
         taken_over = bool(deliveries) and not exposure.idempotent
         if taken_over and not self._takeover.may_run(request):
             raise RedeliveredError(request.method)
@@ -392,7 +392,7 @@ class Dispatcher:
     def refuse(self, unstarted: UnstartedRequest, error: RPCError) -> None:
         """Refuse a request that a draining server received."""
         if unstarted.call is not None:
-            self._takeover.forget(unstarted.call)
+            self._takeover.remove(unstarted.call)
         self._settlement.refuse(unstarted.delivery, unstarted.request, error)
 
     # -- the queue -----------------------------------------------------------------------------
@@ -401,7 +401,7 @@ class Dispatcher:
         if call.deliveries:
             self._redelivered.add(call)
             return
-        if self._takeover.records and not self._has_room:
+        if self._takeover.enabled and not self._has_room:
             self._takeover.record(call)
         self._waiting.append(call)
 
@@ -426,8 +426,8 @@ class Dispatcher:
                 begun = self._redelivered.waiting and self._redelivered.begin_next()
                 if self._waiting:
                     call = self._waiting.popleft()
-                    if call.backlog_slot is not None:
-                        self._takeover.forget(call)
+                    if call.record_slot is not None:
+                        self._takeover.remove(call)
                     self.execution.begin(call)
                 elif not begun:
                     break

@@ -17,7 +17,7 @@ from novasvc.rpc.call import Call
 from novasvc.rpc.deadline import Deadlines
 from novasvc.rpc.endpoint import Method
 from novasvc.rpc.errors import MethodTimeoutError, ResultNotSerializableError
-from novasvc.rpc.failure import write_failure
+from novasvc.rpc.failure import encode_error
 from novasvc.rpc.ledger import Ledger
 from novasvc.rpc.message import ReplyTo, Request, encode_failure, encode_keepalive, encode_result
 from novasvc.rpc.recent import RecentReplies
@@ -257,7 +257,7 @@ class Execution:
         """Cut all running calls short.
 
         Idempotent calls get no reply: they are requeued and run again elsewhere. If the transport has a
-        problem, pending replies are dropped: it would hold them until their callers give up.
+        problem, pending replies are dropped: it would buffer them until their callers give up.
 
         :param reason: text of the MethodTimeoutError; not "".
         """
@@ -270,7 +270,7 @@ class Execution:
         for call in list(self.running):
             self._cancel_method(call, reason)
         if self._transport.problem() is not None:
-            # The transport holds an unsent reply for as long as its caller waits, and this process ends now.
+            # The transport buffers an unsent reply for as long as its caller waits, and this process ends now.
             for publishing in list(self.publishing):
                 publishing.cancel()
 
@@ -288,10 +288,10 @@ class Execution:
             return
         lines = failure.getTraceback().splitlines() if failure and self._send_tracebacks else ()
         try:
-            body = encode_failure(reply_to.msg_id, write_failure(error, lines))
+            body = encode_failure(reply_to.msg_id, encode_error(error, lines))
         except ValueError as problem:  # The message is over the size limit.
             substitute = ResultNotSerializableError(call.method.name, f"it raised {type(error).__name__}; {problem}")
-            body = encode_failure(reply_to.msg_id, write_failure(substitute))
+            body = encode_failure(reply_to.msg_id, encode_error(substitute))
         self._finish(call, body)
 
     def refuse(self, reply_to: ReplyTo, error: Exception, timeout: float | None) -> None:
@@ -299,7 +299,7 @@ class Execution:
 
         :param timeout: seconds for which the caller still waits; None if unknown.
         """
-        self._publish(_Reply(reply_to, encode_failure(reply_to.msg_id, write_failure(error)), timeout))
+        self._publish(_Reply(reply_to, encode_failure(reply_to.msg_id, encode_error(error)), timeout))
 
     def resend_reply(self, request: Request, timeout: float | None) -> None:
         """Publish the reply to a duplicate request again, if the reply is remembered.

@@ -19,9 +19,11 @@ from novasvc.rpc.payload import dumps, loads
 # Not rebuilt: StopIteration controls iteration, and would end or break the coroutine that awaits a call.
 _CONTROL_FLOW = (StopIteration, StopAsyncIteration)
 _BUILTINS = {
-    name: kind
-    for name, kind in vars(builtins).items()
-    if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, _CONTROL_FLOW)
+    name: error_class
+    for name, error_class in vars(builtins).items()
+    if isinstance(error_class, type)
+    and issubclass(error_class, Exception)
+    and not issubclass(error_class, _CONTROL_FLOW)
 }
 _BUILTIN_MODULES = ("builtins", "exceptions")
 _ERRORS = "novasvc.errors"
@@ -66,23 +68,24 @@ def _oslo_fields(error: BaseException) -> dict[str, Any]:
     return {**named, "module": _OSLO_MODULE, _OWN_ARGS: list(error.args)}
 
 
-def write_failure(error: BaseException, traceback: Sequence[str] = ()) -> str:
+def encode_error(error: BaseException, traceback: Sequence[str] = ()) -> str:
     """Encode an error as JSON text, for a reply's ``failure``.
 
     If JSON cannot hold the error's arguments, its text is sent in their place.
 
     :param traceback: the traceback's lines; without lines, only its last line is sent.
     """
-    kind = type(error)
+    error_class = type(error)
     message = safe_str(error)
-    # Whatever room defines it, a public error is named after novasvc.errors, which peers allow and import it from.
-    public = isinstance(error, NovasvcError) and getattr(errors, kind.__name__, None) is kind
+    # Public errors are sent as module novasvc.errors, whichever package defines them: peers allow and import that
+    # module.
+    public = isinstance(error, NovasvcError) and getattr(errors, error_class.__name__, None) is error_class
     fields = {
-        "class": kind.__name__,
-        "module": _ERRORS if public else kind.__module__,
+        "class": error_class.__name__,
+        "module": _ERRORS if public else error_class.__module__,
         "message": message,
         # A list of lines, each with its newline, as traceback.format_exception returns and oslo.messaging sends.
-        "tb": [line.rstrip("\n") + "\n" for line in traceback or (f"{kind.__name__}: {message}",)],
+        "tb": [line.rstrip("\n") + "\n" for line in traceback or (f"{error_class.__name__}: {message}",)],
         "args": list(error.args),
         "kwargs": getattr(error, "kwargs", {}),
         **_oslo_fields(error),
@@ -93,10 +96,10 @@ def write_failure(error: BaseException, traceback: Sequence[str] = ()) -> str:
         return dumps({**fields, "args": [message], "kwargs": {}}, "the error")
 
 
-def read_failure(text: str) -> Exception:
+def decode_error(text: str) -> Exception:
     """Rebuild an error from a reply's ``failure``. Never raises.
 
-    :param text: JSON text from :func:`write_failure` or from a peer.
+    :param text: JSON text from :func:`encode_error` or from a peer.
     :return: an error of its own class if that is in the table, otherwise a RemoteError. A remote traceback
         is added to a rebuilt error as a note.
     """
@@ -109,11 +112,11 @@ def read_failure(text: str) -> Exception:
     name, module, message = (_text_or_empty(fields.get(key)) for key in ("class", "module", "message"))
     lines = _lines(fields.get("tb"))
     args, kwargs = fields.get("args", []), fields.get("kwargs", {})
-    kind = _class_of(module, name)
+    factory = _class_of(module, name)
     if module == _OSLO_MODULE and name in _FROM_OSLO:
         from_own, from_oslo = _FROM_OSLO[name]
-        kind, args, kwargs = (from_own, fields[_OWN_ARGS], {}) if _OWN_ARGS in fields else (from_oslo, args, kwargs)
-    error = _rebuild(kind, args, kwargs)
+        factory, args, kwargs = (from_own, fields[_OWN_ARGS], {}) if _OWN_ARGS in fields else (from_oslo, args, kwargs)
+    error = _rebuild(factory, args, kwargs)
     if error is None:
         return RemoteError(name, message, lines, module)
     if len(lines) > 1:
@@ -125,15 +128,15 @@ def _class_of(module: str, name: str) -> Callable[..., Exception] | None:
     """Return the class that a peer's error is rebuilt with; None if it is not rebuilt."""
     if module in _BUILTIN_MODULES:
         return _BUILTINS.get(name)
-    # Its room may not have been imported in this process.
+    # Lazy import: the defining package may not be loaded yet.
     return getattr(errors, name) if module == _ERRORS and name in WIRE_ERRORS else None
 
 
-def _rebuild(kind: Callable[..., Exception] | None, args: Any, kwargs: Any) -> Exception | None:
-    if kind is None or not isinstance(args, list) or not isinstance(kwargs, dict):
+def _rebuild(factory: Callable[..., Exception] | None, args: Any, kwargs: Any) -> Exception | None:
+    if factory is None or not isinstance(args, list) or not isinstance(kwargs, dict):
         return None
     try:
-        error = kind(*args, **kwargs)
+        error = factory(*args, **kwargs)
         str(error)  # Arguments of the wrong type can make an error whose str() raises.
     except Exception:  # noqa: BLE001 - a peer's arguments can make the constructor raise anything
         return None

@@ -75,13 +75,13 @@ class Reply(NamedTuple):
     :param msg_id: the request's message id.
     :param result: JSON value; None in a failure and in a keepalive.
     :param failure: JSON text, see :mod:`novasvc.rpc.failure`; None if the method did not fail.
-    :param ending: True for the last reply to the request; False for a keepalive or a partial reply.
+    :param final: True for the last reply to the request; False for a keepalive or a partial reply.
     """
 
     msg_id: str
     result: Any = None
     failure: str | None = None
-    ending: bool = True
+    final: bool = True
 
 
 def encode_request(
@@ -153,13 +153,13 @@ def encode_failure(msg_id: str, failure: str) -> bytes:
 
 def encode_keepalive(msg_id: str) -> bytes:
     """Encode a keepalive: a reply that is not the last one."""
-    return wrap(_reply_text(msg_id, ending="false"))
+    return wrap(_reply_text(msg_id, final="false"))
 
 
-def _reply_text(msg_id: str, *, result: str = "null", failure: str = "null", ending: str = "true") -> str:
+def _reply_text(msg_id: str, *, result: str = "null", failure: str = "null", final: str = "true") -> str:
     """Build a reply's JSON from encoded values; this is faster than encoding the keys each time."""
     return (
-        f'{{"result": {result}, "failure": {failure}, "ending": {ending}, '
+        f'{{"result": {result}, "failure": {failure}, "ending": {final}, '
         f'"_msg_id": {quote(msg_id)}, "_unique_id": "{new_id()}"}}'
     )
 

@@ -1,6 +1,5 @@
 """Pending calls: calls that wait for their replies, and the shared reply address."""
 
-from collections.abc import Callable
 from math import inf
 from typing import Any, Protocol
 
@@ -21,12 +20,12 @@ from novasvc.rpc.errors import (
     UnconfirmedError,
     UndeliverableError,
 )
-from novasvc.rpc.failure import read_failure
+from novasvc.rpc.failure import decode_error
 from novasvc.rpc.ids import new_id
 from novasvc.rpc.message import ReplyTo, read_reply, unwrap
 from novasvc.rpc.target import Target
 from novasvc.telemetry import metrics
-from novasvc.telemetry.instruments import MOST, Counter
+from novasvc.telemetry.instruments import MAX_LABEL_SETS, Counter
 from novasvc.telemetry.metrics import CallMetrics
 
 _log = Logger()
@@ -65,15 +64,16 @@ class _Pending:
     :param metrics: the method's metrics.
     :param idempotent: whether the message may be sent again.
     :param request_id: the request id of the call's context.
-    :param result: the result of a reply that did not end the call; old senders end with an empty reply.
-    :param sending: the broker's confirm, or the registry's answer for the text of an error. It may have fired; see
-        :attr:`is_sending`.
+    :param result: the result of a non-final reply; older peers send the result first, then an empty final reply.
+    :param waiting_on: Deferred of the broker's confirm, or of the registry's answer for the text of an error. It may
+        have fired; see :attr:`awaits_confirm_or_lookup`.
     :param body: the encoded message, while it may have to be sent again.
     :param resent: how often the message was sent again.
     :param unconfirmed: the error of a connection lost before the broker confirmed the message or its first copy.
-    :param alive: whether a keepalive has arrived, so a server has the message.
+    :param keepalive_received: whether a keepalive has arrived, so a server has the message.
     :param looked_up: whether the registry was asked about the target.
-    :param registry_answer: the registry's answer.
+    :param services: the registry's answer: the number of services registered for the target, and of those that are up;
+        None if it was not asked or has not answered.
     """
 
     waiter: Deferred[Any]
@@ -88,26 +88,27 @@ class _Pending:
     idempotent: bool
     request_id: str = ""
     result: Any = None
-    sending: Deferred[Any] | None = None
+    waiting_on: Deferred[Any] | None = None
     body: bytes | None = None
     resent: int = 0
     unconfirmed: UnconfirmedError | None = None
-    alive: bool = False
+    keepalive_received: bool = False
     looked_up: bool = False
-    registry_answer: UndeliverableError | None = None
+    services: tuple[int | None, int] = (None, 0)
 
     @property
-    def is_sending(self) -> bool:
+    def awaits_confirm_or_lookup(self) -> bool:
         """Whether the call still waits for the broker's confirm or the registry's answer."""
-        return self.sending is not None and not self.sending.called
+        return self.waiting_on is not None and not self.waiting_on.called
 
     @property
     def may_look_up(self) -> bool:
         """Whether to ask the registry before the call times out: no keepalive has arrived, and there is time."""
-        return not (self.looked_up or self.alive) and self.timeout is not None and self.timeout >= 2 * LOOKUP_TIMEOUT
+        asked_or_answered = self.looked_up or self.keepalive_received
+        return not asked_or_answered and self.timeout is not None and self.timeout >= 2 * LOOKUP_TIMEOUT
 
 
-class Explain(Protocol):
+class ServiceLookupFunction(Protocol):
     """Look an unreachable target up in the registry; see :class:`novasvc.registry.lookup.ServiceLookup`."""
 
     def __call__(self, target: Target) -> Deferred[UndeliverableError]:
@@ -128,7 +129,7 @@ class PendingCalls:
     #
     # The broker confirms each message. A lost connection leaves some messages unconfirmed: the broker
     # may have them or not. An idempotent call is then sent again unchanged, with the same _msg_id and
-    # _unique_id, and the transport holds it until there is a connection. If the first copy arrived too,
+    # _unique_id, and the transport buffers it until there is a connection. If the first copy arrived too,
     # a server that has received both drops the second. Two servers may both run the call, which
     # idempotent allows; the first reply ends it.
     #
@@ -136,7 +137,9 @@ class PendingCalls:
     # It fails with UnconfirmedError after _REPLY_GRACE, in which a reply that is already in this
     # process's buffers is read: replies arrive on the consuming connection, which may be alive.
 
-    def __init__(self, transport: ITransport, clock: IReactorTime, explain: Explain | None = None) -> None:
+    def __init__(
+        self, transport: ITransport, clock: IReactorTime, explain: ServiceLookupFunction | None = None
+    ) -> None:
         self.unmatched = 0
         self._transport = transport
         self._clock = clock
@@ -147,7 +150,7 @@ class PendingCalls:
         self._opening: Deferred[Any] | None = None
         self._closed = False
         self._method_metrics: dict[tuple[str, str], CallMetrics] = {}
-        self._in_flight = metrics.called_now.at()
+        self._in_flight = metrics.calls_in_flight.at()
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -212,9 +215,9 @@ class PendingCalls:
         return waiter
 
     def _metrics_of(self, topic: str, method: str) -> CallMetrics:
-        """Return a method's metrics; cache them up to MOST, because the number of names has no bound."""
+        """Return a method's metrics; cache up to MAX_LABEL_SETS, because the number of names has no bound."""
         call_metrics = CallMetrics.of(topic, method)
-        if len(self._method_metrics) < MOST:
+        if len(self._method_metrics) < MAX_LABEL_SETS:
             self._method_metrics[topic, method] = call_metrics
         return call_metrics
 
@@ -237,7 +240,8 @@ class PendingCalls:
         """
         self._closed = True
         self._deadlines.close()
-        self._fail_all(lambda: TransportClosedError("waiting for a reply"))
+        for msg_id, pending in list(self._pending.items()):
+            self._discard_and_fail(msg_id, TransportClosedError("waiting for a reply"), pending.metrics.cancelled)
         address, self._address = self._address, None
         closed: Deferred[None] = succeed(None) if address is None else self._transport.close_replies(address)
         return closed
@@ -261,8 +265,9 @@ class PendingCalls:
 
     def _not_opened(self, failure: Failure) -> None:
         self._opening = None
-        # Each waiter gets its own Failure: an errback changes the Failure it handles.
-        self._fail_all(lambda: Failure(failure.value))
+        for msg_id, pending in list(self._pending.items()):
+            # Each waiter gets its own Failure: an errback changes the Failure it handles.
+            self._discard_and_fail(msg_id, Failure(failure.value), pending.metrics.unsent)
 
     def _send(self, msg_id: str, pending: _Pending, address: str) -> None:
         body = pending.body
@@ -280,7 +285,7 @@ class PendingCalls:
         if sending.called and sending.result is None:
             # Confirmed synchronously, as by the in-memory transport: save the cost of a callback per call.
             return
-        pending.sending = sending
+        pending.waiting_on = sending
         if pending.idempotent:
             pending.body = body
             sending.addCallback(_confirmed, pending)
@@ -290,7 +295,7 @@ class PendingCalls:
         pending = self._pending.get(msg_id)
         if pending is None:
             return  # The reply has arrived already, or the call was cancelled or timed out.
-        pending.sending = None
+        pending.waiting_on = None
         error = failure.value
         if isinstance(error, UnconfirmedError):
             self._handle_unconfirmed(msg_id, pending, error)
@@ -300,7 +305,7 @@ class PendingCalls:
             self._fail(msg_id, UnconfirmedError(str(pending.target), problem), pending.metrics.unconfirmed)
         elif isinstance(error, UndeliverableError) and self._explain is not None:
             self._deadlines.live.pop(msg_id, None)  # The call has failed already, and the lookup has its own bound.
-            explaining = pending.sending = self._explain(pending.target)
+            explaining = pending.waiting_on = self._explain(pending.target)
             explaining.addBoth(self._explained_failure, failure, msg_id)
         else:
             self._fail(msg_id, failure, pending.metrics.unsent)
@@ -315,7 +320,7 @@ class PendingCalls:
 
         See Note [A message that was not confirmed].
         """
-        if pending.alive:
+        if pending.keepalive_received:
             return  # A server has the message, whatever became of the confirm.
         pending.unconfirmed = pending.unconfirmed or error
         if pending.idempotent and pending.resent < MAX_RESENDS and self._address is not None:
@@ -342,15 +347,15 @@ class PendingCalls:
             _log.debug("a reply was dropped: no call waits for it; the call has ended, or the reply is a duplicate")
             return
         if reply.failure is not None:
-            self._fail(msg_id, read_failure(reply.failure), pending.metrics.failed)
+            self._fail(msg_id, decode_error(reply.failure), pending.metrics.failed)
             return
         if reply.result is not None:
             pending.result = reply.result
-        if reply.ending:
+        if reply.final:
             self._remove(msg_id, pending.metrics.replied)
             pending.waiter.callback(pending.result)
         else:
-            pending.alive, pending.unconfirmed = True, None
+            pending.keepalive_received, pending.unconfirmed = True, None
             self._set_deadline(msg_id, pending)
 
     def _remove(self, msg_id: str, outcome: Counter) -> _Pending | None:
@@ -374,50 +379,48 @@ class PendingCalls:
     def _discard(self, msg_id: str, outcome: Counter) -> _Pending | None:
         """Remove a call without firing its Deferred; cancel its message if it is not sent yet."""
         pending = self._remove(msg_id, outcome)
-        if pending is not None and pending.sending is not None:
-            pending.sending.cancel()
+        if pending is not None and pending.waiting_on is not None:
+            pending.waiting_on.cancel()
         return pending
+
+    def _discard_and_fail(self, msg_id: str, reason: Exception | Failure, outcome: Counter) -> None:
+        """Fail a call, and cancel its message if it is not sent yet; do nothing if the call has ended."""
+        pending = self._discard(msg_id, outcome)
+        if pending is not None:
+            pending.waiter.errback(reason)
 
     def _expire(self, msg_id: str) -> None:
         """Handle a deadline of :meth:`_set_deadline` or :meth:`_handle_unconfirmed`, whichever came first."""
         pending = self._pending[msg_id]
-        if self._explain is not None and not pending.is_sending and pending.may_look_up:
+        if self._explain is not None and not pending.awaits_confirm_or_lookup and pending.may_look_up:
             self._look_up(msg_id, pending, self._explain)
             return
-        if pending.unconfirmed is not None and not pending.is_sending:
+        if pending.unconfirmed is not None and not pending.awaits_confirm_or_lookup:
             self._fail(msg_id, pending.unconfirmed, pending.metrics.unconfirmed)
             return
         # Before the timeout, only a keepalive can be due.
-        silent = self._clock.seconds() < pending.deadline
-        waited = pending.keepalive if silent else pending.timeout
+        keepalive_missed = self._clock.seconds() < pending.deadline
+        waited = pending.keepalive if keepalive_missed else pending.timeout
         unconfirmed = ""
-        if pending.is_sending and not pending.alive:
+        if pending.awaits_confirm_or_lookup and not pending.keepalive_received:
             unconfirmed = self._transport.problem() or "the broker has not confirmed it yet"
-        answer = UndeliverableError("") if pending.registry_answer is None else pending.registry_answer
         error = RPCTimeoutError(
-            str(pending.target), pending.method, float(waited or 0), silent, unconfirmed, answer.registered, answer.up
+            str(pending.target), pending.method, float(waited or 0), keepalive_missed, unconfirmed, *pending.services
         )
-        self._discard(msg_id, pending.metrics.timed_out)
-        pending.waiter.errback(error)
+        self._discard_and_fail(msg_id, error, pending.metrics.timed_out)
 
-    def _look_up(self, msg_id: str, pending: _Pending, explain: Explain) -> None:
-        """Ask the registry about the target of a call that is about to time out, and wait on."""
+    def _look_up(self, msg_id: str, pending: _Pending, explain: ServiceLookupFunction) -> None:
+        """Ask the registry about the target of a call that is about to time out, and keep waiting."""
 
         def remember(answer: UndeliverableError) -> None:
-            pending.registry_answer = answer
+            pending.services = answer.registered, answer.up
 
         pending.looked_up = True
         self._set_deadline(msg_id, pending)
         # A failed lookup only leaves the error without the registry's answer.
         explain(pending.target).addCallbacks(remember, lambda _: None)
 
-    def _fail_all(self, reason: Callable[[], Exception | Failure]) -> None:
-        for msg_id, pending in list(self._pending.items()):
-            # An errback may have ended other calls in the meantime.
-            if self._discard(msg_id, pending.metrics.unsent) is not None:
-                pending.waiter.errback(reason())
-
 
 def _confirmed(_: None, pending: _Pending) -> None:
     """Record the broker's confirm: the message is never sent again."""
-    pending.sending = pending.body = pending.unconfirmed = None
+    pending.waiting_on = pending.body = pending.unconfirmed = None

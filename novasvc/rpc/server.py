@@ -10,11 +10,11 @@ from twisted.internet.interfaces import IReactorTime
 from novasvc.errors import StateError
 from novasvc.interfaces import IListener, ITransport, Reachability
 from novasvc.rpc.admission import EXTRA_ROOM, Admission, Siblings
-from novasvc.rpc.backlog import Backlog
 from novasvc.rpc.baseapi import write_ping
 from novasvc.rpc.dispatcher import Dispatcher
 from novasvc.rpc.endpoint import Endpoints, Method
 from novasvc.rpc.target import Target
+from novasvc.rpc.unstarted_record import UnstartedRecord
 from novasvc.telemetry.metrics import DeliveryMetrics, MethodMetrics
 
 
@@ -32,7 +32,7 @@ class Server:
     :param run_blocking: runs a function in a thread and returns a Deferred of its result.
     :param max_deliveries: quarantine an idempotent call after this many processes died while running it, > 0.
     :param send_tracebacks: send callers the whole traceback of an error, not only its last line.
-    :param backlog: the record of requests that dead siblings received and did not begin; None without siblings.
+    :param unstarted_record: requests that dead siblings received and did not begin; None without siblings.
     :param operations: returns the request ids of this node's other operations: periodic tasks and outgoing calls.
     :param siblings: asks this node's other workers during a drain; see :mod:`novasvc.rpc.admission`.
     """
@@ -48,7 +48,7 @@ class Server:
         run_blocking: Callable[..., Deferred[Any]],
         max_deliveries: int = 3,
         send_tracebacks: bool = False,
-        backlog: Backlog | None = None,
+        unstarted_record: UnstartedRecord | None = None,
         operations: Callable[[], Collection[str]] = frozenset,
         siblings: Siblings | None = None,
     ) -> None:
@@ -65,7 +65,7 @@ class Server:
             run_blocking=run_blocking,
             max_deliveries=max_deliveries,
             send_tracebacks=send_tracebacks,
-            backlog=backlog,
+            unstarted_record=unstarted_record,
             consuming=self._is_consuming,
             hold_after=self._hold_after,
         )

@@ -70,7 +70,7 @@ class Settlement:
     def requeue(self, call: Call) -> None:
         """Requeue a call that was not begun, for any server of its target."""
         self._metrics.given_back.value += 1
-        self._takeover.forget(call)
+        self._takeover.remove(call)
         self._ledger.requeue(call)
 
     def requeue_here(self, call: Call) -> None:
@@ -85,7 +85,7 @@ class Settlement:
         """
         self._metrics.given_back.value += 1
         if call is not None:
-            self._takeover.forget(call)
+            self._takeover.remove(call)
         delivery.requeue(deliveries)
 
     def _count_refused(self, scope: Context, error: RPCError) -> None:

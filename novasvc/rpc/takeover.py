@@ -5,9 +5,9 @@ from collections.abc import Callable
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from novasvc.interfaces import IDelivery
-from novasvc.rpc.backlog import Backlog, Progress
 from novasvc.rpc.call import Call
 from novasvc.rpc.message import Request
+from novasvc.rpc.unstarted_record import Progress, UnstartedRecord
 
 MAX_LOOKUPS = 40
 LOOKUP_INTERVAL = 0.05
@@ -15,20 +15,19 @@ LOOKUP_INTERVAL = 0.05
 
 
 class Takeover:
-    """Read and write the record that this server shares with its siblings; see :mod:`novasvc.rpc.backlog`.
+    """Read and write the record that this server shares with its siblings; see :mod:`novasvc.rpc.unstarted_record`.
 
     Only requests for methods that are not idempotent are recorded: idempotent ones run again anyway.
 
-    :param backlog: this process's record; None in a process without siblings, which knows nothing of the progress of
-        redelivered requests.
+    :param unstarted_record: this process's record. None without workers: every redelivered request is then UNKNOWN.
     :param clock: measures LOOKUP_INTERVAL.
-    :ivar records: whether there is a record.
+    :ivar enabled: whether there is a record.
     """
 
-    def __init__(self, backlog: Backlog | None, clock: IReactorTime) -> None:
-        self._backlog = backlog
+    def __init__(self, unstarted_record: UnstartedRecord | None, clock: IReactorTime) -> None:
+        self._record = unstarted_record
         self._clock = clock
-        self.records = backlog is not None
+        self.enabled = unstarted_record is not None
         self._undecided: dict[IDelivery, IDelayedCall] = {}
 
     def __len__(self) -> int:
@@ -48,8 +47,8 @@ class Takeover:
     ) -> bool:
         """Wait LOOKUP_INTERVAL before deciding about a request, if the process that received it may be dying.
 
-        A broker notices the end of a connection before the process has ended, so its record may say that a
-        living process may still begin the request. Within a few lookups the process has ended, or it lives on.
+        A broker may redeliver a request before the process that lost its connection has ended. Until then the progress
+        is PENDING; if it still is after MAX_LOOKUPS lookups, the process lives on.
 
         :param lookups: earlier lookups for this delivery.
         :param decide: called after LOOKUP_INTERVAL with the delivery, the request and ``lookups + 1``.
@@ -66,7 +65,7 @@ class Takeover:
         return True
 
     def requeue(self) -> None:
-        """Requeue the requests that wait for a decision, with their counts. Called when the server is cut short."""
+        """Requeue the requests that wait for a decision, delivery counts unchanged; called on forced shutdown."""
         undecided, self._undecided = self._undecided, {}
         for delivery, timer in undecided.items():
             timer.cancel()
@@ -80,18 +79,18 @@ class Takeover:
         Has no effect for idempotent methods and for messages without a unique id.
         """
         unique_id = call.request.unique_id
-        if self._backlog is None or unique_id is None or call.method.exposure.idempotent:
+        if self._record is None or unique_id is None or call.method.exposure.idempotent:
             return
-        if call.backlog_slot is None:
-            call.backlog_slot = self._backlog.add(unique_id)
+        if call.record_slot is None:
+            call.record_slot = self._record.add(unique_id)
 
-    def forget(self, call: Call) -> None:
+    def remove(self, call: Call) -> None:
         """Mark a call's entry as removed. Called before the call begins or is requeued, never after."""
-        if call.backlog_slot is not None and self._backlog is not None:
-            self._backlog.remove(call.backlog_slot)
-            call.backlog_slot = None
+        if call.record_slot is not None and self._record is not None:
+            self._record.remove(call.record_slot)
+            call.record_slot = None
 
     def _progress(self, request: Request) -> Progress:
-        if self._backlog is None or request.unique_id is None:
+        if self._record is None or request.unique_id is None:
             return Progress.UNKNOWN
-        return self._backlog.progress(request.unique_id)
+        return self._record.progress(request.unique_id)

@@ -18,7 +18,7 @@ import attrs
 OTHER = "other"
 """The value of every label of a sample that came after ``most`` label sets existed."""
 
-MOST = 128
+MAX_LABEL_SETS = 128
 """Label sets of a metric family."""
 
 LONGEST = 64
@@ -128,7 +128,7 @@ class MetricFamily(Generic[_Child]):
     help: str
     labels: tuple[str, ...]
     _make: Callable[[], _Child]
-    most: int = MOST
+    most: int = MAX_LABEL_SETS
     _children: dict[tuple[str, ...], _Child] = attrs.field(factory=dict, init=False)
 
     def at(self, *values: str) -> _Child:
@@ -166,7 +166,7 @@ class MetricFamily(Generic[_Child]):
         return self._children.setdefault(self.bounded(*values), self._make())
 
 
-def counter(name: str, text: str, *labels: str, most: int = MOST) -> MetricFamily[Counter]:
+def counter(name: str, text: str, *labels: str, most: int = MAX_LABEL_SETS) -> MetricFamily[Counter]:
     """Make a family of counters.
 
     :param text: the help text.
@@ -184,7 +184,7 @@ def gauge(name: str, text: str, *labels: str) -> MetricFamily[Gauge]:
 
 
 def histogram(
-    name: str, text: str, *labels: str, bounds: Sequence[float] = SECONDS, most: int = MOST
+    name: str, text: str, *labels: str, bounds: Sequence[float] = SECONDS, most: int = MAX_LABEL_SETS
 ) -> MetricFamily[Histogram]:
     """Make a family of histograms.
 

@@ -13,7 +13,7 @@ import attrs
 
 from novasvc._version import __version__
 from novasvc.telemetry.instruments import (
-    MOST,
+    MAX_LABEL_SETS,
     OTHER,
     Counter,
     Document,
@@ -39,7 +39,7 @@ served = counter(
     "namespace",
     "method",
     "outcome",
-    most=4 * (MOST + 1),
+    most=4 * (MAX_LABEL_SETS + 1),
 )
 served_errors = counter(
     "novasvc_rpc_server_errors_total", "Errors that methods raised, by type.", "topic", "namespace", "method", "error"
@@ -58,7 +58,7 @@ deliveries = counter(
     "given_back, quarantined, unanswered.",
     "topic",
     "fate",
-    most=2 * MOST,
+    most=2 * MAX_LABEL_SETS,
 )
 
 
@@ -120,26 +120,27 @@ class MethodMetrics:
         served_errors.at(*self.names, type(error).__name__).value += 1
 
 
-MOST_CALLED = 80
+MAX_CALLED_METHODS = 80
 """Remote methods with label sets of their own. Bounded, because callers may use any name."""
 
 called = counter(
     "novasvc_rpc_client_calls_total",
     "Calls from this process that ended, by outcome: replied, failed (an error came back), timed_out, unsent, "
-    "unconfirmed (the connection was lost before the broker confirmed the message), cancelled.",
+    "unconfirmed (the connection was lost before the broker confirmed the message), cancelled (by "
+    "the caller, or because the client was closed).",
     "topic",
     "method",
     "outcome",
-    most=6 * (MOST_CALLED + 1),
+    most=6 * (MAX_CALLED_METHODS + 1),
 )
 called_seconds = histogram(
     "novasvc_rpc_client_duration_seconds",
     "Time from a call to its reply, or until it was given up.",
     "topic",
     "method",
-    most=MOST_CALLED,
+    most=MAX_CALLED_METHODS,
 )
-called_now = gauge("novasvc_rpc_client_in_flight", "Calls from this process that wait for a reply.")
+calls_in_flight = gauge("novasvc_rpc_client_in_flight", "Calls from this process that wait for a reply.")
 resent = counter(
     "novasvc_rpc_client_resent_total",
     "Messages sent again because the connection was lost before the broker confirmed them.",
@@ -161,7 +162,7 @@ class CallMetrics:
 
     @classmethod
     def of(cls, topic: str, method: str) -> "CallMetrics":
-        """Return the metrics of a remote method. Unknown names are bounded by MOST_CALLED."""
+        """Return the metrics of a remote method. Unknown names are bounded by MAX_CALLED_METHODS."""
         return _calls.get((topic, method)) or cls._add(topic, method)
 
     @classmethod
@@ -184,7 +185,7 @@ heartbeats = counter(
     "host",
     "binary",
     "outcome",
-    most=3 * MOST,
+    most=3 * MAX_LABEL_SETS,
 )
 heartbeat_sent = gauge("novasvc_heartbeat_sent_timestamp_seconds", "Unix time of the last heartbeat.", "host", "binary")
 tasks = counter(
@@ -193,7 +194,7 @@ tasks = counter(
     "manager",
     "task",
     "outcome",
-    most=4 * MOST,
+    most=4 * MAX_LABEL_SETS,
 )
 tasks_missed = counter(
     "novasvc_task_missed_total",
@@ -236,7 +237,7 @@ requests = counter(
     "route",
     "method",
     "status",
-    most=3 * MOST,  # a client that tries every method and route must not use up all label sets
+    most=3 * MAX_LABEL_SETS,  # a client that tries every method and route must not use up all label sets
 )
 request_seconds = histogram(
     "novasvc_http_duration_seconds", "Time from a request's head to the end of its response.", "server", "route"

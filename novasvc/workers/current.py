@@ -10,7 +10,7 @@ import attrs
 
 from novasvc.reactor.local import ReactorLocal
 from novasvc.rpc.admission import Siblings
-from novasvc.rpc.backlog import Backlog
+from novasvc.rpc.unstarted_record import UnstartedRecord
 
 
 @attrs.frozen
@@ -19,13 +19,13 @@ class CurrentWorker:
 
     :param number: the worker number, from 1.
     :param grace: seconds to drain; 0 is no limit.
-    :param backlog: shared record of requests that this process has received but not begun.
+    :param unstarted_record: shared record of requests that this process has received but not begun.
     :param siblings: queries the other workers of this node.
     """
 
     number: int | None = None
     grace: float | None = None
-    backlog: Backlog | None = None
+    unstarted_record: UnstartedRecord | None = None
     siblings: Siblings | None = None
 
 

@@ -157,7 +157,7 @@ class ForkServer:
         self._children: set[int] = set()
         self._grace = 0.0
         self._problem: str | None = None
-        self._backlog: Any = None
+        self._unstarted_records: Any = None
         self._selector = selectors.DefaultSelector()
         self._wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
@@ -221,14 +221,14 @@ class ForkServer:
         self._report_import(None)
         self._observer = importlib.import_module("novasvc.workers.switchable_log").SwitchableObserver()
         # Made before the first fork, so that all workers share it: they find requests that a dead sibling never began.
-        self._backlog = importlib.import_module("novasvc.rpc.backlog").SharedBacklog()
+        self._unstarted_records = importlib.import_module("novasvc.rpc.unstarted_record").SharedRecords()
         with reactor_forbidden(), contextlib.suppress(Exception):
             importlib.import_module(_WARMUP).warm_up()
         gc.collect()
         gc.freeze()
 
     def _fork(self, key: int, parameters: dict[str, Any], descriptors: Sequence[int]) -> None:
-        page = self._backlog.free_page(self._children)
+        page = self._unstarted_records.free_page(self._children)
         self._grace = max(self._grace, parameters["grace"] or UNSUPERVISED)
         # Block signals until the child has its own handlers.
         signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
@@ -248,7 +248,7 @@ class ForkServer:
     def _run_worker(self, parameters: dict[str, Any], descriptors: Sequence[int], page: int | None) -> NoReturn:
         """Become a worker; see :func:`novasvc.workers.worker.run`.
 
-        :param page: of the shared backlog; None if it has no free page.
+        :param page: of the shared unstarted records; None if it has no free page.
         """
         status = 2
         try:
@@ -263,8 +263,8 @@ class ForkServer:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED)
             from novasvc.workers.worker import run  # noqa: PLC0415 - preloaded by now
 
-            backlog = None if page is None else self._backlog.join(page, os.getpid())
-            status = run(self._observer, {**parameters, "problem": self._problem}, descriptors, backlog)
+            unstarted_record = None if page is None else self._unstarted_records.join(page, os.getpid())
+            status = run(self._observer, {**parameters, "problem": self._problem}, descriptors, unstarted_record)
         except BaseException:  # noqa: BLE001 - the child must never return into the forkserver's code
             traceback.print_exc(file=sys.__stderr__)
         finally:

@@ -27,7 +27,7 @@ from novasvc.errors import NovasvcError, describe
 from novasvc.interfaces import IExitRequester, IPreforkable, IStartable
 from novasvc.reactor.monotonic import use_monotonic_clock
 from novasvc.rpc.admission import NOBODY
-from novasvc.rpc.backlog import Backlog
+from novasvc.rpc.unstarted_record import UnstartedRecord
 from novasvc.telemetry import flight, metrics
 from novasvc.telemetry.stalls import StallWatch
 from novasvc.workers import reports
@@ -63,7 +63,7 @@ def run(
     observer: SwitchableObserver,
     parameters: Mapping[str, Any],
     descriptors: Sequence[int],
-    backlog: Backlog | None = None,
+    unstarted_record: UnstartedRecord | None = None,
 ) -> int:
     """Run as a worker, from just after the fork until the process exits.
 
@@ -72,7 +72,7 @@ def run(
         with an install function, "log": {"file", "json", "level"}, "grace": seconds to drain, "watchdog": seconds for
         which the reactor may be blocked}; 0 is no limit. See :mod:`novasvc.workers.group`.
     :param descriptors: the pipe to the supervisor, the diagnostics file, and the listening sockets.
-    :param backlog: shared record of requests that this process has received but not begun.
+    :param unstarted_record: shared record of requests that this process has received but not begun.
     :return: the exit status.
     """
     pipe_end, diagnostics_file, *sockets = descriptors
@@ -89,7 +89,7 @@ def run(
     use_monotonic_clock(reactor)
     observer.switch(parameters, reactor)
     worker = Worker(parameters, reactor, diagnostics, [socket.socket(fileno=descriptor) for descriptor in sockets])
-    current = CurrentWorker(parameters["number"], parameters["grace"], backlog, worker.ask_siblings)
+    current = CurrentWorker(parameters["number"], parameters["grace"], unstarted_record, worker.ask_siblings)
     set_current_worker(reactor, current)
     worker.pipe = adopt(reactor, socket.socket(fileno=pipe_end), Pipe(worker.receive, worker.orphaned))
     call_when_orphaned(cast(Any, worker.pipe.transport).fileno(), worker.pipe_closed)

@@ -14,7 +14,7 @@ from tests.faults.amqp_rig import CONTEXT, AMQPCase
 from tests.faults.test_amqp_reachability import INTERVAL, TWO_BEATS, WITHHELD, ReachabilityCase
 from tests.servers.rabbitmq import Broker, Cluster
 
-DISAGREE = f"{WITHHELD}, because the broker's hosts disagree"
+DISAGREE = f"{WITHHELD}, because the broker nodes disagree"
 SILENT = f"{WITHHELD}, because the broker did not answer"
 
 
@@ -78,7 +78,7 @@ class SplitTests(ReachabilityCase):
         service = await self.node(make=make)
         await self.assert_reached(service)
         self.cluster.split()
-        # From 4.3 on, all hosts keep their metadata in Khepri. Of two that are apart, none has the majority or answers.
+        # From 4.3 on, the metadata is in Khepri. Of two broker nodes that are apart, none has the majority or answers.
         divided = one.release < (4, 3)
         problem = DISAGREE if divided else SILENT
         await self.until(lambda: self.said(problem), TWO_BEATS)

@@ -87,7 +87,7 @@ class BrokerAwayTests(Fleets, ProxyCase):
         self.assertLess(await self.end(node), PROMPT)
 
     async def test_caller_waits(self) -> None:
-        """A reply is held as long as its caller waits, and no longer."""
+        """A reply is buffered as long as its caller waits, and no longer."""
         node, over = await self.begin(patience=3.0, grace=60.0)
         await self.until(lambda: "done it" in node.journal)
         self.assertLess(await self.end(node), 3.0 + PROMPT)
@@ -107,7 +107,7 @@ class BrokerAwayTests(Fleets, ProxyCase):
         self.assertNotIn("was dropped", node.output)
 
     async def test_deadline(self) -> None:
-        """No reply is held beyond the deadline of the drain, and the log says what was not sent."""
+        """No reply is buffered beyond the deadline of the drain, and the log says what was not sent."""
         node, over = await self.begin(patience=8.0, grace=2.0)
         await self.until(lambda: "done it" in node.journal)
         self.assertLess(await self.end(node), 2.0 + PROMPT)

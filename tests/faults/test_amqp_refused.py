@@ -59,11 +59,11 @@ class LoginTests(AMQPCase):
         server = await self.serve(await self.connect(self.mine))
         self.broker.eval(f'rabbit_auth_backend_internal:change_password(<<"{self.user}">>, <<"{OTHER}">>, <<"t">>).')
         self.broker.close_connections(self.vhost)
-        await self.until(lambda: len(self.said("refuses the user")) == 2)  # one of each connection
+        await self.until(lambda: len(self.said("login refused for user")) == 2)  # one of each connection
         self.broker.eval(f'rabbit_auth_backend_internal:change_password(<<"{self.user}">>, <<"{PASSWORD}">>, <<"t">>).')
         await self.until(lambda: server.live, 15.0)
         await self.assert_serves(await self.client())
-        self.assertEqual(len(self.said("refuses the user")), 2)
+        self.assertEqual(len(self.said("login refused for user")), 2)
         self.assert_secret(PASSWORD, OTHER)
 
 

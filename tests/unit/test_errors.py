@@ -54,7 +54,7 @@ class ErrorTests(SynchronousTestCase):
         self.assertEqual(str(error), "cannot listen on 127.0.0.1:80: permission denied; choose a port above 1023")
 
     def test_one_place(self) -> None:
-        """The errors of all rooms are attributes of novasvc.errors; nothing else of the rooms is."""
+        """The errors of all packages are attributes of novasvc.errors; nothing else of them is."""
         self.assertIs(errors.BrokerError, importlib.import_module("novasvc.transport.errors").BrokerError)
         for name in ("NoSuchError", "Sequence", "Manager"):
             self.assertRaises(AttributeError, getattr, errors, name)

@@ -209,7 +209,7 @@ class Connection:
         self._settings_adapted = bool(self.handler.lost(reason))
         if was_ready and not reason.clean:
             flight.note("broker", f"{self.name} lost {self._shown()}")
-            self._machine.failed(self._errors.of_closing(reason, handshaking=False))
+            self._machine.failed(self._errors.from_close(reason, handshaking=False))
 
     def blocked(self, reason: str) -> None:
         """Handle connection.blocked; see ConnectionObserver."""
@@ -279,7 +279,7 @@ class Connection:
         state = self.state
         if failure.check(CancelledError, ConnectingCancelledError) and state in {"closing", "closed"}:
             return
-        self._machine.failed(self._errors.of_attempt(failure, handshaking=state == "handshaking"))
+        self._machine.failed(self._errors.from_attempt(failure, handshaking=state == "handshaking"))
 
     def became_ready(self) -> None:
         """Resume publishing, log a recovery, and fire the Deferred of open()."""

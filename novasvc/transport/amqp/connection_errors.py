@@ -24,7 +24,10 @@ _NETWORK_FAILURES = (
     "twisted.internet.error.DNSLookupError",
     "twisted.internet.defer.TimeoutError",
 )
-_NO_TLS = frozenset({"wrong version number", "packet length too long", "http request", "record layer failure"})
+_PLAINTEXT_REASONS = frozenset(
+    {"wrong version number", "packet length too long", "http request", "record layer failure"}
+)
+"""OpenSSL's reasons for an answer that is not TLS."""
 _ALERTS = {
     "certificate required": "it requires a client certificate; set rabbit_ssl_cert_file and rabbit_ssl_key_file",
     "unknown ca": "it does not trust the authority that signed rabbit_ssl_cert_file",
@@ -54,37 +57,37 @@ class ConnectionErrors:
         """Record why the host's certificate was rejected; the failure of the attempt follows."""
         self.certificate_problem = problem
 
-    def of_attempt(self, failure: Failure, *, handshaking: bool) -> BrokerError:
+    def from_attempt(self, failure: Failure, *, handshaking: bool) -> BrokerError:
         """Explain why the attempt failed; log a failure of an unexpected type with its traceback.
 
         :param handshaking: the handshake was under way: the TCP or TLS connection was established.
         """
         error = failure.value
         if isinstance(error, AMQPClosedError):
-            return self.of_closing(error, handshaking=handshaking)
+            return self.from_close(error, handshaking=handshaking)
         if isinstance(error, BrokerError):
             return error
         if isinstance(error, SettingError):  # a TLS file that open() could read, and that has changed since
             return BrokerRefusedError(self._shown, str(error))
         if not (_is_tls_failure(failure) or isinstance(error, OSError) or failure.check(*_NETWORK_FAILURES)):
             _log.failure("unexpected error while connecting to {broker}", failure, broker=self._shown)
-        return self._of_socket(failure)
+        return self._from_socket(failure)
 
-    def of_closing(self, reason: AMQPClosedError, *, handshaking: bool) -> BrokerError:
-        """Explain why the connection ended; parameters as for :meth:`of_attempt`."""
+    def from_close(self, reason: AMQPClosedError, *, handshaking: bool) -> BrokerError:
+        """Explain why the connection ended; parameters as for :meth:`from_attempt`."""
         if reason.cause is not None:
-            return self._of_socket(reason.cause)
+            return self._from_socket(reason.cause)
         error = broker_error(self._shown, reason)
         if type(error) is not BrokerRefusedError:
             return error
         if reason.code == _ACCESS_REFUSED and handshaking:
-            return BrokerRefusedError(self._shown, f"it refuses the user {self._host.username!r}: {reason}")
+            return BrokerRefusedError(self._shown, f"login refused for user {self._host.username!r}: {reason}")
         if reason.code == _ACCESS_REFUSED or "vhost" in reason.problem:
-            return BrokerRefusedError(self._shown, f"it refuses the virtual host {self._address.vhost!r}: {reason}")
+            return BrokerRefusedError(self._shown, f"access to virtual host {self._address.vhost!r} refused: {reason}")
         return BrokerRefusedError(self._shown, f"it refuses the connection: {reason}")
 
-    def _of_socket(self, failure: Failure) -> BrokerError:
-        # A failure of TLS is not retried quickly: the host was reached, and only an operator can resolve it.
+    def _from_socket(self, failure: Failure) -> BrokerError:
+        # A TLS failure is not retried quickly: the host was reached, and only an operator can resolve it.
         kind = BrokerRefusedError if _is_tls_failure(failure) else BrokerUnavailableError
         return kind(self._shown, self.certificate_problem or _reason(failure))
 
@@ -98,7 +101,7 @@ def _is_tls_failure(failure: Failure) -> bool:
 
 
 def _reason(failure: Failure) -> str:
-    """Return in one line why a connection failed."""
+    """Return a one-line reason."""
     if _is_tls_failure(failure):
         return _tls_reason(cast(BaseException, failure.value))
     return (failure.getErrorMessage() or type(failure.value).__name__).rstrip(".")
@@ -108,7 +111,7 @@ def _tls_reason(error: BaseException) -> str:
     """Explain OpenSSL's error queue: tuples of library, function and reason."""
     queue = error.args[0] if error.args and isinstance(error.args[0], list) else []
     reasons = [str(entry[-1]).lower() for entry in queue if entry]
-    if any(reason in _NO_TLS for reason in reasons):
+    if any(reason in _PLAINTEXT_REASONS for reason in reasons):
         return "the port does not speak TLS; use amqp://, or the broker's TLS port"
     for reason in reasons:
         for end, text in _ALERTS.items():

@@ -14,7 +14,7 @@ from novasvc.transport.amqp.channel import AMQPClosedError, Channel, ChannelRece
 from novasvc.transport.amqp.consumer_set import ConsumerSet, Origin
 from novasvc.transport.amqp.content import DEATHS, DELIVERIES, EXPIRES_IN, Properties, read_content
 from novasvc.transport.amqp.frames import MULTIPLE, SINGLE, Deliver, ack_packer, pack_reject
-from novasvc.transport.amqp.moves import Moves
+from novasvc.transport.amqp.moves import MessageMover, Original
 from novasvc.transport.amqp.protocol import BODY_LIMIT
 from novasvc.transport.amqp.publisher import Message
 from novasvc.transport.amqp.reply_codes import NOT_FOUND
@@ -59,13 +59,13 @@ class Delivery:
         self.body = body
         # "redelivered" does not count (AMQP 0-9-1 1.8.3.9). A quorum queue has a count, but it includes every message
         # that was unacknowledged when a process died, whether it had begun or not: see
-        # Note [Finding the poison message] in novasvc.rpc.redelivery. A private queue redelivers because a channel was
-        # lost, or because we published a copy to it, and neither is a failed attempt.
-        again = not consuming.private and (redelivered or properties.unclaimed)
+        # Note [Finding the poison message] in novasvc.rpc.redelivery. A holding queue redelivers because a channel
+        # was lost, or because we published a copy to it, and neither is a failed attempt.
+        again = not consuming.holding and (redelivered or properties.unclaimed)
         self.deliveries = properties.deliveries + again
-        self.deaths = properties.deaths + (properties.unclaimed and not consuming.private)
-        # Without private queues every redelivery was taken for a death, and is counted as one.
-        self.counts_death = consuming.private or (not again and self.deaths >= self.deliveries)
+        self.deaths = properties.deaths + (properties.unclaimed and not consuming.holding)
+        # Without holding queues every redelivery was taken for a death, and is counted as one.
+        self.counts_death = consuming.holding or (not again and self.deaths >= self.deliveries)
         self.session = consuming.session
         self.sent_to = origin.sent_to
         self._consuming = consuming
@@ -99,8 +99,8 @@ class Delivery:
         self._consuming.reject(self._tag, requeue=False)
 
     def hold(self) -> None:
-        """Move the message to a private queue, beyond the broker's consumer_timeout; see IDelivery."""
-        self._consuming.moves.hold(self._tag, self._queue, self._private_copy(self.deliveries))
+        """Move the message to a holding queue, beyond the broker's consumer_timeout; see IDelivery."""
+        self._consuming.mover.hold(self._tag, self._queue, self._holding_copy(self.deliveries))
 
     def requeue(self, deliveries: int) -> None:
         """Return the message to its queue; see IDelivery."""
@@ -109,14 +109,14 @@ class Delivery:
             return
         # Publish a copy rather than requeue: a requeue would mark a message that never began as redelivered, and would
         # not count the deliveries of one that did.
-        self._consuming.moves.move(self._tag, self._copy(deliveries, self.deaths))
+        self._consuming.mover.move(self._tag, self._copy(deliveries, self.deaths))
 
     def requeue_here(self, deliveries: int) -> None:
-        """Have the message delivered to this process again, by a private queue; see IDelivery."""
-        # Without a private queue nothing records which process died, so each delivery that may have been a death counts
+        """Have the message delivered to this process again, by a holding queue; see IDelivery."""
+        # Without a holding queue nothing records which process died, so each delivery that may have been a death counts
         # as one.
         fallback = self._copy(deliveries, max(deliveries, self.deaths))
-        self._consuming.moves.requeue_here(self._tag, self._queue, self._private_copy(deliveries), fallback)
+        self._consuming.mover.requeue_here(self._tag, self._queue, self._holding_copy(deliveries), fallback)
 
     def _copy(self, deliveries: int, deaths: int) -> Message:
         """Return a copy for the queue that the message came from."""
@@ -124,8 +124,8 @@ class Delivery:
         queue, ttl = self._queue, self.expires_in
         return Message("", queue, self.body, ttl, mandatory=True, target=queue, headers=counts or None)
 
-    def _private_copy(self, deliveries: int) -> Message:
-        """Return a copy for a private queue; the caller fills in the queue's name."""
+    def _holding_copy(self, deliveries: int) -> Message:
+        """Return a copy for a holding queue; the caller fills in the queue's name."""
         headers = {DELIVERIES: deliveries, DEATHS: self.deaths}
         left = self.expires_in
         if left is not None:
@@ -145,7 +145,7 @@ class Delivery:
             "x-novasvc-reason": reason[:_REASON_CHARACTERS],
         }
         message = Message("", queue, self.body, None, mandatory=True, target=queue, headers=headers)
-        self._consuming.moves.quarantine(self._tag, message)
+        self._consuming.mover.quarantine(self._tag, message)
 
 
 @implementer(ISession)
@@ -170,11 +170,11 @@ class ConsumerChannel(ChannelReceiver):
     :param listener: consumes, on one channel after another.
     :param prefetch: unacknowledged messages for each consumer at first, as told to the broker.
     :param on_closed: called with this object and the reason when the channel has closed by itself.
-    :param private: its queues are this process's own.
+    :param holding: its queues are holding queues, which only this process consumes.
     :param on_count_changed: called when the number of unsettled messages has changed.
     :ivar clock: the listener's.
     :ivar consumers: starts and stops the consumers.
-    :ivar moves: moves deliveries to other queues.
+    :ivar mover: moves deliveries to other queues.
     :ivar session: tells the deliveries when they can no longer be settled.
     :ivar requeue_all: requeue every delivery: the listener was cancelled while this channel was being set up.
     """
@@ -185,20 +185,20 @@ class ConsumerChannel(ChannelReceiver):
     on_closed: Callable[["ConsumerChannel", AMQPClosedError], None]
     clock: IReactorTime = attrs.field(init=False)
     requeue_all: bool = attrs.field(default=False, init=False)
-    private: bool = attrs.field(default=False, kw_only=True)
+    holding: bool = attrs.field(default=False, kw_only=True)
     on_count_changed: Callable[[], None] | None = attrs.field(default=None, kw_only=True)
     session: Session = attrs.field(factory=Session, init=False)
     _unsettled: dict[int, int] = attrs.field(factory=dict, init=False)
     _pack_ack: Callable[[int, int], bytes] = attrs.field(init=False)
     _acks: list[int] = attrs.field(factory=list, init=False)
     consumers: ConsumerSet = attrs.field(init=False)
-    moves: Moves = attrs.field(init=False)
+    mover: MessageMover = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.clock = self.listener.clock
         self._pack_ack = ack_packer(self.channel.id)
         self.consumers = ConsumerSet(self.channel, self._prefetch, self._origin)
-        self.moves = Moves(self)
+        self.mover = MessageMover(self)
 
     def _origin(self, queue: str) -> Origin:
         listener = self.listener
@@ -263,7 +263,7 @@ class ConsumerChannel(ChannelReceiver):
         """
         return (
             self.consumers.is_draining()
-            and not self.private
+            and not self.holding
             and not self.consumers.consumes_from(queue)
             and not self.listener.can_publish
         )
@@ -275,16 +275,13 @@ class ConsumerChannel(ChannelReceiver):
         self._unsettled[tag] = _MOVING
         return True
 
-    def end_move(self, tag: int) -> bool | None:
-        """Make a delivery that was being moved pending again.
-
-        :return: whether it was acknowledged meanwhile; None if the channel has ended.
-        """
+    def end_move(self, tag: int) -> Original:
+        """Make a delivery that was being moved pending again, unless the channel has ended; return its state before."""
         state = self._unsettled.get(tag)
         if state is None:
-            return None
+            return Original.VOID
         self._unsettled[tag] = _PENDING
-        return state == _ACKED_WHILE_MOVING
+        return Original.ACKNOWLEDGED if state == _ACKED_WHILE_MOVING else Original.UNSETTLED
 
     # -- ChannelReceiver -----------------------------------------------------------------------
 
@@ -305,13 +302,13 @@ class ConsumerChannel(ChannelReceiver):
             _log.warn("dropped a message from {queue}: {error}", queue=origin.queue, error=error)
             self.reject(tag, requeue=False)
             return
-        if (read.probe or origin.watched) and listener.loopback.consume_probe(origin.queue, body, read.probe):
+        if (read.probe or origin.watched) and listener.loopback.handle_probe(origin.queue, body, read.probe):
             self.ack(tag)
             return
         delivery = Delivery(self, tag, origin, body, read, redelivered=deliver.redelivered)
-        if self.requeue_all or (read.returns and not self.private and listener.nears_delivery_limit(read.returns)):
+        if self.requeue_all or (read.returns and not self.holding and listener.nears_delivery_limit(read.returns)):
             delivery.requeue(delivery.deliveries)
-        elif not ((self.private or read.deliveries) and listener.moves.postpone(delivery)):
+        elif not ((self.holding or read.deliveries) and listener.move_tracker.defer_copy(delivery)):
             delivery.dispatch()
 
     def consumer_cancelled(self, consumer_tag: str) -> None:
@@ -319,9 +316,9 @@ class ConsumerChannel(ChannelReceiver):
         # RabbitMQ, "Consumer Cancel Notification": only clients that announce consumer_cancel_notify get basic.cancel.
         # The channel stays open, but it is simplest to restore all of its consumers in the one way there is.
         queue = self.consumers.origins.get(consumer_tag.encode(), _NO_ORIGIN).queue
-        queue = f"the holding queue for {queue}" if self.private else queue
+        queue = f"the holding queue for {queue}" if self.holding else queue
         _log.warn(
-            "the broker cancelled the consumer of {queue}: the queue was deleted, its cluster node is down, or a "
+            "the broker cancelled the consumer of {queue}: the queue was deleted, its broker node is down, or a "
             "delivery exceeded the consumer_timeout",
             queue=queue,
         )
@@ -331,7 +328,7 @@ class ConsumerChannel(ChannelReceiver):
         """Forget the unsettled deliveries, which the broker requeues; see ChannelReceiver."""
         self._acks.clear()
         # If the connection is lost, the broker may have restarted, and transient queues are lost with it.
-        self.session.redelivers = self.private or self.listener.durable or not self.channel.client.closed
+        self.session.redelivers = self.holding or self.listener.durable or not self.channel.client.closed
         self.forget_unsettled()
         self.on_closed(self, reason)
 
@@ -345,4 +342,4 @@ class ConsumerChannel(ChannelReceiver):
         """Void the unsettled deliveries, which the broker requeues when the channel closes."""
         self.session.ended = True
         self._unsettled.clear()
-        self.moves.forget()
+        self.mover.cancel_requeues()

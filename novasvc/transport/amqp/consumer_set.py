@@ -15,7 +15,7 @@ from novasvc.transport.amqp.channel import Channel
 class Origin(NamedTuple):
     """Where the messages of one consumer come from.
 
-    :param queue: the queue's name; for a private queue, the queue that its messages came from first.
+    :param queue: the queue's name; for a holding queue, the queue that its messages came from first.
     :param sent_to: see IDelivery.
     :param watched: see :meth:`novasvc.transport.amqp.loopback.Loopback.watches`.
     """

@@ -22,9 +22,9 @@ DEATHS = "x-novasvc-deaths"
 """Header of a requeued or held copy: number of processes that died while they held the message."""
 EXPIRES_IN = "x-novasvc-expires-in"
 """Header of a held copy: remaining TTL in milliseconds when it was published."""
-RUNNING = "_running_"
+HOLDING = "_running_"
 UNCLAIMED = "_unclaimed"
-"""Parts of private queue names, see :func:`novasvc.transport.amqp.topology.declare_holding_queues`."""
+"""Parts of the names of holding queues, see :func:`novasvc.transport.amqp.topology.declare_holding_queues`."""
 _DEAD_LETTERS = "x-death"
 RETURNS = "x-delivery-count", "x-acquired-count"
 """Headers of a message from a quorum queue: how often it was returned; from RabbitMQ 4.0 on the larger one counts."""
@@ -116,7 +116,7 @@ def _unclaimed(dead_letters: object) -> bool:
     for entry in dead_letters if isinstance(dead_letters, list) else ():
         if isinstance(entry, dict) and entry.get("reason") == "expired":
             queue = str(entry.get("queue"))
-            if RUNNING in queue and queue.endswith(UNCLAIMED):
+            if HOLDING in queue and queue.endswith(UNCLAIMED):
                 return True
     return False
 

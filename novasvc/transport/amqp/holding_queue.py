@@ -1,4 +1,4 @@
-"""Private queues for requests that run for longer than the broker's consumer_timeout."""
+"""Holding queues: for requests that run for longer than the broker's consumer_timeout."""
 
 from typing import TYPE_CHECKING
 
@@ -28,10 +28,10 @@ _PREFETCH = 65_535
 class HoldingQueue:
     """One process's queue for the requests that it runs; only that process consumes it. Declared on first use.
 
-    See Note [Running requests] in :mod:`novasvc.transport.amqp.topology`.
+    See Note [Holding queues] in :mod:`novasvc.transport.amqp.topology`.
 
     :param origin: the queue that the requests came from.
-    :ivar name: the queue's private name; a new one if the queue's node is down.
+    :ivar name: the queue's unique name; a new one if the queue's broker node is down.
     """
 
     _listener: "Listener"
@@ -83,7 +83,7 @@ class HoldingQueue:
         channel = await protocol.open_channel()
         changed = self._listener.held_count_changed
         consuming = ConsumerChannel(
-            self._listener, channel, _PREFETCH, self._channel_closed, private=True, on_count_changed=changed
+            self._listener, channel, _PREFETCH, self._channel_closed, holding=True, on_count_changed=changed
         )
         try:
             await channel.basic_qos(prefetch_count=_PREFETCH)
@@ -93,7 +93,7 @@ class HoldingQueue:
             await consuming.consumers.consume(topology.unclaimed_queue(self.name), self.origin)
         except BaseException as problem:
             if isinstance(problem, AMQPClosedError) and problem.code == NOT_FOUND:
-                # The node that hosts the queue is down, and its messages return with it. Use a new queue meanwhile.
+                # The queue's broker node is down, and its messages return with it. Use a new queue meanwhile.
                 self.name = topology.new_holding_queue(self.origin)
             consuming.close("set-up failed")
             raise
@@ -134,7 +134,7 @@ class HoldingQueue:
     async def close(self) -> None:
         """Cancel the subscriptions and delete the queues if they are empty.
 
-        Requests that are still in them return to their origin by dead-lettering; see Note [Running requests].
+        Requests that are still in them return to their origin by dead-lettering; see Note [Holding queues].
         """
         self._closed = True
         self._listener.subscriptions.remove(self)

@@ -17,7 +17,7 @@ from novasvc.transport.amqp.connection import Connection
 from novasvc.transport.amqp.consumer_channel import ConsumerChannel
 from novasvc.transport.amqp.holding_queue import HoldingQueue
 from novasvc.transport.amqp.loopback import Loopback
-from novasvc.transport.amqp.moves import MovesUnderWay, completion
+from novasvc.transport.amqp.moves import MoveTracker, completion
 from novasvc.transport.amqp.protocol import AMQPProtocol
 from novasvc.transport.amqp.publisher import Message, Publisher
 from novasvc.transport.amqp.reply_codes import NOT_FOUND
@@ -52,7 +52,7 @@ class Listener:
     :param exchange: the control exchange.
     :param receiver: called with each delivery.
     :param prefetch: unsettled deliveries for each queue; at most 65535 (a short, AMQP 0-9-1 1.8.3.1).
-    :param publisher: can_publish the copies of requeued, held and quarantined messages.
+    :param publisher: publishes the copies of requeued, held and quarantined messages.
     :param single_queue: consume from the topic's queue only; see ITransport.consume.
     :ivar unreadable: messages that were rejected because they could not be decoded.
     """
@@ -73,13 +73,13 @@ class Listener:
     _cancelled: bool = attrs.field(default=False, init=False)
     _narrowed: bool = attrs.field(default=False, init=False)
     _unresponsive: bool = attrs.field(default=False, init=False)
-    moves: MovesUnderWay = attrs.field(init=False)
+    move_tracker: MoveTracker = attrs.field(init=False)
     _topic_prefetch: TopicPrefetch = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.prefetch = min(self.prefetch, _LARGEST_PREFETCH)
         self._fanout_queue = None if self.single_queue else topology.new_fanout_queue(self.target.topic)
-        self.moves = MovesUnderWay(self.clock)
+        self.move_tracker = MoveTracker(self.clock)
         self._topic_prefetch = TopicPrefetch(self.clock, self._held_count, self._resize_topic)
         self.loopback = Loopback(self, self._fanout_queue, self.subscriptions.options)
 
@@ -183,7 +183,7 @@ class Listener:
         return self.publisher.connection, self.subscriptions.connection
 
     async def count_consumers(self, queue: str) -> int:
-        """Return a queue's consumer count, as the host of the consuming connection sees it; 0 without a queue."""
+        """Return a queue's consumer count, as the consuming connection's broker node sees it; 0 without a queue."""
         protocol = self.subscriptions.connection.protocol
         if protocol is None:
             return 0
@@ -225,7 +225,7 @@ class Listener:
         """Do nothing: channel_closed has handled it."""
 
     def holding_queue(self, queue: str) -> HoldingQueue:
-        """Return the private queue for long-running requests that came from a queue; see HoldingQueue."""
+        """Return the holding queue for the requests that came from a queue; see HoldingQueue."""
         return self._holding_queues.setdefault(queue, HoldingQueue(self, queue))
 
     def held_count_changed(self) -> None:
@@ -302,12 +302,12 @@ class Listener:
     async def wait_for_moves(self) -> None:
         """Wait for the moves under way: up to the operation timeout, or 2 s if the broker is silent or blocked."""
         unresponsive = self._unresponsive or self.publisher.connection.state == "blocked"
-        await self.moves.wait(_ANSWER_TIMEOUT if unresponsive else self.subscriptions.options.operation_timeout)
+        await self.move_tracker.wait(_ANSWER_TIMEOUT if unresponsive else self.subscriptions.options.operation_timeout)
 
     async def _close(self) -> None:
         self.subscriptions.remove(self)
         await self.wait_for_moves()
-        await DeferredList([Deferred.fromCoroutine(running.close()) for running in self._holding_queues.values()])
+        await DeferredList([Deferred.fromCoroutine(holding.close()) for holding in self._holding_queues.values()])
         consuming, self._consuming = self._consuming, None
         if consuming is None:
             return

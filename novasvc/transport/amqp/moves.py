@@ -1,6 +1,7 @@
 """Move a delivered message to another queue: publish a copy, and acknowledge the original after its confirm."""
 
 from collections.abc import Callable
+from enum import Enum, auto
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +36,18 @@ _TEMPORARY_ERRORS = (BrokerUnavailableError, BrokerBlockedError)
 # channels of a listener wait.
 
 
+class Original(Enum):
+    """State of the original at the end of its move."""
+
+    UNSETTLED = auto()
+    ACKNOWLEDGED = auto()
+    """The receiver acknowledged it during the move."""
+    VOID = auto()
+    """The channel has ended, so the broker redelivers it."""
+
+
 @attrs.define(eq=False)
-class MovesUnderWay:
+class MoveTracker:
     """The moves of one listener, on all of its channels, and the copies that wait for their end.
 
     :param clock: measures the timeout of :meth:`wait`.
@@ -59,7 +70,7 @@ class MovesUnderWay:
             for delivery in copies:
                 delivery.dispatch()
 
-    def postpone(self, copy: "Delivery") -> bool:
+    def defer_copy(self, copy: "Delivery") -> bool:
         """Keep a copy while a message is being moved; return whether one is. See Note [Copies of moved messages]."""
         if self._moving:
             self._copies.append(copy)
@@ -72,8 +83,8 @@ class MovesUnderWay:
 
 
 @attrs.define(eq=False)
-class Moves:
-    """Moves the deliveries of one channel.
+class MessageMover:
+    """Moves the deliveries of one channel to other queues.
 
     :param consuming: settles the originals.
     """
@@ -100,10 +111,10 @@ class Moves:
         :param queue: the queue that it came from.
         """
         if self._consuming.begin_move(tag):
-            self._track(tag, self._publish_held(queue, message), partial(self._not_held, tag, queue))
+            self._track(tag, self._publish_to_holding_queue(queue, message), partial(self._not_held, tag, queue))
 
     def requeue_here(self, tag: int, queue: str, message: "Message", fallback: "Message") -> None:
-        """Publish a copy to the holding queue, and acknowledge the delivery.
+        """Publish a copy to the holding queue, so that a death is counted, and acknowledge the delivery.
 
         :param queue: the queue that it came from.
         :param fallback: the copy for that queue, if the broker refuses us a holding queue.
@@ -122,7 +133,7 @@ class Moves:
             targets.append(fallback.routing_key)
             return listener.publish(fallback)
 
-        publishing = self._publish_held(queue, message).addErrback(publish_fallback)
+        publishing = self._publish_to_holding_queue(queue, message).addErrback(publish_fallback)
         self._track(tag, publishing, lambda failure: self._not_moved(tag, targets[-1], failure))
 
     def quarantine(self, tag: int, message: "Message") -> None:
@@ -135,7 +146,7 @@ class Moves:
         await topology.declare_quarantine(channel, self._consuming.listener.topic)
         channel.close(AMQPClosedError("done", clean=True))
 
-    def _publish_held(self, queue: str, message: "Message") -> Deferred[None]:
+    def _publish_to_holding_queue(self, queue: str, message: "Message") -> Deferred[None]:
         holding = self._consuming.listener.holding_queue(queue)
 
         def publish(_: None) -> Deferred[None]:
@@ -145,12 +156,12 @@ class Moves:
         return holding.ready().addCallback(publish)
 
     def _track(self, tag: int, publishing: Deferred[None], failed: Callable[[Failure], None]) -> None:
-        self._consuming.listener.moves.add(publishing.addCallbacks(lambda _: self._moved(tag), failed))
+        self._consuming.listener.move_tracker.add(publishing.addCallbacks(lambda _: self._moved(tag), failed))
 
     def _moved(self, tag: int) -> Deferred[Any]:
         """Acknowledge the original, and wait until the broker has read that; see Note [Copies of moved messages]."""
         consuming = self._consuming
-        if consuming.end_move(tag) is not None:
+        if consuming.end_move(tag) is not Original.VOID:
             consuming.ack(tag)
             consuming.flush()
         self._logged.clear()  # A failure after a success is logged again.
@@ -166,7 +177,7 @@ class Moves:
         if self._logged.get(target) != reason:
             self._logged[target] = reason
             _log.warn("cannot move messages to {target}; requeueing them: {error}", target=target, error=failure.value)
-        if self._consuming.end_move(tag) is not None:
+        if self._consuming.end_move(tag) is not Original.VOID:
             # Not at once: the message may be redelivered to us, and fail for the same reason, in a busy loop.
             requeue = self._consuming.clock.callLater(_REQUEUE_DELAY, self._consuming.reject, tag, requeue=True)
             self._delayed_requeues = [*self._active(), requeue]
@@ -174,21 +185,21 @@ class Moves:
     def _not_held(self, tag: int, queue: str, failure: Failure) -> None:
         """Leave the delivery unsettled, since its request runs; acknowledge it if the request finished meanwhile."""
         self._consuming.listener.holding_queue(queue).log_refusal(failure)
-        if self._consuming.end_move(tag):
+        if self._consuming.end_move(tag) is Original.ACKNOWLEDGED:
             self._consuming.ack(tag)
 
     def _active(self) -> list[IDelayedCall]:
         return [call for call in self._delayed_requeues if call.active()]
 
-    def forget(self) -> None:
-        """Requeue nothing any more: the broker requeues all deliveries when the channel closes."""
+    def cancel_requeues(self) -> None:
+        """Cancel the delayed requeues: the broker requeues all deliveries when the channel closes."""
         for call in self._active():
             call.cancel()
         self._delayed_requeues.clear()
 
 
 def completion(moving: Deferred[Any]) -> Deferred[None]:
-    """Return a Deferred that fires with None when another has fired, whose result stays unchanged."""
+    """Return a Deferred that fires when ``moving`` fires; its result is unchanged."""
     done: Deferred[None] = Deferred()
 
     def end(result: Any) -> Any:

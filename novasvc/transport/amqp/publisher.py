@@ -1,4 +1,4 @@
-"""Publish messages with publisher confirms; hold them while the broker cannot take them."""
+"""Publish messages with publisher confirms; buffer them while the broker cannot take them."""
 
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -15,7 +15,6 @@ from twisted.python.failure import Failure
 from novasvc.reactor.backoff import RetryPolicy, jittered_backoff
 from novasvc.rpc.errors import TransportClosedError, TransportFullError, UnconfirmedError, UndeliverableError
 from novasvc.rpc.target import Target
-from novasvc.transport.amqp.backlog import Backlog
 from novasvc.transport.amqp.channel import AMQPClosedError, Channel, ChannelReceiver
 from novasvc.transport.amqp.confirm_timeout import ConfirmTimeout
 from novasvc.transport.amqp.connection import Connection, ConnectionHandler
@@ -26,6 +25,7 @@ from novasvc.transport.amqp.options import BrokerOptions
 from novasvc.transport.amqp.protocol import AMQPProtocol
 from novasvc.transport.amqp.reply_codes import broker_error
 from novasvc.transport.amqp.restoring import log_unless_cancelled, restore
+from novasvc.transport.amqp.send_buffer import SendBuffer
 from novasvc.transport.amqp.topology import (
     count,
     declare_exchange,
@@ -59,7 +59,7 @@ class Message:
     :param ttl: seconds after which the message is void, counted from :meth:`Publisher.publish`; None is never.
     :param mandatory: at least one queue has to be bound; see basic.publish, AMQP 0-9-1 1.8.3.7.
     :param target: where the message goes, as shown in errors.
-    :param patience: seconds for which it may be held if it has no ttl; None means the operation timeout.
+    :param max_wait: seconds for which it may be buffered if it has no ttl; None means the operation timeout.
     :param request: it is addressed to a service, whose queue may come back shortly after an outage.
     :param done: fires when the broker has confirmed the message; the sender may cancel it.
     :param on_cancelled: called if ``done`` is cancelled after the message was written and before its confirm.
@@ -76,7 +76,7 @@ class Message:
     mandatory: bool
     target: Target | str
     headers: dict[str, Any] | None = None
-    patience: float | None = None
+    max_wait: float | None = None
     request: bool = attrs.field(default=False, kw_only=True)
     done: Deferred[None] = attrs.field(init=False)
     on_cancelled: Callable[[], None] | None = attrs.field(default=None, init=False)
@@ -242,7 +242,7 @@ class Publisher:
     # So a request, and any other message with a TTL, is written only while the broker is known to
     # read: it has confirmed something within FLOW_CHECK_AGE. Otherwise an empty probe goes first, to a key
     # that no queue is bound to, and the message waits for the probe's confirm. In an alarm the probe
-    # stays in the socket, and the caller's message is held in this process, where it can still be
+    # stays in the socket, and the caller's message is buffered in this process, where it can still be
     # cancelled.
     #
     # One window remains: the messages that a busy sender wrote in the round trip between the begin of
@@ -263,7 +263,7 @@ class Publisher:
     _isolated: IsolatedChannels = attrs.field(init=False)
     _adding: DeferredLock = attrs.field(factory=DeferredLock, init=False)
     _exchanges: set[str] = attrs.field(factory=set, init=False)
-    _backlog: Backlog = attrs.field(init=False)
+    _send_buffer: SendBuffer = attrs.field(init=False)
     _confirm_timeout: ConfirmTimeout = attrs.field(init=False)
     _checking_flow: bool = attrs.field(default=False, init=False)
     _dropping: IDelayedCall | None = attrs.field(default=None, init=False)
@@ -276,11 +276,11 @@ class Publisher:
         timeout = self._options.operation_timeout
         self.connection = self._connect(self)
         self._isolated = IsolatedChannels(self._open_channel)
-        self._backlog = Backlog(self._clock, timeout, self._expired)
+        self._send_buffer = SendBuffer(self._clock, timeout, self._expired)
         self._confirm_timeout = ConfirmTimeout(self._clock, timeout, self.connection, self._channels)
 
     def __len__(self) -> int:
-        return len(self._backlog) + sum(map(len, self._channels()))
+        return len(self._send_buffer) + sum(map(len, self._channels()))
 
     def _channels(self) -> list[ConfirmChannel]:
         return [*(() if self._main is None else (self._main,)), *self._isolated]
@@ -293,14 +293,14 @@ class Publisher:
     # -- publishing ----------------------------------------------------------------------------
 
     def publish(self, message: Message) -> Deferred[None]:
-        """Publish a message now, or hold it until the broker takes messages.
+        """Publish a message now, or buffer it until the broker takes messages.
 
         :return: Deferred[None], fired when the broker has confirmed it. Cancelling it drops a message that is still
-            held; a message that was written may still be delivered.
+            buffered; a message that was written may still be delivered.
         :raises UndeliverableError: mandatory, and no queue is bound.
         :raises BrokerError: the message was not sent, or the broker refused it.
         :raises UnconfirmedError: the broker may have taken it, or not.
-        :raises TransportFullError: too many messages, or bytes, are held already.
+        :raises TransportFullError: too many messages, or bytes, are buffered already.
         :raises TransportClosedError: the publisher is closed.
         """
         now, main = self._clock.seconds(), self._main
@@ -308,13 +308,13 @@ class Publisher:
             message.expires_at = now + message.ttl
         if (
             main is None
-            or self._backlog.held
+            or self._send_buffer.buffered
             or not self.connection.is_writable
             or message.exchange not in self._exchanges
         ):
-            return self._publish_or_hold(message)
+            return self._publish_or_buffer(message)
         if now - main.confirmed_at > self._flow_check_age and self._needs_flow_check(message, now):
-            return self._publish_or_hold(message)
+            return self._publish_or_buffer(message)
         main.publish(message, now)
         if self._confirm_timeout.timer is None:
             self._confirm_timeout.start()
@@ -322,7 +322,7 @@ class Publisher:
 
     @property
     def _can_send(self) -> bool:
-        return not self._backlog.held and self.connection.is_writable
+        return not self._send_buffer.buffered and self.connection.is_writable
 
     def _needs_flow_check(self, message: Message, now: float) -> bool:
         """Return whether a message waits for a confirm first; see Note [Flow check]."""
@@ -331,22 +331,22 @@ class Publisher:
             return False
         return message.request or (expires_at is not None and expires_at > now)
 
-    def _publish_or_hold(self, message: Message) -> Deferred[None]:
+    def _publish_or_buffer(self, message: Message) -> Deferred[None]:
         if self._closed:
             return fail(TransportClosedError("sending"))
         if not self._can_send or self._main is None or message.exchange in self._exchanges:
-            return self._hold(partial(self._publish_held, message), message)
+            return self._buffer(partial(self._publish_buffered, message), message)
         asking = Deferred.fromCoroutine(self._add_exchange(message.exchange))
-        asking.addCallbacks(lambda _: self._publish_held(message), partial(self._fail, message))
+        asking.addCallbacks(lambda _: self._publish_buffered(message), partial(self._fail, message))
         return message.done
 
-    def _publish_held(self, message: Message) -> None:
+    def _publish_buffered(self, message: Message) -> None:
         if message.done.called:
             return
         if message.expires_at is not None and message.expires_at <= self._clock.seconds():
             message.done.errback(self._unsent_error())
             return
-        # The sender holds ``message.done``, so a failure to hold the message again has to fail that one.
+        # The sender has ``message.done``, so a failure to buffer the message again has to fail that one.
         published = self.publish(message)
         if published is not message.done:
             published.addErrback(partial(self._fail, message))
@@ -372,7 +372,7 @@ class Publisher:
         if self._closed:
             return fail(TransportClosedError("sending"))
         if not self._can_send or self._needs_flow_check(message, now):
-            return self._hold(partial(self._start_isolated, purpose, prepare, message), message)
+            return self._buffer(partial(self._start_isolated, purpose, prepare, message), message)
         self._start_isolated(purpose, prepare, message)
         return message.done
 
@@ -401,13 +401,13 @@ class Publisher:
         except AMQPClosedError as reason:
             raise self._broker_error(reason) from reason
 
-    # -- holding -------------------------------------------------------------------------------
+    # -- buffering -------------------------------------------------------------------------------
 
-    def _hold(self, send: Callable[[], None], message: Message) -> Deferred[None]:
-        if not self._backlog.has_room(message):
+    def _buffer(self, send: Callable[[], None], message: Message) -> Deferred[None]:
+        if not self._send_buffer.has_room(message):
             why = self.connection.problem or "the broker confirms too slowly"
-            return fail(TransportFullError(str(message.target), len(self._backlog), why))
-        self._backlog.hold(message, send)
+            return fail(TransportFullError(str(message.target), len(self._send_buffer), why))
+        self._send_buffer.add(message, send)
         self._check_flow()
         return message.done
 
@@ -428,12 +428,14 @@ class Publisher:
         return BrokerUnavailableError(shown, f"the connection is {connection.state}, so the message was not sent")
 
     def _check_flow(self) -> None:
-        """Publish a probe if a held message waits for one; see Note [Flow check]."""
+        """Publish a probe if a buffered message waits for one; see Note [Flow check]."""
         main = self._main
         if main is None or self._checking_flow or not self.connection.is_writable:
             return
         now = self._clock.seconds()
-        waiting = next((held.message for held in self._backlog.held if self._needs_flow_check(held.message, now)), None)
+        waiting = next(
+            (each.message for each in self._send_buffer.buffered if self._needs_flow_check(each.message, now)), None
+        )
         if waiting is None:
             return
         # Use the message's own exchange: the user may lack the write permission for another one.
@@ -447,7 +449,7 @@ class Publisher:
 
     def _flow_confirmed(self, _: None) -> None:
         self._checking_flow = False
-        self._send_held()
+        self._send_buffered()
 
     def _flow_check_failed(self, failure: Failure, exchange: str) -> None:
         """Fail the messages to a refused exchange; retry after a lost channel.
@@ -456,9 +458,9 @@ class Publisher:
         """
         self._checking_flow = False
         if failure.check(BrokerError):
-            for held in [held for held in self._backlog.held if held.message.exchange == exchange]:
-                self._backlog.remove(held)
-                self._fail(held.message, Failure(failure.value))
+            for buffered in [each for each in self._send_buffer.buffered if each.message.exchange == exchange]:
+                self._send_buffer.remove(buffered)
+                self._fail(buffered.message, Failure(failure.value))
         self._check_flow()  # for messages to other exchanges
 
     # -- unroutable requests -------------------------------------------------------------------
@@ -474,19 +476,19 @@ class Publisher:
         """Send an unroutable request again, or fail it; see Note [Unroutable after a reconnect]."""
         message.returns += 1
         message.on_cancelled = None
-        if message.request and self._backlog.has_room(message):
+        if message.request and self._send_buffer.has_room(message):
             pause = self._unroutable_backoff(message.returns)
             until = self._reconnected_at + UNROUTABLE_RETRY_WINDOW
             if message.expires_at is not None:
                 until = min(until, message.expires_at)
             if self._clock.seconds() + pause < until:
-                self._backlog.delay(message, pause, partial(self._retry_unroutable, message))
+                self._send_buffer.delay(message, pause, partial(self._retry_unroutable, message))
                 return
         message.done.errback(UndeliverableError(str(message.target)))
 
     def _retry_unroutable(self, message: Message) -> None:
         message.returned = False
-        self._publish_held(message)
+        self._publish_buffered(message)
 
     # -- ConnectionHandler ---------------------------------------------------------------------
 
@@ -501,17 +503,17 @@ class Publisher:
         self._exchanges.add(self._exchange)
 
     def ready(self) -> None:
-        """Send the held messages; see ConnectionHandler."""
+        """Send the buffered messages; see ConnectionHandler."""
         if self._reconnects != self.connection.reconnects:
             self._reconnects, self._reconnected_at = self.connection.reconnects, self._clock.seconds()
-        self._send_held()
+        self._send_buffered()
 
-    def _send_held(self) -> None:
-        """Send the held messages in order, once the broker is known to read."""
+    def _send_buffered(self) -> None:
+        """Send the buffered messages in order, once the broker is known to read."""
         self._check_flow()
         if self._checking_flow:
             return
-        self._backlog.send_held(lambda: self._can_send)
+        self._send_buffer.send_buffered(lambda: self._can_send)
 
     def lost(self, reason: AMQPClosedError) -> None:
         """Forget the channels, which have failed their messages already; see ConnectionHandler."""
@@ -520,7 +522,7 @@ class Publisher:
         self._end_reopening()  # the next connection opens its own channel
 
     def close(self) -> None:
-        """Fail all held messages with TransportClosedError; every later publish fails with it, too.
+        """Fail all buffered messages with TransportClosedError; every later publish fails with it, too.
 
         The caller closes the connection.
         """
@@ -530,7 +532,7 @@ class Publisher:
             self._dropping.cancel()
             self._dropping = None
         self._end_reopening()
-        for message in self._backlog.clear():
+        for message in self._send_buffer.clear():
             self._fail(message, Failure(TransportClosedError("sending")))
 
     # -- channels ------------------------------------------------------------------------------
@@ -553,7 +555,7 @@ class Publisher:
         return broker_error(self.connection.address.shown(), reason)
 
     def _main_closed(self, reason: AMQPClosedError) -> None:
-        """Reopen the publishing channel with backoff unless the connection is lost; messages are held meanwhile."""
+        """Reopen the publishing channel with backoff unless the connection is lost; messages are buffered meanwhile."""
         self._main = None
         protocol = self.connection.protocol
         # A channel that closes while prepare() runs is retried by the caller of prepare().

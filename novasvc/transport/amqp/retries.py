@@ -89,8 +89,8 @@ class ReplyRetries:
             again.cancel()
 
     def _send(self, address: str, body: bytes, until: float) -> Deferred[None]:
-        patience = max(0.0, until - self._clock.seconds())
-        message = Message("", address, body, None, mandatory=True, target=address, patience=patience)
+        max_wait = max(0.0, until - self._clock.seconds())
+        message = Message("", address, body, None, mandatory=True, target=address, max_wait=max_wait)
         return self._publisher.publish(message)
 
     def _ended(self, result: Any, again: Deferred[None]) -> Any:

@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from novasvc.rpc.target import Target
 from novasvc.transport.amqp.channel import Channel
-from novasvc.transport.amqp.content import RUNNING, UNCLAIMED
+from novasvc.transport.amqp.content import HOLDING, UNCLAIMED
 from novasvc.transport.amqp.options import BrokerOptions
 
 _DELETE_TIMEOUT = 3.0
@@ -24,9 +24,9 @@ QUARANTINE_BOUND = 1000
 """Messages that a quarantine queue keeps; the oldest are dropped first."""
 
 CLAIM_TIMEOUT = 5.0
-"""Seconds in which a process has to consume its running requests again after it lost its channel or connection."""
+"""Seconds in which a process has to consume its held requests again after it lost its channel or connection."""
 _HOLDING_TTL = 1.0
-"""Seconds that a request may wait in a process's queue for that process, which consumes it."""
+"""Seconds that a request may wait in a holding queue for its process, which consumes it."""
 _HOLDING_EXPIRY = 1800.0
 """Seconds after which the unused queues of a dead process are deleted; they are empty long before."""
 
@@ -52,16 +52,16 @@ def new_reply_queue() -> str:
 
 
 def new_holding_queue(queue: str) -> str:
-    """Return a new, private name for one process's queue of running requests.
+    """Return a new, unique name for a holding queue.
 
     :param queue: the queue that the requests came from.
     """
-    return f"{queue}{RUNNING}{os.urandom(16).hex()}"
+    return f"{queue}{HOLDING}{os.urandom(16).hex()}"
 
 
-def unclaimed_queue(running: str) -> str:
-    """Return the name of the queue for running requests that their process has not claimed."""
-    return f"{running}{UNCLAIMED}"
+def unclaimed_queue(holding: str) -> str:
+    """Return the name of the queue for requests that the process of a holding queue has not claimed."""
+    return f"{holding}{UNCLAIMED}"
 
 
 def quarantine_queue(topic: str) -> str:
@@ -164,27 +164,27 @@ async def delete_queue(channel: Channel, name: str, clock: IReactorTime, *, if_e
     await deleting.addTimeout(_DELETE_TIMEOUT, clock, onTimeoutCancel=lambda *_: None)
 
 
-async def declare_holding_queues(channel: Channel, running: str, queue: str, options: BrokerOptions) -> None:
-    """Declare a process's queue for the requests that it runs, and the one for those that it does not claim.
+async def declare_holding_queues(channel: Channel, holding: str, queue: str, options: BrokerOptions) -> None:
+    """Declare a holding queue, and the one for the requests in it that its process does not claim.
 
-    :param running: the name of the first.
+    :param holding: the name of the holding queue.
     :param queue: where the requests came from, and return to if their process is dead.
     :raises AMQPClosedError: the broker refused, or was lost.
     """
-    # Note [Running requests]
+    # Note [Holding queues]
     #
     # The process consumes both queues, so every message in them is an unacknowledged delivery of this
-    # process. If its channel ends, the broker requeues them. In the first queue a message has expired
+    # process. If its channel ends, the broker requeues them. In the holding queue a message has expired
     # by then, or does so soon: its TTL counts from when it was published, and a requeue does not reset
-    # it (RabbitMQ, "TTL"). The message is dead-lettered to the second queue, where its TTL starts
+    # it (RabbitMQ, "TTL"). The message is dead-lettered to the unclaimed queue, where its TTL starts
     # again. A living process reconnects within that time, and gets the message from there. A message
     # that is not claimed is dead-lettered to the queue that it came from, with an x-death header that
-    # names the second queue. Another process runs it then, and knows that a process died.
+    # names the unclaimed queue. Another process runs it then, and knows that a process died.
     #
     # The queues are durable, because brokers may deny transient ones that are not exclusive. They are
     # replicated if the request queues are.
-    unclaimed = unclaimed_queue(running)
-    for name, seconds, then in ((running, _HOLDING_TTL, unclaimed), (unclaimed, CLAIM_TIMEOUT, queue)):
+    unclaimed = unclaimed_queue(holding)
+    for name, seconds, then in ((holding, _HOLDING_TTL, unclaimed), (unclaimed, CLAIM_TIMEOUT, queue)):
         arguments = {
             **(_quorum(options) if options.quorum_queue else {}),
             "x-message-ttl": round(seconds * 1000),

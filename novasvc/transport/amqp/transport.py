@@ -34,8 +34,8 @@ from novasvc.transport.amqp.subscriptions import Subscriptions
 
 _log = Logger()
 
-REPLY_PATIENCE = 60.0
-"""Seconds for which a reply is held while the broker is unreachable: a finished method must not be run again."""
+REPLY_MAX_WAIT = 60.0
+"""Seconds for which a reply is buffered while the broker is unreachable: a finished method must not be run again."""
 
 
 @attrs.define(eq=False)
@@ -308,9 +308,9 @@ class AMQPTransport:
         """
         if self._closed:
             return fail(TransportClosedError("replying"))
-        patience = REPLY_PATIENCE if timeout is None else max(0.0, timeout)
-        message = Message("", address, body, None, mandatory=True, target=address, patience=patience)
-        done, until = self._publisher.publish(message), self._reactor.seconds() + patience
+        max_wait = REPLY_MAX_WAIT if timeout is None else max(0.0, timeout)
+        message = Message("", address, body, None, mandatory=True, target=address, max_wait=max_wait)
+        done, until = self._publisher.publish(message), self._reactor.seconds() + max_wait
         if address in self._retries.gone:
             done.addCallback(self._retries.caller_reached, address)
         return done.addErrback(self._retries.retry, address, body, until)

@@ -1,4 +1,4 @@
-"""A verification of a listener: attempts to get a probe back, and the repairs between them."""
+"""Check that messages reach a listener: send probes, and redeclare what is missing."""
 
 import re
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from novasvc.transport.amqp.loopback import Loopback
 
 _NOT_FOUND = re.compile(r"(?:no|of durable) (exchange|queue) '([^']*)'")
-"""RabbitMQ's reply text for a name that does not exist, or whose host it cannot reach."""
+"""RabbitMQ's reply text for a name that does not exist, or whose broker node is down."""
 _POLL = 0.25
 """Seconds between two checks whether a lost connection or consumer is back."""
 
@@ -29,7 +29,7 @@ class NoConsumerError(Exception):
 
 
 class ProbeTimeoutError(Exception):
-    """A probe was confirmed and has not come back in time."""
+    """A probe was confirmed and did not arrive in time."""
 
 
 @attrs.define
@@ -51,10 +51,10 @@ class Plan:
 
 
 @attrs.define(eq=False)
-class Verification:
-    """Sends probes until one is back; repairs before each attempt what the last one found missing.
+class ProbeRun:
+    """Sends probes until one arrives; redeclares before each attempt what the last one found missing.
 
-    :param write: makes the probe's body.
+    :param write: returns the probe's body.
     :param deadline: in seconds on the clock.
     :param plan: for the first attempt.
     :ivar problems: problems of the attempts so far, in order; one that recurs cannot be repaired.
@@ -71,26 +71,29 @@ class Verification:
     _repaired: list[str] = attrs.field(factory=list, init=False)
 
     async def run(self) -> Reachability:
-        """Run attempts until the probe is back, a problem recurs or time is up; return the result.
+        """Run attempts until the probe arrives, a problem recurs or time is up; return the result.
 
         :raises BrokerBlockedError: the broker blocks publishing.
         """
         while True:
             if not await self._wait_until_live():
-                return Reachability(self._problems[-1] if self._problems else "its consumers are not live")
+                return Reachability(self._problems[-1] if self._problems else "the listener is not consuming")
             try:
                 await self._loopback.send_and_wait(self._plan, self._write, self._deadline)
             except BrokerBlockedError:
                 raise
-            except ProbeTimeoutError as overdue:
-                return self._loopback.timed_out(str(overdue))
+            except ProbeTimeoutError as error:
+                return self._loopback.handle_timeout(str(error))
             except (NoConsumerError, RPCError) as error:
-                what = await self._plan_next(error)
+                problem = await self._plan_next(error)
             else:
                 return Reachability(repaired=tuple(self._repaired))
-            if what in self._problems:
-                return Reachability(f"{what}, though it was declared again" if what == self._missing else what)
-            self._problems.append(what)
+            if problem in self._problems:
+                redeclared = problem == f"{self._missing} is missing"
+                return Reachability(
+                    f"{self._missing} is still missing after it was redeclared" if redeclared else problem
+                )
+            self._problems.append(problem)
 
     async def _wait_until_live(self) -> bool:
         """Wait until the listener consumes; return whether it does before the deadline."""
@@ -114,51 +117,53 @@ class Verification:
             return self._redeclare(str(binding))
         if isinstance(error, BrokerError):
             return await self._plan_after_broker_error(error)
-        return await self._wait(f"no message can be sent to it: {error}")
+        return await self._wait(f"the service cannot publish to itself: {error}")
 
     async def _plan_after_broker_error(self, error: BrokerError) -> str:
-        absent = _NOT_FOUND.search(error.problem)
-        if absent is not None and absent[1] == "queue":
-            return await self._resubscribe(absent[2], f"the queue {absent[2]} is missing")
-        if absent is not None:
-            self._plan.exchanges.add(absent[2])
-            return self._redeclare(f"the exchange {absent[2]}")
+        match = _NOT_FOUND.search(error.problem)
+        if match is not None and match[1] == "queue":
+            return await self._resubscribe(match[2], f"the queue {match[2]} is missing")
+        if match is not None:
+            self._plan.exchanges.add(match[2])
+            return self._redeclare(f"the exchange {match[2]}")
         if type(error) is BrokerUnavailableError:
-            return await self._wait(f"no message can be sent to it: {error.problem}")
+            return await self._wait(f"the service cannot publish to itself: {error.problem}")
         if self._missing is not None:
-            return f"{self._missing}, and the broker {error.broker} refuses to restore it: {error.problem}"
-        # Nothing is known to be missing, and what exists need not be declared: the next attempt declares nothing.
+            return f"{self._missing} is missing, and the broker {error.broker} refused to redeclare it: {error.problem}"
+        # Declare nothing next time: this refusal may concern a declaration that is not needed.
         self._plan = Plan()
         return f"the broker refuses: {error.problem}"
 
     async def _wait(self, problem: str) -> str:
-        """Wait for a connection to come back; the problem may recur until the deadline."""
+        """Wait for a connection to come back."""
         await deferLater(self._loopback.listener.clock, _POLL, lambda: None)
+        # Forget the problem so that run() retries until the deadline.
         if problem in self._problems:
             self._problems.remove(problem)
         return problem
 
-    def _redeclare(self, what: str) -> str:
-        """Plan to make a binding or exchange again, with all bindings that may have gone with it."""
+    def _redeclare(self, missing: str) -> str:
+        """Plan to redeclare a binding or exchange, with all bindings that may have gone with it."""
         loopback = self._loopback
         self._plan = Plan(
             self._plan.exchanges,
             [loopback.server_binding, loopback.topic_binding, loopback.fanout_binding],
             self._plan.stale,
         )
-        self._repaired.append(what)
-        self._missing = f"{what} is missing"
-        return self._missing
+        self._repaired.append(missing)
+        self._missing = missing
+        return f"{missing} is missing"
 
     async def _resubscribe(self, queue: str, problem: str) -> str:
-        """Have the listener declare and consume anew, which logs the problem.
+        """Resubscribe and log the problem, unless the consuming connection's broker node still counts a consumer.
 
-        Not if the consuming connection's host still counts a consumer: then the hosts of the cluster disagree.
+        In that case the broker nodes disagree.
         """
         listener = self._loopback.listener
         self._plan = self._loopback.routine_plan()
         if await listener.count_consumers(queue):
             publishing, consuming = (connection.host_and_port for connection in listener.connections)
-            return f"the broker's hosts disagree: it consumes at {consuming}, and {publishing} does not know its queues"
+            disagreement = f"the service consumes at {consuming}, and {publishing} does not know its queues"
+            return f"the broker nodes disagree: {disagreement}"
         listener.resubscribe(problem)
         return problem

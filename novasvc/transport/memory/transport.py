@@ -165,7 +165,7 @@ class _Listener:
 
     def verify(self, write: WriteProbe, timeout: float) -> Deferred[Reachability]:
         if not self.live or self._narrowed:
-            return succeed(Reachability("its consumers are not live"))
+            return succeed(Reachability("the listener is not consuming"))
         repaired = self._repair()
         name, queue = next(reversed(self._named.items()))  # the server's queue, if it has one
         arrived: Deferred[None] = Deferred()

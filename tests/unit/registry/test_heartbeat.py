@@ -146,11 +146,11 @@ class HeartbeatTests(SynchronousTestCase):
     def test_failing_check(self) -> None:
         """While a check fails, no heartbeat is sent, and the reason is logged once."""
         self.successResultOf(self.heartbeat.start())
-        self.reason = "its consumers are not live"
+        self.reason = "the listener is not consuming"
         self.clock.pump([10] * 3)
         self.assertEqual(len(self.registry.beats), 1)
         self.assertEqual(self.heartbeat.skipped, 3)
-        self.assertEqual(self.heartbeat.trouble, "no heartbeat is sent, because its consumers are not live")
+        self.assertEqual(self.heartbeat.trouble, "no heartbeat is sent, because the listener is not consuming")
         self.reason = None
         self.clock.advance(10)
         self.assertEqual(len(self.registry.beats), 2)

@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 from novasvc import rpc
 from novasvc.context import RequestContext
 from novasvc.errors import RPCError, RPCTimeoutError, ServiceDrainingError
-from novasvc.rpc.admission import MAX_HELD, MAX_HELD_BYTES, NOBODY, READY, REQUEUE_DELAY, UNDER_WAY
+from novasvc.rpc.admission import MAX_DEFERRED_BYTES, MAX_DEFERRED_CASTS, NOBODY, READY, REQUEUE_DELAY, UNDER_WAY
 from novasvc.rpc.message import BODY_LIMIT, ReplyTo, encode_request
 from novasvc.rpc.target import Target
 from novasvc.transport.memory.broker import Message
@@ -112,7 +112,7 @@ class ArrivingTests(AdmissionCase):
         self.assertEqual(self.other_server().calls, [1])
 
     def test_cast_to_the_server(self) -> None:
-        """A cast to the server that belongs to no operation is held for the next server, which runs it as new."""
+        """A cast to the server that belongs to no operation is deferred for the next server, which runs it as new."""
         self.drain()
         self.cast(OTHER, what=1)
         received = self.transport.received
@@ -125,9 +125,9 @@ class ArrivingTests(AdmissionCase):
         self.assertEqual((self.diary.calls, self.count("refused")), (["operation", 1], 0))
 
     def test_many_casts(self) -> None:
-        """However many casts are held, a call of an operation under way is delivered, and no cast is lost."""
+        """However many casts are deferred, a call of an operation under way is delivered, and no cast is lost."""
         self.drain()
-        for number in range(2 * MAX_HELD + 200):
+        for number in range(2 * MAX_DEFERRED_CASTS + 200):
             self.successResultOf(self.client.cast(OTHER, "note", what=number))
         calling = self.to_server(CONTEXT, what="nested")
         for _ in range(10):
@@ -135,20 +135,20 @@ class ArrivingTests(AdmissionCase):
         self.assertEqual(self.successResultOf(calling), "nested")
         turns = self.transport.received
         self.clock.advance(REQUEUE_DELAY / 2)
-        self.assertLess(self.transport.received - turns, 2 * MAX_HELD)  # no fast loop
+        self.assertLess(self.transport.received - turns, 2 * MAX_DEFERRED_CASTS)  # no fast loop
         self.finish()
         self.successResultOf(self.server.close())
         self.assertEqual(self.diary.calls, ["operation", "nested"])
         self.server = self.serve()
         for _ in range(100):
             self.clock.advance(0)
-        self.assertEqual(sorted(self.diary.calls[2:]), list(range(2 * MAX_HELD + 200)))
+        self.assertEqual(sorted(self.diary.calls[2:]), list(range(2 * MAX_DEFERRED_CASTS + 200)))
 
     def test_large_casts(self) -> None:
-        """Held casts are bounded in bytes too."""
+        """Deferred casts are bounded in bytes too."""
         self.drain()
         large = "x" * (BODY_LIMIT - 1000)
-        number = MAX_HELD_BYTES // len(large) + 1
+        number = MAX_DEFERRED_BYTES // len(large) + 1
         for _ in range(number):
             self.cast(OTHER, what=large)
         given_back = self.count("given_back")
@@ -221,8 +221,8 @@ class RepeatedTests(AdmissionCase):
         self.assertEqual((self.answers(), self.diary.calls), ([], ["operation", 1]))
         self.assertEqual(self.count("duplicates"), 2)
 
-    def test_held(self) -> None:
-        """A held cast that is redelivered, because the connection was lost, is held once, and still as new."""
+    def test_deferred(self) -> None:
+        """A deferred cast that is redelivered, because the connection was lost, is deferred once, and still as new."""
         self.drain()
         body = encode_request("note", {"what": 1}, {})
         self.send(body)
@@ -264,7 +264,7 @@ class WaitingTests(AdmissionCase):
         self.assertEqual(self.count("given_back"), 1)
 
     def test_cast_to_the_server(self) -> None:
-        """A cast to the server is held for its successor, even if the connection is lost meanwhile."""
+        """A cast to the server is deferred for its successor, even if the connection is lost meanwhile."""
         self.cast(OTHER, what=1)
         self.drain()
         self.lose_connection()

@@ -28,7 +28,7 @@ from novasvc.errors import (
 from novasvc.registry.lookup import ServiceLookup
 from novasvc.registry.query import ServiceQuery, ServiceTotals
 from novasvc.registry.record import ServiceRecord
-from novasvc.rpc.failure import write_failure
+from novasvc.rpc.failure import encode_error
 from novasvc.rpc.message import Request, encode_failure, encode_keepalive, encode_result, read_request, unwrap
 from novasvc.rpc.replies import MAX_PENDING, MAX_RESENDS
 from novasvc.rpc.target import Target
@@ -145,10 +145,10 @@ class CallTests(ClientCase):
         """A failure is raised with its own class if that is known, else as a RemoteError."""
         for error, kind in ((ValueError("x"), ValueError), (MethodTimeoutError("m", 1.0), MethodTimeoutError)):
             calling = self.call()
-            self.reply(encode_failure(self.msg_id(), write_failure(error)))
+            self.reply(encode_failure(self.msg_id(), encode_error(error)))
             self.assertEqual(self.failureResultOf(calling, kind).value.args, error.args)
         calling = self.call()
-        self.reply(encode_failure(self.msg_id(), write_failure(CancelledError("x"))))
+        self.reply(encode_failure(self.msg_id(), encode_error(CancelledError("x"))))
         self.assertEqual(self.failureResultOf(calling, RemoteError).value.exc_type, "CancelledError")
 
     def test_unreadable_failure(self) -> None:

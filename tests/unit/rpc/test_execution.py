@@ -555,10 +555,10 @@ class KeepaliveTests(ExecutionCase):
         """A caller that asks for keepalives gets two in each interval, until the reply."""
         self.ask(4)
         self.clock.pump([2, 2])
-        self.assertEqual([(r.result, r.failure, r.ending) for r in self.replies], [(None, None, False)] * 2)
+        self.assertEqual([(r.result, r.failure, r.final) for r in self.replies], [(None, None, False)] * 2)
         self.diary.hanging[0].callback("done")
         self.clock.pump([2, 2])
-        self.assertEqual([(r.result, r.ending) for r in self.replies[2:]], [("done", True)])
+        self.assertEqual([(r.result, r.final) for r in self.replies[2:]], [("done", True)])
 
     def test_not_asked_for(self) -> None:
         """Other callers get no keepalives."""

@@ -21,7 +21,7 @@ from novasvc.errors import (
     RPCTimeoutError,
     UnsupportedVersionError,
 )
-from novasvc.rpc.failure import read_failure, write_failure
+from novasvc.rpc.failure import decode_error, encode_error
 from tests.unit.rpc.test_payload import JSON
 
 WIRE_EXAMPLES = (
@@ -51,13 +51,13 @@ class UnprintableError(Exception):
 
 
 def crossed(error: BaseException) -> Exception:
-    return read_failure(write_failure(error))
+    return decode_error(encode_error(error))
 
 
 class FailureTests(SynchronousTestCase):
     def test_form(self) -> None:
         """A failure is encoded as oslo.messaging encodes it, with the last line of a traceback."""
-        written = json.loads(write_failure(ValueError("bad value \u00e9", 7)))
+        written = json.loads(encode_error(ValueError("bad value \u00e9", 7)))
         expected = {
             "class": "ValueError",
             "module": "builtins",
@@ -80,7 +80,7 @@ class FailureTests(SynchronousTestCase):
             (NoSuchMethodError("m"), "NoSuchMethod", ["m"]),
             (UnsupportedVersionError("1.4", "m", "n", "1.0 to 1.3"), "UnsupportedVersion", ["1.4", "m"]),
         ):
-            written = json.loads(write_failure(error))
+            written = json.loads(encode_error(error))
             self.assertEqual((written["class"], written["module"]), (name, PEERS))
             self.assertEqual((written["args"], written["kwargs"], written["message"]), (args, {}, str(error)))
 
@@ -98,7 +98,7 @@ class FailureTests(SynchronousTestCase):
             ("UnsupportedVersion", ["1.4", "echo"], UnsupportedVersionError("1.4", "echo")),
             ("UnsupportedVersion", ["1.4"], UnsupportedVersionError("1.4")),
         ):
-            again = read_failure(json.dumps({"class": name, "module": PEERS, "message": "x", "args": args}))
+            again = decode_error(json.dumps({"class": name, "module": PEERS, "message": "x", "args": args}))
             self.assertEqual((type(again), again.args), (type(error), error.args))
 
     def test_unknown_of_peers(self) -> None:
@@ -112,7 +112,7 @@ class FailureTests(SynchronousTestCase):
             ("UnsupportedVersion", {"args": ["1"], "novasvc": {}}),
             ("RPCDispatcherError", {"args": ["x"]}),
         ):
-            again = read_failure(json.dumps({"class": name, "module": PEERS, "message": "x", **fields}))
+            again = decode_error(json.dumps({"class": name, "module": PEERS, "message": "x", **fields}))
             assert isinstance(again, RemoteError)
             self.assertEqual((again.exc_type, again.module, again.value), (name, PEERS, "x"))
 
@@ -152,7 +152,7 @@ class FailureTests(SynchronousTestCase):
             ("novasvc.rpc.target", "Target"),
             ("subprocess", "CalledProcessError"),
         ):
-            again = read_failure(json.dumps({"class": name, "module": module, "message": "x", "args": ["true"]}))
+            again = decode_error(json.dumps({"class": name, "module": module, "message": "x", "args": ["true"]}))
             assert isinstance(again, RemoteError)
             self.assertEqual((again.exc_type, again.module, again.value), (name, module, "x"))
 
@@ -168,15 +168,15 @@ class FailureTests(SynchronousTestCase):
             ("novasvc.errors", "MethodTimeoutError", ["m", "soon"], {}),
         ):
             fields = {"class": name, "module": module, "message": "y", "args": args, "kwargs": kwargs}
-            again = read_failure(json.dumps(fields))
+            again = decode_error(json.dumps(fields))
             assert isinstance(again, RemoteError)
             self.assertEqual((again.exc_type, again.value), (name, "y"))
 
     def test_minimal(self) -> None:
         """Class and module alone are enough."""
-        again = read_failure('{"class": "ValueError", "module": "exceptions"}')
+        again = decode_error('{"class": "ValueError", "module": "exceptions"}')
         self.assertEqual((type(again), again.args), (ValueError, ()))
-        foreign = read_failure('{"class": "X", "module": "m"}')
+        foreign = decode_error('{"class": "X", "module": "m"}')
         self.assertEqual((type(foreign), foreign.args), (RemoteError, ("X", "", (), "m")))
 
     @given(
@@ -189,25 +189,25 @@ class FailureTests(SynchronousTestCase):
     )
     def test_anything(self, text: str) -> None:
         """Any text from a peer becomes an error that can be shown."""
-        error = read_failure(text)
+        error = decode_error(text)
         self.assertIsInstance(error, Exception)
         self.assertIsInstance(str(error), str)
 
     def test_traceback(self) -> None:
         """A traceback is kept: in a RemoteError's data, or as a note on another error."""
         lines = ["Traceback (most recent call last):\n", "  File x\n", "ValueError: x\n"]
-        remote = read_failure(write_failure(OwnError("x"), lines))
+        remote = decode_error(encode_error(OwnError("x"), lines))
         assert isinstance(remote, RemoteError)
         self.assertEqual(remote.traceback, tuple(lines))
-        bare = json.loads(write_failure(OwnError("x"), [line.rstrip() for line in lines]))
+        bare = json.loads(encode_error(OwnError("x"), [line.rstrip() for line in lines]))
         self.assertEqual(bare["tb"], lines)
-        own = read_failure(write_failure(ValueError("x"), lines))
+        own = decode_error(encode_error(ValueError("x"), lines))
         self.assertIn("".join(lines), "".join(traceback.format_exception(own)))
         self.assertEqual(str(own), "x")
 
     def test_traceback_as_text(self) -> None:
         """A traceback may be one string."""
-        again = read_failure('{"class": "X", "module": "m", "tb": "line 1\\nline 2\\n"}')
+        again = decode_error('{"class": "X", "module": "m", "tb": "line 1\\nline 2\\n"}')
         assert isinstance(again, RemoteError)
         self.assertEqual(again.traceback, ("line 1\nline 2\n",))
 

@@ -243,7 +243,7 @@ class ReadRequestTests(SynchronousTestCase):
 class ReadReplyTests(SynchronousTestCase):
     def test_old_sender(self) -> None:
         """Missing fields of a reply have oslo.messaging's defaults."""
-        self.assertEqual(read_reply({"_msg_id": "1"}), Reply("1", None, None, ending=False))
+        self.assertEqual(read_reply({"_msg_id": "1"}), Reply("1", None, None, final=False))
 
     def test_failure(self) -> None:
         """An empty failure is no failure; one that is not a string is a failure."""

@@ -36,7 +36,7 @@ class Message:
     """A copy of a request.
 
     :param redelivered: the broker's redelivered flag.
-    :param unclaimed: it comes from the own queue of a process that has exited.
+    :param unclaimed: it comes from the holding queue of a process that has exited.
     :param resent: its caller sent it again; it expires long before ids are forgotten.
     """
 
@@ -77,7 +77,7 @@ class Delivery:
     life: "Life"
     session: Session
     message: Message
-    private: bool
+    holding: bool
     settled: bool = False
     expires_at: None = None
     expires_in: None = None
@@ -89,7 +89,7 @@ class Delivery:
 
     @property
     def _again(self) -> bool:
-        return not self.private and (self.message.redelivered or self.message.unclaimed)
+        return not self.holding and (self.message.redelivered or self.message.unclaimed)
 
     @property
     def deliveries(self) -> int:
@@ -97,7 +97,7 @@ class Delivery:
 
     @property
     def deaths(self) -> int:
-        return self.message.deaths + (self.message.unclaimed and not self.private)
+        return self.message.deaths + (self.message.unclaimed and not self.holding)
 
     @property
     def counts_death(self) -> bool:
@@ -120,7 +120,7 @@ class Delivery:
 
     def hold(self) -> None:
         if self._settle():
-            self.life.private.append(self._copy(self.deliveries))
+            self.life.holding.append(self._copy(self.deliveries))
 
     def requeue(self, deliveries: int) -> None:
         if self._settle():
@@ -128,7 +128,7 @@ class Delivery:
 
     def requeue_here(self, deliveries: int) -> None:
         if self._settle():
-            self.life.private.append(self._copy(deliveries))
+            self.life.holding.append(self._copy(deliveries))
 
     def quarantine(self, reason: str) -> None:
         if self._settle():
@@ -139,7 +139,7 @@ class Delivery:
 class Life:
     """A process with a server, from its start to its death or exit; also its own transport and manager.
 
-    :ivar private: messages in this process's own queue.
+    :ivar holding: messages in this process's holding queue.
     :ivar running: Deferreds that end its running methods, by number.
     :ivar said: when it replied, by number.
     """
@@ -149,7 +149,7 @@ class Life:
     def __init__(self, world: "World") -> None:
         self.world = world
         self.session = Session()
-        self.private: list[Message] = []
+        self.holding: list[Message] = []
         self.running: dict[int, Deferred[Any]] = {}
         self.said: dict[int, float] = {}
         self.replies: list[tuple[int, Deferred[None]]] = []
@@ -207,8 +207,8 @@ class Life:
         return succeed(None)
 
     def close(self) -> Deferred[None]:
-        while self.private and not self.session.ended:
-            self.take(private=True)
+        while self.holding and not self.session.ended:
+            self.take(holding=True)
         self.session.read()
         self.lose()
         return succeed(None)
@@ -235,31 +235,31 @@ class Life:
         """Whether the broker can deliver to this process."""
         return self.live and not self.session.ended and len(self.session.unacknowledged) < PREFETCH
 
-    def take(self, *, private: bool = False) -> None:
+    def take(self, *, holding: bool = False) -> None:
         """Receive the next message."""
-        message = (self.private if private else self.world.queue).pop(0)
-        delivery = Delivery(self, self.session, message, private)
+        message = (self.holding if holding else self.world.queue).pop(0)
+        delivery = Delivery(self, self.session, message, holding)
         self.session.unacknowledged.append(delivery)
         self.receive(delivery)
 
     def lose(self) -> None:
         """Lose the channel: the broker requeues the messages it counts as unacknowledged, in order."""
         self.session.ended = True
-        shared, private = self.world.queue, self.private
+        shared, holding = self.world.queue, self.holding
         for delivery in reversed(self.session.unacknowledged):
             delivery.message.redelivered = True
-            (private if delivery.private else shared).insert(0, delivery.message)
+            (holding if delivery.holding else shared).insert(0, delivery.message)
             self.world.excused.add(delivery.message.number)
         self.session.unacknowledged, self.session.unread = [], []
 
     def leave(self) -> None:
-        """Exit: messages in this process's own queue go back to the topic's queue, unclaimed."""
+        """Exit: messages in this process's holding queue go back to the topic's queue, unclaimed."""
         self.live, self.gone = False, True
-        for message in self.private:
+        for message in self.holding:
             message.unclaimed = True
             self.world.excused.add(message.number)
-        self.world.queue.extend(self.private)
-        self.private = []
+        self.world.queue.extend(self.holding)
+        self.holding = []
         self.world.lives.remove(self)
 
 
@@ -329,7 +329,7 @@ class World(RuleBasedStateMachine):
 
     @invariant()
     def deaths_are_deaths(self) -> None:
-        copies = [*self.queue, *(message for life in self.lives for message in life.private)]
+        copies = [*self.queue, *(message for life in self.lives for message in life.holding)]
         for message in copies:
             assert message.deaths + message.unclaimed <= self.deaths[message.number]
 
@@ -367,11 +367,11 @@ class World(RuleBasedStateMachine):
             if self.queue and life.has_room:
                 life.take()
 
-    @possible(lambda life: life.private and not life.session.ended)
+    @possible(lambda life: life.holding and not life.session.ended)
     @rule(which=ANY)
     def deliver_private(self, which: int) -> None:
         """Deliver a message from a process's own queue."""
-        self.which(which, lambda life: life.private and not life.session.ended).take(private=True)
+        self.which(which, lambda life: life.holding and not life.session.ended).take(holding=True)
 
     @possible(lambda life: life.running)
     @rule(which=ANY, second=ANY, fails=st.booleans())
@@ -422,13 +422,13 @@ class World(RuleBasedStateMachine):
         """Give a server a new channel."""
         self.which(which, lambda life: life.session.ended).session = Session()
 
-    @possible(lambda life: life.session.unacknowledged or life.private)
+    @possible(lambda life: life.session.unacknowledged or life.holding)
     @rule(which=ANY)
     def crash(self, which: int) -> None:
         """Kill a process, and start another one."""
-        life = self.which(which, lambda life: life.session.unacknowledged or life.private)
+        life = self.which(which, lambda life: life.session.unacknowledged or life.holding)
         held = {delivery.message.number for delivery in life.session.unacknowledged}
-        for number in held | {message.number for message in life.private}:
+        for number in held | {message.number for message in life.holding}:
             self.deaths[number] += 1
         life.gone = True
         life.lose()
@@ -453,8 +453,8 @@ class World(RuleBasedStateMachine):
         life = self.which(which, lambda life: not life.live and not life.replies)
         life.slow_replies = False
         life.server.close()
-        assert not life.private or life.session.ended
-        for message in life.private:
+        assert not life.holding or life.session.ended
+        for message in life.holding:
             self.deaths[message.number] += 1  # The process exits before the message is delivered to it.
         life.leave()
         self.lives.append(Life(self))
@@ -497,8 +497,8 @@ class World(RuleBasedStateMachine):
         """Let a process reconnect, run and answer everything it has."""
         if life.session.ended:
             life.session = Session()
-        while life.private:
-            life.take(private=True)
+        while life.holding:
+            life.take(holding=True)
         while life.replies:
             number, publishing = life.replies.pop(0)
             self.answered[number] += 1
@@ -512,7 +512,7 @@ class World(RuleBasedStateMachine):
     def is_quiet(self) -> bool:
         """Whether no message waits, runs or is unacknowledged."""
         return not self.queue and not any(
-            life.private or life.running or life.replies or life.session.unacknowledged for life in self.lives
+            life.holding or life.running or life.replies or life.session.unacknowledged for life in self.lives
         )
 
 

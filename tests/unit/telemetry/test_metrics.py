@@ -10,7 +10,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.context import RequestContext
-from novasvc.errors import DatabaseUnavailableError, RPCTimeoutError
+from novasvc.errors import DatabaseUnavailableError, RPCTimeoutError, TransportClosedError
 from novasvc.periodic import TaskRunner, periodic_task
 from novasvc.registry.heartbeat import Heartbeat, ServiceIdentity
 from novasvc.telemetry import metrics
@@ -73,10 +73,10 @@ class BoundsTests(SynchronousTestCase):
 
     def test_calls(self) -> None:
         """Whatever topics and methods are called, there is a bound to what is kept."""
-        for number in range(3 * metrics.MOST_CALLED):
+        for number in range(3 * metrics.MAX_CALLED_METHODS):
             CallMetrics.of("x" * 1000, f"{number}").replied.value += 1
-        self.assertEqual(len(list(metrics.called)), 6 * (metrics.MOST_CALLED + 1))
-        self.assertEqual(metrics.called.at(OTHER, OTHER, "replied").value, 2 * metrics.MOST_CALLED)
+        self.assertEqual(len(list(metrics.called)), 6 * (metrics.MAX_CALLED_METHODS + 1))
+        self.assertEqual(metrics.called.at(OTHER, OTHER, "replied").value, 2 * metrics.MAX_CALLED_METHODS)
 
     def test_requests(self) -> None:
         """What a client makes up, a method or a status, makes no new label."""
@@ -151,7 +151,7 @@ class CountedTests(RPCCase):
         """A client counts by topic, method and outcome, and how long it waited."""
         self.successResultOf(self.call("note"))
         waiting = self.call("hang")
-        self.assertEqual(metrics.called_now.at().value, 1)
+        self.assertEqual(metrics.calls_in_flight.at().value, 1)
         self.clock.advance(61)
         self.failureResultOf(waiting, RPCTimeoutError)
         cancelled = self.call("hang")
@@ -160,14 +160,18 @@ class CountedTests(RPCCase):
         refused = self.call("no_such_method")
         self.clock.advance(0)
         self.failureResultOf(refused)
+        unanswered = self.call("hang_again")
+        self.successResultOf(self.client.close())
+        self.failureResultOf(unanswered, TransportClosedError)
         expected = {
             ("compute", "note", "replied"): 1,
             ("compute", "hang", "timed_out"): 1,
             ("compute", "hang", "cancelled"): 1,
             ("compute", "no_such_method", "failed"): 1,
+            ("compute", "hang_again", "cancelled"): 1,
         }
         self.assertEqual(self.told(metrics.called), expected)
-        self.assertEqual(metrics.called_now.at().value, 0)
+        self.assertEqual(metrics.calls_in_flight.at().value, 0)
         self.assertEqual(metrics.called_seconds.at("compute", "hang").count, 2)
         self.assertEqual(self.told(metrics.deliveries), {("compute", "refused"): 1})
 

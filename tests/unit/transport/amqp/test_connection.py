@@ -141,14 +141,14 @@ class OpenTests(ConnectionCase):
         """A refused login names the user and not the password."""
         self.broker.closing["connection.start-ok"] = (403, "ACCESS_REFUSED - Login was refused")
         error = self.failed(self.connection.open(), BrokerRefusedError)
-        self.assertIn("it refuses the user 'nova': 403 ACCESS_REFUSED", error.problem)
+        self.assertIn("login refused for user 'nova': 403 ACCESS_REFUSED", error.problem)
         self.assertNotIn("secret", str(error))
 
     def test_wrong_vhost(self) -> None:
         """A refused virtual host is named."""
         self.broker.closing["connection.open"] = (530, "NOT_ALLOWED - vhost /cell not found")
         error = self.failed(self.connection.open(), BrokerRefusedError)
-        self.assertIn("it refuses the virtual host 'cell': 530", error.problem)
+        self.assertIn("access to virtual host 'cell' refused: 530", error.problem)
 
     def test_hung_up(self) -> None:
         """A host that closes the socket during the handshake is reported as such."""

@@ -1,4 +1,4 @@
-"""Tests for the private queues of long-running requests."""
+"""Tests for holding queues."""
 
 from typing import Any
 
@@ -7,14 +7,14 @@ from tests.unit.transport.amqp.test_listener import ListenerCase
 
 
 class RunningCase(ListenerCase):
-    """A listener that can hold requests in a private queue."""
+    """A listener that can hold requests in a holding queue."""
 
     def running(self) -> list[Any]:
-        """Return the basic.consume methods of the newest private queues."""
+        """Return the basic.consume methods of the newest holding queues."""
         return [said for said in self.link.all("basic.consume") if "_running_" in said.args["queue"]]
 
     def hold(self, body: bytes) -> None:
-        """Deliver a request and hold it; its copy arrives by the private queue."""
+        """Deliver a request and hold it; its copy arrives by the holding queue."""
         self.deliver(body)
         self.got[-1].hold()
         self.settle()
@@ -96,7 +96,7 @@ class ResizeTests(RunningCase):
 
 
 class RefusedTests(RunningCase):
-    """Tests for brokers that refuse the private queue."""
+    """Tests for brokers that refuse the holding queue."""
 
     def test_sent_otherwise(self) -> None:
         """A request to redeliver returns to its own queue with its count, whatever the broker's reason."""
@@ -113,7 +113,7 @@ class RefusedTests(RunningCase):
         self.assertEqual(len([line for line in self.log if "no holding queue for" in line]), 4)
 
     def test_away(self) -> None:
-        """If the private queue's node is down, the request is requeued after a pause; the log names that queue."""
+        """If the holding queue's broker node is down, the request is requeued after a pause; the log names it."""
         self.listen()
         self.broker.closing["queue.declare"] = (404, "NOT_FOUND - its node is down or inaccessible")
         self.deliver(b"x", redelivered=True)
@@ -127,7 +127,7 @@ class RefusedTests(RunningCase):
         self.assertEqual(self.settled(), [("reject", 1, True)])
 
     def test_worn(self) -> None:
-        """A message of the private queue is not published anew, however often the broker has returned it."""
+        """A message of the holding queue is not published anew, however often the broker has returned it."""
         self.target = Target("compute", "h2")
         self.listen()
         self.hold(b"a")
@@ -142,7 +142,7 @@ class RefusedTests(RunningCase):
 
 
 class CloseTests(RunningCase):
-    """Tests for the end of the private queue."""
+    """Tests for the end of the holding queue."""
 
     def test_closed(self) -> None:
         """An empty queue is deleted."""

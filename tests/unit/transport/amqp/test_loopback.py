@@ -186,8 +186,8 @@ class BindingTests(LoopbackCase):
         self.deliver(b"long")
         self.got[0].hold()
         self.settle()
-        running = next(said for said in self.link.all("basic.consume") if "_running_" in said.args["queue"])
-        self.link.feed(self.link.delivery(running.channel, b"long", consumer=running.args["consumer_tag"]))
+        holding = next(said for said in self.link.all("basic.consume") if "_running_" in said.args["queue"])
+        self.link.feed(self.link.delivery(holding.channel, b"long", consumer=holding.args["consumer_tag"]))
         self.wait(0.3)
         self.assertEqual(len(self.link.all("basic.cancel")), 1)
         for consumers in (0, 0, 1):
@@ -218,8 +218,8 @@ class BindingTests(LoopbackCase):
         self.out.give_back(said)
         self.confirm(said, tag)
 
-    def test_host_missing(self) -> None:
-        """The host's binding is removed first, as it may exist and route nowhere, and all are made again."""
+    def test_server_missing(self) -> None:
+        """The server's binding is removed first, as it may exist and route nowhere, and all are made again."""
         self.broker.confirming = False
         verifying = self.verify()
         self.declared()
@@ -238,7 +238,7 @@ class BindingTests(LoopbackCase):
         for tag in (1, 2):
             self.give_back(self.probes()[-1], tag)
         found = self.successResultOf(verifying)
-        problem = "the binding of the queue compute.h1 to the exchange nova is missing, though it was declared again"
+        problem = "the binding of the queue compute.h1 to the exchange nova is still missing after it was redeclared"
         self.assertEqual(found, Reachability(problem))
 
     def test_exchange_missing(self) -> None:
@@ -257,7 +257,7 @@ class BindingTests(LoopbackCase):
 
     @staticmethod
     def gone(exchange: str) -> str:
-        return f"the exchange {exchange} is missing, though it was declared again"
+        return f"the exchange {exchange} is still missing after it was redeclared"
 
     def test_refused(self) -> None:
         """A refused repair is the problem, with the broker's reason."""
@@ -267,7 +267,7 @@ class BindingTests(LoopbackCase):
         self.give_back(self.probes()[-1], 1)
         problem = str(self.successResultOf(verifying).problem)
         self.assertRegex(
-            problem, r"compute\.h1 .*is missing, and the broker amqp://.* refuses to restore it: ACCESS_REFUSED"
+            problem, r"compute\.h1 .*is missing, and the broker amqp://.* refused to redeclare it: ACCESS_REFUSED"
         )
         self.assertTrue(self.listener.live)
 
@@ -324,7 +324,7 @@ class LateTests(LoopbackCase):
         self.assertEqual(self.channels(), 1)
 
     def test_no_consumer(self) -> None:
-        """A queue without a consumer is consumed anew at once, if the consuming connection's host confirms that."""
+        """A queue without a consumer is consumed anew at once, if the consuming connection's broker node agrees."""
         self.proven()  # the next verification does not check the topic
         verifying = self.verify()
         self.broker.counts = (0, 0)
@@ -346,8 +346,8 @@ class LateTests(LoopbackCase):
         (line,) = [line for line in self.log if "lost its channel" in line]
         self.assertIn(f"the queue {self.own} is missing", line)
 
-    def test_hosts_disagree(self) -> None:
-        """A queue that only the publishing connection's host does not know is not consumed anew."""
+    def test_broker_nodes_disagree(self) -> None:
+        """A queue that only the publishing connection's broker node does not know is not consumed anew."""
         self.proven()
         for text in (
             "no queue 'compute' in vhost 'cell'",
@@ -356,7 +356,7 @@ class LateTests(LoopbackCase):
             self.broker.closing["queue.bind"] = (404, f"NOT_FOUND - {text} is down or inaccessible")
             problem = str(self.successResultOf(self.verify()).problem)
             self.assertRegex(
-                problem, "^the broker's hosts disagree: it consumes at one:5672, and one:5672 does not know"
+                problem, "^the broker nodes disagree: the service consumes at one:5672, and one:5672 does not know"
             )
             self.broker.closing.clear()
             self.proven()
@@ -397,7 +397,7 @@ class LateTests(LoopbackCase):
         """A node that cannot publish cannot reply, and counts as unreachable."""
         self.broker.refusing |= {5672, 5673}
         self.out.lose()
-        self.assertRegex(str(self.late().problem), "no message can be sent to it: .*refused")
+        self.assertRegex(str(self.late().problem), "the service cannot publish to itself: .*refused")
 
     def test_reconnected(self) -> None:
         """A reconnect in time makes no difference."""
@@ -429,5 +429,5 @@ class LateTests(LoopbackCase):
     def test_not_live(self) -> None:
         """A listener that does not consume is not reachable."""
         self.listener.cancel()
-        self.assertEqual(self.late().problem, "its consumers are not live")
+        self.assertEqual(self.late().problem, "the listener is not consuming")
         self.assertEqual(self.published(), [])

@@ -7,7 +7,7 @@ from twisted.internet.defer import CancelledError
 from novasvc.errors import BrokerBlockedError, BrokerUnavailableError, TransportClosedError, TransportFullError
 from novasvc.rpc.target import Target
 from novasvc.telemetry import metrics
-from novasvc.transport.amqp import backlog
+from novasvc.transport.amqp import send_buffer
 from novasvc.transport.amqp.frames import BODY, HEADER, pack_frame
 from tests.support.amqp_rig import AMQPCase, pack
 from tests.unit.transport.amqp.test_transport import TransportCase
@@ -34,26 +34,26 @@ class ListenTests(TransportCase):
 
 class SendTests(TransportCase):
     def test_no_place_to_wait(self) -> None:
-        """A message that has to be held and finds the bound exceeded fails."""
-        self.patch(backlog, "BACKLOG_MESSAGES", 1)
+        """A message that has to be buffered and finds the bound exceeded fails."""
+        self.patch(send_buffer, "MAX_MESSAGES", 1)
         self.broker.unanswered.add("exchange.declare")
         late = self.started(self.amqp.send(Target("a", exchange="other"), b"x", None, True))
         self.out.say(0, "connection.blocked", reason="memory")
-        held = self.started(self.amqp.send(Target("b"), b"y", None, True))
+        buffered = self.started(self.amqp.send(Target("b"), b"y", None, True))
         self.out.say(self.out.last("exchange.declare").channel, "exchange.declare-ok")
         self.settle()
         self.failed(late, TransportFullError)
         self.wait(16)
-        self.failed(held, BrokerBlockedError)
+        self.failed(buffered, BrokerBlockedError)
 
     def test_deadline(self) -> None:
-        """A request is held for a blocked broker nearly as long as its sender waits."""
+        """A request is buffered for a blocked broker nearly as long as its sender waits."""
         self.out.say(0, "connection.blocked", reason="memory")
-        held = self.started(self.amqp.send(Target("b"), b"y", 60.0, True))
+        buffered = self.started(self.amqp.send(Target("b"), b"y", 60.0, True))
         self.wait(56)
-        self.assertNoResult(held)
+        self.assertNoResult(buffered)
         self.wait(2)
-        self.failed(held, BrokerBlockedError)
+        self.failed(buffered, BrokerBlockedError)
 
     def test_for_ever(self) -> None:
         """A message with an infinite TTL is sent with the longest expiration."""
@@ -110,7 +110,7 @@ class ProblemTests(TransportCase):
 
 class ReplyTests(TransportCase):
     def test_outage(self) -> None:
-        """A reply is held for an outage of most of a minute: a finished method is not run again."""
+        """A reply is buffered for an outage of most of a minute: a finished method is not run again."""
         self.broker.refusing |= {5672, 5673}
         self.out.lose()
         replied = self.started(self.amqp.reply("reply_1", b"r"))

@@ -17,8 +17,7 @@ from novasvc.errors import (
     UnconfirmedError,
     UndeliverableError,
 )
-from novasvc.transport.amqp import BrokerAddress, BrokerOptions, backlog
-from novasvc.transport.amqp.backlog import BACKLOG_BYTES
+from novasvc.transport.amqp import BrokerAddress, BrokerOptions, send_buffer
 from novasvc.transport.amqp.codec import decode_properties
 from novasvc.transport.amqp.connection import Connection
 from novasvc.transport.amqp.publisher import FLOW_CHECK_AGE, FLOW_CHECK_KEY, Message, Publisher
@@ -276,7 +275,7 @@ class ReturnedPeersTests(PublisherCase):
         self.assertEqual((len(self.published()), len(self.publisher)), (1, 0))
 
     def test_lost_again(self) -> None:
-        """A request whose connection is lost meanwhile is held, and the retry window starts again."""
+        """A request whose connection is lost meanwhile is buffered, and the retry window starts again."""
         sent = self.request()
         self.not_routed()
         self.link.lose()
@@ -288,8 +287,8 @@ class ReturnedPeersTests(PublisherCase):
         self.successResultOf(sent)
 
     def test_bound(self) -> None:
-        """Requests that wait for a retry count towards the bound on held messages."""
-        self.patch(backlog, "BACKLOG_BYTES", 10)
+        """Requests that wait for a retry count towards the bound on buffered messages."""
+        self.patch(send_buffer, "MAX_BYTES", 10)
         first, second = self.request(body=b"123456"), self.request(body=b"7890ab")
         for said in self.published():
             self.link.give_back(said)
@@ -299,7 +298,7 @@ class ReturnedPeersTests(PublisherCase):
         self.wait(0.5)
         self.confirm(3)
         self.successResultOf(first)
-        self.assertEqual(self.publisher._backlog._bytes, 0)
+        self.assertEqual(self.publisher._send_buffer._bytes, 0)
 
     def test_closed(self) -> None:
         """Requests that wait for a retry fail on close, and leave no timer."""
@@ -447,7 +446,7 @@ class ProofTests(PublisherCase):
 
     def test_too_late(self) -> None:
         """A message that has expired when it could be written is not written."""
-        self.patch(backlog, "_TTL_FRACTION", 2.0)
+        self.patch(send_buffer, "_TTL_FRACTION", 2.0)
         sent = self.request(ttl=1.0)
         self.wait(1.5)
         self.confirm(1)
@@ -459,7 +458,7 @@ class ProofTests(PublisherCase):
         self.proven()
         sent, other = self.request(), self.request()
         self.link.say(0, "connection.blocked", reason="low on memory")
-        held = self.request()
+        buffered = self.request()
         sent.cancel()
         self.failed(sent, CancelledError)
         self.assertIn("had not read: low on memory", self.failed(other, UnconfirmedError).problem)
@@ -468,7 +467,7 @@ class ProofTests(PublisherCase):
         self.assertEqual((len(self.broker.links), self.keys()), (2, [FLOW_CHECK_KEY]))
         self.confirm(1)
         self.confirm(2)
-        self.successResultOf(held)
+        self.successResultOf(buffered)
 
     def test_not_dropped(self) -> None:
         """A connection that is not blocked stays when a sender cancels, as does one unblocked in the same turn."""
@@ -547,7 +546,7 @@ class ExchangeTests(PublisherCase):
         self.assertEqual(self.published(), [])
 
     def test_blocked_meanwhile(self) -> None:
-        """A message whose exchange is declared when the broker is blocked is held."""
+        """A message whose exchange is declared when the broker is blocked is buffered."""
         self.broker.unanswered.add("exchange.declare")
         sent = self.publish(exchange="cinder", ttl=10.0)
         self.link.say(0, "connection.blocked", reason="low")
@@ -571,7 +570,7 @@ class HeldTests(PublisherCase):
         self.settle()
 
     def test_blocked(self) -> None:
-        """While the broker is blocked messages are held, and then sent in order with their remaining TTL."""
+        """While the broker is blocked messages are buffered, and then sent in order with their remaining TTL."""
         self.block()
         sent = [self.publish(body, ttl=10.0) for body in (b"1", b"2", b"3")]
         self.assertEqual((self.published(), len(self.publisher)), ([], 3))
@@ -600,7 +599,7 @@ class HeldTests(PublisherCase):
         self.assertEqual(self.published(), [])
 
     def test_away(self) -> None:
-        """While there is no connection messages are held for the next one."""
+        """While there is no connection messages are buffered for the next one."""
         self.link.lose()
         sent = self.publish(ttl=10.0)
         self.wait(1)
@@ -626,7 +625,7 @@ class HeldTests(PublisherCase):
         self.assertIn("the message was not sent", self.failed(sent, BrokerUnavailableError).problem)
 
     def test_congested(self) -> None:
-        """While the socket's buffer is full messages are held, and the buffer does not grow."""
+        """While the socket's buffer is full messages are buffered, and the buffer does not grow."""
         valve = self.link.transport.producer
         valve.pauseProducing()
         sent = [self.publish(b"x" * 1000) for _ in range(100)]
@@ -670,8 +669,8 @@ class HeldTests(PublisherCase):
         return write
 
     def test_bound_of_messages(self) -> None:
-        """The number of held messages is bounded."""
-        self.patch(backlog, "BACKLOG_MESSAGES", 100)  # a Clock sorts all its timers for each
+        """The number of buffered messages is bounded."""
+        self.patch(send_buffer, "MAX_MESSAGES", 100)  # a Clock sorts all its timers for each
         self.block()
         for _ in range(100):
             self.publisher.publish(Message("nova", "c", b"", 1.0, mandatory=False, target="c")).addErrback(
@@ -688,9 +687,9 @@ class HeldTests(PublisherCase):
         self.successResultOf(sent)
 
     def test_bound_of_bytes(self) -> None:
-        """The bytes of held messages are bounded."""
+        """The bytes of buffered messages are bounded."""
         self.block()
-        sent = self.publish(bytes(BACKLOG_BYTES))
+        sent = self.publish(bytes(send_buffer.MAX_BYTES))
         self.failed(self.publish(b"x"), TransportFullError)
         sent.cancel()
         self.failed(sent, CancelledError)
@@ -736,7 +735,7 @@ class ChannelClosedTests(PublisherCase):
         self.wait(1)
 
     def test_sent_again_at_once(self) -> None:
-        """A message that is published from the errback is held until there is a channel."""
+        """A message that is published from the errback is buffered until there is a channel."""
         sent = self.publish()
         again: list[Deferred[None]] = []
         sent.addErrback(lambda _: again.append(self.publish(b"again")))

@@ -8,7 +8,7 @@ from novasvc.transport.errors import BrokerFailedError, BrokerRefusedError, Brok
 
 HOSTS = BrokerAddress.parse("amqp://one,two/").hosts
 AWAY = BrokerUnavailableError("amqp://one", "connection refused")
-REFUSED = BrokerRefusedError("amqp://one", "it refuses the user")
+REFUSED = BrokerRefusedError("amqp://one", "login refused for user 'nova'")
 FAILED = BrokerFailedError("amqp://one", "it reported an error")
 
 

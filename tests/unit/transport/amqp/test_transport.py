@@ -244,7 +244,7 @@ class ReplyTests(TransportCase):
         self.failed(replied, BrokerError)
 
     def test_patience(self) -> None:
-        """A reply is held as long as its caller waits, and then fails with the reason."""
+        """A reply is buffered as long as its caller waits, and then fails with the reason."""
         self.broker.refusing |= {5672, 5673}
         self.out.lose()
         late, soon = (self.started(self.amqp.reply("reply_1", b"r", patience)) for patience in (0.0, 5.0))
@@ -255,13 +255,13 @@ class ReplyTests(TransportCase):
         self.wait(2)
         self.failed(soon, BrokerUnavailableError)
 
-    def test_cancelled_while_held(self) -> None:
-        """A held reply that is cancelled is not sent later."""
+    def test_cancelled_while_buffered(self) -> None:
+        """A buffered reply that is cancelled is not sent later."""
         self.broker.refusing |= {5672, 5673}
         self.out.lose()
-        held = self.started(self.amqp.reply("reply_1", b"r", 60.0))
-        held.cancel()
-        self.failed(held, CancelledError)
+        buffered = self.started(self.amqp.reply("reply_1", b"r", 60.0))
+        buffered.cancel()
+        self.failed(buffered, CancelledError)
         self.broker.refusing.clear()
         self.wait(10)
         self.assertEqual(self.published(), [])

@@ -1,4 +1,4 @@
-"""Tests for novasvc.rpc.backlog: what siblings know about requests that a dead process had not begun."""
+"""Tests for novasvc.rpc.unstarted_record: what siblings know about requests that a dead process had not begun."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc import rpc
-from novasvc.rpc.backlog import SLOTS, Progress, SharedBacklog
+from novasvc.rpc.unstarted_record import SLOTS, Progress, SharedRecords
 from tests.e2e.process import ROOT
 from tests.support.examples import examples
 from tests.support.rpc_rig import RPCCase
@@ -19,20 +19,20 @@ from tests.support.rpc_rig import RPCCase
 PAGES = 4
 CHILD = """
 import os, signal, sys
-from novasvc.rpc.backlog import SharedBacklog
-record = SharedBacklog({pages}, int(sys.argv[1])).join({page}, os.getpid())
+from novasvc.rpc.unstarted_record import SharedRecords
+record = SharedRecords({pages}, int(sys.argv[1])).join({page}, os.getpid())
 {do}
 print(flush=True)
 signal.pause()
 """
 
 
-class BacklogCase(SynchronousTestCase):
+class RecordCase(SynchronousTestCase):
     def setUp(self) -> None:
-        self.file = os.memfd_create("backlog")
+        self.file = os.memfd_create("unstarted")
         self.addCleanup(os.close, self.file)
-        os.ftruncate(self.file, SharedBacklog.size(PAGES))
-        self.shared = SharedBacklog(PAGES, self.file)
+        os.ftruncate(self.file, SharedRecords.size(PAGES))
+        self.shared = SharedRecords(PAGES, self.file)
         self.own = self.shared.join(0, os.getpid())
 
     def child(self, do: str, page: int = 1) -> subprocess.Popen[bytes]:
@@ -54,7 +54,7 @@ class BacklogCase(SynchronousTestCase):
             os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
 
 
-class ProgressTests(BacklogCase):
+class ProgressTests(RecordCase):
     def test_unknown(self) -> None:
         """The progress of a request that no sibling has recorded is unknown."""
         self.assertIs(self.own.progress("a"), Progress.UNKNOWN)
@@ -111,7 +111,7 @@ class ProgressTests(BacklogCase):
     @given(st.lists(st.text(st.characters(), max_size=40), unique=True, max_size=30), st.data())
     def test_any_id(self, ids: list[str], data: st.DataObject) -> None:
         """Ids of any form are distinguished, including lone surrogates."""
-        dead = SharedBacklog(pages=2)
+        dead = SharedRecords(pages=2)
         record = dead.join(0, 2**31)  # no process has this pid
         own = dead.join(1, os.getpid())
         slots = {each: record.add(each) for each in ids}
@@ -125,7 +125,7 @@ class ProgressTests(BacklogCase):
 class PageTests(SynchronousTestCase):
     def test_longest_ago(self) -> None:
         """The least recently assigned page of a dead process is reused; the page of a living one never is."""
-        shared = SharedBacklog(pages=3)
+        shared = SharedRecords(pages=3)
         for pid in (11, 12, 13):
             page = shared.free_page({11, 12, 13})
             assert page is not None
@@ -141,13 +141,13 @@ class ServerTests(RPCCase):
     concurrency = 1
 
     def setUp(self) -> None:
-        self.shared = SharedBacklog(pages=3)
+        self.shared = SharedRecords(pages=3)
         self.sibling = self.shared.join(0, 2**31)  # no process has this pid: it is dead
         self.own = self.shared.join(1, os.getpid())
         super().setUp()
 
     def serve(self, **given: Any) -> rpc.Server:
-        return super().serve(backlog=self.own, **given)
+        return super().serve(unstarted_record=self.own, **given)
 
     def unique_id(self, body: bytes) -> str:
         unique_id = rpc.message.read_request(rpc.message.unwrap(body)).unique_id

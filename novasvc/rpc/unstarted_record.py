@@ -1,4 +1,4 @@
-"""The backlog: requests received and not begun, in shared memory that outlives the process that received them.
+"""Unstarted records: requests received and not begun, in shared memory that outlives their receivers.
 
 A request for a method that is not idempotent must not run twice. When a broker redelivers one, it says only
 that some process received it before; the request may have run, so it is refused. The workers of one
@@ -52,8 +52,8 @@ class Progress(Enum):
     UNKNOWN = "it may have begun"
 
 
-class SharedBacklog:
-    """Hold the records of all processes in shared memory; created before the workers are forked, which inherit it.
+class SharedRecords:
+    """The records of all processes, in shared memory; created before the workers are forked, which inherit it.
 
     :param pages: processes to make room for, > 0.
     :param descriptor: file descriptor of a file of :meth:`size` octets; -1 maps anonymous memory.
@@ -90,7 +90,7 @@ class SharedBacklog:
         pid, started = _OWNER.unpack_from(self.memory, page * _OWNER.size)
         return pid, started
 
-    def join(self, page: int, pid: int) -> "Backlog":
+    def join(self, page: int, pid: int) -> "UnstartedRecord":
         """Clear a page and assign it to a process; called in that process.
 
         :param page: a page number from :meth:`free_page`.
@@ -101,7 +101,7 @@ class SharedBacklog:
         _OWNER.pack_into(self.memory, page * _OWNER.size, 0, 0)
         self.memory[at : at + _PAGE] = bytes(_PAGE)
         _OWNER.pack_into(self.memory, page * _OWNER.size, pid, _start_time(pid) or 0)
-        return Backlog(self, page)
+        return UnstartedRecord(self, page)
 
     def ids_at(self, page: int) -> int:
         """Return the offset of a page's ids in the memory."""
@@ -126,14 +126,14 @@ class SharedBacklog:
 
 
 @attrs.define(eq=False)
-class Backlog:
+class UnstartedRecord:
     """Write one process's record, and read the records of all.
 
     :param shared: the memory of all processes.
     :param page: the page of this process.
     """
 
-    _shared: SharedBacklog
+    _shared: SharedRecords
     _page: int
     _numbers: "count[int]" = attrs.field(factory=count, init=False)
 

@@ -1,0 +1,116 @@
+"""Send buffer: messages that wait for the broker, bounded, ordered, each with a deadline."""
+
+from collections.abc import Callable
+from math import inf
+from typing import TYPE_CHECKING
+
+import attrs
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+if TYPE_CHECKING:
+    from novasvc.transport.amqp.publisher import Message
+
+MAX_MESSAGES = 10_000
+MAX_BYTES = 64 * 2**20
+"""Bounds on the messages buffered while the broker is unreachable or applies back-pressure."""
+_TTL_FRACTION = 0.95
+"""Fraction of a message's TTL for which it is buffered, so that the sender gets the reason before its own timeout."""
+
+
+@attrs.define(eq=False)
+class BufferedMessage:
+    """A message that cannot be sent yet.
+
+    :param send: sends it.
+    :param timer: expires it.
+    """
+
+    send: Callable[[], None]
+    message: "Message"
+    timer: IDelayedCall = attrs.field(init=False)
+
+
+@attrs.define(eq=False)
+class SendBuffer:
+    """The messages of one publisher that wait: for the connection, or for a pause to end.
+
+    :param clock: measures waits and pauses.
+    :param max_wait: seconds for which a message is buffered that has neither a TTL nor a max_wait of its own.
+    :param expired: called with a message that was buffered for too long.
+    :ivar buffered: the messages that wait for the connection, in order.
+    """
+
+    _clock: IReactorTime
+    _max_wait: float
+    _expired: Callable[["Message"], None]
+    buffered: dict[BufferedMessage, None] = attrs.field(factory=dict, init=False)
+    _delayed: dict["Message", IDelayedCall] = attrs.field(factory=dict, init=False)
+    _bytes: int = attrs.field(default=0, init=False)
+
+    def __len__(self) -> int:
+        return len(self.buffered) + len(self._delayed)
+
+    def has_room(self, message: "Message") -> bool:
+        """Return whether one more message stays within the bounds."""
+        return len(self) < MAX_MESSAGES and self._bytes + len(message.body) <= MAX_BYTES
+
+    def add(self, message: "Message", send: Callable[[], None]) -> None:
+        """Append a message.
+
+        :param send: called by :meth:`send_buffered`.
+        """
+        wait = self._max_wait if message.max_wait is None else message.max_wait
+        if message.expires_at is not None and message.expires_at < inf:
+            wait = max(0.0, message.expires_at - self._clock.seconds()) * _TTL_FRACTION
+        buffered = BufferedMessage(send, message)
+        buffered.timer = self._clock.callLater(wait, self._expire, buffered)
+        self.buffered[buffered] = None
+        self._bytes += len(message.body)
+
+    def _expire(self, buffered: BufferedMessage) -> None:
+        self.remove(buffered)
+        self._expired(buffered.message)
+
+    def remove(self, buffered: BufferedMessage) -> None:
+        """Remove a message; the caller fails it."""
+        del self.buffered[buffered]
+        self._bytes -= len(buffered.message.body)
+        if buffered.timer.active():
+            buffered.timer.cancel()
+
+    def delay(self, message: "Message", pause: float, send: Callable[[], None]) -> None:
+        """Keep a message for a pause in seconds, and send it then. It counts toward the bounds."""
+        self._bytes += len(message.body)
+        self._delayed[message] = self._clock.callLater(pause, self._pause_over, message, send)
+
+    def _pause_over(self, message: "Message", send: Callable[[], None]) -> None:
+        del self._delayed[message]
+        self._bytes -= len(message.body)
+        send()
+
+    def send_buffered(self, can_send: Callable[[], bool]) -> None:
+        """Send the buffered messages in order, while can_send() is true.
+
+        :param can_send: asked before each of them.
+        """
+        waiting, self.buffered = list(self.buffered), {}
+        for number, buffered in enumerate(waiting):
+            if not can_send():
+                # Back-pressure again: the rest keeps its place before the messages buffered meanwhile.
+                self.buffered = {**dict.fromkeys(waiting[number:]), **self.buffered}
+                return
+            self._bytes -= len(buffered.message.body)
+            buffered.timer.cancel()
+            if not buffered.message.done.called:
+                buffered.send()
+
+    def clear(self) -> list["Message"]:
+        """Remove all messages and return them; the caller fails them."""
+        waiting = [buffered.message for buffered in self.buffered] + list(self._delayed)
+        for buffered in list(self.buffered):
+            self.remove(buffered)
+        for message, pause in self._delayed.items():
+            pause.cancel()
+            self._bytes -= len(message.body)
+        self._delayed = {}
+        return waiting
