@@ -145,6 +145,7 @@ def with_client(settings: Settings, target: Target, function: Callable[[Any, Any
             clock=reactor,
             timeout=settings.rpc_response_timeout,
             target=target,
+            mandatory=True,
             explain=lambda target: Deferred.fromCoroutine(_explain(settings, reactor, target)).addTimeout(
                 _EXPLAIN_TIMEOUT, reactor
             ),
