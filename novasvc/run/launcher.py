@@ -15,11 +15,12 @@ from novasvc.config.errors import ConfigurationError
 from novasvc.errors import NovasvcError, describe
 from novasvc.interfaces import IRebuildable, IStartable, IWaitable
 from novasvc.node.tree import ServiceTree
-from novasvc.run.environment import environment, log_changes, log_settings, read_environment
+from novasvc.run.environment import default_settings, load_from_environment
 from novasvc.run.process import Process, end_process, is_alone, lift_limit, limit_end
 from novasvc.run.waiting import SIGNALLED, SignalExit, exit_status, keep_status, run_until_ended
+from novasvc.telemetry.configuration import log_changes, log_settings
 from novasvc.workers.errors import ReloadError
-from novasvc.workers.exit_status import end_of
+from novasvc.workers.exit_status import end_of, problem_of
 
 _log = Logger()
 
@@ -75,8 +76,9 @@ class Launcher(ServiceTree):
         """Wait until all servers have stopped.
 
         :return: if the reactor is not running, this runs it and returns None at the end. Otherwise a Deferred that
-            fires at the end, and fails if a server did not start.
-        :raises SystemExit: with status 1, if a server did not start.
+            fires at the end. It fails with the error of a server that did not start or that failed while running.
+        :raises SystemExit: a server did not start, or failed while running: with status 1, or with the status of its
+            own SystemExit.
         :raises RuntimeError: the reactor has run before, and cannot be restarted.
         """
         if self.state == "initial" and not list(self):
@@ -86,7 +88,7 @@ class Launcher(ServiceTree):
     def _settings(self) -> Settings:
         """Read the log settings. An error is only logged: the servers run by now, and may need no settings."""
         try:
-            return read_environment().settings
+            return load_from_environment().settings
         except ConfigurationError as error:
             _log.error("logging with default settings: {error}", error=error)
             return Settings()
@@ -104,7 +106,7 @@ class Launcher(ServiceTree):
     def when_ended(self) -> Deferred[None]:
         """Wait until all servers have stopped.
 
-        :return: Deferred[None]; fails if a server did not start.
+        :return: Deferred[None]; fails with the error of a server that did not start or that failed while running.
         """
         return self._lifecycle.when_ended().addCallback(self._raise_failure)
 
@@ -168,8 +170,8 @@ class ServiceLauncher(Launcher):
         reread: Callable[[], Configuration] | None = None,
     ) -> None:
         super().__init__(reactor)
-        self.configuration = configuration or read_environment()
-        self._reread = reread or read_environment
+        self.configuration = configuration or load_from_environment()
+        self._reread = reread or load_from_environment
         self._process = Process(
             self._reactor,
             self,
@@ -221,7 +223,7 @@ class ServiceLauncher(Launcher):
             after = self._reread()
             servers = self._rebuild(after)
         except (NovasvcError, SystemExit) as error:
-            raise ReloadError(str(error)) from error
+            raise ReloadError(problem_of(error)) from error
         log_changes(self.configuration, after)
         self.configuration = after
         await self.restart(servers)
@@ -231,7 +233,7 @@ class ServiceLauncher(Launcher):
         servers = list(self)
         if not any(_follows_environment(server) for server in servers):
             return servers
-        with environment(configuration, self._reactor):
+        with default_settings(configuration, self._reactor):
             again = [IRebuildable(server).rebuild() if _follows_environment(server) else server for server in servers]
             self.hand_over(again)
         return again

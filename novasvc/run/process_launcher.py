@@ -17,10 +17,11 @@ from novasvc.errors import NovasvcError, StateError, describe
 from novasvc.interfaces import IInterruptible, IRebuildable, IReplaceable, IWaitable
 from novasvc.node.lifecycle import Lifecycle
 from novasvc.node.lifecycle_service import LifecycleService
-from novasvc.run.environment import environment, log_settings, read_environment
+from novasvc.run.environment import default_settings, load_from_environment
 from novasvc.run.process import end_process, is_alone, stop_reactor
 from novasvc.run.waiting import SignalExit, keep_status, run_until_ended
 from novasvc.telemetry import flight
+from novasvc.telemetry.configuration import log_settings
 from novasvc.telemetry.logfiles import rotate_at_signal
 from novasvc.telemetry.logs import pluralize
 from novasvc.telemetry.stalls import StallWatch
@@ -84,7 +85,7 @@ class ProcessLauncher(LifecycleService):
         self._reload_again = self._cut = False
         self._signo: int | None = None
         self._lifecycle = Lifecycle("the supervisor", self._begin, self._end, self._entered)
-        self.configuration = configuration or read_environment()
+        self.configuration = configuration or load_from_environment()
         self._reread = reread or self._reread_environment
         self._log_file = log_file
         self._reset()
@@ -393,9 +394,9 @@ class ProcessLauncher(LifecycleService):
         self._supervisor.rotate_log()
 
     def _reread_environment(self) -> tuple[Configuration, list[ServerWrapper] | None]:
-        configuration = read_environment()
+        configuration = load_from_environment()
         # What is not rebuilt here, workers make again: with these settings, unless it was given its own.
-        with environment(configuration, self._reactor):
+        with default_settings(configuration, self._reactor):
             servers = [_rebuilt(wrapper.server) for wrapper in self._supervisor.wrappers]
         wrappers = [
             ServerWrapper(server, wrapper.configured)

@@ -18,12 +18,13 @@ from novasvc.errors import NovasvcError
 from novasvc.interfaces import IWebPage
 from novasvc.node.runtime import Runtime
 from novasvc.node.tree import ServiceTree
-from novasvc.run.environment import log_changes, log_settings
 from novasvc.run.greeting import greeting
 from novasvc.run.process import Process, end_process, is_alone, lift_limit
 from novasvc.run.process_launcher import ProcessLauncher
 from novasvc.run.services import make_applications, make_front, make_own, make_parts
+from novasvc.telemetry.configuration import log_changes, log_settings
 from novasvc.workers.errors import ReloadError
+from novasvc.workers.exit_status import problem_of
 from novasvc.workers.servers import Reread, ServerWrapper
 
 _log = Logger()
@@ -101,7 +102,7 @@ class ProcessTree(ServiceTree):
         except ReloadError:
             raise
         except (NovasvcError, SystemExit) as error:
-            raise ReloadError(str(error)) from error
+            raise ReloadError(problem_of(error)) from error
         log_changes(self._configuration, after)
         self._configuration = after
         self._api = None

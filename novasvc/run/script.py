@@ -45,9 +45,11 @@ def serve(server: Any, workers: int | None = None) -> None:
 def wait() -> Deferred[None] | None:
     """Run the server of serve() until it ends.
 
-    :return: None if this ran the reactor; if it is running already, a Deferred that fires at the end.
+    :return: None if this ran the reactor; if it is running already, a Deferred that fires at the end, and fails with
+        the error of a server that did not start or failed.
     :raises SignalExit: a signal ended it (without workers).
-    :raises SystemExit: with status 1, if it did not start, or its workers could not run.
+    :raises SystemExit: the server did not start, it failed while running, or its workers could not run: with status 1,
+        or with the status of its own SystemExit.
     :raises RuntimeError: serve() was not called.
     Source: nova.service.wait.
     """

@@ -10,6 +10,7 @@ import attrs
 from twisted.application.service import IService, IServiceCollection
 from twisted.internet.defer import Deferred
 
+from novasvc.errors import NovasvcError
 from novasvc.interfaces import IInterruptible, IWaitable
 
 # Note [The deadline of a drain]
@@ -85,6 +86,11 @@ def hurry(server: IService) -> None:
     elif IServiceCollection.providedBy(server):
         for part in list(server):
             hurry(part)
+
+
+def problem_of(error: NovasvcError | SystemExit) -> str:
+    """Return the text of an error; a SystemExit's own text would be only its status."""
+    return f"it raised SystemExit({error.code!r})" if isinstance(error, SystemExit) else str(error)
 
 
 def status_of(error: SystemExit) -> int:

@@ -8,11 +8,12 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from novasvc.config import Configuration
-from novasvc.config.show import changes
 from novasvc.errors import NovasvcError
 from novasvc.interfaces import ISupervisor
+from novasvc.telemetry.configuration import log_changes
 from novasvc.telemetry.logs import pluralize
 from novasvc.workers.errors import DrainError, NoSuchWorkerError, ReloadError, ResizeError, WorkerFailedError
+from novasvc.workers.exit_status import problem_of
 from novasvc.workers.group import WorkerGroup
 from novasvc.workers.groups import WorkerGroups
 from novasvc.workers.inspection import Row, collect_dumps, collect_health, collect_metrics, worker_rows
@@ -270,12 +271,10 @@ class Supervisor:
             check_names(wrappers or ())
             sockets = self._sockets if wrappers is None else open_sockets(wrappers, self._sockets)
         except (NovasvcError, SystemExit) as error:
-            raise ReloadError(str(error)) from error
+            raise ReloadError(problem_of(error)) from error
         if wrappers is not None and not wrappers:
             raise ReloadError("the configuration asks for no workers; restart to run everything in one process")
-        rows = changes(self.configuration, configuration)
-        for change in rows:
-            _log.info("reload: {setting} changed from {before} to {after}", **change)
+        rows = log_changes(self.configuration, configuration)
         before = self.configuration, self.wrappers, self._sockets
         configured = {wrapper.name: wrapper.configured for wrapper in self.wrappers}
         if wrappers is not None:

@@ -34,7 +34,7 @@ from novasvc.workers import reports
 from novasvc.workers.current import CurrentWorker, set_current_worker
 from novasvc.workers.diagnostics import DUMP, DiagnosticsFile
 from novasvc.workers.errors import NotPreforkableError
-from novasvc.workers.exit_status import ABANDONED, FORCED, UNSUPERVISED, end_of, hurry, status_of
+from novasvc.workers.exit_status import ABANDONED, FORCED, UNSUPERVISED, end_of, hurry, problem_of, status_of
 from novasvc.workers.orphan import call_when_orphaned
 from novasvc.workers.pipe import Pipe, PipeMessage, adopt
 from novasvc.workers.specification import unpickle_server
@@ -179,7 +179,7 @@ class Worker:
         error = cast(BaseException, failure.value)
         known = isinstance(error, NovasvcError)
         if isinstance(error, SystemExit):
-            self.status, problem = status_of(error), f"it raised SystemExit({error.code!r})"
+            self.status, problem = status_of(error), problem_of(error)
         elif known:
             self.status, problem = 1, str(error)
         else:
