@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from novasvc.cli.command_context import CommandContext, pass_command_context
-from novasvc.cli.remote import request_options, with_client
+from novasvc.cli.remote import request_options, run_with_client
 from novasvc.context import RequestContext
 from novasvc.rpc.target import Target
 
@@ -24,4 +24,4 @@ def cast(context: CommandContext, target: Target, method: str, arguments: dict[s
     async def work(client: Any, _reactor: Any) -> None:
         await client.cast(RequestContext.admin(), method, **arguments)
 
-    with_client(context.configuration.settings, target, work)
+    run_with_client(context.configuration.settings, target, work)

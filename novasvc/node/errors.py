@@ -1,4 +1,4 @@
-"""Errors of services that cannot start."""
+"""Errors of nodes and HTTP services, and of the directories they need."""
 
 import attrs
 

@@ -19,9 +19,9 @@ from novasvc.node.endpoint import NodeAPI
 from novasvc.node.errors import DirectoryError, StartError
 from novasvc.node.health import NodeHealth
 from novasvc.node.lifecycle import Lifecycle
+from novasvc.node.manager_resources import attach_resources, make_client
 from novasvc.node.reachability import ReachabilityCheck
 from novasvc.node.runtime import Runtime, SharedConnection
-from novasvc.node.wiring import attach, make_client
 from novasvc.periodic import TaskRunner
 from novasvc.reactor.abandon import abandon_on_cancel
 from novasvc.registry.errors import DatabaseUnavailableError, ServiceNotFoundError
@@ -167,7 +167,7 @@ class Node:
         self._step = "open the transport"
         transport = self.transport = await self._retry_outages("broker", self.runtime.broker.acquire)
         self.client = make_client(self.runtime, transport, lambda: registry)
-        attach(self.manager, self.runtime, self.client, registry, self.tasks)
+        attach_resources(self.manager, self.runtime, self.client, registry, self.tasks)
         await self._hook("init_host")
         await self._hook("pre_start_hook")
 

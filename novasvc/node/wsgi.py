@@ -14,11 +14,11 @@ from novasvc.config.errors import SettingError
 from novasvc.interfaces import IRebuildable, IServiceRegistry, ISpecified, ITransport
 from novasvc.manager import make_manager
 from novasvc.node.http_service import HTTPService
+from novasvc.node.manager_resources import attach_resources, make_client, make_tasks
 from novasvc.node.paste import Loader
 from novasvc.node.runtime import Runtime, process_runtime
 from novasvc.node.signature import hides
 from novasvc.node.specification import NodeSpecification
-from novasvc.node.wiring import attach, make_client, make_tasks
 from novasvc.rpc import Client
 from novasvc.telemetry.flight import note
 from novasvc.telemetry.logs import pluralize
@@ -181,7 +181,7 @@ class WSGIService(HTTPService):
         self._registry = await self._registry_connection.acquire()
         delay, interval = runtime.settings.periodic_fuzzy_delay, runtime.settings.periodic_interval_max
         tasks = make_tasks(manager, runtime, fuzzy_delay=delay, interval_max=interval)
-        attach(manager, runtime, self._client, self._registry, tasks)
+        attach_resources(manager, runtime, self._client, self._registry, tasks)
 
     @property
     def _registry_connection(self) -> Any:

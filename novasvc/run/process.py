@@ -23,7 +23,7 @@ from novasvc.errors import NovasvcError
 from novasvc.node.tree import ServiceTree
 from novasvc.telemetry import flight
 from novasvc.telemetry.stalls import StallWatch
-from novasvc.workers.exit_status import ABANDONED, FORCED, hurry
+from novasvc.workers.exit_status import ABANDONED, FORCED, interrupt
 from novasvc.workers.signals import Signals
 from novasvc.workers.systemd import SystemdNotifier, Watchdog
 
@@ -78,7 +78,7 @@ def _seconds_to_forced_exit() -> float:
     return seconds if limited and seconds else math.inf
 
 
-def limit_end(number: int, seconds: float, status: int | None = None) -> None:
+def schedule_forced_exit(number: int, seconds: float, status: int | None = None) -> None:
     """Force this process to exit within some seconds; an earlier limit stays. Called from a signal handler.
 
     :param number: the signal that is the reason.
@@ -89,7 +89,7 @@ def limit_end(number: int, seconds: float, status: int | None = None) -> None:
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
-def lift_limit() -> None:
+def cancel_forced_exit() -> None:
     """Cancel the forced exit: the tree has stopped in time, and the process goes on."""
     if _seconds_to_forced_exit() < math.inf:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -107,7 +107,7 @@ class Process(MultiService):
     :param grace: returns the drain timeout in seconds, 0 for no limit.
     :param environ: has systemd's variables; None is os.environ.
     :param limit: called with the number of the signal and the seconds until the forced exit, as
-        :func:`limit_end` is.
+        :func:`schedule_forced_exit` is.
     :ivar signo: the signal that ends the process; None if none has come.
     :ivar hurried: an immediate stop was requested.
     """
@@ -120,7 +120,7 @@ class Process(MultiService):
         grace: Callable[[], float],
         *,
         environ: Mapping[str, str] | None = None,
-        limit: Callable[[int, float], object] = limit_end,
+        limit: Callable[[int, float], object] = schedule_forced_exit,
     ) -> None:
         super().__init__()
         environ = os.environ if environ is None else environ
@@ -200,7 +200,7 @@ class Process(MultiService):
             "graceful_shutdown_timeout ({grace:g} s) expired: cancelling running work",
             grace=grace,
         )
-        self._hurry(ABANDONED)
+        self._interrupt(ABANDONED)
 
     def _interrupted(self) -> None:
         self._end_at_once(signal.SIGINT)
@@ -218,20 +218,20 @@ class Process(MultiService):
         if self.signo is None:
             self._end(number)
         if self._trigger is None:
-            self._hurry(_LEFT_BEHIND)
+            self._interrupt(_LEFT_BEHIND)
 
     def _shutting_down(self) -> None:
         self._trigger = None
         if self.hurried:
-            self._hurry(_LEFT_BEHIND)
+            self._interrupt(_LEFT_BEHIND)
 
-    def _hurry(self, seconds: float) -> None:
+    def _interrupt(self, seconds: float) -> None:
         """Make the tree cancel its work.
 
         :param seconds: after which parts are abandoned.
         """
         self._tree.stopService()
-        hurry(self._tree)
+        interrupt(self._tree)
         if self._last is not None and self._last.active():
             seconds = min(seconds, self._last.getTime() - self._reactor.seconds())
             self._last.cancel()
@@ -290,7 +290,7 @@ def end_process(reactor: Any, status: int) -> None:
     reactor.callWhenRunning(stop_reactor, reactor)
 
 
-def is_alone(service: Any) -> bool:
+def is_only_service(service: Any) -> bool:
     """Return whether a service is the only one of its application, as in a .tac file of its own."""
     parent = service.parent
     return parent is not None and getattr(parent, "parent", None) is None and list(parent) == [service]

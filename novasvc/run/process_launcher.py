@@ -18,8 +18,8 @@ from novasvc.interfaces import IInterruptible, IRebuildable, IReplaceable, IWait
 from novasvc.node.lifecycle import Lifecycle
 from novasvc.node.lifecycle_service import LifecycleService
 from novasvc.run.environment import default_settings, load_from_environment
-from novasvc.run.process import end_process, is_alone, stop_reactor
-from novasvc.run.waiting import SignalExit, keep_status, run_until_ended
+from novasvc.run.process import end_process, is_only_service, stop_reactor
+from novasvc.run.waiting import SignalExit, ignore_signals_at_exit, run_until_ended
 from novasvc.telemetry import flight
 from novasvc.telemetry.configuration import log_settings
 from novasvc.telemetry.logfiles import rotate_at_signal
@@ -30,7 +30,7 @@ from novasvc.workers.errors import OrphansError, WorkerFailedError
 from novasvc.workers.exit_status import UNSUPERVISED
 from novasvc.workers.servers import Reread, ServerWrapper, Sockets, check_names, check_workers, open_sockets
 from novasvc.workers.signals import Signals
-from novasvc.workers.slot import HURRY_TIMEOUT
+from novasvc.workers.slot import INTERRUPT_TIMEOUT
 from novasvc.workers.specification import pickle_server
 from novasvc.workers.supervisor import Supervisor
 from novasvc.workers.systemd import SystemdNotifier, Watchdog
@@ -77,12 +77,12 @@ class ProcessLauncher(LifecycleService):
         log_file: str = "",
     ) -> None:
         if reactor is None:
-            from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
+            from twisted.internet import reactor  # noqa: PLC0415 - importing novasvc must not install a reactor
         self._reactor = reactor
         self._wrappers: list[ServerWrapper] = []
         self._error: WorkerFailedError | None = None
         self._checked_at = 0.0
-        self._reload_again = self._cut = False
+        self._reload_again = self._interrupted_work = False
         self._signo: int | None = None
         self._lifecycle = Lifecycle("the supervisor", self._begin, self._end, self._entered)
         self.configuration = configuration or load_from_environment()
@@ -156,8 +156,8 @@ class ProcessLauncher(LifecycleService):
         ran = not self._reactor.running
         waiting = run_until_ended(self, self._reactor, lambda: self.configuration.settings)
         if ran and self._signo is not None:
-            keep_status()
-            if self._cut:
+            ignore_signals_at_exit()
+            if self._interrupted_work:
                 raise SignalExit(self._signo)
         return waiting
 
@@ -194,9 +194,9 @@ class ProcessLauncher(LifecycleService):
 
     def hurry(self) -> None:
         """Stop now: workers cancel their work, and are killed after two seconds."""
-        self._cut = True
-        self._end_within(HURRY_TIMEOUT)
-        self._supervisor.hurry()
+        self._interrupted_work = True
+        self._end_within(INTERRUPT_TIMEOUT)
+        self._supervisor.interrupt()
 
     def _end_within(self, seconds: float) -> None:
         """Record the deadline, for progress lines."""
@@ -205,7 +205,7 @@ class ProcessLauncher(LifecycleService):
 
     def _entered(self, state: str) -> None:
         _log.info("the supervisor is {state}", state=state)
-        if (state == "failed" or (state == "stopped" and self._error is not None)) and is_alone(self):
+        if (state == "failed" or (state == "stopped" and self._error is not None)) and is_only_service(self):
             end_process(self._reactor, 1)
 
     # -- start ---------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ class ProcessLauncher(LifecycleService):
         if not self._wrappers:
             raise StateError("the launcher", "without a server", "start: give it one by launch_server")
         self._error = self._signo = None
-        self._cut = False
+        self._interrupted_work = False
         log_settings(self.configuration)
         self.privilegedStartService()
         self._signals.startService()
@@ -244,7 +244,9 @@ class ProcessLauncher(LifecycleService):
         self._stalls.start()
         self._checks.start(_CHECK_INTERVAL).addErrback(_checks_broke)
         # Not awaited: a cancelled start must still drain these workers.
-        self._supervisor.start(self._wrappers, self._sockets, self._control.lock).addCallback(lambda _: self._settle())
+        self._supervisor.start(self._wrappers, self._sockets, self._control.lock_fd).addCallback(
+            lambda _: self._settle()
+        )
         await self._settled
         if self._error is not None:
             raise self._error
@@ -337,7 +339,7 @@ class ProcessLauncher(LifecycleService):
         drained = self._supervisor.drain_all()
         self._progress.start(_PROGRESS_INTERVAL)
         await drained
-        self._cut = self._cut or self._supervisor.cut
+        self._interrupted_work = self._interrupted_work or self._supervisor.interrupted
         for loop in (self._progress, self._checks):
             if loop.running:
                 loop.stop()

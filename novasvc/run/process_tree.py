@@ -19,7 +19,7 @@ from novasvc.interfaces import IWebPage
 from novasvc.node.runtime import Runtime
 from novasvc.node.tree import ServiceTree
 from novasvc.run.greeting import greeting
-from novasvc.run.process import Process, end_process, is_alone, lift_limit
+from novasvc.run.process import Process, cancel_forced_exit, end_process, is_only_service
 from novasvc.run.process_launcher import ProcessLauncher
 from novasvc.run.services import make_applications, make_front, make_own, make_parts
 from novasvc.telemetry.configuration import log_changes, log_settings
@@ -116,7 +116,7 @@ class ProcessTree(ServiceTree):
         if after.settings.supervised:
             raise ReloadError("the configuration asks for workers; restart to run them")
         parts = make_parts(after.settings, self._reactor, self)
-        self.hand_over(parts)
+        self.hand_over_sockets(parts)
         return after, parts
 
     def _remember_api(self, part: Any) -> None:
@@ -152,8 +152,8 @@ class ProcessTree(ServiceTree):
         return super().stopService().addCallback(lambda _: self._helpers.stopService()).addCallback(self._stopped)
 
     def _stopped(self, _: object) -> None:
-        if self._process is not None and not self._process.hurried and not is_alone(self):
-            lift_limit()  # other services of this process may take longer
+        if self._process is not None and not self._process.hurried and not is_only_service(self):
+            cancel_forced_exit()  # other services of this process may take longer
         if self._observer_beside is not None:
             globalLogPublisher.removeObserver(self._observer_beside)
 

@@ -27,7 +27,7 @@ def serve(server: Any, workers: int | None = None) -> None:
     :raises NovasvcError: the settings are invalid, or the server cannot run in workers.
     Source: nova.service.serve.
     """
-    from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
+    from twisted.internet import reactor  # noqa: PLC0415 - importing novasvc must not install a reactor
 
     if _launchers.get(reactor) is not None:
         raise RuntimeError("serve() was already called; use a launcher to run several servers")
@@ -53,7 +53,7 @@ def wait() -> Deferred[None] | None:
     :raises RuntimeError: serve() was not called.
     Source: nova.service.wait.
     """
-    from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
+    from twisted.internet import reactor  # noqa: PLC0415 - importing novasvc must not install a reactor
 
     launcher = _launchers.get(reactor)
     if launcher is None:

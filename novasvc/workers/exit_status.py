@@ -75,7 +75,7 @@ def end_of(server: Any) -> Deferred[Any] | None:
     return ended if isinstance(ended, Deferred) else None
 
 
-def hurry(server: IService) -> None:
+def interrupt(server: IService) -> None:
     """Make a server and its children cancel their running work. Called after stopService.
 
     :param server: provides IInterruptible, or has a plain method ``hurry()``; otherwise its parts are told.
@@ -85,7 +85,7 @@ def hurry(server: IService) -> None:
         cast(IInterruptible, server).hurry()
     elif IServiceCollection.providedBy(server):
         for part in list(server):
-            hurry(part)
+            interrupt(part)
 
 
 def problem_of(error: NovasvcError | SystemExit) -> str:

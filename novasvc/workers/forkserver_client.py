@@ -67,7 +67,7 @@ class ForkserverClient:
     :param log_file: their standard output and standard error; None inherits ours.
     :param retry: backoff in seconds before a restart, after the nth early death in a row.
     :param patience: seconds for the import of one module, and for the first answer.
-    :param lock: descriptor of the lock file for forkserver and workers to inherit, or None.
+    :param lock_fd: descriptor of the lock file for forkserver and workers to inherit, or None.
     """
 
     _reactor: Any
@@ -77,7 +77,7 @@ class ForkserverClient:
     _log_file: LogFile | None = None
     _retry: RetryPolicy = attrs.field(factory=jittered_backoff)
     _patience: float = 30.0
-    _lock: int | None = attrs.field(default=None, kw_only=True)
+    _lock_fd: int | None = attrs.field(default=None, kw_only=True)
     _pipe: Pipe | None = attrs.field(default=None, init=False)
     _protocol: "_Reaper | None" = attrs.field(default=None, init=False)
     _last_pid: int | None = attrs.field(default=None, init=False)
@@ -108,7 +108,7 @@ class ForkserverClient:
         code = f"import sys; sys.path[:] = {sys.path!r}; from novasvc.workers.forkserver import main; main()"
         out, err = (1, 2) if self._log_file is None else (self._log_file.fileno(),) * 2
         pipe = Pipe(self._receive, lambda: self._lost(pipe))
-        kept = {} if self._lock is None else {LOCK: self._lock}
+        kept = {} if self._lock_fd is None else {LOCK: self._lock_fd}
         ours, theirs = socket.socketpair()
         with ours, theirs, Path(os.devnull).open("rb") as nothing:
             protocol = _Reaper()
@@ -130,7 +130,7 @@ class ForkserverClient:
         for key in self._requests:
             self._ask(key)
 
-    def pass_on_log(self) -> None:
+    def send_log_file(self) -> None:
         """Send the forkserver the reopened log file, for its standard output and standard error."""
         if self._pipe is not None and self._log_file is not None:
             self._pipe.send({"log": 1}, (self._log_file.fileno(),))

@@ -21,8 +21,8 @@ class StubProcess:
         self.pid: int | None = None
         self.signals: list[int] = []
         self.hurried: float | None = None
-        self.finished = False
-        self.stalled = 0.0
+        self.server_stopped = False
+        self.heartbeat_age = 0.0
         self.stacks = ""
         self.events: list[Event] = []
         self._pid = pid
@@ -33,7 +33,7 @@ class StubProcess:
     def signal(self, number: int) -> None:
         self.signals.append(number)
 
-    def hurry(self, seconds: float) -> None:
+    def interrupt(self, seconds: float) -> None:
         self.hurried = seconds
 
     def be_forked(self) -> None:

@@ -492,7 +492,7 @@ class WorkerTests(ProcessCase):
         """A worker that is ready beats, answers, dumps its stacks, has little memory, and ends when it is told to."""
         witness = self.worker(Sleeper())
         process = await witness.ready
-        self.assertLess(process.stalled, 5)
+        self.assertLess(process.heartbeat_age, 5)
         self.assertEqual(await process.calls(), [])
         self.assertIn("in run", await process.dump())
         memory = process.memory

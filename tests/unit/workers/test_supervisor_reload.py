@@ -443,6 +443,6 @@ class EndAmidReloadTests(SupervisorCase):
                 worker.end()
         self.host.pass_time(0)
         self.assertNoResult(drained)
-        self.supervisor.hurry()
+        self.supervisor.interrupt()
         self.host.pass_time(2)
         self.successResultOf(drained)
