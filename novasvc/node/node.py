@@ -124,7 +124,7 @@ class Node:
         Called when the stop has begun.
         """
         if self.lifecycle.state not in {"stopped", "failed"}:
-            self._deadline.hurry()
+            self._deadline.interrupt()
 
     def _log_fields(self) -> dict[str, str | None]:
         return {"host": self.identity.host, "binary": self.identity.binary, "topic": self.identity.topic}
@@ -155,7 +155,7 @@ class Node:
         self._step = "basic_config_check"
         self.basic_config_check()
 
-        self._step = "register"
+        self._step = "registration"
         connection = self.registry_connection
         registry = self.registry = await self._retry_outages(connection.name, connection.acquire)
         identity = self.identity
@@ -164,18 +164,18 @@ class Node:
             lambda: registry.register(identity.host, identity.binary, identity.topic, identity.version),
         )
 
-        self._step = "open the transport"
+        self._step = "transport"
         transport = self.transport = await self._retry_outages("broker", self.runtime.broker.acquire)
         self.client = make_client(self.runtime, transport, lambda: registry)
         attach_resources(self.manager, self.runtime, self.client, registry, self.tasks)
         await self._hook("init_host")
         await self._hook("pre_start_hook")
 
-        self._step = "consume"
+        self._step = "consumers"
         await self._retry_outages("broker", lambda: self._serve(transport))
         await self._hook("post_start_hook")
 
-        self._step = "start the heartbeat"
+        self._step = "heartbeat"
         checks = [self._why_not_consuming, self.why_not_reached]
         clock = self.runtime.reactor
         self.heartbeat = Heartbeat(registry, identity, record, clock, self.report_interval, checks)
@@ -336,14 +336,14 @@ class Node:
     @property
     def _cause(self) -> str:
         """Why tasks and calls are cancelled."""
-        if self._deadline.hurried_early:
+        if self._deadline.interrupted_early:
             return "told to stop immediately"
         return f"graceful_shutdown_timeout ({self.runtime.settings.graceful_shutdown_timeout:g} s) expired"
 
     @property
     def _remedy(self) -> str:
         """What a caller or an operator can do about it."""
-        if self._deadline.hurried_early:
+        if self._deadline.interrupted_early:
             return "see what the method did before calling again"
         return "raise that setting there if its methods take longer, and see what this one did before calling again"
 

@@ -111,7 +111,7 @@ class ServiceTree(MultiService):
             interrupt(part)
 
     def abandon(self) -> None:
-        """Stop waiting for parts to stop. Called when the tree was told to stop, and to hurry.
+        """Stop waiting for parts to stop. Called when the tree was told to stop, and was interrupted.
 
         Parts that have not been told to stop are told, and not waited for.
         """

@@ -160,9 +160,9 @@ class WSGIService(HTTPService):
             raise self._start_error(self._step, error) from error
 
     async def _start_parts(self) -> None:
-        self._step = "load the application"
+        self._step = "application"
         self.app = self.loader.load_app(self.name)
-        self._step = "make the manager"
+        self._step = "manager"
         if self.manager is not None:
             await self._attach(self.manager)
             await self._hook("init_host")
@@ -174,10 +174,10 @@ class WSGIService(HTTPService):
 
     async def _attach(self, manager: Any) -> None:
         runtime = self.runtime
-        self._step = "open the transport"
+        self._step = "transport"
         self._transport = await runtime.broker.acquire()
         self._client = make_client(runtime, self._transport, lambda: self._registry)
-        self._step = "reach the registry"
+        self._step = "registry"
         self._registry = await self._registry_connection.acquire()
         delay, interval = runtime.settings.periodic_fuzzy_delay, runtime.settings.periodic_interval_max
         tasks = make_tasks(manager, runtime, fuzzy_delay=delay, interval_max=interval)

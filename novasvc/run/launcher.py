@@ -181,7 +181,7 @@ class ServiceLauncher(Launcher):
             self,
             self._reload,
             lambda: self.configuration.settings.graceful_shutdown_timeout,
-            limit=self._limit,
+            schedule_exit=self._schedule_exit,
         )
         self._ran_reactor = False
 
@@ -210,14 +210,14 @@ class ServiceLauncher(Launcher):
                     ignore_signals_at_exit()
                     raise SignalExit(self._process.signo)
 
-    def _limit(self, number: int, seconds: float) -> None:
+    def _schedule_exit(self, number: int, seconds: float) -> None:
         schedule_forced_exit(number, seconds, SIGNALLED if self._ran_reactor else None)
 
     def _entered(self, state: str) -> None:
         super()._entered(state)
         if state in {"stopped", "failed"} and self._process.running:
             self._process.stopService()
-            if not (self._ran_reactor or self._process.hurried or is_only_service(self)):
+            if not (self._ran_reactor or self._process.stopping_now or is_only_service(self)):
                 cancel_forced_exit()  # other services of this process may take longer
             if (state == "failed" or self._problem is not None) and is_only_service(self):
                 end_process(self._reactor, exit_status(self._problem))

@@ -27,7 +27,7 @@ from novasvc.telemetry.logs import pluralize
 from novasvc.telemetry.stalls import StallWatch
 from novasvc.workers.control.listener import ControlSocket
 from novasvc.workers.errors import OrphansError, WorkerFailedError
-from novasvc.workers.exit_status import UNSUPERVISED
+from novasvc.workers.exit_status import UNSUPERVISED_GRACE
 from novasvc.workers.servers import Reread, ServerWrapper, Sockets, check_names, check_workers, open_sockets
 from novasvc.workers.signals import Signals
 from novasvc.workers.slot import INTERRUPT_TIMEOUT
@@ -82,7 +82,7 @@ class ProcessLauncher(LifecycleService):
         self._wrappers: list[ServerWrapper] = []
         self._error: WorkerFailedError | None = None
         self._checked_at = 0.0
-        self._reload_again = self._interrupted_work = False
+        self._reload_pending = self._interrupted_work = False
         self._signo: int | None = None
         self._lifecycle = Lifecycle("the supervisor", self._begin, self._end, self._entered)
         self.configuration = configuration or load_from_environment()
@@ -97,11 +97,11 @@ class ProcessLauncher(LifecycleService):
             reactor,
             {
                 signal.SIGTERM: self.terminate,
-                signal.SIGINT: self._interrupted,
-                signal.SIGHUP: self._hung_up,
+                signal.SIGINT: self._handle_sigint,
+                signal.SIGHUP: self._handle_sighup,
                 signal.SIGTTIN: lambda: self._supervisor.resize_all(+1),
                 signal.SIGTTOU: lambda: self._supervisor.resize_all(-1),
-                signal.SIGUSR2: self._asked_to_dump,
+                signal.SIGUSR2: self._handle_sigusr2,
             },
         )
         self._checks = self._loop(self._check)
@@ -238,11 +238,11 @@ class ProcessLauncher(LifecycleService):
             self._retry_sockets(listen_error)
         assert self._sockets is not None
         set_title("novasvc: supervisor")
-        if not self._log_file and _logs_to_nothing():
+        if not self._log_file and _logs_to_dev_null():
             _log.warn("workers log to standard output, which is {null}: set log_file", null=os.devnull)
         self._watchdog.startService()
         self._stalls.start()
-        self._checks.start(_CHECK_INTERVAL).addErrback(_checks_broke)
+        self._checks.start(_CHECK_INTERVAL).addErrback(_log_failed_checks)
         # Not awaited: a cancelled start must still drain these workers.
         self._supervisor.start(self._wrappers, self._sockets, self._control.lock_fd).addCallback(
             lambda _: self._settle()
@@ -251,14 +251,14 @@ class ProcessLauncher(LifecycleService):
         if self._error is not None:
             raise self._error
         self._notifier.ready(self._supervisor.status)
-        self._reload_if_asked()
+        self._reload_if_pending()
 
     async def _listen_for_control(self) -> None:
         """Listen on the control socket; wait for the orphaned workers of a killed supervisor first.
 
         :raises ControlError: the path cannot be used, or the orphans do not exit in time.
         """
-        patience = _ORPHANS_TIMEOUT + (self.configuration.settings.graceful_shutdown_timeout or UNSUPERVISED)
+        patience = _ORPHANS_TIMEOUT + (self.configuration.settings.graceful_shutdown_timeout or UNSUPERVISED_GRACE)
         deadline = self._reactor.seconds() + patience
         for attempt in count():
             try:
@@ -325,12 +325,12 @@ class ProcessLauncher(LifecycleService):
             else:
                 self._notifier.ready(self._supervisor.status)
         if not under_way:
-            self._reload_if_asked()
+            self._reload_if_pending()
 
-    def _reload_if_asked(self) -> None:
-        if self._reload_again:
-            self._reload_again = False
-            self._reactor.callLater(0, self._hung_up)
+    def _reload_if_pending(self) -> None:
+        if self._reload_pending:
+            self._reload_pending = False
+            self._reactor.callLater(0, self._handle_sighup)
 
     async def _end(self) -> None:
         self._notifier.stopping()
@@ -377,18 +377,18 @@ class ProcessLauncher(LifecycleService):
             self._signo = self._signo or signal.SIGTERM
             self._reactor.callLater(0, self.hurry)  # let the reactor begin to stop first
 
-    def _interrupted(self) -> None:
+    def _handle_sigint(self) -> None:
         _log.warn("SIGINT: stopping all workers now")
         self._signo = self._signo or signal.SIGINT
         if self.state in {"starting", "running"} and not self._signals.resume(signal.SIGINT):
             stop_reactor(self._reactor)
         self._reactor.callLater(0, self.hurry)
 
-    def _hung_up(self) -> None:
+    def _handle_sighup(self) -> None:
         if self._supervisor.is_reloading or self._supervisor.is_starting:
             # The reload under way may have read an older configuration: follow it with another.
             _log.info("SIGHUP: reloading again after the start or reload under way")
-            self._reload_again = True
+            self._reload_pending = True
             return
         self._supervisor.reload().addErrback(lambda failure: _log.error("{error}", error=failure.value))
 
@@ -406,7 +406,7 @@ class ProcessLauncher(LifecycleService):
         ]
         return configuration, wrappers if any(map(_can_rebuild, servers)) else None
 
-    def _asked_to_dump(self) -> None:
+    def _handle_sigusr2(self) -> None:
         dumped = self._supervisor.dump().addCallback(_log_dump)
         dumped.addErrback(lambda failure: _log.failure("cannot collect the dump", failure))
 
@@ -420,7 +420,7 @@ def _can_rebuild(server: Any) -> bool:
     return IReplaceable.providedBy(server) and IRebuildable.providedBy(server)
 
 
-def _logs_to_nothing() -> bool:
+def _logs_to_dev_null() -> bool:
     try:
         return os.path.samestat(os.fstat(1), os.stat(os.devnull))  # noqa: PTH116 - compared with the one above
     except OSError:
@@ -438,5 +438,5 @@ def _log_dump(rows: Sequence[dict[str, Any]]) -> None:
         )
 
 
-def _checks_broke(failure: Failure) -> None:
+def _log_failed_checks(failure: Failure) -> None:
     _log.failure("watchdog checks of the workers stopped", failure)

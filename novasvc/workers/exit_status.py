@@ -16,16 +16,16 @@ from novasvc.interfaces import IInterruptible, IWaitable
 # Note [The deadline of a drain]
 #
 # Running work has graceful_shutdown_timeout. What remains then is cancelled: nodes and stream servers do that by
-# themselves, others are told by hurry(). The process must be gone half a second after the deadline, interpreter
+# themselves, others are told by their method hurry(). The process must be gone half a second after the deadline, interpreter
 # shutdown included. The two constants divide that half second; both count from the deadline.
 
-ABANDONED = 0.2
+ABANDON_DELAY = 0.2
 """Seconds after the deadline at which parts that have not stopped are abandoned."""
 
-FORCED = 0.3
+KILL_DELAY = 0.3
 """Seconds after the deadline at which a process that has not exited is killed."""
 
-UNSUPERVISED = 60.0
+UNSUPERVISED_GRACE = 60.0
 """Drain timeout of a worker without a supervisor if graceful_shutdown_timeout is 0: nobody else would stop it."""
 
 

@@ -18,7 +18,7 @@ from novasvc.reactor.machine import build_machine
 from novasvc.telemetry import metrics
 from novasvc.telemetry.flight import format_events
 from novasvc.telemetry.logs import pluralize
-from novasvc.workers.exit_status import ABANDONED, FORCED, Exit
+from novasvc.workers.exit_status import ABANDON_DELAY, KILL_DELAY, Exit
 from novasvc.workers.pipe import PipeMessage
 from novasvc.workers.process import ProcessFactory, WorkerProcess
 from novasvc.workers.restart_policy import History, RestartPolicy, Throttle
@@ -248,7 +248,7 @@ class Slot:
     def start_process(self) -> None:
         """Fork a process."""
         self.enter()
-        self._throttle.forked(self._clock.seconds(), after_death=self.restarts > 0)
+        self._throttle.forked(self._clock.seconds(), is_restart=self.restarts > 0)
         self._ready_at, self._fatal_problem, self.trouble = None, "", None
         self._aborted = self._interrupt_sent = self._killed = self._failed = False
         self.arm(self.timeouts.start)
@@ -315,8 +315,8 @@ class Slot:
         if self._interrupt_sent:
             self._kill()
         else:
-            self._interrupt_process(ABANDONED)
-            self.arm(FORCED)
+            self._interrupt_process(ABANDON_DELAY)
+            self.arm(KILL_DELAY)
 
     def note_exit(self, outcome: str) -> None:
         """Record how the process exited; that is the trouble, unless it reported one itself."""
@@ -333,7 +333,7 @@ class Slot:
         """Decide when to start the next process, or give up."""
         now = self._clock.seconds()
         lived = None if self._ready_at is None else now - self._ready_at
-        pause = self._history.died(now, lived, killed=self._exit_signal == SIGKILL)
+        pause = self._history.record_exit(now, lived, killed=self._exit_signal == SIGKILL)
         if self._fatal_problem or self._history.exhausted:
             if self._should_give_up(self, self._fatal_problem):
                 self.log_last_exit()

@@ -129,12 +129,12 @@ class Supervisor:
         drained = self._groups.drain()
         # Workers still accept what is in the backlog. With our copies closed, the last worker to exit closes the
         # address, so new clients are refused instead of waiting in a backlog that nobody serves.
-        close_sockets(self._sockets, but={})
+        close_sockets(self._sockets, keep={})
         return drained.addCallback(self._drained)
 
     def _drained(self, interrupted: bool) -> None:  # noqa: FBT001 - the result of the drain
         self.interrupted = interrupted
-        close_sockets(self._sockets, but={})
+        close_sockets(self._sockets, keep={})
         self._sockets = {}
 
     def interrupt(self) -> None:
@@ -284,11 +284,11 @@ class Supervisor:
             await self._groups.replace(self.wrappers, configuration.settings, sockets, configured)
         except BaseException as error:
             self.configuration, self.wrappers, self._sockets = before
-            close_sockets(sockets, but=self._sockets)
+            close_sockets(sockets, keep=self._sockets)
             if isinstance(error, NovasvcError | OSError) and not isinstance(error, ReloadError):
                 raise ReloadError(str(error)) from error
             raise
-        close_sockets(before[2], but=self._sockets)
+        close_sockets(before[2], keep=self._sockets)
         _log.info("reloaded: all workers were replaced; the old ones are draining")
         return rows
 

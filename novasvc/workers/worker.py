@@ -34,7 +34,15 @@ from novasvc.workers import reports
 from novasvc.workers.current import CurrentWorker, set_current_worker
 from novasvc.workers.diagnostics import DUMP, DiagnosticsFile
 from novasvc.workers.errors import NotPreforkableError
-from novasvc.workers.exit_status import ABANDONED, FORCED, UNSUPERVISED, end_of, interrupt, problem_of, status_of
+from novasvc.workers.exit_status import (
+    ABANDON_DELAY,
+    KILL_DELAY,
+    UNSUPERVISED_GRACE,
+    end_of,
+    interrupt,
+    problem_of,
+    status_of,
+)
 from novasvc.workers.orphan import call_when_orphaned
 from novasvc.workers.pipe import Pipe, PipeMessage, adopt
 from novasvc.workers.specification import unpickle_server
@@ -221,7 +229,7 @@ class Worker:
             case {"query": key, "name": "operations"}:
                 self._answer(key, reports.operations(self._server))
             case {"query": key, "name": "metrics"}:
-                self._answer(key, reports.fitting(metrics.documents()))
+                self._answer(key, reports.fit_message(metrics.documents()))
             case {"query": key, "name": "calls"}:
                 self._answer(key, reports.running_calls(self._server))
             case {"query": key}:  # of a supervisor of another version
@@ -308,20 +316,20 @@ class Worker:
         _log.error("supervisor gone: draining within {s:g} s, then exiting", s=grace)
         if not self._interrupted:
             self._forced_exit_at = math.inf  # the reactor works: replace the watchdog limit by the grace
-            self._schedule_forced_exit(grace + FORCED, self._exit)
-            self._reactor.callLater(grace, self._interrupt, ABANDONED)
+            self._schedule_forced_exit(grace + KILL_DELAY, self._exit)
+            self._reactor.callLater(grace, self._interrupt, ABANDON_DELAY)
         self.terminate()
 
     @property
     def _grace(self) -> float:
-        return float(self._parameters["grace"] or UNSUPERVISED)
+        return float(self._parameters["grace"] or UNSUPERVISED_GRACE)
 
     def pipe_closed(self) -> None:
         """Limit the remaining lifetime; called by a signal handler when the pipe closes. See novasvc.workers.orphan."""
         # After _finish() the pipe was closed by us: exit handlers may take their time.
         if not self._done and not self._is_orphan:
             self._schedule_forced_exit(
-                min(self._parameters["watchdog"] or self._grace, self._grace) + FORCED, signal.SIG_DFL
+                min(self._parameters["watchdog"] or self._grace, self._grace) + KILL_DELAY, signal.SIG_DFL
             )
 
     def _schedule_forced_exit(self, seconds: float, handler: Any) -> None:

@@ -20,7 +20,7 @@ class StubProcess:
         self.listener = listener
         self.pid: int | None = None
         self.signals: list[int] = []
-        self.hurried: float | None = None
+        self.interrupted: float | None = None
         self.server_stopped = False
         self.heartbeat_age = 0.0
         self.stacks = ""
@@ -34,7 +34,7 @@ class StubProcess:
         self.signals.append(number)
 
     def interrupt(self, seconds: float) -> None:
-        self.hurried = seconds
+        self.interrupted = seconds
 
     def be_forked(self) -> None:
         self.pid = self._pid

@@ -46,7 +46,7 @@ class ForkserverClientCase(SynchronousTestCase):
         self.patch(os, "kill", self.host.kill)
         self.addCleanup(self.host.tear_down)
         self.forkserver = ForkserverClient(
-            self.host, ["wave", "shelve"], ("path", "/srv/run.py"), {"A": "b"}, retry=float, patience=30.0
+            self.host, ["wave", "shelve"], ("path", "/srv/run.py"), {"A": "b"}, retry=float, import_timeout=30.0
         )
         self.ended: list[int | None] = []
 
@@ -578,7 +578,7 @@ class ForkserverTests(ProcessCase):
         """One that does not answer is replaced; the end of its worker is seen all the same."""
         old = self.worker(Sleeper())
         process = await old.ready
-        self.forkserver._patience = 0.5
+        self.forkserver._import_timeout = 0.5
         first = self.forkserver.pid
         assert first is not None
         os.kill(first, signal.SIGSTOP)

@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.rpc.admission import NOBODY, READY, UNDER_WAY
 from novasvc.workers.errors import ReloadError
-from novasvc.workers.exit_status import FORCED
+from novasvc.workers.exit_status import KILL_DELAY
 from novasvc.workers.forkserver_client import ForkserverClient
 from novasvc.workers.group import OPERATIONS_TIMEOUT, WorkerGroup, WorkerTemplate
 from novasvc.workers.restart_policy import RestartPolicy
@@ -396,7 +396,7 @@ class ReplaceTests(GroupCase):
         self.run_reload(self.group.replace_all(self.template("new")))
         self.newest().be_ready()
         self.host.pass_time(TIMEOUTS.drain)
-        self.host.pass_time(FORCED)
+        self.host.pass_time(KILL_DELAY)
         self.assertEqual(old.signals, [SIGTERM, SIGKILL])
 
     def test_all_in_vain(self) -> None:
@@ -548,7 +548,7 @@ class DrainTests(GroupCase):
         self.assertEqual((list(self.group), len(self.host.workers)), ([], 4))
 
     def test_interrupt(self) -> None:
-        """In a hurry all are told to end, also those that came to replace others, and killed."""
+        """When interrupted, all are told to end, also those that came to replace others, and killed."""
         self.start()
         self.host.pass_time(60)
         self.run_reload(self.group.replace(self.group.slots[0])).addErrback(lambda failure: failure.trap(ReloadError))

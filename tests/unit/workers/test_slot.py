@@ -7,7 +7,7 @@ from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.telemetry.flight import Event
-from novasvc.workers.exit_status import ABANDONED, FORCED
+from novasvc.workers.exit_status import ABANDON_DELAY, KILL_DELAY
 from novasvc.workers.slot import ABORT_TIMEOUT, EXHAUSTED_PAUSE, INTERRUPT_TIMEOUT, WorkerTimeouts
 from tests.support.slot_rig import SlotRig
 
@@ -305,8 +305,8 @@ class DrainTests(SynchronousTestCase):
         process = self.rig.ready()
         self.rig.slot.drain()
         self.rig.clock.advance(30)
-        self.assertEqual((process.signals, process.hurried), ([SIGTERM], ABANDONED))
-        self.rig.clock.advance(FORCED)
+        self.assertEqual((process.signals, process.interrupted), ([SIGTERM], ABANDON_DELAY))
+        self.rig.clock.advance(KILL_DELAY)
         self.assertEqual(process.signals, [SIGTERM, SIGKILL])
         process.die_of(SIGKILL)
         self.assertEqual(self.rig.state, "ended")
@@ -333,7 +333,7 @@ class DrainTests(SynchronousTestCase):
         self.rig.slot.start()
         self.rig.process.be_forked()
         self.rig.slot.drain()
-        self.assertTrue(self.rig.process.hurried)
+        self.assertTrue(self.rig.process.interrupted)
         self.rig.clock.advance(INTERRUPT_TIMEOUT)
         self.assertEqual(self.rig.process.signals, [SIGTERM, SIGKILL])
 
@@ -381,7 +381,7 @@ class DrainTests(SynchronousTestCase):
         """One that is to end at once is told so, and killed two seconds later."""
         process = self.rig.ready()
         self.rig.slot.interrupt()
-        self.assertEqual((process.signals, process.hurried), ([SIGTERM], INTERRUPT_TIMEOUT / 2))
+        self.assertEqual((process.signals, process.interrupted), ([SIGTERM], INTERRUPT_TIMEOUT / 2))
         self.rig.clock.advance(INTERRUPT_TIMEOUT)
         self.assertEqual(process.signals, [SIGTERM, SIGKILL])
 
@@ -399,7 +399,7 @@ class DrainTests(SynchronousTestCase):
             self.assertEqual(process.signals, [SIGTERM, SIGKILL])
 
     def test_impatience(self) -> None:
-        """Who hurries it again and again does not put off its end by that."""
+        """Interrupting it again and again does not put off its end."""
         process = self.rig.ready()
         for _ in range(4):
             self.rig.slot.interrupt()
@@ -407,7 +407,7 @@ class DrainTests(SynchronousTestCase):
         self.assertEqual(process.signals[-1], SIGKILL)
 
     def test_interrupt_without_a_deadline(self) -> None:
-        """One that may take for ever may not in a hurry."""
+        """One that may drain for ever may not once it is interrupted."""
         rig = SlotRig(timeouts=WorkerTimeouts(drain=0))
         process = rig.ready()
         rig.slot.drain()
@@ -416,7 +416,7 @@ class DrainTests(SynchronousTestCase):
         self.assertEqual(process.signals, [SIGTERM, SIGKILL])
 
     def test_interrupt_without_a_process(self) -> None:
-        """A place without a process is given up at once in a hurry, too."""
+        """A place without a process is given up at once when it is interrupted, too."""
         self.rig.slot.interrupt()
         self.assertEqual((self.rig.state, self.rig.clock.calls), ("ended", []))
 
@@ -456,8 +456,8 @@ class LeavingTests(SynchronousTestCase):
 
     def test_deadline(self) -> None:
         """It has as long as any other."""
-        self.rig.clock.pump([30, FORCED])
-        self.assertEqual((self.process.signals, self.process.hurried), ([SIGKILL], ABANDONED))
+        self.rig.clock.pump([30, KILL_DELAY])
+        self.assertEqual((self.process.signals, self.process.interrupted), ([SIGKILL], ABANDON_DELAY))
 
     def test_hangs(self) -> None:
         """If it hangs it is aborted."""
@@ -474,10 +474,10 @@ class LeavingTests(SynchronousTestCase):
         self.successResultOf(ended)
         self.assertEqual(len(self.rig.processes), 1)
 
-    def test_hurried(self) -> None:
+    def test_interrupted(self) -> None:
         """It can be told to end at once."""
         self.rig.slot.interrupt()
-        self.assertTrue(self.process.hurried)
+        self.assertTrue(self.process.interrupted)
 
 
 class WaiterTests(SynchronousTestCase):

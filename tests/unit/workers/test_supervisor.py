@@ -361,7 +361,7 @@ class DrainTests(SupervisorCase):
         self.successResultOf(started)
 
     def test_interrupt(self) -> None:
-        """In a hurry, workers have two seconds."""
+        """When interrupted, workers have two seconds."""
         self.run_all((Server("api"), 2))
         drained = self.supervisor.drain_all()
         self.supervisor.interrupt()

@@ -433,7 +433,7 @@ class EndAmidReloadTests(SupervisorCase):
         self.assertEqual(self.host.calls, [])
 
     def test_dropped_server(self) -> None:
-        """The workers of a server that was dropped before are waited for, and hurried."""
+        """The workers of a server that was dropped before are waited for, and interrupted."""
         self.run_all((Server("api"), 1), (Server("agent"), 1))
         self.pass_reload(self.reload((self.configuration, [ServerWrapper(Server("api"), 1)])))
         self.host.pass_time(5)
