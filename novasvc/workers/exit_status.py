@@ -16,8 +16,8 @@ from novasvc.interfaces import IInterruptible, IWaitable
 # Note [The deadline of a drain]
 #
 # Running work has graceful_shutdown_timeout. What remains then is cancelled: nodes and stream servers do that by
-# themselves, others are told by their method hurry(). The process must be gone half a second after the deadline, interpreter
-# shutdown included. The two constants divide that half second; both count from the deadline.
+# themselves, others are told by their method hurry(). The process must be gone half a second after the deadline,
+# interpreter shutdown included. The two constants divide that half second; both count from the deadline.
 
 ABANDON_DELAY = 0.2
 """Seconds after the deadline at which parts that have not stopped are abandoned."""

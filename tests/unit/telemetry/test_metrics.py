@@ -19,7 +19,7 @@ from novasvc.telemetry.instruments import LONGEST, OTHER, Scalar, counter
 from novasvc.telemetry.metrics import CallMetrics, MethodMetrics
 from novasvc.telemetry.stalls import StallWatch
 from novasvc.testing import MemoryRegistry
-from novasvc.workers.pipe import LONGEST as LONGEST_MESSAGE
+from novasvc.workers.pipe import MAX_MESSAGE_LENGTH
 from novasvc.workers.reports import fit_message
 from tests.support.rpc_rig import CONTEXT, RPCCase
 
@@ -98,7 +98,7 @@ class BoundsTests(SynchronousTestCase):
                     child.value = 1_234_567
                 else:
                     child.observe(1 / 3)
-        self.assertLess(len(json.dumps(metrics.documents())), LONGEST_MESSAGE)
+        self.assertLess(len(json.dumps(metrics.documents())), MAX_MESSAGE_LENGTH)
 
     def test_too_much(self) -> None:
         """Should it ever be more, the largest family is left out, and the others are told."""

@@ -548,7 +548,7 @@ class WorkerTests(ProcessCase):
         witness = self.worker(Sleeper())
         witness.process.signal(signal.SIGTERM)
         self.assertEqual(await witness.over, "refused: stopped before it was forked")
-        await until(lambda: not self.forkserver._requests)
+        await until(lambda: not self.forkserver._pending_forks)
         await until(lambda: not forkserver.children())
 
 
