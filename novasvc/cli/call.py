@@ -7,7 +7,7 @@ import click
 
 from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.output import printable_lines
-from novasvc.cli.remote import TIMEOUT, Seconds, request_options, wait_for_reply, with_client
+from novasvc.cli.remote import TIMEOUT, Seconds, request_options, run_with_client, wait_for_reply
 from novasvc.context import RequestContext
 from novasvc.rpc.target import Target
 
@@ -65,7 +65,7 @@ def call(
         # Print now: closing the connections may take a moment.
         click.echo(json.dumps(result) if as_json else readable(result))
 
-    with_client(context.configuration.settings, target, work)
+    run_with_client(context.configuration.settings, target, work)
 
 
 def readable(result: Any) -> str:

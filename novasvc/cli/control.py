@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from novasvc.workers.control import protocol
-from novasvc.workers.control.protocol import ANSWER, LONGEST
+from novasvc.workers.control.protocol import ANSWER_TIMEOUT, MAX_ANSWER_LENGTH
 
 
 class ControlClient:
@@ -31,7 +31,7 @@ class ControlClient:
             self._socket.close()
             raise protocol.unreachable(path, error) from error
 
-    def ask(self, command: str, *, timeout: float | None = ANSWER, **arguments: Any) -> Any:
+    def ask(self, command: str, *, timeout: float | None = ANSWER_TIMEOUT, **arguments: Any) -> Any:
         """Send a command and wait for the reply.
 
         :param timeout: seconds, or None for no limit.
@@ -46,7 +46,7 @@ class ControlClient:
             self._socket.settimeout(_remaining(deadline))
             self._socket.sendall(request)
         while b"\n" not in self._received:
-            if len(self._received) > LONGEST:
+            if len(self._received) > MAX_ANSWER_LENGTH:
                 raise protocol.not_a_supervisor(self._path)
             if not self._receive(deadline, f"{command} was not answered within {timeout:g} s" if timeout else ""):
                 raise protocol.ended_early(self._path, command)
@@ -88,7 +88,7 @@ class ControlClient:
         self._socket.close()
 
 
-def ask(path: Path, command: str, *, timeout: float | None = ANSWER, **arguments: Any) -> Any:
+def ask(path: Path, command: str, *, timeout: float | None = ANSWER_TIMEOUT, **arguments: Any) -> Any:
     """Send one command over a connection of its own; see :meth:`ControlClient.ask`."""
     with ControlClient(path) as connection:
         return connection.ask(command, timeout=timeout, **arguments)

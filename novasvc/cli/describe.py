@@ -8,7 +8,7 @@ import click
 
 from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.output import printable
-from novasvc.cli.remote import read_target, wait_for_reply, with_client
+from novasvc.cli.remote import read_target, wait_for_reply, run_with_client
 from novasvc.context import RequestContext
 
 _FRAMEWORK = frozenset({"node", "baseapi"})
@@ -32,7 +32,7 @@ def describe(context: CommandContext, target: str, server: str | None, everythin
         answer = await wait_for_reply(asking)
         click.echo(json.dumps(answer) if as_json else described(answer, everything=everything))
 
-    with_client(context.configuration.settings, rpc_target, work)
+    run_with_client(context.configuration.settings, rpc_target, work)
 
 
 def described(answer: dict[str, Any], *, everything: bool = False) -> str:

@@ -7,7 +7,7 @@ import click
 
 from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.output import printable
-from novasvc.cli.remote import TIMEOUT, Seconds, read_target, wait_for_reply, with_client
+from novasvc.cli.remote import TIMEOUT, Seconds, read_target, run_with_client, wait_for_reply
 from novasvc.context import RequestContext
 from novasvc.rpc.errors import RPCError
 
@@ -55,4 +55,4 @@ def ping(context: CommandContext, target: str, server: str | None, count: int, i
         click.echo(f"{answered} of {count} calls answered")
         return 0 if answered == count else 1
 
-    return with_client(context.configuration.settings, rpc_target, work)
+    return run_with_client(context.configuration.settings, rpc_target, work)

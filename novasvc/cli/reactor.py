@@ -21,7 +21,7 @@ def run_on_reactor(work: Callable[[Any], Coroutine[Any, Any, _T]]) -> _T:
     :param work: takes the reactor; cancelled if the process is interrupted.
     :raises KeyboardInterrupt: the process was interrupted.
     """
-    from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
+    from twisted.internet import reactor  # noqa: PLC0415 - importing novasvc must not install a reactor
 
     outcomes: list[_T | Failure] = []
     interrupted = False

@@ -40,7 +40,7 @@ TIMEOUT = Seconds(min=0.001)
 
 def read_version(_context: click.Context, _option: click.Parameter, text: str | None) -> str | None:
     """Validate an interface version; a click callback."""
-    from novasvc.rpc.version import parse_version  # noqa: PLC0415 - see with_client
+    from novasvc.rpc.version import parse_version  # noqa: PLC0415 - see run_with_client
 
     try:
         if text is not None:
@@ -122,7 +122,7 @@ def request_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return with_request
 
 
-def with_client(settings: Settings, target: Target, function: Callable[[Any, Any], Awaitable[_T]]) -> _T:
+def run_with_client(settings: Settings, target: Target, function: Callable[[Any, Any], Awaitable[_T]]) -> _T:
     """Connect to the broker, call the function on the reactor, and disconnect.
 
     :param function: takes a :class:`novasvc.rpc.Client` for the target, and the reactor.
@@ -145,6 +145,7 @@ def with_client(settings: Settings, target: Target, function: Callable[[Any, Any
             clock=reactor,
             timeout=settings.rpc_response_timeout,
             target=target,
+            mandatory=True,
             explain=lambda target: Deferred.fromCoroutine(_explain(settings, reactor, target)).addTimeout(
                 _EXPLAIN_TIMEOUT, reactor
             ),
@@ -165,7 +166,7 @@ def with_client(settings: Settings, target: Target, function: Callable[[Any, Any
 
 
 def _require_process(settings: Settings) -> None:
-    from novasvc.transport.local.outgoing import any_process  # noqa: PLC0415 - see with_client
+    from novasvc.transport.local.outgoing import any_process  # noqa: PLC0415 - see run_with_client
 
     if not any_process(settings.socket_dir):
         problem = f"no service of this user runs on this host with state_dir = {str(settings.state_dir)!r}"
@@ -179,7 +180,7 @@ def _require_process(settings: Settings) -> None:
 
 def _make_transport(settings: Settings, reactor: Any) -> Any:
     if not settings.transport_url.startswith("memory:"):
-        from novasvc.transport.amqp.configured import configured_transport  # noqa: PLC0415 - see with_client
+        from novasvc.transport.amqp.configured import configured_transport  # noqa: PLC0415 - see run_with_client
 
         return configured_transport(settings, reactor, name="novasvc command")
     from novasvc.transport.local import HostSockets, LocalTransport  # noqa: PLC0415
@@ -193,7 +194,7 @@ async def _explain(settings: Settings, reactor: Any, target: Target) -> Undelive
 
     :raises NovasvcError: there is no database on this host, or it cannot be used.
     """
-    from novasvc.cli.database import require_database  # noqa: PLC0415 - see with_client
+    from novasvc.cli.database import require_database  # noqa: PLC0415 - see run_with_client
     from novasvc.registry.lookup import ServiceLookup  # noqa: PLC0415
     from novasvc.registry.sql.services import connect_registry  # noqa: PLC0415
 

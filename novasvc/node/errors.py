@@ -1,4 +1,4 @@
-"""Errors of services that cannot start."""
+"""Errors of nodes and HTTP services, and of the directories they need."""
 
 import attrs
 
@@ -20,7 +20,7 @@ class StartError(NovasvcError):
     """A node failed to start.
 
     :param node: "binary@host".
-    :param step: the step that failed: "register", "init_host", "pre_start_hook", ...
+    :param step: the step that failed, a noun or the name of a hook: "transport", "init_host", "consumers", ...
     :param problem: the reason, in one line.
     """
 
@@ -29,4 +29,4 @@ class StartError(NovasvcError):
     problem: str
 
     def __str__(self) -> str:
-        return f"{self.node} did not start: {self.step} failed: {self.problem}"
+        return f"{self.node} did not start; step {self.step} failed: {self.problem}"

@@ -9,7 +9,7 @@ from twisted.application.service import IService
 from novasvc.interfaces import IReplaceable
 
 
-def hand_over(before: Iterable[IService], after: Iterable[IService]) -> list[IService]:
+def hand_over_sockets(before: Iterable[IService], after: Iterable[IService]) -> list[IService]:
     """Open the sockets of servers that will start, reusing those of the servers they replace.
 
     Servers that are in both lists, or not :class:`~novasvc.interfaces.IReplaceable`, are left alone.

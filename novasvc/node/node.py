@@ -19,9 +19,9 @@ from novasvc.node.endpoint import NodeAPI
 from novasvc.node.errors import DirectoryError, StartError
 from novasvc.node.health import NodeHealth
 from novasvc.node.lifecycle import Lifecycle
+from novasvc.node.manager_resources import attach_resources, make_client
 from novasvc.node.reachability import ReachabilityCheck
 from novasvc.node.runtime import Runtime, SharedConnection
-from novasvc.node.wiring import attach, make_client
 from novasvc.periodic import TaskRunner
 from novasvc.reactor.abandon import abandon_on_cancel
 from novasvc.registry.errors import DatabaseUnavailableError, ServiceNotFoundError
@@ -122,7 +122,7 @@ class Node:
         Called when the stop has begun.
         """
         if self.lifecycle.state not in {"stopped", "failed"}:
-            self._deadline.hurry()
+            self._deadline.interrupt()
 
     def _log_fields(self) -> dict[str, str | None]:
         return {"host": self.identity.host, "binary": self.identity.binary, "topic": self.identity.topic}
@@ -153,7 +153,7 @@ class Node:
         self._step = "basic_config_check"
         self.basic_config_check()
 
-        self._step = "register"
+        self._step = "registration"
         connection = self.registry_connection
         registry = self.registry = await self._retry_outages(connection.name, connection.acquire)
         identity = self.identity
@@ -162,18 +162,18 @@ class Node:
             lambda: registry.register(identity.host, identity.binary, identity.topic, identity.version),
         )
 
-        self._step = "open the transport"
+        self._step = "transport"
         transport = self.transport = await self._retry_outages("broker", self.runtime.broker.acquire)
         self.client = make_client(self.runtime, transport, lambda: registry)
-        attach(self.manager, self.runtime, self.client, registry, self.tasks)
+        attach_resources(self.manager, self.runtime, self.client, registry, self.tasks)
         await self._hook("init_host")
         await self._hook("pre_start_hook")
 
-        self._step = "consume"
+        self._step = "consumers"
         await self._retry_outages("broker", lambda: self._serve(transport))
         await self._hook("post_start_hook")
 
-        self._step = "start the heartbeat"
+        self._step = "heartbeat"
         checks = [self._why_not_consuming, self.why_not_reached]
         clock = self.runtime.reactor
         self.heartbeat = Heartbeat(registry, identity, record, clock, self.report_interval, checks)
@@ -334,14 +334,14 @@ class Node:
     @property
     def _cause(self) -> str:
         """Why tasks and calls are cancelled."""
-        if self._deadline.hurried_early:
+        if self._deadline.interrupted_early:
             return "told to stop immediately"
         return f"graceful_shutdown_timeout ({self.runtime.settings.graceful_shutdown_timeout:g} s) expired"
 
     @property
     def _remedy(self) -> str:
         """What a caller or an operator can do about it."""
-        if self._deadline.hurried_early:
+        if self._deadline.interrupted_early:
             return "see what the method did before calling again"
         return "raise that setting there if its methods take longer, and see what this one did before calling again"
 

@@ -248,7 +248,7 @@ def process_runtime(reactor: Any = None) -> Runtime:
     :raises ConfigurationError: the environment or a file has an error.
     """
     if reactor is None:
-        from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
+        from twisted.internet import reactor  # noqa: PLC0415 - importing novasvc must not install a reactor
 
     runtime = _process_runtimes.get(reactor)
     return runtime or set_process_runtime(Runtime.from_settings(load((), os.environ, {}).settings, reactor))

@@ -23,11 +23,11 @@ from novasvc.interfaces import (
 )
 from novasvc.manager import make_manager
 from novasvc.node.lifecycle_service import LifecycleService
+from novasvc.node.manager_resources import make_tasks
 from novasvc.node.node import Node
 from novasvc.node.runtime import Runtime, process_runtime
 from novasvc.node.signature import hides
 from novasvc.node.specification import NodeSpecification
-from novasvc.node.wiring import make_tasks
 from novasvc.registry.heartbeat import ServiceIdentity
 from novasvc.rpc import Client
 from novasvc.workers.specification import check_constructor

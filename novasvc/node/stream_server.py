@@ -140,7 +140,7 @@ class StreamServer(service.Service):
             raise refusal
         reactor = self._reactor
         if reactor is None:
-            from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
+            from twisted.internet import reactor  # noqa: PLC0415 - importing novasvc must not install a reactor
         self._grace = drain_time(reactor) if self.drain_timeout is None else self.drain_timeout
         self._bind()
         factory = self._connections = Connections(self._wrapped or self._make_factory(), reactor)

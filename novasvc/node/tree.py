@@ -18,10 +18,10 @@ from novasvc.interfaces import (
     ISpecified,
     IStartable,
 )
-from novasvc.node.handover import hand_over
+from novasvc.node.handover import hand_over_sockets
 from novasvc.node.lifecycle import Lifecycle
 from novasvc.reactor.abandon import abandon_on_cancel
-from novasvc.workers.exit_status import hurry
+from novasvc.workers.exit_status import interrupt
 
 _log = Logger()
 
@@ -76,19 +76,19 @@ class ServiceTree(MultiService):
         self._give_up_successors()
         return self._lifecycle.stop()
 
-    def hand_over(self, parts: Iterable[IService]) -> None:
+    def hand_over_sockets(self, parts: Iterable[IService]) -> None:
         """Open the sockets of replacement parts, shared with the current ones; call :meth:`restart` next.
 
         :raises NovasvcError: an address cannot be bound; nothing has changed then.
         """
-        self._handed_over = hand_over([*self, *self._predecessors, *(self._successors or ())], parts)
+        self._handed_over = hand_over_sockets([*self, *self._predecessors, *(self._successors or ())], parts)
 
     def restart(self, parts: Iterable[IService]) -> Deferred[None]:
         """Stop all parts in reverse order, and start others in their place. A stop meanwhile cancels the restart.
 
-        After :meth:`hand_over`, a server serves until its replacement of the same name runs; then it drains in the
-        background, and only a stop of the tree waits for it. A restart during a restart supersedes it: parts that were
-        to start do not.
+        After :meth:`hand_over_sockets`, a server serves until its replacement of the same name runs; then it drains in
+        the background, and only a stop of the tree waits for it. A restart during a restart supersedes it: parts that
+        were to start do not.
 
         :param parts: may be the same parts.
         :return: Deferred[None], fired when every part runs. Fails with the reason of a failed start, or with StateError
@@ -108,10 +108,10 @@ class ServiceTree(MultiService):
             for part in reversed(self._started):
                 self._begin_stop(part)
         for part in [*self, *self._predecessors, *self._background_stops]:
-            hurry(part)
+            interrupt(part)
 
     def abandon(self) -> None:
-        """Stop waiting for parts to stop. Called when the tree was told to stop, and to hurry.
+        """Stop waiting for parts to stop. Called when the tree was told to stop, and was interrupted.
 
         Parts that have not been told to stop are told, and not waited for.
         """

@@ -14,11 +14,11 @@ from novasvc.config.errors import SettingError
 from novasvc.interfaces import IRebuildable, IServiceRegistry, ISpecified, ITransport
 from novasvc.manager import make_manager
 from novasvc.node.http_service import HTTPService
+from novasvc.node.manager_resources import attach_resources, make_client, make_tasks
 from novasvc.node.paste import Loader
 from novasvc.node.runtime import Runtime, process_runtime
 from novasvc.node.signature import hides
 from novasvc.node.specification import NodeSpecification
-from novasvc.node.wiring import attach, make_client, make_tasks
 from novasvc.rpc import Client
 from novasvc.telemetry.flight import note
 from novasvc.telemetry.logs import pluralize
@@ -160,9 +160,9 @@ class WSGIService(HTTPService):
             raise self._start_error(self._step, error) from error
 
     async def _start_parts(self) -> None:
-        self._step = "load the application"
+        self._step = "application"
         self.app = self.loader.load_app(self.name)
-        self._step = "make the manager"
+        self._step = "manager"
         if self.manager is not None:
             await self._attach(self.manager)
             await self._hook("init_host")
@@ -174,14 +174,14 @@ class WSGIService(HTTPService):
 
     async def _attach(self, manager: Any) -> None:
         runtime = self.runtime
-        self._step = "open the transport"
+        self._step = "transport"
         self._transport = await runtime.broker.acquire()
         self._client = make_client(runtime, self._transport, lambda: self._registry)
-        self._step = "reach the registry"
+        self._step = "registry"
         self._registry = await self._registry_connection.acquire()
         delay, interval = runtime.settings.periodic_fuzzy_delay, runtime.settings.periodic_interval_max
         tasks = make_tasks(manager, runtime, fuzzy_delay=delay, interval_max=interval)
-        attach(manager, runtime, self._client, self._registry, tasks)
+        attach_resources(manager, runtime, self._client, self._registry, tasks)
 
     @property
     def _registry_connection(self) -> Any:

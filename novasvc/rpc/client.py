@@ -36,6 +36,7 @@ class Client:
     :param version_cap: the highest version to send, used during an upgrade; None for no cap.
     :param idempotent: the called methods may run twice, so a message whose connection was lost before
         the broker confirmed it is sent again.
+    :param mandatory: a cast that is not a fanout fails if no queue is bound for its target, as a call does.
     :param explain: looks up an unreachable target in the registry, see
         :class:`novasvc.registry.lookup.ServiceLookup`; None raises the transport's error unchanged.
     :raises ValueError: a timeout is not valid, or both timeouts are None.
@@ -53,6 +54,7 @@ class Client:
         target: Target | None = None,
         version_cap: str | None = None,
         idempotent: bool = False,
+        mandatory: bool = False,
         explain: ServiceLookupFunction | None = None,
         _calls: PendingCalls | None = None,
     ) -> None:
@@ -69,6 +71,7 @@ class Client:
         self._target = target
         self._version_cap = version_cap
         self._idempotent = idempotent
+        self._mandatory = mandatory
         self._calls = PendingCalls(transport, clock, explain) if _calls is None else _calls
 
     @property
@@ -119,6 +122,7 @@ class Client:
             target=_retarget(self._target, changes) if changes else self._target,
             version_cap=self._version_cap if version_cap is _UNSET else version_cap,
             idempotent=self._idempotent if idempotent is _UNSET else idempotent,
+            mandatory=self._mandatory,
             _calls=self._calls,
         )
 
@@ -183,6 +187,7 @@ class Client:
 
         :return: Deferred[None], fired when the broker has confirmed the message. A confirm does not mean
             that a server exists. The Deferred fails with:
+        :raises UndeliverableError: no queue is bound for the target, and this client's casts are mandatory.
         :raises InvalidTargetError: there is no target.
         :raises RPCVersionCapError: the target's version is over the cap.
         :raises InvalidArgumentsError: JSON cannot hold an argument.
@@ -217,7 +222,9 @@ class Client:
         self._calls.check_open()
         body = encode_request(method, args, context.to_wire(), namespace=target.namespace, version=target.version)
         metrics.casts.at(target.topic, method).value += 1
-        send: Callable[[], Deferred[None]] = partial(self._transport.send, target, body, None, False)
+        send: Callable[[], Deferred[None]] = partial(
+            self._transport.send, target, body, None, self._mandatory and not target.fanout
+        )
         return Deferred.fromCoroutine(_send_with_retries(send)) if self._idempotent else send()
 
     def _checked_target(self) -> Target:

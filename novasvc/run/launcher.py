@@ -15,11 +15,12 @@ from novasvc.config.errors import ConfigurationError
 from novasvc.errors import NovasvcError, describe
 from novasvc.interfaces import IRebuildable, IStartable, IWaitable
 from novasvc.node.tree import ServiceTree
-from novasvc.run.environment import environment, log_changes, log_settings, read_environment
-from novasvc.run.process import Process, end_process, is_alone, lift_limit, limit_end
-from novasvc.run.waiting import SIGNALLED, SignalExit, exit_status, keep_status, run_until_ended
+from novasvc.run.environment import default_settings, load_from_environment
+from novasvc.run.process import Process, cancel_forced_exit, end_process, is_only_service, schedule_forced_exit
+from novasvc.run.waiting import SIGNALLED, SignalExit, exit_status, ignore_signals_at_exit, run_until_ended
+from novasvc.telemetry.configuration import log_changes, log_settings
 from novasvc.workers.errors import ReloadError
-from novasvc.workers.exit_status import end_of
+from novasvc.workers.exit_status import end_of, problem_of
 
 _log = Logger()
 
@@ -38,7 +39,7 @@ class Launcher(ServiceTree):
     def __init__(self, reactor: Any = None) -> None:
         super().__init__("launcher")
         if reactor is None:
-            from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
+            from twisted.internet import reactor  # noqa: PLC0415 - importing novasvc must not install a reactor
         self._reactor = reactor
         self._problem: BaseException | None = None
 
@@ -58,7 +59,7 @@ class Launcher(ServiceTree):
         except Exception as error:  # noqa: BLE001 - the running launcher has called the server's startService
             _log.critical("{server} did not start: {why}", server=server, why=describe(error))
             _log.failure("traceback of the failed start", level=LogLevel.debug)
-            self._not_started(server, Failure(error))
+            self._start_failed(server, Failure(error))
             return
         if self.state == "running":
             self._watch(server)
@@ -75,8 +76,9 @@ class Launcher(ServiceTree):
         """Wait until all servers have stopped.
 
         :return: if the reactor is not running, this runs it and returns None at the end. Otherwise a Deferred that
-            fires at the end, and fails if a server did not start.
-        :raises SystemExit: with status 1, if a server did not start.
+            fires at the end. It fails with the error of a server that did not start or that failed while running.
+        :raises SystemExit: a server did not start, or failed while running: with status 1, or with the status of its
+            own SystemExit.
         :raises RuntimeError: the reactor has run before, and cannot be restarted.
         """
         if self.state == "initial" and not list(self):
@@ -86,9 +88,9 @@ class Launcher(ServiceTree):
     def _settings(self) -> Settings:
         """Read the log settings. An error is only logged: the servers run by now, and may need no settings."""
         try:
-            return read_environment().settings
+            return load_from_environment().settings
         except ConfigurationError as error:
-            _log.error("logging with default settings: {error}", error=error)
+            _log.error("invalid configuration; using default log settings: {error}", error=error)
             return Settings()
 
     @staticmethod
@@ -104,7 +106,7 @@ class Launcher(ServiceTree):
     def when_ended(self) -> Deferred[None]:
         """Wait until all servers have stopped.
 
-        :return: Deferred[None]; fails if a server did not start.
+        :return: Deferred[None]; fails with the error of a server that did not start or that failed while running.
         """
         return self._lifecycle.when_ended().addCallback(self._raise_failure)
 
@@ -123,27 +125,29 @@ class Launcher(ServiceTree):
         """Watch for a server that ends by itself, or fails to start after the launcher has started."""
         if IStartable.providedBy(server):
             started: Deferred[None] = server.when_started()
-            started.addErrback(partial(self._not_started, server))
+            started.addErrback(partial(self._start_failed, server))
         ended = end_of(server)
         if ended is not None:
-            ended.addErrback(self._server_failed).addCallback(lambda _: self._ended(server))
+            ended.addErrback(self._server_failed, server).addCallback(lambda _: self._ended(server))
 
-    def _server_failed(self, failure: Failure) -> None:
+    def _server_failed(self, failure: Failure, server: Any) -> None:
         """Handle a server that failed while running: stop all, and fail the waiters."""
         if self.state == "running":
             self._problem = failure.value
             if not isinstance(failure.value, SystemExit):
-                _log.failure("a server failed; stopping all servers", failure, level=LogLevel.critical)
+                _log.failure("{server} failed; stopping all servers", failure, level=LogLevel.critical, server=server)
             self.stopService()
 
-    def _not_started(self, server: Any, failure: Failure) -> None:
+    def _start_failed(self, server: Any, failure: Failure) -> None:
         if self.state == "running" and server in list(self):
             self._problem = failure.value
             self.stopService()
 
     def _ended(self, server: IService) -> None:
         if self.state == "running" and server in list(self):
-            self.removeService(server).addErrback(lambda failure: _log.failure("a server did not stop", failure))
+            self.removeService(server).addErrback(
+                lambda failure: _log.failure("{server} did not stop", failure, server=server)
+            )
             if not list(self):
                 self.stopService()
 
@@ -151,9 +155,11 @@ class Launcher(ServiceTree):
 class ServiceLauncher(Launcher):
     """A launcher that owns its process: it handles signals, and sets the exit status.
 
-    SIGTERM drains, up to graceful_shutdown_timeout. A second SIGTERM, or SIGINT, stops immediately. SIGHUP
-    reads the configuration again, and restarts the servers if it is valid: servers that took their settings from
-    the environment (see :class:`~novasvc.interfaces.IRebuildable`) are rebuilt, others keep their settings.
+    For scripts; under twistd see :class:`~novasvc.run.process_tree.ProcessTree`.
+
+    SIGTERM drains the servers for at most graceful_shutdown_timeout. A second SIGTERM, or SIGINT, stops immediately.
+    SIGHUP reads the configuration again, and restarts the servers if it is valid: servers that took their settings
+    from the environment (see :class:`~novasvc.interfaces.IRebuildable`) are rebuilt, others keep their settings.
     SIGUSR2 logs the stacks of all threads and the last events.
 
     :param configuration: the settings; None reads the environment.
@@ -168,16 +174,16 @@ class ServiceLauncher(Launcher):
         reread: Callable[[], Configuration] | None = None,
     ) -> None:
         super().__init__(reactor)
-        self.configuration = configuration or read_environment()
-        self._reread = reread or read_environment
+        self.configuration = configuration or load_from_environment()
+        self._reread = reread or load_from_environment
         self._process = Process(
             self._reactor,
             self,
             self._reload,
             lambda: self.configuration.settings.graceful_shutdown_timeout,
-            limit=self._limit,
+            schedule_exit=self._schedule_exit,
         )
-        self._ran = False
+        self._ran_reactor = False
 
     def _settings(self) -> Settings:
         return self.configuration.settings
@@ -194,26 +200,26 @@ class ServiceLauncher(Launcher):
 
         :raises SignalExit: a signal ended them.
         """
-        self._ran = not self._reactor.running
+        self._ran_reactor = not self._reactor.running
         try:
             return super().wait()
         finally:
-            if self._ran:
-                lift_limit()
+            if self._ran_reactor:
+                cancel_forced_exit()
                 if self._process.signo is not None:
-                    keep_status()
+                    ignore_signals_at_exit()
                     raise SignalExit(self._process.signo)
 
-    def _limit(self, number: int, seconds: float) -> None:
-        limit_end(number, seconds, SIGNALLED if self._ran else None)
+    def _schedule_exit(self, number: int, seconds: float) -> None:
+        schedule_forced_exit(number, seconds, SIGNALLED if self._ran_reactor else None)
 
     def _entered(self, state: str) -> None:
         super()._entered(state)
         if state in {"stopped", "failed"} and self._process.running:
             self._process.stopService()
-            if not (self._ran or self._process.hurried or is_alone(self)):
-                lift_limit()  # other services of this process may take longer
-            if (state == "failed" or self._problem is not None) and is_alone(self):
+            if not (self._ran_reactor or self._process.stopping_now or is_only_service(self)):
+                cancel_forced_exit()  # other services of this process may take longer
+            if (state == "failed" or self._problem is not None) and is_only_service(self):
                 end_process(self._reactor, exit_status(self._problem))
 
     async def _reload(self) -> None:
@@ -221,7 +227,7 @@ class ServiceLauncher(Launcher):
             after = self._reread()
             servers = self._rebuild(after)
         except (NovasvcError, SystemExit) as error:
-            raise ReloadError(str(error)) from error
+            raise ReloadError(problem_of(error)) from error
         log_changes(self.configuration, after)
         self.configuration = after
         await self.restart(servers)
@@ -231,10 +237,10 @@ class ServiceLauncher(Launcher):
         servers = list(self)
         if not any(_follows_environment(server) for server in servers):
             return servers
-        with environment(configuration, self._reactor):
-            again = [IRebuildable(server).rebuild() if _follows_environment(server) else server for server in servers]
-            self.hand_over(again)
-        return again
+        with default_settings(configuration, self._reactor):
+            rebuilt = [IRebuildable(server).rebuild() if _follows_environment(server) else server for server in servers]
+            self.hand_over_sockets(rebuilt)
+        return rebuilt
 
 
 def _follows_environment(server: Any) -> bool:

@@ -78,7 +78,7 @@ def compose(options: Mapping[str, Any], reactor: Any = None) -> ServiceTree:
     :raises NovasvcError: the settings are invalid, or a manager cannot be made.
     """
     if reactor is None:
-        from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
+        from twisted.internet import reactor  # noqa: PLC0415 - importing novasvc must not install a reactor
     configuration = read(options)
     settings = configuration.settings
     tree = ServiceTree("novasvc")
@@ -102,7 +102,7 @@ def makeService(options: Mapping[str, Any]) -> ServiceTree:
     :return: a tree whose failed start stops the reactor, and exits with status 1.
     :raises SystemExit: the settings are invalid or a manager cannot be made; the message has the reason.
     """
-    from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
+    from twisted.internet import reactor  # noqa: PLC0415 - importing novasvc must not install a reactor
 
     use_monotonic_clock(reactor)
     try:

@@ -23,17 +23,17 @@ from novasvc.errors import NovasvcError
 from novasvc.node.tree import ServiceTree
 from novasvc.telemetry import flight
 from novasvc.telemetry.stalls import StallWatch
-from novasvc.workers.exit_status import ABANDONED, FORCED, hurry
+from novasvc.workers.exit_status import ABANDON_DELAY, KILL_DELAY, interrupt
 from novasvc.workers.signals import Signals
 from novasvc.workers.systemd import SystemdNotifier, Watchdog
 
 _log = Logger()
 
-AT_ONCE = 2.0
+IMMEDIATE_STOP_TIMEOUT = 2.0
 """Seconds for a process to exit when it must stop immediately."""
 
-_LEFT_BEHIND = 1.5
-"""Seconds of AT_ONCE after which parts that have not stopped are abandoned."""
+_ABANDON_AFTER = 1.5
+"""Seconds of IMMEDIATE_STOP_TIMEOUT after which parts that have not stopped are abandoned."""
 
 # Note [Forced exit]
 #
@@ -58,9 +58,9 @@ class _ForcedExit:
 
     def __call__(self, _alarm: int, _frame: object) -> None:
         name = signal.Signals(self._number).name
-        said = f"novasvc: {name}: did not exit in time; killing this process. Stacks:\n"
+        text = f"novasvc: {name}: did not exit in time; killing this process. Stacks:\n"
         with suppress(OSError, ValueError, RuntimeError):  # standard error may be closed, or be in use
-            os.write(2, said.encode())
+            os.write(2, text.encode())
             faulthandler.dump_traceback(2)
         for stream in (sys.__stdout__, sys.__stderr__):
             with suppress(OSError, ValueError, RuntimeError, AttributeError):
@@ -78,7 +78,7 @@ def _seconds_to_forced_exit() -> float:
     return seconds if limited and seconds else math.inf
 
 
-def limit_end(number: int, seconds: float, status: int | None = None) -> None:
+def schedule_forced_exit(number: int, seconds: float, status: int | None = None) -> None:
     """Force this process to exit within some seconds; an earlier limit stays. Called from a signal handler.
 
     :param number: the signal that is the reason.
@@ -89,7 +89,7 @@ def limit_end(number: int, seconds: float, status: int | None = None) -> None:
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
-def lift_limit() -> None:
+def cancel_forced_exit() -> None:
     """Cancel the forced exit: the tree has stopped in time, and the process goes on."""
     if _seconds_to_forced_exit() < math.inf:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -106,10 +106,10 @@ class Process(MultiService):
     :param restart: coroutine function: reads the configuration again, and restarts the tree.
     :param grace: returns the drain timeout in seconds, 0 for no limit.
     :param environ: has systemd's variables; None is os.environ.
-    :param limit: called with the number of the signal and the seconds until the forced exit, as
-        :func:`limit_end` is.
+    :param schedule_exit: called with the number of the signal and the seconds until the forced exit, as
+        :func:`schedule_forced_exit` is.
     :ivar signo: the signal that ends the process; None if none has come.
-    :ivar hurried: an immediate stop was requested.
+    :ivar stopping_now: an immediate stop was requested.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Process(MultiService):
         grace: Callable[[], float],
         *,
         environ: Mapping[str, str] | None = None,
-        limit: Callable[[int, float], object] = limit_end,
+        schedule_exit: Callable[[int, float], object] = schedule_forced_exit,
     ) -> None:
         super().__init__()
         environ = os.environ if environ is None else environ
@@ -129,21 +129,21 @@ class Process(MultiService):
         self._tree = tree
         self._restart = restart
         self._grace = grace
-        self._limit = limit
-        self._restarting = 0
-        self._terms = 0
-        self.hurried = False
-        self._trigger: Any = None
-        self._late: IDelayedCall | None = None
-        self._last: IDelayedCall | None = None
+        self._schedule_exit = schedule_exit
+        self._restarts_under_way = 0
+        self._sigterm_count = 0
+        self.stopping_now = False
+        self._shutdown_trigger: Any = None
+        self._drain_timer: IDelayedCall | None = None
+        self._abandon_timer: IDelayedCall | None = None
         self._notifier = SystemdNotifier(environ)
         self._stalls = StallWatch(flight.installed(), reactor)
         self._signals = Signals(
             reactor,
             {
-                signal.SIGTERM: self._terminated,
-                signal.SIGINT: self._interrupted,
-                signal.SIGHUP: self._hung_up,
+                signal.SIGTERM: self._handle_sigterm,
+                signal.SIGINT: self._handle_sigint,
+                signal.SIGHUP: self._handle_sighup,
                 signal.SIGUSR2: log_dump,
             },
             self._handle_signal,
@@ -154,7 +154,7 @@ class Process(MultiService):
     def startService(self) -> None:
         """Install the handlers; called just before the tree starts."""
         super().startService()
-        self._trigger = self._reactor.addSystemEventTrigger("before", "shutdown", self._shutting_down)
+        self._shutdown_trigger = self._reactor.addSystemEventTrigger("before", "shutdown", self._shutting_down)
         self._reactor.callWhenRunning(self._stalls.start)
         # The tree logs a failed start.
         self._tree.when_started().addCallbacks(lambda _: self._notifier.ready("running"), lambda _: None)
@@ -162,10 +162,10 @@ class Process(MultiService):
     def stopService(self) -> Deferred[Any]:
         """Remove the handlers; called when the tree has stopped."""
         self._stalls.stop()
-        for timer in (self._late, self._last):
+        for timer in (self._drain_timer, self._abandon_timer):
             if timer is not None and timer.active():
                 timer.cancel()
-        trigger, self._trigger = self._trigger, None
+        trigger, self._shutdown_trigger = self._shutdown_trigger, None
         if trigger is not None:
             self._reactor.removeSystemEventTrigger(trigger)
         stopped: Deferred[Any] = super().stopService()
@@ -175,83 +175,83 @@ class Process(MultiService):
 
     def _handle_signal(self, number: int) -> None:
         """Handle a signal at whatever point it interrupts the process; see Note [Forced exit]."""
-        self._terms += number == signal.SIGTERM
-        if number == signal.SIGINT or (number == signal.SIGTERM and self._terms > 1):
+        self._sigterm_count += number == signal.SIGTERM
+        if number == signal.SIGINT or (number == signal.SIGTERM and self._sigterm_count > 1):
             for each in (signal.SIGTERM, signal.SIGINT):
                 if signal.getsignal(each) != signal.SIG_IGN:  # a background job ignores SIGINT
                     signal.signal(each, signal.SIG_DFL)
-            self._limit(number, AT_ONCE)
+            self._schedule_exit(number, IMMEDIATE_STOP_TIMEOUT)
         elif number == signal.SIGTERM and (grace := self._grace()):
-            self._limit(number, grace + FORCED)
+            self._schedule_exit(number, grace + KILL_DELAY)
 
-    def _terminated(self) -> None:
+    def _handle_sigterm(self) -> None:
         if self.signo is None:
             _log.info("SIGTERM: draining; exiting when running work is done")
             if grace := self._grace():
-                self._late = self._reactor.callLater(grace, self._drain_timed_out, grace)
-            self._end(signal.SIGTERM)
+                self._drain_timer = self._reactor.callLater(grace, self._drain_timed_out, grace)
+            self._begin_stop(signal.SIGTERM)
         else:
-            self._end_at_once(signal.SIGTERM)
+            self._stop_now(signal.SIGTERM)
 
     def _drain_timed_out(self, grace: float) -> None:
         """Cancel work that remains after the drain deadline."""
-        self._late = None
+        self._drain_timer = None
         _log.error(
             "graceful_shutdown_timeout ({grace:g} s) expired: cancelling running work",
             grace=grace,
         )
-        self._hurry(ABANDONED)
+        self._interrupt(ABANDON_DELAY)
 
-    def _interrupted(self) -> None:
-        self._end_at_once(signal.SIGINT)
+    def _handle_sigint(self) -> None:
+        self._stop_now(signal.SIGINT)
 
-    def _end(self, number: int) -> None:
+    def _begin_stop(self, number: int) -> None:
         self.signo = number
         self._notifier.stopping()
         # The reactor's own handler makes twistd exit by the signal. Not if the reactor is stopping already.
-        if self._trigger is not None and not self._signals.resume(number):
+        if self._shutdown_trigger is not None and not self._signals.resume(number):
             stop_reactor(self._reactor)
 
-    def _end_at_once(self, number: signal.Signals) -> None:
+    def _stop_now(self, number: signal.Signals) -> None:
         _log.warn("{signal}: stopping this process now", signal=number.name)
-        self.hurried = True
+        self.stopping_now = True
         if self.signo is None:
-            self._end(number)
-        if self._trigger is None:
-            self._hurry(_LEFT_BEHIND)
+            self._begin_stop(number)
+        if self._shutdown_trigger is None:
+            self._interrupt(_ABANDON_AFTER)
 
     def _shutting_down(self) -> None:
-        self._trigger = None
-        if self.hurried:
-            self._hurry(_LEFT_BEHIND)
+        self._shutdown_trigger = None
+        if self.stopping_now:
+            self._interrupt(_ABANDON_AFTER)
 
-    def _hurry(self, seconds: float) -> None:
+    def _interrupt(self, seconds: float) -> None:
         """Make the tree cancel its work.
 
         :param seconds: after which parts are abandoned.
         """
         self._tree.stopService()
-        hurry(self._tree)
-        if self._last is not None and self._last.active():
-            seconds = min(seconds, self._last.getTime() - self._reactor.seconds())
-            self._last.cancel()
-        self._last = self._reactor.callLater(max(0.0, seconds), self._tree.abandon)
+        interrupt(self._tree)
+        if self._abandon_timer is not None and self._abandon_timer.active():
+            seconds = min(seconds, self._abandon_timer.getTime() - self._reactor.seconds())
+            self._abandon_timer.cancel()
+        self._abandon_timer = self._reactor.callLater(max(0.0, seconds), self._tree.abandon)
 
     # -- restarts ------------------------------------------------------------------------------
 
-    def _hung_up(self) -> None:
+    def _handle_sighup(self) -> None:
         if not self._tree.can_restart:
             _log.warn("SIGHUP ignored: the services are {state}", state=self._tree.state)
             return
-        if self._restarting:
+        if self._restarts_under_way:
             _log.info("SIGHUP: superseding the restart under way")
-        self._restarting += 1
+        self._restarts_under_way += 1
         self._notifier.reloading()
         Deferred.fromCoroutine(self._restart()).addBoth(self._restarted)
 
     def _restarted(self, result: object) -> None:
-        self._restarting -= 1
-        if self.signo is not None or (self._restarting and not isinstance(result, Failure)):
+        self._restarts_under_way -= 1
+        if self.signo is not None or (self._restarts_under_way and not isinstance(result, Failure)):
             return
         if not isinstance(result, Failure):
             _log.info("services restarted")
@@ -290,7 +290,7 @@ def end_process(reactor: Any, status: int) -> None:
     reactor.callWhenRunning(stop_reactor, reactor)
 
 
-def is_alone(service: Any) -> bool:
+def is_only_service(service: Any) -> bool:
     """Return whether a service is the only one of its application, as in a .tac file of its own."""
     parent = service.parent
     return parent is not None and getattr(parent, "parent", None) is None and list(parent) == [service]

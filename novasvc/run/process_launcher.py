@@ -17,19 +17,20 @@ from novasvc.errors import NovasvcError, StateError, describe
 from novasvc.interfaces import IInterruptible, IRebuildable, IReplaceable, IWaitable
 from novasvc.node.lifecycle import Lifecycle
 from novasvc.node.lifecycle_service import LifecycleService
-from novasvc.run.environment import environment, log_settings, read_environment
-from novasvc.run.process import end_process, is_alone, stop_reactor
-from novasvc.run.waiting import SignalExit, keep_status, run_until_ended
+from novasvc.run.environment import default_settings, load_from_environment
+from novasvc.run.process import end_process, is_only_service, stop_reactor
+from novasvc.run.waiting import SignalExit, ignore_signals_at_exit, run_until_ended
 from novasvc.telemetry import flight
+from novasvc.telemetry.configuration import log_settings
 from novasvc.telemetry.logfiles import rotate_at_signal
 from novasvc.telemetry.logs import pluralize
 from novasvc.telemetry.stalls import StallWatch
 from novasvc.workers.control.listener import ControlSocket
 from novasvc.workers.errors import OrphansError, WorkerFailedError
-from novasvc.workers.exit_status import UNSUPERVISED
+from novasvc.workers.exit_status import UNSUPERVISED_GRACE
 from novasvc.workers.servers import Reread, ServerWrapper, Sockets, check_names, check_workers, open_sockets
 from novasvc.workers.signals import Signals
-from novasvc.workers.slot import HURRY_TIMEOUT
+from novasvc.workers.slot import INTERRUPT_TIMEOUT
 from novasvc.workers.specification import pickle_server
 from novasvc.workers.supervisor import Supervisor
 from novasvc.workers.systemd import SystemdNotifier, Watchdog
@@ -76,15 +77,15 @@ class ProcessLauncher(LifecycleService):
         log_file: str = "",
     ) -> None:
         if reactor is None:
-            from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
+            from twisted.internet import reactor  # noqa: PLC0415 - importing novasvc must not install a reactor
         self._reactor = reactor
         self._wrappers: list[ServerWrapper] = []
         self._error: WorkerFailedError | None = None
         self._checked_at = 0.0
-        self._reload_again = self._cut = False
+        self._reload_pending = self._interrupted_work = False
         self._signo: int | None = None
         self._lifecycle = Lifecycle("the supervisor", self._begin, self._end, self._entered)
-        self.configuration = configuration or read_environment()
+        self.configuration = configuration or load_from_environment()
         self._reread = reread or self._reread_environment
         self._log_file = log_file
         self._reset()
@@ -96,11 +97,11 @@ class ProcessLauncher(LifecycleService):
             reactor,
             {
                 signal.SIGTERM: self.terminate,
-                signal.SIGINT: self._interrupted,
-                signal.SIGHUP: self._hung_up,
+                signal.SIGINT: self._handle_sigint,
+                signal.SIGHUP: self._handle_sighup,
                 signal.SIGTTIN: lambda: self._supervisor.resize_all(+1),
                 signal.SIGTTOU: lambda: self._supervisor.resize_all(-1),
-                signal.SIGUSR2: self._asked_to_dump,
+                signal.SIGUSR2: self._handle_sigusr2,
             },
         )
         self._checks = self._loop(self._check)
@@ -155,8 +156,8 @@ class ProcessLauncher(LifecycleService):
         ran = not self._reactor.running
         waiting = run_until_ended(self, self._reactor, lambda: self.configuration.settings)
         if ran and self._signo is not None:
-            keep_status()
-            if self._cut:
+            ignore_signals_at_exit()
+            if self._interrupted_work:
                 raise SignalExit(self._signo)
         return waiting
 
@@ -193,9 +194,9 @@ class ProcessLauncher(LifecycleService):
 
     def hurry(self) -> None:
         """Stop now: workers cancel their work, and are killed after two seconds."""
-        self._cut = True
-        self._end_within(HURRY_TIMEOUT)
-        self._supervisor.hurry()
+        self._interrupted_work = True
+        self._end_within(INTERRUPT_TIMEOUT)
+        self._supervisor.interrupt()
 
     def _end_within(self, seconds: float) -> None:
         """Record the deadline, for progress lines."""
@@ -204,7 +205,7 @@ class ProcessLauncher(LifecycleService):
 
     def _entered(self, state: str) -> None:
         _log.info("the supervisor is {state}", state=state)
-        if (state == "failed" or (state == "stopped" and self._error is not None)) and is_alone(self):
+        if (state == "failed" or (state == "stopped" and self._error is not None)) and is_only_service(self):
             end_process(self._reactor, 1)
 
     # -- start ---------------------------------------------------------------------------------
@@ -224,7 +225,7 @@ class ProcessLauncher(LifecycleService):
         if not self._wrappers:
             raise StateError("the launcher", "without a server", "start: give it one by launch_server")
         self._error = self._signo = None
-        self._cut = False
+        self._interrupted_work = False
         log_settings(self.configuration)
         self.privilegedStartService()
         self._signals.startService()
@@ -237,25 +238,27 @@ class ProcessLauncher(LifecycleService):
             self._retry_sockets(listen_error)
         assert self._sockets is not None
         set_title("novasvc: supervisor")
-        if not self._log_file and _logs_to_nothing():
+        if not self._log_file and _logs_to_dev_null():
             _log.warn("workers log to standard output, which is {null}: set log_file", null=os.devnull)
         self._watchdog.startService()
         self._stalls.start()
-        self._checks.start(_CHECK_INTERVAL).addErrback(_checks_broke)
+        self._checks.start(_CHECK_INTERVAL).addErrback(_log_failed_checks)
         # Not awaited: a cancelled start must still drain these workers.
-        self._supervisor.start(self._wrappers, self._sockets, self._control.lock).addCallback(lambda _: self._settle())
+        self._supervisor.start(self._wrappers, self._sockets, self._control.lock_fd).addCallback(
+            lambda _: self._settle()
+        )
         await self._settled
         if self._error is not None:
             raise self._error
         self._notifier.ready(self._supervisor.status)
-        self._reload_if_asked()
+        self._reload_if_pending()
 
     async def _listen_for_control(self) -> None:
         """Listen on the control socket; wait for the orphaned workers of a killed supervisor first.
 
         :raises ControlError: the path cannot be used, or the orphans do not exit in time.
         """
-        patience = _ORPHANS_TIMEOUT + (self.configuration.settings.graceful_shutdown_timeout or UNSUPERVISED)
+        patience = _ORPHANS_TIMEOUT + (self.configuration.settings.graceful_shutdown_timeout or UNSUPERVISED_GRACE)
         deadline = self._reactor.seconds() + patience
         for attempt in count():
             try:
@@ -322,12 +325,12 @@ class ProcessLauncher(LifecycleService):
             else:
                 self._notifier.ready(self._supervisor.status)
         if not under_way:
-            self._reload_if_asked()
+            self._reload_if_pending()
 
-    def _reload_if_asked(self) -> None:
-        if self._reload_again:
-            self._reload_again = False
-            self._reactor.callLater(0, self._hung_up)
+    def _reload_if_pending(self) -> None:
+        if self._reload_pending:
+            self._reload_pending = False
+            self._reactor.callLater(0, self._handle_sighup)
 
     async def _end(self) -> None:
         self._notifier.stopping()
@@ -336,7 +339,7 @@ class ProcessLauncher(LifecycleService):
         drained = self._supervisor.drain_all()
         self._progress.start(_PROGRESS_INTERVAL)
         await drained
-        self._cut = self._cut or self._supervisor.cut
+        self._interrupted_work = self._interrupted_work or self._supervisor.interrupted
         for loop in (self._progress, self._checks):
             if loop.running:
                 loop.stop()
@@ -374,18 +377,18 @@ class ProcessLauncher(LifecycleService):
             self._signo = self._signo or signal.SIGTERM
             self._reactor.callLater(0, self.hurry)  # let the reactor begin to stop first
 
-    def _interrupted(self) -> None:
+    def _handle_sigint(self) -> None:
         _log.warn("SIGINT: stopping all workers now")
         self._signo = self._signo or signal.SIGINT
         if self.state in {"starting", "running"} and not self._signals.resume(signal.SIGINT):
             stop_reactor(self._reactor)
         self._reactor.callLater(0, self.hurry)
 
-    def _hung_up(self) -> None:
+    def _handle_sighup(self) -> None:
         if self._supervisor.is_reloading or self._supervisor.is_starting:
             # The reload under way may have read an older configuration: follow it with another.
             _log.info("SIGHUP: reloading again after the start or reload under way")
-            self._reload_again = True
+            self._reload_pending = True
             return
         self._supervisor.reload().addErrback(lambda failure: _log.error("{error}", error=failure.value))
 
@@ -393,9 +396,9 @@ class ProcessLauncher(LifecycleService):
         self._supervisor.rotate_log()
 
     def _reread_environment(self) -> tuple[Configuration, list[ServerWrapper] | None]:
-        configuration = read_environment()
+        configuration = load_from_environment()
         # What is not rebuilt here, workers make again: with these settings, unless it was given its own.
-        with environment(configuration, self._reactor):
+        with default_settings(configuration, self._reactor):
             servers = [_rebuilt(wrapper.server) for wrapper in self._supervisor.wrappers]
         wrappers = [
             ServerWrapper(server, wrapper.configured)
@@ -403,7 +406,7 @@ class ProcessLauncher(LifecycleService):
         ]
         return configuration, wrappers if any(map(_can_rebuild, servers)) else None
 
-    def _asked_to_dump(self) -> None:
+    def _handle_sigusr2(self) -> None:
         dumped = self._supervisor.dump().addCallback(_log_dump)
         dumped.addErrback(lambda failure: _log.failure("cannot collect the dump", failure))
 
@@ -417,7 +420,7 @@ def _can_rebuild(server: Any) -> bool:
     return IReplaceable.providedBy(server) and IRebuildable.providedBy(server)
 
 
-def _logs_to_nothing() -> bool:
+def _logs_to_dev_null() -> bool:
     try:
         return os.path.samestat(os.fstat(1), os.stat(os.devnull))  # noqa: PTH116 - compared with the one above
     except OSError:
@@ -435,5 +438,5 @@ def _log_dump(rows: Sequence[dict[str, Any]]) -> None:
         )
 
 
-def _checks_broke(failure: Failure) -> None:
+def _log_failed_checks(failure: Failure) -> None:
     _log.failure("watchdog checks of the workers stopped", failure)

@@ -18,12 +18,13 @@ from novasvc.errors import NovasvcError
 from novasvc.interfaces import IWebPage
 from novasvc.node.runtime import Runtime
 from novasvc.node.tree import ServiceTree
-from novasvc.run.environment import log_changes, log_settings
 from novasvc.run.greeting import greeting
-from novasvc.run.process import Process, end_process, is_alone, lift_limit
+from novasvc.run.process import Process, cancel_forced_exit, end_process, is_only_service
 from novasvc.run.process_launcher import ProcessLauncher
 from novasvc.run.services import make_applications, make_front, make_own, make_parts
+from novasvc.telemetry.configuration import log_changes, log_settings
 from novasvc.workers.errors import ReloadError
+from novasvc.workers.exit_status import problem_of
 from novasvc.workers.servers import Reread, ServerWrapper
 
 _log = Logger()
@@ -41,10 +42,10 @@ class ProcessTree(ServiceTree):
         self._configuration = configuration
         self._reactor = reactor
         self._observer = observer
-        self._make_remaining: Callable[[], None] = nothing
+        self._make_remaining: Callable[[], None] = do_nothing
         self._helpers = MultiService()
         self._process: Process | None = None
-        self._observer_beside: ILogObserver | None = None
+        self._global_observer: ILogObserver | None = None
         self._api: IWebPage | None = None
         self._failed = False
 
@@ -62,7 +63,7 @@ class ProcessTree(ServiceTree):
             self._remember_api(wrapper.server)
         launcher.setServiceParent(self)
         # A running launcher ends by itself only if no worker can run any more.
-        launcher.when_ended().addErrback(lambda _: self._end_failed())
+        launcher.when_ended().addErrback(lambda _: self._exit_with_failure())
 
     def run_here(self, read: Callable[[], Configuration], *, later: bool) -> None:
         """Run the services in this process.
@@ -76,7 +77,7 @@ class ProcessTree(ServiceTree):
         applications = make_applications(runtime)
 
         def make_remaining() -> None:
-            self._make_remaining = nothing
+            self._make_remaining = do_nothing
             for application in applications:
                 application.disownServiceParent()  # to add them again behind the services
             for part in make_own(runtime, applications):
@@ -101,13 +102,13 @@ class ProcessTree(ServiceTree):
         except ReloadError:
             raise
         except (NovasvcError, SystemExit) as error:
-            raise ReloadError(str(error)) from error
+            raise ReloadError(problem_of(error)) from error
         log_changes(self._configuration, after)
         self._configuration = after
         self._api = None
         for part in parts:
             self._remember_api(part)
-        await self.restart(parts).addErrback(self._not_restarted)
+        await self.restart(parts).addErrback(self._restart_failed)
 
     def _prepare(self, read: Callable[[], Configuration]) -> tuple[Configuration, list[IService]]:
         """Make the new parts, and hand the listening sockets over to them; nothing is stopped yet."""
@@ -115,7 +116,7 @@ class ProcessTree(ServiceTree):
         if after.settings.supervised:
             raise ReloadError("the configuration asks for workers; restart to run them")
         parts = make_parts(after.settings, self._reactor, self)
-        self.hand_over(parts)
+        self.hand_over_sockets(parts)
         return after, parts
 
     def _remember_api(self, part: Any) -> None:
@@ -126,35 +127,35 @@ class ProcessTree(ServiceTree):
         """Join an application, and give it our log observer, for which twistd asks when it begins to log."""
         # From a plain collection, even IServiceCollection(application), the application cannot be reached.
         if not isinstance(parent, Componentized):
-            self._observer_beside = self._observer
+            self._global_observer = self._observer
         elif self._observer is not None and parent.getComponent(ILogObserver, None) is None:
             parent.setComponent(ILogObserver, self._observer)
         super().setServiceParent(parent)
 
     def startService(self) -> None:
         """Start the parts; then print the greeting, or exit with status 1."""
-        if self._observer_beside is not None:
-            globalLogPublisher.addObserver(self._observer_beside)
+        if self._global_observer is not None:
+            globalLogPublisher.addObserver(self._global_observer)
         warn_of_unreadable(self._configuration.settings)
         try:
             self._make_remaining()
         except NovasvcError as error:
             _log.critical("{error}", error=error)
-            self._end_failed()
+            self._exit_with_failure()
             return
         self._helpers.startService()
         super().startService()
-        self.when_started().addCallbacks(self._greet, self._give_up)
+        self.when_started().addCallbacks(self._greet, self._exit_unless_stopped)
 
     def stopService(self) -> Deferred[None]:
         """Stop the parts; signals are handled until they have stopped."""
         return super().stopService().addCallback(lambda _: self._helpers.stopService()).addCallback(self._stopped)
 
     def _stopped(self, _: object) -> None:
-        if self._process is not None and not self._process.hurried and not is_alone(self):
-            lift_limit()  # other services of this process may take longer
-        if self._observer_beside is not None:
-            globalLogPublisher.removeObserver(self._observer_beside)
+        if self._process is not None and not self._process.stopping_now and not is_only_service(self):
+            cancel_forced_exit()  # other services of this process may take longer
+        if self._global_observer is not None:
+            globalLogPublisher.removeObserver(self._global_observer)
 
     def _greet(self, _: None) -> None:
         tune_garbage_collector()
@@ -163,16 +164,16 @@ class ProcessTree(ServiceTree):
             sys.__stdout__.write(greeting(self._configuration, "" if self._api is None else self._api.login_url))
             sys.__stdout__.flush()
 
-    def _give_up(self, failure: Failure) -> None:
+    def _exit_unless_stopped(self, failure: Failure) -> None:
         # The failed part has logged the reason. A start that was stopped is not a failure.
         if self.state in {"failed", "running"}:
-            self._end_failed()
+            self._exit_with_failure()
 
-    def _not_restarted(self, failure: Failure) -> Failure:
-        self._give_up(failure)
+    def _restart_failed(self, failure: Failure) -> Failure:
+        self._exit_unless_stopped(failure)
         return failure
 
-    def _end_failed(self) -> None:
+    def _exit_with_failure(self) -> None:
         if not self._failed:
             self._failed = True
             end_process(self._reactor, 1)
@@ -193,7 +194,7 @@ def warn_of_unreadable(settings: Settings) -> None:
             )
 
 
-def nothing() -> None:
+def do_nothing() -> None:
     """Do nothing: no part is left to make."""
 
 

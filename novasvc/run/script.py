@@ -27,7 +27,7 @@ def serve(server: Any, workers: int | None = None) -> None:
     :raises NovasvcError: the settings are invalid, or the server cannot run in workers.
     Source: nova.service.serve.
     """
-    from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
+    from twisted.internet import reactor  # noqa: PLC0415 - importing novasvc must not install a reactor
 
     if _launchers.get(reactor) is not None:
         raise RuntimeError("serve() was already called; use a launcher to run several servers")
@@ -45,13 +45,15 @@ def serve(server: Any, workers: int | None = None) -> None:
 def wait() -> Deferred[None] | None:
     """Run the server of serve() until it ends.
 
-    :return: None if this ran the reactor; if it is running already, a Deferred that fires at the end.
+    :return: None if this ran the reactor; if it is running already, a Deferred that fires at the end, and fails with
+        the error of a server that did not start or failed.
     :raises SignalExit: a signal ended it (without workers).
-    :raises SystemExit: with status 1, if it did not start, or its workers could not run.
+    :raises SystemExit: the server did not start, it failed while running, or its workers could not run: with status 1,
+        or with the status of its own SystemExit.
     :raises RuntimeError: serve() was not called.
     Source: nova.service.wait.
     """
-    from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
+    from twisted.internet import reactor  # noqa: PLC0415 - importing novasvc must not install a reactor
 
     launcher = _launchers.get(reactor)
     if launcher is None:

@@ -9,7 +9,7 @@ from novasvc.config import Settings
 from novasvc.telemetry.logs import make_observer
 
 
-def begin_log(settings: Settings) -> None:
+def begin_logging(settings: Settings) -> None:
     """Log to standard output, buffered events included; does nothing if logging has begun.
 
     :param settings: log_level and log_json are used.

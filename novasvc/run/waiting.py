@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 from novasvc._compat import is_log_begun
 from novasvc.config import Settings
 from novasvc.run.process import stop_reactor
-from novasvc.run.script_log import begin_log
+from novasvc.run.script_log import begin_logging
 from novasvc.workers.exit_status import status_of
 
 SIGNALLED = 1
@@ -38,7 +38,7 @@ class SignalExit(SystemExit):
 def run_until_ended(launcher: Any, reactor: Any, settings: Callable[[], Settings]) -> Deferred[None] | None:
     """Wait for the end of a launcher; run the reactor unless it is running.
 
-    Logs to standard output if logging has not begun: see :func:`novasvc.run.script_log.begin_log`.
+    Logs to standard output if logging has not begun: see :func:`novasvc.run.script_log.begin_logging`.
 
     :param launcher: provides IWaitable, and has startService, stopService and state.
     :param settings: returns the log settings; called only if logging has not begun.
@@ -56,7 +56,7 @@ def run_until_ended(launcher: Any, reactor: Any, settings: Callable[[], Settings
 
     # Another reactor than the global one is a test's, and so is the log.
     if reactor is sys.modules.get("twisted.internet.reactor") and not is_log_begun():
-        begin_log(settings())
+        begin_logging(settings())
     if reactor.running:
         return begin()
     outcome: list[Failure | None] = []
@@ -100,7 +100,7 @@ def _handlers_given_back() -> Iterator[None]:
 # So interpreter shutdown ignores both signals.
 
 
-def keep_status() -> None:
+def ignore_signals_at_exit() -> None:
     """Ignore SIGTERM and SIGINT during interpreter shutdown, unless the script has its own handlers.
 
     Called when a signal has ended wait(). See Note [Signals after the end].

@@ -8,7 +8,7 @@ from novasvc.telemetry.flight import SIZE, FlightRecorder
 DUMP = signal.SIGRTMIN
 """The signal at which a worker writes the stacks of all threads, and continues."""
 
-_LONGEST = 256 * 1024
+_MAX_STACKS_LENGTH = 256 * 1024
 """Bytes of stacks that are read; faulthandler writes at most 100 frames of 100 threads."""
 
 
@@ -38,7 +38,7 @@ class DiagnosticsFile:
     @property
     def stacks(self) -> str:
         """The stacks that faulthandler has written so far."""
-        return os.pread(self.descriptor, _LONGEST, SIZE).decode("utf-8", "replace")
+        return os.pread(self.descriptor, _MAX_STACKS_LENGTH, SIZE).decode("utf-8", "replace")
 
     def clear_stacks(self) -> None:
         """Discard the stacks, before new ones are written."""

@@ -10,21 +10,22 @@ import attrs
 from twisted.application.service import IService, IServiceCollection
 from twisted.internet.defer import Deferred
 
+from novasvc.errors import NovasvcError
 from novasvc.interfaces import IInterruptible, IWaitable
 
 # Note [The deadline of a drain]
 #
 # Running work has graceful_shutdown_timeout. What remains then is cancelled: nodes and stream servers do that by
-# themselves, others are told by hurry(). The process must be gone half a second after the deadline, interpreter
-# shutdown included. The two constants divide that half second; both count from the deadline.
+# themselves, others are told by their method hurry(). The process must be gone half a second after the deadline,
+# interpreter shutdown included. The two constants divide that half second; both count from the deadline.
 
-ABANDONED = 0.2
+ABANDON_DELAY = 0.2
 """Seconds after the deadline at which parts that have not stopped are abandoned."""
 
-FORCED = 0.3
+KILL_DELAY = 0.3
 """Seconds after the deadline at which a process that has not exited is killed."""
 
-UNSUPERVISED = 60.0
+UNSUPERVISED_GRACE = 60.0
 """Drain timeout of a worker without a supervisor if graceful_shutdown_timeout is 0: nobody else would stop it."""
 
 
@@ -74,7 +75,7 @@ def end_of(server: Any) -> Deferred[Any] | None:
     return ended if isinstance(ended, Deferred) else None
 
 
-def hurry(server: IService) -> None:
+def interrupt(server: IService) -> None:
     """Make a server and its children cancel their running work. Called after stopService.
 
     :param server: provides IInterruptible, or has a plain method ``hurry()``; otherwise its parts are told.
@@ -84,7 +85,12 @@ def hurry(server: IService) -> None:
         cast(IInterruptible, server).hurry()
     elif IServiceCollection.providedBy(server):
         for part in list(server):
-            hurry(part)
+            interrupt(part)
+
+
+def problem_of(error: NovasvcError | SystemExit) -> str:
+    """Return the text of an error; a SystemExit's own text would be only its status."""
+    return f"it raised SystemExit({error.code!r})" if isinstance(error, SystemExit) else str(error)
 
 
 def status_of(error: SystemExit) -> int:

@@ -34,7 +34,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
-from novasvc.workers.exit_status import UNSUPERVISED
+from novasvc.workers.exit_status import UNSUPERVISED_GRACE
 from novasvc.workers.orphan import call_when_orphaned
 from novasvc.workers.title import set_title
 
@@ -62,13 +62,14 @@ PRELOAD = (
 )
 """Modules that most workers import. Importing the reactors' modules installs no reactor."""
 
-_SLACK = 0.5
+_ORPHAN_KILL_DELAY = 0.5
 """Seconds beyond an orphan's drain timeout after which it is killed."""
 
 _RETIRED_GRACE = 1.0
 """Drain timeout instead, if a living supervisor shut this forkserver down: its workers should have exited."""
 
-_LOOK_INTERVAL = 0.05
+_REAP_INTERVAL = 0.05
+"""Seconds between two checks for exited orphans."""
 
 _BLOCKED = {
     signal.SIGTERM,
@@ -152,11 +153,11 @@ class ForkServer:
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
-        self._received = b""
+        self._unparsed = b""
         self._descriptors: deque[int] = deque()
         self._children: set[int] = set()
         self._grace = 0.0
-        self._problem: str | None = None
+        self._main_problem: str | None = None
         self._unstarted_records: Any = None
         self._selector = selectors.DefaultSelector()
         self._wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -170,7 +171,7 @@ class ForkServer:
         for number in _IGNORED:
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
-        call_when_orphaned(self._control.fileno(), self._end_childless)
+        call_when_orphaned(self._control.fileno(), self._exit_if_childless)
         self._selector.register(self._control, selectors.EVENT_READ)
         self._selector.register(awake, selectors.EVENT_READ)
         while True:
@@ -191,13 +192,13 @@ class ForkServer:
         for descriptor in descriptors:
             os.set_inheritable(descriptor, False)  # not for programs that a worker executes
         self._descriptors.extend(descriptors)
-        self._received += data
-        *lines, self._received = self._received.split(b"\n")
+        self._unparsed += data
+        *lines, self._unparsed = self._unparsed.split(b"\n")
         for line in lines:
-            self._take(json.loads(line))
+            self._handle_message(json.loads(line))
         return bool(data)
 
-    def _take(self, message: dict[str, Any]) -> None:
+    def _handle_message(self, message: dict[str, Any]) -> None:
         if "fork" in message:
             descriptors = [self._descriptors.popleft() for _ in range(message["descriptors"])]
             self._fork(message["fork"], message["parameters"], descriptors)
@@ -217,7 +218,7 @@ class ForkServer:
         preload([*PRELOAD, *message["preload"]], self._report_import)
         if message["main"] is not None:
             self._report_import(message["main"][1])
-            self._problem = run_main(*message["main"])
+            self._main_problem = run_main(*message["main"])
         self._report_import(None)
         self._observer = importlib.import_module("novasvc.workers.switchable_log").SwitchableObserver()
         # Made before the first fork, so that all workers share it: they find requests that a dead sibling never began.
@@ -229,7 +230,7 @@ class ForkServer:
 
     def _fork(self, key: int, parameters: dict[str, Any], descriptors: Sequence[int]) -> None:
         page = self._unstarted_records.free_page(self._children)
-        self._grace = max(self._grace, parameters["grace"] or UNSUPERVISED)
+        self._grace = max(self._grace, parameters["grace"] or UNSUPERVISED_GRACE)
         # Block signals until the child has its own handlers.
         signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
         try:
@@ -264,7 +265,7 @@ class ForkServer:
             from novasvc.workers.worker import run  # noqa: PLC0415 - preloaded by now
 
             unstarted_record = None if page is None else self._unstarted_records.join(page, os.getpid())
-            status = run(self._observer, {**parameters, "problem": self._problem}, descriptors, unstarted_record)
+            status = run(self._observer, {**parameters, "problem": self._main_problem}, descriptors, unstarted_record)
         except BaseException:  # noqa: BLE001 - the child must never return into the forkserver's code
             traceback.print_exc(file=sys.__stderr__)
         finally:
@@ -295,17 +296,17 @@ class ForkServer:
         with contextlib.suppress(OSError):  # the supervisor is gone; the next read notices
             self._control.sendall(json.dumps(message).encode() + b"\n")
 
-    def _end_childless(self) -> None:
+    def _exit_if_childless(self) -> None:
         """Exit without children when the supervisor is gone, even in the middle of an import."""
         if not self._children:
             os._exit(1)
 
     def _reap_orphans(self) -> None:
         """Reap orphaned workers until the grace is over, then kill those that remain."""
-        deadline = time.monotonic() + self._grace + _SLACK
+        deadline = time.monotonic() + self._grace + _ORPHAN_KILL_DELAY
         while self._children and time.monotonic() < deadline:
             self._reap()
-            time.sleep(_LOOK_INTERVAL)
+            time.sleep(_REAP_INTERVAL)
         for pid in self._children:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -66,8 +66,8 @@ class ForkserverClient:
     :param environment: for the forkserver and the workers.
     :param log_file: their standard output and standard error; None inherits ours.
     :param retry: backoff in seconds before a restart, after the nth early death in a row.
-    :param patience: seconds for the import of one module, and for the first answer.
-    :param lock: descriptor of the lock file for forkserver and workers to inherit, or None.
+    :param import_timeout: seconds for the import of one module, and for the first answer.
+    :param lock_fd: descriptor of the lock file for forkserver and workers to inherit, or None.
     """
 
     _reactor: Any
@@ -76,18 +76,18 @@ class ForkserverClient:
     _environment: Mapping[str, str]
     _log_file: LogFile | None = None
     _retry: RetryPolicy = attrs.field(factory=jittered_backoff)
-    _patience: float = 30.0
-    _lock: int | None = attrs.field(default=None, kw_only=True)
+    _import_timeout: float = 30.0
+    _lock_fd: int | None = attrs.field(default=None, kw_only=True)
     _pipe: Pipe | None = attrs.field(default=None, init=False)
     _protocol: "_Reaper | None" = attrs.field(default=None, init=False)
     _last_pid: int | None = attrs.field(default=None, init=False)
     _process: Any = attrs.field(default=None, init=False)
-    _numbers: "count[int]" = attrs.field(factory=count, init=False)
-    _requests: dict[int, _PendingFork] = attrs.field(factory=dict, init=False)
-    _ended: dict[int, Callable[[int | None], None]] = attrs.field(factory=dict, init=False)
+    _keys: "count[int]" = attrs.field(factory=count, init=False)
+    _pending_forks: dict[int, _PendingFork] = attrs.field(factory=dict, init=False)
+    _exit_callbacks: dict[int, Callable[[int | None], None]] = attrs.field(factory=dict, init=False)
     _early_exits: int = attrs.field(default=0, init=False)
     _importing: str | None = attrs.field(default=None, init=False)
-    _answered: bool = attrs.field(default=False, init=False)
+    _has_answered: bool = attrs.field(default=False, init=False)
     _timer: IDelayedCall | None = attrs.field(default=None, init=False)
     _closed: bool = attrs.field(default=False, init=False)
 
@@ -98,7 +98,7 @@ class ForkserverClient:
 
     def reports(self, pid: int) -> bool:
         """Return whether the exit of a worker will be reported: its forkserver lives."""
-        return pid in self._ended
+        return pid in self._exit_callbacks
 
     def start(self) -> None:
         """Start the forkserver, and send it the modules to import.
@@ -107,8 +107,8 @@ class ForkserverClient:
         """
         code = f"import sys; sys.path[:] = {sys.path!r}; from novasvc.workers.forkserver import main; main()"
         out, err = (1, 2) if self._log_file is None else (self._log_file.fileno(),) * 2
-        pipe = Pipe(self._receive, lambda: self._lost(pipe))
-        kept = {} if self._lock is None else {LOCK: self._lock}
+        pipe = Pipe(self._receive, lambda: self._pipe_lost(pipe))
+        kept = {} if self._lock_fd is None else {LOCK: self._lock_fd}
         ours, theirs = socket.socketpair()
         with ours, theirs, Path(os.devnull).open("rb") as nothing:
             protocol = _Reaper()
@@ -125,12 +125,12 @@ class ForkserverClient:
                 pipe.close()
                 raise
         self._pipe, self._protocol, self._process, self._last_pid = pipe, protocol, process, process.pid
-        self._importing, self._answered = None, False
+        self._importing, self._has_answered = None, False
         pipe.send({"preload": [*self._preload], "path": sys.path, "argv": sys.argv, "main": self._main})
-        for key in self._requests:
-            self._ask(key)
+        for key in self._pending_forks:
+            self._send_request(key)
 
-    def pass_on_log(self) -> None:
+    def send_log_file(self) -> None:
         """Send the forkserver the reopened log file, for its standard output and standard error."""
         if self._pipe is not None and self._log_file is not None:
             self._pipe.send({"log": 1}, (self._log_file.fileno(),))
@@ -155,10 +155,10 @@ class ForkserverClient:
         except OSError:
             request.close()
             raise
-        key = next(self._numbers)
-        self._requests[key] = request
+        key = next(self._keys)
+        self._pending_forks[key] = request
         if self._pipe is not None:
-            self._ask(key)
+            self._send_request(key)
         return request.answer
 
     def close(self) -> Deferred[None]:
@@ -170,14 +170,14 @@ class ForkserverClient:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        requests, self._requests = self._requests, {}
+        requests, self._pending_forks = self._pending_forks, {}
         for request in requests.values():
             request.close()
         if self._pipe is None or self._protocol is None:
             return succeed(None)
         self._pipe.send({"retire": True})
         self._pipe.close()
-        if not self._ended and self._process.pid is not None:
+        if not self._exit_callbacks and self._process.pid is not None:
             self._process.signalProcess("KILL")  # no child, and perhaps a long import
         process = self._process
 
@@ -187,73 +187,73 @@ class ForkserverClient:
 
         return self._protocol.ended.addTimeout(_EXIT_TIMEOUT, self._reactor, onTimeoutCancel=end)
 
-    def _ask(self, key: int) -> None:
+    def _send_request(self, key: int) -> None:
         assert self._pipe is not None
-        request = self._requests[key]
+        request = self._pending_forks[key]
         message = {"fork": key, "descriptors": len(request.descriptors), "parameters": dict(request.parameters)}
         self._pipe.send(message, tuple(request.descriptors))
         if self._timer is None:  # a later request must not extend the timeout
-            self._watch()
+            self._restart_answer_timer()
 
-    def _watch(self) -> None:
+    def _restart_answer_timer(self) -> None:
         """Restart the answer timeout, if an answer is due."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._requests and self._pipe is not None:
-            seconds = min(self._patience, _ANSWER_TIMEOUT) if self._answered else self._patience
-            self._timer = self._reactor.callLater(seconds, self._unresponsive, seconds)
+        if self._pending_forks and self._pipe is not None:
+            seconds = min(self._import_timeout, _ANSWER_TIMEOUT) if self._has_answered else self._import_timeout
+            self._timer = self._reactor.callLater(seconds, self._answer_timed_out, seconds)
 
-    def _unresponsive(self, seconds: float) -> None:
+    def _answer_timed_out(self, seconds: float) -> None:
         self._timer = None
         _log.error(
             "the forkserver (pid {pid}) did not answer for {s:g} s{doing}; replacing it",
             pid=self.pid,
             s=seconds,
-            doing=self._doing,
+            doing=self._import_note,
         )
         if self.pid is not None:  # it may just have exited
             os.kill(self.pid, signal.SIGKILL)
 
     @property
-    def _doing(self) -> str:
+    def _import_note(self) -> str:
         return "" if self._importing is None else f" while importing {self._importing}"
 
     def _receive(self, message: PipeMessage) -> None:
         if "importing" in message:
             self._importing = message["importing"]
-            self._watch()
+            self._restart_answer_timer()
             return
-        self._early_exits, self._answered = 0, True
+        self._early_exits, self._has_answered = 0, True
         if "ended" in message:
-            ended = self._ended.pop(message["ended"], None)
+            ended = self._exit_callbacks.pop(message["ended"], None)
             if ended is not None:
                 ended(message["status"])
             return
-        request = self._requests.pop(message["forked"] if "forked" in message else message["failed"])
+        request = self._pending_forks.pop(message["forked"] if "forked" in message else message["failed"])
         request.close()
-        self._watch()
+        self._restart_answer_timer()
         if "forked" in message:
-            self._ended[message["pid"]] = request.ended
+            self._exit_callbacks[message["pid"]] = request.ended
             request.answer.callback(message["pid"])
         else:
             request.answer.errback(ForkError(message["problem"]))
 
-    def _lost(self, pipe: Pipe) -> None:
+    def _pipe_lost(self, pipe: Pipe) -> None:
         if pipe is not self._pipe:
             return
         # The process object has no pid any more, if it was reaped first.
         pid, self._pipe, self._process = self._last_pid, None, None
         # Its workers live on; their exits are seen by their own pipes.
-        self._ended.clear()
+        self._exit_callbacks.clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         # A worker may have been forked all the same; it exits when it finds its pipe closed.
-        requests, self._requests = self._requests, {}
+        requests, self._pending_forks = self._pending_forks, {}
         for request in requests.values():
             request.close()
-            request.answer.errback(ForkError(f"the forkserver (pid {pid}) died{self._doing}"))
+            request.answer.errback(ForkError(f"the forkserver (pid {pid}) died{self._import_note}"))
         if self._closed:
             return
         self._early_exits += 1
@@ -262,7 +262,7 @@ class ForkserverClient:
         _log.error(
             "the forkserver (pid {pid}) died{doing}; starting another {when}",
             pid=pid,
-            doing=self._doing,
+            doing=self._import_note,
             when=when,
         )
         self._timer = self._reactor.callLater(pause, self._start_again)

@@ -24,7 +24,7 @@ _log = Logger()
 OPERATIONS_TIMEOUT = 0.5
 """Seconds for workers to report their running operations; a caller waits meanwhile, so it is short."""
 
-_LATER = 1.0
+_REPORT_SLACK = 1.0
 """Seconds of slack in which the slot itself reports a late worker, with its stacks."""
 
 
@@ -52,16 +52,16 @@ class WorkerGroup:
 
     :param size: the number of workers, > 0.
     :param template: for the workers that start from now on.
-    :param take_number: returns the lowest free worker number.
-    :param give_up: see :class:`novasvc.workers.slot.Slot`.
+    :param lowest_free_number: returns the lowest free worker number.
+    :param should_give_up: see :class:`novasvc.workers.slot.Slot`.
     :ivar proven: at least one worker has been ready.
     """
 
     size: int
     template: WorkerTemplate
     _reactor: Any
-    _take_number: Callable[[], int]
-    _give_up: Callable[[Slot, str], bool]
+    _lowest_free_number: Callable[[], int]
+    _should_give_up: Callable[[Slot, str], bool]
     slots: list[Slot] = attrs.field(factory=list, init=False)
     proven: bool = attrs.field(default=False, init=False)
     _others: list[Slot] = attrs.field(factory=list, init=False)
@@ -95,12 +95,12 @@ class WorkerGroup:
         self.size = self.throttle.workers = size
         begun = []
         while len(self.slots) < size:
-            slot = self._make(self._take_number())
+            slot = self._make_slot(self._lowest_free_number())
             self.slots.append(slot)
             begun.append(slot.reaches("ready", "ended").addCallback(self._note_ready))
             slot.start()
         while len(self.slots) > size:
-            self._leave(self.slots.pop())
+            self._begin_drain(self.slots.pop())
         return gatherResults(begun, consumeErrors=True).addCallback(lambda _: None)
 
     async def start_and_wait(self) -> None:
@@ -122,21 +122,21 @@ class WorkerGroup:
 
         :raises ReloadError: the new one did not become ready; the old one stays.
         """
-        new = self._make(slot.number)
+        new = self._make_slot(slot.number)
         self._others.append(new)
         new.start()
         try:
             await self._wait_until_ready(new)
         except (CancelledError, ReloadError):
-            self._leave(new)
+            self._begin_drain(new)
             raise
         self._others.remove(new)
         self.proven = True
         if slot in self.slots:
             self.slots[self.slots.index(slot)] = new
-            self._leave(slot)
+            self._begin_drain(slot)
         else:  # the group was resized meanwhile, and the slot is drained already
-            self._leave(new)
+            self._begin_drain(new)
 
     async def replace_all(self, template: WorkerTemplate) -> None:
         """Replace the workers of other templates, one after the other.
@@ -162,15 +162,15 @@ class WorkerGroup:
         drained = gatherResults([self._drain(slot) for slot in self], consumeErrors=True)
         return drained.addCallback(lambda _: None)
 
-    def hurry(self) -> None:
+    def interrupt(self) -> None:
         """Make all workers cancel their work and exit now."""
         for slot in self:
-            slot.hurry()
+            slot.interrupt()
 
-    def _make(self, number: int) -> Slot:
+    def _make_slot(self, number: int) -> Slot:
         template = self.template
 
-        def launch(listener: ProcessListener) -> WorkerProcess:
+        def make_process(listener: ProcessListener) -> WorkerProcess:
             server = template.server
             parameters = {**template.parameters, "number": number, "name": server.name, "server": server.data}
             return WorkerProcess(template.forkserver, self._reactor, parameters, template.sockets, listener)
@@ -180,11 +180,11 @@ class WorkerGroup:
             number,
             self.name,
             self._reactor,
-            launch,
+            make_process,
             policy,
             timeouts,
             self.throttle,
-            self._give_up,
+            self._should_give_up,
             self._answer_sibling_query,
         )
         self._templates[slot] = template
@@ -192,41 +192,43 @@ class WorkerGroup:
 
     def _answer_sibling_query(self, slot: Slot, message: PipeMessage) -> None:
         """Answer a draining worker that received a request of an operation that it does not know."""
-        telling = Deferred.fromCoroutine(self._state_of_siblings(slot, message["request_id"]))
+        answering = Deferred.fromCoroutine(self._state_of_siblings(slot, message["request_id"]))
 
-        def tell(answer: str) -> None:
+        def send(answer: str) -> None:
             if slot.process is not None:
                 slot.process.answer(message["key"], answer)
 
-        telling.addCallback(tell)
-        telling.addErrback(lambda failure: _log.failure("cannot tell {worker} about siblings", failure, worker=slot))
+        answering.addCallback(send)
+        answering.addErrback(
+            lambda failure: _log.failure("cannot answer {worker} about siblings", failure, worker=slot)
+        )
 
     async def _state_of_siblings(self, slot: Slot, request_id: str) -> str:
         """Return whether a sibling can take the operation's request; see :mod:`novasvc.rpc.admission`."""
         others = [other for other in self if other is not slot and other.process is not None]
         if any(other.state == "ready" for other in others):
             return READY
-        asking = [
-            other.process.ask("operations", OPERATIONS_TIMEOUT)
+        queries = [
+            other.process.query("operations", OPERATIONS_TIMEOUT)
             for other in others
             if other.process is not None and other.state == "draining"
         ]
-        answers = await gatherResults(asking, consumeErrors=True)
+        answers = await gatherResults(queries, consumeErrors=True)
         # A worker of another version may not know this query: accept only a list.
         known = any(isinstance(operations, list) and request_id in operations for operations in answers)
         return UNDER_WAY if request_id and known else NOBODY
 
-    def _leave(self, slot: Slot) -> None:
+    def _begin_drain(self, slot: Slot) -> None:
         if slot not in self._others:
             self._others.append(slot)
         self._drain(slot)
 
     def _drain(self, slot: Slot) -> Deferred[None]:
-        def gone(_: str) -> None:
+        def remove(_: str) -> None:
             if slot in self._others:
                 self._others.remove(slot)
 
-        return slot.drain().addCallback(gone)
+        return slot.drain().addCallback(remove)
 
     def _note_ready(self, state: str) -> None:
         self.proven = self.proven or state == "ready"
@@ -236,7 +238,7 @@ class WorkerGroup:
         reached = slot.reaches("ready", "backing off", "failed", "ended")
         if slot.timeouts.start:
             # Later than the slot's own timeout, which aborts a hanging worker and logs its stacks.
-            reached.addTimeout(slot.timeouts.start + ABORT_TIMEOUT + _LATER, self._reactor)
+            reached.addTimeout(slot.timeouts.start + ABORT_TIMEOUT + _REPORT_SLACK, self._reactor)
         problem = ""
         try:
             state = await reached

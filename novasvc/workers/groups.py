@@ -1,4 +1,4 @@
-"""The workers of all servers, and the forkservers that fork them: started, replaced by a reload, drained."""
+"""Start, reload and drain the workers of all servers, and run their forkservers."""
 
 import os
 import sys
@@ -23,23 +23,23 @@ _log = Logger()
 
 
 class WorkerGroups:
-    """One group for each server, and those of former servers that still drain.
+    """One group per server, plus groups of removed servers until they are drained.
 
     :param reactor: provides IReactorProcess, IReactorSocket and IReactorTime.
     :param log_file: path of the workers' log; "" is standard output.
-    :param give_up: see :class:`novasvc.workers.slot.Slot`.
-    :ivar lock: descriptor of the lock file that workers inherit, or None; see
+    :param should_give_up: see :class:`novasvc.workers.slot.Slot`.
+    :ivar lock_fd: descriptor of the lock file that workers inherit, or None; see
         :class:`novasvc.workers.control.path_lock.PathLock`.
     """
 
-    def __init__(self, reactor: Any, log_file: str, give_up: Callable[[Slot, str], bool]) -> None:
-        self.lock: int | None = None
+    def __init__(self, reactor: Any, log_file: str, should_give_up: Callable[[Slot, str], bool]) -> None:
+        self.lock_fd: int | None = None
         self._reactor = reactor
         self._log_path = os.path.abspath(log_file) if log_file else ""  # noqa: PTH100 - links are kept: the name is reopened
         self._log_file = LogFile(log_file) if log_file else None
-        self._give_up = give_up
+        self._should_give_up = should_give_up
         self._groups: list[WorkerGroup] = []
-        self._leaving: list[WorkerGroup] = []
+        self._draining: list[WorkerGroup] = []
         self._forkservers: list[ForkserverClient] = []
 
     def __iter__(self) -> Iterator[WorkerGroup]:
@@ -58,7 +58,7 @@ class WorkerGroups:
 
     @property
     def _all(self) -> list[WorkerGroup]:
-        return [*self._groups, *self._leaving]
+        return [*self._groups, *self._draining]
 
     # -- start and stop ------------------------------------------------------------------------
 
@@ -81,32 +81,32 @@ class WorkerGroups:
         slots = self.slots
         drained = DeferredList([group.drain() for group in self._all], consumeErrors=True)
         closed = drained.addCallback(lambda _: self._close())
-        return closed.addCallback(lambda _: any(slot.cut for slot in slots))
+        return closed.addCallback(lambda _: any(slot.interrupted for slot in slots))
 
-    def hurry(self) -> None:
+    def interrupt(self) -> None:
         """Make all workers cancel their work and exit now."""
         for group in self._all:
-            group.hurry()
+            group.interrupt()
 
     def check(self) -> None:
         """Check for blocked workers, and for a rotated log file. Called about once a second."""
         for slot in self.slots:
             slot.check()
         if self._log_file is not None and self._log_file.follow():
-            self._pass_on_log()
+            self._send_log_to_forkservers()
 
     def rotate_log(self) -> None:
-        """Reopen the log file, unless that has been done."""
+        """Rotate the log, unless another program has."""
         if self._log_file is not None and self._log_file.rotate():
-            self._pass_on_log()
+            self._send_log_to_forkservers()
 
-    def _pass_on_log(self) -> None:
+    def _send_log_to_forkservers(self) -> None:
         for forkserver in self._forkservers:
-            forkserver.pass_on_log()
+            forkserver.send_log_file()
 
     def _close(self) -> Deferred[None]:
         closed = DeferredList([forkserver.close() for forkserver in self._forkservers], consumeErrors=True)
-        self._forkservers, self._groups, self._leaving = [], [], []
+        self._forkservers, self._groups, self._draining = [], [], []
         return closed.addCallback(lambda _: self._close_log())
 
     def _close_log(self) -> None:
@@ -117,7 +117,9 @@ class WorkerGroups:
     # -- templates -----------------------------------------------------------------------------
 
     def _make_group(self, wrapper: ServerWrapper, template: WorkerTemplate) -> WorkerGroup:
-        wrapper.group = WorkerGroup(wrapper.workers, template, self._reactor, self._take_number, self._give_up)
+        wrapper.group = WorkerGroup(
+            wrapper.workers, template, self._reactor, self._lowest_free_number, self._should_give_up
+        )
         return wrapper.group
 
     def _make_templates(
@@ -128,7 +130,9 @@ class WorkerGroups:
         modules = frozenset[str]().union(*(server.modules for server in servers)) - {"__main__", "builtins"}
         main = next((server.main for server in servers if server.main is not None), None)
         environment = {name: value for name, value in os.environ.items() if name not in CHILD_VARIABLES}
-        forkserver = ForkserverClient(self._reactor, sorted(modules), main, environment, self._log_file, lock=self.lock)
+        forkserver = ForkserverClient(
+            self._reactor, sorted(modules), main, environment, self._log_file, lock_fd=self.lock_fd
+        )
         forkserver.start()
         self._forkservers.append(forkserver)
         parameters = {
@@ -145,7 +149,7 @@ class WorkerGroups:
             WorkerTemplate(server, sockets[server.name], forkserver, policy, timeouts, parameters) for server in servers
         ]
 
-    def _take_number(self) -> int:
+    def _lowest_free_number(self) -> int:
         taken = {slot.number for slot in self.slots}
         return next(number for number in range(1, len(taken) + 2) if number not in taken)
 
@@ -182,8 +186,8 @@ class WorkerGroups:
             await self._roll_back(before.values(), replace=isinstance(error, ReloadError))
             self._retire(forkserver)
             raise
-        self._drop_all_but([group for _, group in after])
-        _take_over(after, configured)
+        self._drain_all_but([group for _, group in after])
+        _assign_groups(after, configured)
         for other in self._forkservers:
             if other is not forkserver:
                 self._retire(other)
@@ -194,7 +198,7 @@ class WorkerGroups:
         :param before: the groups and their templates.
         :param replace: replace workers of the failed template, too; False if the supervisor is shutting down.
         """
-        self._drop_all_but([group for group, _ in before])
+        self._drain_all_but([group for group, _ in before])
         for group, template in before:
             group.template = template
         for group, template in before if replace else ():
@@ -203,19 +207,19 @@ class WorkerGroups:
             except ReloadError as error:
                 _log.error("rolling back the workers of {name} failed: {error}", name=group.name, error=error)
 
-    def _drop_all_but(self, kept: Sequence[WorkerGroup]) -> None:
-        """Drain the workers of servers that the configuration no longer has."""
+    def _drain_all_but(self, kept: Sequence[WorkerGroup]) -> None:
+        """Drain every group that is not in `kept`."""
         for group in [group for group in self._groups if not any(group is each for each in kept)]:
             self._groups.remove(group)
-            self._leaving.append(group)
-            group.drain().addCallback(self._dropped, group)
+            self._draining.append(group)
+            group.drain().addCallback(self._group_drained, group)
 
-    def _dropped(self, _: None, group: WorkerGroup) -> None:
-        if group in self._leaving:
-            self._leaving.remove(group)
+    def _group_drained(self, _: None, group: WorkerGroup) -> None:
+        if group in self._draining:
+            self._draining.remove(group)
 
     def _retire(self, forkserver: ForkserverClient) -> None:
-        """Shut down a superseded forkserver when the last of its workers has exited."""
+        """Shut down a forkserver when its last worker has exited."""
         slots = [slot for group in self._all for slot in group.forked_by(forkserver)]
 
         def close(_: object) -> None:
@@ -226,7 +230,7 @@ class WorkerGroups:
         DeferredList([slot.reaches("ended") for slot in slots], consumeErrors=True).addCallback(close)
 
 
-def _take_over(after: Sequence[tuple[ServerWrapper, WorkerGroup]], configured: Mapping[str, int]) -> None:
+def _assign_groups(after: Sequence[tuple[ServerWrapper, WorkerGroup]], configured: Mapping[str, int]) -> None:
     """Give the new wrappers of servers their groups, and resize those whose configured number changed."""
     for wrapper, group in after:
         if wrapper.group is None:

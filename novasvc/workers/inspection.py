@@ -17,10 +17,10 @@ METRICS_TIMEOUT = 1.0
 HEALTH_TIMEOUT = 3.0
 """Seconds for workers to check their health; each dependency gets two of them."""
 
-_SILENCE = 3.0
-"""A worker whose reactor is blocked for longer than this many seconds is not asked: it hangs, or is stopped."""
+_MAX_HEARTBEAT_AGE = 3.0
+"""A worker whose reactor is blocked for longer than this many seconds is not queried: it hangs, or is stopped."""
 
-_OURS = "supervisor"
+_SUPERVISOR = "supervisor"
 """Value of the label "worker" for the supervisor's own metrics."""
 
 Row = dict[str, Any]
@@ -36,7 +36,7 @@ async def collect_metrics(slots: Iterable[Slot]) -> list[Document]:
     :return: one document per metric name.
     """
     current = _current_slots(slots)
-    answers = await _ask(current, "figures", METRICS_TIMEOUT)
+    answers = await _query_all(current, "metrics", METRICS_TIMEOUT)
     metrics.workers.clear()
     metrics.worker_up.clear()
     metrics.worker_memory.clear()
@@ -46,7 +46,7 @@ async def collect_metrics(slots: Iterable[Slot]) -> list[Document]:
         if slot.process is not None and (memory := slot.process.memory) is not None:
             metrics.worker_memory.at(slot.name, str(slot.number)).value = memory
     merged: dict[str, Document] = {}
-    _merge(merged, metrics.documents(), _OURS)
+    _merge(merged, metrics.documents(), _SUPERVISOR)
     for slot, answer in zip(current, answers, strict=True):
         _merge(merged, answer or (), str(slot.number))
     return list(merged.values())
@@ -59,7 +59,7 @@ async def collect_health(slots: Iterable[Slot]) -> list[Row]:
         novasvc.node.health.Check}], or None if it does not answer.
     """
     current = _current_slots(slots)
-    answers = await _ask(current, "health", HEALTH_TIMEOUT)
+    answers = await _query_all(current, "health", HEALTH_TIMEOUT)
     return [{**_row(slot), "services": answer} for slot, answer in zip(current, answers, strict=True)]
 
 
@@ -106,17 +106,16 @@ def _current_slots(slots: Iterable[Slot]) -> list[Slot]:
     return list(current.values())
 
 
-async def _ask(slots: Sequence[Slot], what: str, patience: float) -> list[Any]:
-    asking = [_asked(slot.process, what, patience) for slot in slots]
-    return await gatherResults(asking, consumeErrors=True)
+def _query_all(slots: Sequence[Slot], name: str, timeout: float) -> Deferred[list[Any]]:
+    return gatherResults([_query(slot.process, name, timeout) for slot in slots], consumeErrors=True)
 
 
-def _asked(process: WorkerProcess | None, what: str, patience: float) -> Deferred[Any]:
+def _query(process: WorkerProcess | None, name: str, timeout: float) -> Deferred[Any]:
     answer: Deferred[Any] = Deferred()
-    if process is None or process.stalled > _SILENCE:
+    if process is None or process.heartbeat_age > _MAX_HEARTBEAT_AGE:
         answer.callback(None)
         return answer
-    return process.ask(what, patience)
+    return process.query(name, timeout)
 
 
 def _merge(merged: dict[str, Document], documents: Iterable[Document], worker: str) -> None:

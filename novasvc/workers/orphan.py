@@ -14,7 +14,7 @@ import signal
 from collections.abc import Callable
 
 
-def call_when_orphaned(descriptor: int, act: Callable[[], object]) -> None:
+def call_when_orphaned(descriptor: int, on_close: Callable[[], object]) -> None:
     """Call a function, in a SIGIO handler, when the other end is closed; possibly several times.
 
     Use it once per process, in the main thread.
@@ -23,24 +23,24 @@ def call_when_orphaned(descriptor: int, act: Callable[[], object]) -> None:
     """
     poll = select.poll()
     poll.register(descriptor, 0)  # POLLHUP is always reported
-    looking = again = False
+    is_polling = poll_again = False
 
-    def look(_number: int, _frame: object) -> None:
+    def handle_sigio(_number: int, _frame: object) -> None:
         # A signal can interrupt this handler, and poll objects are not re-entrant.
-        nonlocal looking, again
-        again = True
-        if looking:
+        nonlocal is_polling, poll_again
+        poll_again = True
+        if is_polling:
             return
-        looking = True
+        is_polling = True
         try:
-            while again:
-                again = False
+            while poll_again:
+                poll_again = False
                 if poll.poll(0):
-                    act()
+                    on_close()
         finally:
-            looking = False
+            is_polling = False
 
-    signal.signal(signal.SIGIO, look)
+    signal.signal(signal.SIGIO, handle_sigio)
     fcntl.fcntl(descriptor, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_ASYNC)
     signal.raise_signal(signal.SIGIO)  # the peer may have closed before the handler was set

@@ -14,7 +14,7 @@ _log = Logger()
 
 PipeMessage = dict[str, Any]
 
-LONGEST = 1 << 20
+MAX_MESSAGE_LENGTH = 1 << 20
 """Bytes per line; a longer line closes the pipe, so senders must bound their messages."""
 
 
@@ -26,7 +26,7 @@ class Pipe(LineOnlyReceiver):
     """
 
     delimiter = b"\n"
-    MAX_LENGTH = LONGEST
+    MAX_LENGTH = MAX_MESSAGE_LENGTH
 
     def __init__(self, receive: Callable[[PipeMessage], None], lost: Callable[[], None]) -> None:
         self._receive = receive

@@ -10,17 +10,17 @@ from twisted.logger import Logger
 
 from novasvc.interfaces import IHealthy, IInspectable
 from novasvc.telemetry.instruments import Document
-from novasvc.workers.pipe import LONGEST
+from novasvc.workers.pipe import MAX_MESSAGE_LENGTH
 
 _log = Logger()
 
-_MOST_OPERATIONS = 10_000
+_MAX_OPERATIONS = 10_000
 """Request ids of running operations in one report."""
 
-_MOST_CALLS = 200
+_MAX_CALLS = 200
 """Running calls in one report."""
 
-_LONGEST_TEXT = 200
+_MAX_TEXT_LENGTH = 200
 """Characters of each text that a caller chooses, such as a request id."""
 
 _ENVELOPE = 16 * 1024
@@ -40,24 +40,24 @@ def count_calls(server: IService | None) -> int:
 def running_calls(server: IService | None) -> list[dict[str, Any]]:
     """Return the calls under way; see :meth:`novasvc.interfaces.IInspectable.running_calls`."""
     calls = [call for part in _inspectable(server) for call in part.running_calls()]
-    return [{name: truncated(value) for name, value in call.items()} for call in calls[:_MOST_CALLS]]
+    return [{name: truncated(value) for name, value in call.items()} for call in calls[:_MAX_CALLS]]
 
 
 def operations(server: IService | None) -> list[str]:
     """Return the request ids of the operations under way."""
     known = {request_id for part in _inspectable(server) for request_id in part.operations_under_way()}
-    return [truncated(request_id) for request_id in known][:_MOST_OPERATIONS]
+    return [truncated(request_id) for request_id in known][:_MAX_OPERATIONS]
 
 
 def truncated(value: Any) -> Any:
     """Truncate a value that callers choose, such as a request id."""
-    return value if value is None or isinstance(value, int | float) else str(value)[:_LONGEST_TEXT]
+    return value if value is None or isinstance(value, int | float) else str(value)[:_MAX_TEXT_LENGTH]
 
 
-def fitting(documents: list[Document]) -> list[Document]:
+def fit_message(documents: list[Document]) -> list[Document]:
     """Return the metrics that fit into one message; drop the largest ones if they do not."""
     sizes = {document["name"]: len(json.dumps(document)) for document in documents}
-    while sum(sizes.values()) > LONGEST - _ENVELOPE:
+    while sum(sizes.values()) > MAX_MESSAGE_LENGTH - _ENVELOPE:
         largest = max(sizes, key=lambda name: sizes[name])
         _log.error("dropping metric {name}: the report is too large for one message", name=largest)
         del sizes[largest]

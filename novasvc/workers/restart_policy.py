@@ -7,10 +7,10 @@ import attrs
 from novasvc.config import Settings
 from novasvc.reactor.backoff import RetryPolicy, jittered_backoff
 
-_REMEMBERED = 1000
+_MAX_FORK_TIMES = 1000
 """Fork times that are kept."""
 
-STABLE = 1.0
+STARTED_AFTER = 1.0
 """A worker that was ready for this many seconds counts as started; an earlier exit is an early exit."""
 
 
@@ -43,12 +43,12 @@ class History:
 
     policy: RestartPolicy
     exhausted: bool = attrs.field(default=False, init=False)
-    _young: int = attrs.field(default=0, init=False)
-    _too_many: int = attrs.field(default=0, init=False)
-    _deaths: deque[float] = attrs.field(factory=deque, init=False)
-    _lives: deque[float] = attrs.field(factory=deque, init=False)
+    _early_exits: int = attrs.field(default=0, init=False)
+    _exits_over_budget: int = attrs.field(default=0, init=False)
+    _early_exit_times: deque[float] = attrs.field(factory=deque, init=False)
+    _exit_times: deque[float] = attrs.field(factory=deque, init=False)
 
-    def died(self, now: float, lived: float | None, *, killed: bool = False) -> float:
+    def record_exit(self, now: float, lived: float | None, *, killed: bool = False) -> float:
         """Record an exit.
 
         :param now: clock time in seconds.
@@ -57,20 +57,20 @@ class History:
         :return: seconds to wait before the restart: 0 for a worker that had started, and for the first early exit.
             A started worker that exits by itself more often than the budget allows is delayed with backoff, too.
         """
-        if lived is not None and lived >= STABLE:
-            self._young, self.exhausted = 0, False
+        if lived is not None and lived >= STARTED_AFTER:
+            self._early_exits, self.exhausted = 0, False
             if killed:
                 return 0.0
-            _keep(self._lives, now, self.policy)
-            self._too_many = self._too_many + 1 if len(self._lives) > self.policy.budget else 0
-            return self.policy.retry(self._too_many) if self._too_many else 0.0
-        self._young += 1
-        _keep(self._deaths, now, self.policy)
-        self.exhausted = len(self._deaths) >= self.policy.budget
-        return 0.0 if self._young == 1 else self.policy.retry(self._young - 1)
+            _append_recent(self._exit_times, now, self.policy)
+            self._exits_over_budget = self._exits_over_budget + 1 if len(self._exit_times) > self.policy.budget else 0
+            return self.policy.retry(self._exits_over_budget) if self._exits_over_budget else 0.0
+        self._early_exits += 1
+        _append_recent(self._early_exit_times, now, self.policy)
+        self.exhausted = len(self._early_exit_times) >= self.policy.budget
+        return 0.0 if self._early_exits == 1 else self.policy.retry(self._early_exits - 1)
 
 
-def _keep(times: "deque[float]", now: float, policy: RestartPolicy) -> None:
+def _append_recent(times: "deque[float]", now: float, policy: RestartPolicy) -> None:
     """Append a time, and drop those outside the window; one more than the budget is enough to know."""
     times.append(now)
     while len(times) > policy.budget + 1 or now - times[0] > policy.window:
@@ -89,17 +89,17 @@ class Throttle:
     """
 
     workers: int
-    times: deque[float] = attrs.field(factory=lambda: deque(maxlen=_REMEMBERED), init=False)
-    _after_deaths: deque[float] = attrs.field(factory=deque, init=False)
+    times: deque[float] = attrs.field(factory=lambda: deque(maxlen=_MAX_FORK_TIMES), init=False)
+    _restart_times: deque[float] = attrs.field(factory=deque, init=False)
 
     def wait(self, now: float) -> float:
         """Return the seconds until the next restart is allowed; 0 is now."""
-        while self._after_deaths and now - self._after_deaths[0] >= self.workers:
-            self._after_deaths.popleft()
-        return 0.0 if len(self._after_deaths) < self.workers else self._after_deaths[0] + self.workers - now
+        while self._restart_times and now - self._restart_times[0] >= self.workers:
+            self._restart_times.popleft()
+        return 0.0 if len(self._restart_times) < self.workers else self._restart_times[0] + self.workers - now
 
-    def forked(self, now: float, *, after_death: bool) -> None:
+    def forked(self, now: float, *, is_restart: bool) -> None:
         """Record a fork."""
         self.times.append(now)
-        if after_death:
-            self._after_deaths.append(now)
+        if is_restart:
+            self._restart_times.append(now)

@@ -74,14 +74,14 @@ def open_sockets(wrappers: Sequence[ServerWrapper], held: Sockets) -> Sockets:
             shares = IPreforkable.providedBy(wrapper.server)
             opened[wrapper.name] = [*wrapper.server.open_sockets(held.get(wrapper.name, ()))] if shares else []
     except BaseException:
-        close_sockets(opened, but=held)
+        close_sockets(opened, keep=held)
         raise
     return opened
 
 
-def close_sockets(sockets: Sockets, *, but: Sockets) -> None:
-    """Close sockets, except those that are also in ``but``."""
-    kept = {id(shared) for these in but.values() for shared in these}
+def close_sockets(sockets: Sockets, *, keep: Sockets) -> None:
+    """Close sockets, except those that are also in ``keep``."""
+    kept = {id(shared) for these in keep.values() for shared in these}
     for shared in (shared for these in sockets.values() for shared in these):
         if id(shared) not in kept:
             shared.close()

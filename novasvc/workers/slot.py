@@ -18,9 +18,9 @@ from novasvc.reactor.machine import build_machine
 from novasvc.telemetry import metrics
 from novasvc.telemetry.flight import format_events
 from novasvc.telemetry.logs import pluralize
-from novasvc.workers.exit_status import ABANDONED, FORCED, Exit
+from novasvc.workers.exit_status import ABANDON_DELAY, KILL_DELAY, Exit
 from novasvc.workers.pipe import PipeMessage
-from novasvc.workers.process import Launch, WorkerProcess
+from novasvc.workers.process import ProcessFactory, WorkerProcess
 from novasvc.workers.restart_policy import History, RestartPolicy, Throttle
 
 _log = Logger()
@@ -28,7 +28,7 @@ _log = Logger()
 ABORT_TIMEOUT = 2.0
 """Seconds between SIGABRT, at which a process writes its stacks, and SIGKILL."""
 
-HURRY_TIMEOUT = 2.0
+INTERRUPT_TIMEOUT = 2.0
 """Seconds that a worker has to cancel its work when it must stop now; then comes SIGKILL."""
 
 EXHAUSTED_PAUSE = 30.0
@@ -63,7 +63,7 @@ class SlotInput(Protocol):
     def ready(self) -> None:
         """Note that the process is ready."""
 
-    def ended(self, how: str) -> None:
+    def ended(self, outcome: str) -> None:
         """Note that the process exited, or could not be forked."""
 
     def stalled(self, seconds: float) -> None:
@@ -84,7 +84,7 @@ class SlotInput(Protocol):
     def leave(self) -> None:
         """Note that the process has begun to drain, though this slot did not ask for it."""
 
-    def hurry(self) -> None:
+    def interrupt(self) -> None:
         """Stop the draining process now."""
 
 
@@ -96,33 +96,33 @@ class Slot:
 
     :param number: stable: a replacement worker has the same number.
     :param name: the server's name.
-    :param launch: forks a process; called for each start.
-    :param give_up: called with a problem that no worker can survive, or with "" when the restart budget is
+    :param make_process: forks a process; called for each start.
+    :param should_give_up: called with a problem that no worker can survive, or with "" when the restart budget is
         exhausted; returns whether to stop restarting.
-    :param tell_of_siblings: answers a worker's query about the other workers of its server.
-    :ivar cut: the last process did not finish its drain: it was interrupted or killed.
+    :param answer_sibling_query: answers a worker's query about the other workers of its server.
+    :ivar interrupted: the last process did not finish its drain: it was interrupted or killed.
     """
 
     number: int
     name: str
     _clock: Any
-    _launch: Launch
+    _make_process: ProcessFactory
     _policy: RestartPolicy
     timeouts: WorkerTimeouts
     _throttle: Throttle
-    _give_up: Callable[["Slot", str], bool]
+    _should_give_up: Callable[["Slot", str], bool]
     _answer_sibling_query: Callable[["Slot", PipeMessage], object] = lambda _slot, _message: None
     since: float = attrs.field(factory=time.time, init=False)
     restarts: int = attrs.field(default=0, init=False)
     trouble: str | None = attrs.field(default=None, init=False)
-    cut: bool = attrs.field(default=False, init=False)
+    interrupted: bool = attrs.field(default=False, init=False)
     process: WorkerProcess | None = attrs.field(default=None, init=False)
-    _final: str = attrs.field(default="", init=False)
+    _fatal_problem: str = attrs.field(default="", init=False)
     _exit_summary: str = attrs.field(default="", init=False)
     _entered_at: float = attrs.field(default=0.0, init=False)
     _ready_at: float | None = attrs.field(default=None, init=False)
     _aborted: bool = attrs.field(default=False, init=False)
-    _hurried: bool = attrs.field(default=False, init=False)
+    _interrupt_sent: bool = attrs.field(default=False, init=False)
     _killed: bool = attrs.field(default=False, init=False)
     _failed: bool = attrs.field(default=False, init=False)
     _exit_signal: int | None = attrs.field(default=None, init=False)
@@ -162,18 +162,18 @@ class Slot:
         self._machine.drain()
         return self.reaches("ended")
 
-    def hurry(self) -> None:
+    def interrupt(self) -> None:
         """Drain, and cancel running work now."""
         self._machine.drain()
-        self._machine.hurry()
+        self._machine.interrupt()
 
     def check(self) -> None:
         """Check that the worker's reactor is not blocked. Called about once a second."""
         if self.process is None or not self.timeouts.watchdog:
             return
-        stalled = self.process.stalled
-        if stalled > self.timeouts.watchdog:
-            self._machine.stalled(stalled)
+        age = self.process.heartbeat_age
+        if age > self.timeouts.watchdog:
+            self._machine.stalled(age)
 
     def reaches(self, *states: str) -> Deferred[str]:
         """Wait for any of these states; fires with its name, immediately if the slot is in it."""
@@ -201,12 +201,12 @@ class Slot:
                 self._machine.ready()
             case {"is": "failed", "problem": problem, "final": final}:
                 self.trouble, self._failed = problem, True
-                self._final = problem if final else ""
-            case {"is": "waiting", "for": leg} if self.state == "starting":
-                self.trouble = None if leg is None else f"waiting for the {leg}"
+                self._fatal_problem = problem if final else ""
+            case {"is": "waiting", "for": dependency} if self.state == "starting":
+                self.trouble = None if dependency is None else f"waiting for the {dependency}"
                 # An outage is not the worker's fault: restart the start timeout when it is over.
-                self.arm(self.timeouts.start if leg is None else 0)
-            case {"is": "asking", "key": _, "request_id": _}:
+                self.arm(self.timeouts.start if dependency is None else 0)
+            case {"is": "query", "key": _, "request_id": _}:
                 self._answer_sibling_query(self, message)
             case {"is": "draining", "calls": calls}:
                 self._machine.leave()
@@ -216,29 +216,29 @@ class Slot:
                 if not self._failed:
                     self.trouble = under_way
 
-    def ended(self, how: Exit) -> None:
+    def ended(self, exit_: Exit) -> None:
         """Handle the exit of the process."""
-        self._exit_signal = how.signal
-        crashed = how.signal not in {None, SIGTERM, SIGKILL} or self.state == "hung"
-        killed_externally = how.signal == SIGKILL and self.state in {
+        self._exit_signal = exit_.signal
+        crashed = exit_.signal not in {None, SIGTERM, SIGKILL} or self.state == "hung"
+        killed_externally = exit_.signal == SIGKILL and self.state in {
             "starting",
             "ready",
         }  # by the kernel for want of memory, say
         assert self.process is not None
         if crashed or killed_externally:
-            self._log_post_mortem(how, self.process.stacks or "none were written" if crashed else "")
-        self._machine.ended(str(how))
+            self._log_post_mortem(exit_, self.process.stacks or "none were written" if crashed else "")
+        self._machine.ended(str(exit_))
 
-    def _log_post_mortem(self, how: Exit, stacks: str) -> None:
+    def _log_post_mortem(self, exit_: Exit, stacks: str) -> None:
         """Log the stacks and last events of a dead process.
 
         :param stacks: "" if it was killed before it could write them.
         """
         assert self.process is not None
         _log.error(
-            "{worker} {how}; {stacks}last events:\n{events}",
+            "{worker} {exit}; {stacks}last events:\n{events}",
             worker=self,
-            how=how,
+            exit=exit_,
             stacks=f"stacks:\n{stacks}\n" if stacks else "",
             events=format_events(self.process.last_events(_LAST_EVENTS)) or "none",
         )
@@ -248,12 +248,12 @@ class Slot:
     def start_process(self) -> None:
         """Fork a process."""
         self.enter()
-        self._throttle.forked(self._clock.seconds(), after_death=self.restarts > 0)
-        self._ready_at, self._final, self.trouble = None, "", None
-        self._aborted = self._hurried = self._killed = self._failed = False
+        self._throttle.forked(self._clock.seconds(), is_restart=self.restarts > 0)
+        self._ready_at, self._fatal_problem, self.trouble = None, "", None
+        self._aborted = self._interrupt_sent = self._killed = self._failed = False
         self.arm(self.timeouts.start)
         try:
-            self.process = self._launch(self)
+            self.process = self._make_process(self)
         except OSError as error:  # out of descriptors, most likely
             self.fork_failed(str(error.strerror))
 
@@ -292,7 +292,7 @@ class Slot:
     def drain_unready(self) -> None:
         """Drain a process that is not ready, and so serves nobody yet: nothing to finish."""
         self.begin_drain()
-        self.hurry_drain()
+        self.interrupt_drain()
 
     def drain_hung(self) -> None:
         """Kill a hung process instead of draining it."""
@@ -304,24 +304,24 @@ class Slot:
         self.enter()
         self.arm(self.timeouts.drain)
 
-    def hurry_drain(self) -> None:
+    def interrupt_drain(self) -> None:
         """Tell the process to cancel its work and exit; SIGKILL follows."""
-        self._hurry_process(HURRY_TIMEOUT / 2)
-        if self._timer is None or self._timer.getTime() > self._clock.seconds() + HURRY_TIMEOUT:
-            self.arm(HURRY_TIMEOUT)
+        self._interrupt_process(INTERRUPT_TIMEOUT / 2)
+        if self._timer is None or self._timer.getTime() > self._clock.seconds() + INTERRUPT_TIMEOUT:
+            self.arm(INTERRUPT_TIMEOUT)
 
     def drain_timed_out(self) -> None:
         """Handle the drain timeout: cancel running work first, kill on the second expiry."""
-        if self._hurried:
+        if self._interrupt_sent:
             self._kill()
         else:
-            self._hurry_process(ABANDONED)
-            self.arm(FORCED)
+            self._interrupt_process(ABANDON_DELAY)
+            self.arm(KILL_DELAY)
 
-    def note_exit(self, how: str) -> None:
+    def note_exit(self, outcome: str) -> None:
         """Record how the process exited; that is the trouble, unless it reported one itself."""
-        self._exit_summary = f"{self} {how}" if self.trouble is None else f"{self} {how}: {self.trouble}"
-        self.trouble = self.trouble or f"it {how}"
+        self._exit_summary = f"{self} {outcome}" if self.trouble is None else f"{self} {outcome}: {self.trouble}"
+        self.trouble = self.trouble or f"it {outcome}"
         self.restarts += 1
         metrics.worker_restarts.at(self.name).value += 1
         self.process = None
@@ -333,9 +333,9 @@ class Slot:
         """Decide when to start the next process, or give up."""
         now = self._clock.seconds()
         lived = None if self._ready_at is None else now - self._ready_at
-        pause = self._history.died(now, lived, killed=self._exit_signal == SIGKILL)
-        if self._final or self._history.exhausted:
-            if self._give_up(self, self._final):
+        pause = self._history.record_exit(now, lived, killed=self._exit_signal == SIGKILL)
+        if self._fatal_problem or self._history.exhausted:
+            if self._should_give_up(self, self._fatal_problem):
                 self.log_last_exit()
                 self._machine.give_up()
                 return
@@ -352,14 +352,14 @@ class Slot:
         """Log the exit of a process that is not replaced."""
         _log.critical("{what}; giving up", what=self._exit_summary)
 
-    def note_drained(self, how: str) -> None:
+    def note_drained(self, outcome: str) -> None:
         """Record how a drained process exited, and close the slot."""
-        finished = self.process is None or self.process.finished or self._ready_at is None
-        self.cut = self._hurried and not finished
-        if self.cut and not self._killed:  # a kill has been logged already
-            _log.warn("{worker} was interrupted: it {how}; {lost}", worker=self, how=how, lost=_LOST)
+        finished = self.process is None or self.process.server_stopped or self._ready_at is None
+        self.interrupted = self._interrupt_sent and not finished
+        if self.interrupted and not self._killed:  # a kill has been logged already
+            _log.warn("{worker} was interrupted: it {outcome}; {lost}", worker=self, outcome=outcome, lost=_LOST)
         else:
-            _log.info("{worker} drained: it {how}", worker=self, how=how)
+            _log.info("{worker} drained: it {outcome}", worker=self, outcome=outcome)
         self.process = None
         self.enter()
 
@@ -406,15 +406,15 @@ class Slot:
         """Send SIGABRT, at which faulthandler writes the stacks; SIGKILL follows."""
         _log.error("{worker} hangs: {problem}; aborting it", worker=self, problem=problem)
         self.trouble = problem
-        self._aborted = self._hurried = True
+        self._aborted = self._interrupt_sent = True
         metrics.worker_hangs.at(self.name).value += 1
         self.signal(SIGABRT)
         self.arm(ABORT_TIMEOUT)
 
-    def _hurry_process(self, seconds: float) -> None:
-        self._hurried = True
+    def _interrupt_process(self, seconds: float) -> None:
+        self._interrupt_sent = True
         if self.process is not None:
-            self.process.hurry(seconds)
+            self.process.interrupt(seconds)
 
     def _kill(self) -> None:
         self._killed = True
@@ -450,7 +450,7 @@ _make_slot = build_machine(
         ("hung", _INPUT.drain, "draining", Slot.drain_hung),
         ("ready", _INPUT.leave, "leaving", Slot.note_drain),
         ("leaving", _INPUT.drain, "draining", None),  # only the replacement is cancelled
-        ("draining", _INPUT.hurry, "", Slot.hurry_drain),
+        ("draining", _INPUT.interrupt, "", Slot.interrupt_drain),
         ("draining | leaving", _INPUT.elapsed, "", Slot.drain_timed_out),
         ("draining | leaving", _INPUT.stalled, "", Slot.abort_blocked_drain),
         ("draining", _INPUT.ended, "ended", Slot.note_drained),
@@ -466,6 +466,6 @@ _make_slot = build_machine(
         ("ready | backing off | failed | ended", _INPUT.elapsed, "", None),
         ("draining | ended", _INPUT.drain, "", None),
         (_all_but("ready"), _INPUT.leave, "", None),
-        (_all_but("draining"), _INPUT.hurry, "", None),
+        (_all_but("draining"), _INPUT.interrupt, "", None),
     ),
 )

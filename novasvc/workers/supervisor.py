@@ -8,11 +8,12 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from novasvc.config import Configuration
-from novasvc.config.show import changes
 from novasvc.errors import NovasvcError
 from novasvc.interfaces import ISupervisor
+from novasvc.telemetry.configuration import log_changes
 from novasvc.telemetry.logs import pluralize
 from novasvc.workers.errors import DrainError, NoSuchWorkerError, ReloadError, ResizeError, WorkerFailedError
+from novasvc.workers.exit_status import problem_of
 from novasvc.workers.group import WorkerGroup
 from novasvc.workers.groups import WorkerGroups
 from novasvc.workers.inspection import Row, collect_dumps, collect_health, collect_metrics, worker_rows
@@ -55,7 +56,7 @@ class Supervisor:
     :param owner: is told of failures, requests to terminate, and reloads.
     :ivar configuration: the settings now.
     :ivar wrappers: the servers now.
-    :ivar cut: a worker did not finish the last drain: it was interrupted or killed.
+    :ivar interrupted: a worker did not finish the last drain: it was interrupted or killed.
     """
 
     def __init__(
@@ -70,11 +71,11 @@ class Supervisor:
         self.configuration = configuration
         self._reread = reread
         self._owner = owner
-        self._groups = WorkerGroups(reactor, log_file, self._give_up)
+        self._groups = WorkerGroups(reactor, log_file, self._should_give_up)
         self._sockets: Sockets = {}
         self.wrappers: Sequence[ServerWrapper] = ()
         self._reloading: Deferred[list[Row]] | None = None
-        self._started = self._ending = self.cut = False
+        self._started = self._draining = self.interrupted = False
 
     @property
     def slots(self) -> list[Slot]:
@@ -84,7 +85,7 @@ class Supervisor:
     @property
     def status(self) -> str:
         """A one-line status, for systemd."""
-        if self._ending:
+        if self._draining:
             return f"draining: {pluralize(len(self.slots), 'worker')} left"
         slots = [slot for group in self._groups for slot in group.slots]
         return f"{sum(slot.state == 'ready' for slot in slots)} of {len(slots)} workers are ready"
@@ -102,15 +103,15 @@ class Supervisor:
 
     # -- start and stop -------------------------------------------------------------------
 
-    def start(self, wrappers: Sequence[ServerWrapper], sockets: Sockets, lock: int | None = None) -> Deferred[None]:
+    def start(self, wrappers: Sequence[ServerWrapper], sockets: Sockets, lock_fd: int | None = None) -> Deferred[None]:
         """Start the workers.
 
         :param sockets: the listening sockets; the supervisor owns them from now on.
-        :param lock: descriptor of the lock file, which workers inherit: if this process is killed, they hold the lock
-            until the last of them exits. See :class:`novasvc.workers.control.path_lock.PathLock`.
+        :param lock_fd: descriptor of the lock file, which workers inherit: if this process is killed, they hold the
+            lock until the last of them exits. See :class:`novasvc.workers.control.path_lock.PathLock`.
         :return: Deferred, fired when each worker has been ready.
         """
-        self._groups.lock = lock
+        self._groups.lock_fd = lock_fd
         self.wrappers, self._sockets = list(wrappers), sockets
         return self._groups.start(wrappers, self.configuration.settings, sockets).addCallback(self._note_started)
 
@@ -122,33 +123,33 @@ class Supervisor:
 
         :return: Deferred, fired when all have exited.
         """
-        self._ending = True
+        self._draining = True
         if self._reloading is not None:
             self._reloading.cancel()
         drained = self._groups.drain()
         # Workers still accept what is in the backlog. With our copies closed, the last worker to exit closes the
         # address, so new clients are refused instead of waiting in a backlog that nobody serves.
-        close_sockets(self._sockets, but={})
+        close_sockets(self._sockets, keep={})
         return drained.addCallback(self._drained)
 
-    def _drained(self, cut: bool) -> None:  # noqa: FBT001 - the result of the drain
-        self.cut = cut
-        close_sockets(self._sockets, but={})
+    def _drained(self, interrupted: bool) -> None:  # noqa: FBT001 - the result of the drain
+        self.interrupted = interrupted
+        close_sockets(self._sockets, keep={})
         self._sockets = {}
 
-    def hurry(self) -> None:
+    def interrupt(self) -> None:
         """Make all workers cancel their work and exit now."""
-        self._groups.hurry()
+        self._groups.interrupt()
 
     def check(self) -> None:
         """Check for blocked workers, and for a rotated log file. Called about once a second."""
         self._groups.check()
 
     def rotate_log(self) -> None:
-        """Reopen the log file, unless that has been done."""
+        """Rotate the log, unless another program has."""
         self._groups.rotate_log()
 
-    def _give_up(self, slot: Slot, problem: str) -> bool:
+    def _should_give_up(self, slot: Slot, problem: str) -> bool:
         """Decide whether to stop restarting a worker.
 
         :param problem: a fatal problem of its configuration; "" if its restart budget is exhausted.
@@ -193,7 +194,7 @@ class Supervisor:
     def resize_all(self, more: int) -> None:
         """Add (or remove) workers of each server, within 1 and the maximum."""
         for group in self._groups:
-            if 1 <= group.size + more <= MAX_WORKERS and not self._ending:
+            if 1 <= group.size + more <= MAX_WORKERS and not self._draining:
                 self._resize(group, group.size + more)
             else:
                 _log.warn(
@@ -203,7 +204,7 @@ class Supervisor:
                 )
 
     def _resize(self, group: WorkerGroup, count: int) -> None:
-        if self._ending:
+        if self._draining:
             raise ResizeError(str(count), "the supervisor is shutting down")
         _log.info(
             "resizing {name} from {size} to {workers}",
@@ -218,7 +219,7 @@ class Supervisor:
         if number is None:
             self._reactor.callLater(0, self._owner.terminate)
             return succeed(None)
-        if self._ending:
+        if self._draining:
             raise DrainError(number, "the supervisor is shutting down, and this worker with it")
         for group in self._groups:
             for slot in group.slots:
@@ -246,7 +247,7 @@ class Supervisor:
     # -- reload --------------------------------------------------------------------------------
 
     async def _reload(self) -> list[Row]:
-        if self._ending:
+        if self._draining:
             raise ReloadError("the supervisor is shutting down")
         if self.is_starting:
             raise ReloadError("the first start has not finished; wait until all workers are ready")
@@ -260,7 +261,7 @@ class Supervisor:
             raise ReloadError("the supervisor is shutting down") from None
         finally:
             self._reloading = None
-            if not self._ending:
+            if not self._draining:
                 self._owner.reloading(under_way=False)
 
     async def _reload_all(self) -> list[Row]:
@@ -270,12 +271,10 @@ class Supervisor:
             check_names(wrappers or ())
             sockets = self._sockets if wrappers is None else open_sockets(wrappers, self._sockets)
         except (NovasvcError, SystemExit) as error:
-            raise ReloadError(str(error)) from error
+            raise ReloadError(problem_of(error)) from error
         if wrappers is not None and not wrappers:
             raise ReloadError("the configuration asks for no workers; restart to run everything in one process")
-        rows = changes(self.configuration, configuration)
-        for change in rows:
-            _log.info("reload: {setting} changed from {before} to {after}", **change)
+        rows = log_changes(self.configuration, configuration)
         before = self.configuration, self.wrappers, self._sockets
         configured = {wrapper.name: wrapper.configured for wrapper in self.wrappers}
         if wrappers is not None:
@@ -285,11 +284,11 @@ class Supervisor:
             await self._groups.replace(self.wrappers, configuration.settings, sockets, configured)
         except BaseException as error:
             self.configuration, self.wrappers, self._sockets = before
-            close_sockets(sockets, but=self._sockets)
+            close_sockets(sockets, keep=self._sockets)
             if isinstance(error, NovasvcError | OSError) and not isinstance(error, ReloadError):
                 raise ReloadError(str(error)) from error
             raise
-        close_sockets(before[2], but=self._sockets)
+        close_sockets(before[2], keep=self._sockets)
         _log.info("reloaded: all workers were replaced; the old ones are draining")
         return rows
 

@@ -25,7 +25,7 @@ CHILD_VARIABLES = frozenset(
 )
 """Variables meant for the process that systemd started; children must not inherit them."""
 
-_LONGEST = 1024
+_MAX_STATUS_LENGTH = 1024
 """Characters of a status, which ``systemctl status`` shows in one line."""
 
 
@@ -88,7 +88,7 @@ class SystemdNotifier:
 
 def _status(text: str) -> str:
     """Return the assignment in one line: systemd parses each line as an assignment."""
-    return "STATUS=" + " ".join(text.split())[:_LONGEST]
+    return "STATUS=" + " ".join(text.split())[:_MAX_STATUS_LENGTH]
 
 
 class Watchdog(service.Service):

@@ -34,7 +34,15 @@ from novasvc.workers import reports
 from novasvc.workers.current import CurrentWorker, set_current_worker
 from novasvc.workers.diagnostics import DUMP, DiagnosticsFile
 from novasvc.workers.errors import NotPreforkableError
-from novasvc.workers.exit_status import ABANDONED, FORCED, UNSUPERVISED, end_of, hurry, status_of
+from novasvc.workers.exit_status import (
+    ABANDON_DELAY,
+    KILL_DELAY,
+    UNSUPERVISED_GRACE,
+    end_of,
+    interrupt,
+    problem_of,
+    status_of,
+)
 from novasvc.workers.orphan import call_when_orphaned
 from novasvc.workers.pipe import Pipe, PipeMessage, adopt
 from novasvc.workers.specification import unpickle_server
@@ -52,7 +60,7 @@ _EXIT_TIMEOUT = 1.0
 _SIBLINGS_TIMEOUT = 1.0
 """Seconds for the supervisor to answer about siblings; it gives them half of that."""
 
-_LONGEST_PROBLEM = 16 * 1024
+_MAX_PROBLEM_LENGTH = 16 * 1024
 """Characters of a reported problem."""
 
 UNHANDLED = 2
@@ -119,18 +127,18 @@ class Worker:
         self._sockets = sockets
         self._server: IService | None = None
         self._last_report: PipeMessage = {}
-        self._keys = count()
-        self._questions: dict[int, Deferred[str]] = {}
-        self._ending = self._over = self._stopped = self._orphan = False
-        self._ready = self._hurried = False
-        self._ends_at = math.inf
+        self._query_keys = count()
+        self._pending_queries: dict[int, Deferred[str]] = {}
+        self._draining = self._done = self._reactor_stopped = self._is_orphan = False
+        self._ready = self._interrupted = False
+        self._forced_exit_at = math.inf
 
     # -- start ---------------------------------------------------------------------------------
 
     def begin(self) -> None:
         """Construct and start the server. Called when the reactor runs."""
         for number, handler in ((signal.SIGTERM, self.terminate), (signal.SIGUSR2, self.dump_to_log)):
-            signal.signal(number, partial(self._pass_on, handler))
+            signal.signal(number, partial(self._call_in_reactor, handler))
         # chain=True: faulthandler writes the stacks first, even while the reactor is blocked, then calls our handler.
         faulthandler.register(signal.SIGUSR2, self._diagnostics.descriptor, chain=True)
         StallWatch(self._diagnostics.recorder, self._reactor, interval=TICK).start()
@@ -139,9 +147,9 @@ class Worker:
         ticking.start(TICK).addErrback(
             lambda failure: _log.failure("no more status reports to the supervisor", failure)
         )
-        Deferred.fromCoroutine(self._start()).addErrback(self._failed)
+        Deferred.fromCoroutine(self._start()).addErrback(self._start_failed)
 
-    def _pass_on(self, handler: Callable[[], object], _number: int, _frame: object) -> None:
+    def _call_in_reactor(self, handler: Callable[[], object], _number: int, _frame: object) -> None:
         self._reactor.callFromThread(handler)
 
     async def _start(self) -> None:
@@ -162,13 +170,13 @@ class Worker:
 
     def _server_failed(self, failure: Failure) -> None:
         """Handle a server that failed while running."""
-        if not self._ending:
+        if not self._draining:
             self._report_failure(failure, "the server failed while running", final=False)
 
-    def _failed(self, failure: Failure) -> None:
-        if not self._ending:
+    def _start_failed(self, failure: Failure) -> None:
+        if not self._draining:
             self._report_failure(failure, "the server did not start", final=self._server is None)
-            self._end()
+            self._finish()
 
     def _report_failure(self, failure: Failure, what: str, *, final: bool) -> None:
         """Report a failure to the supervisor, and set the exit status.
@@ -179,7 +187,7 @@ class Worker:
         error = cast(BaseException, failure.value)
         known = isinstance(error, NovasvcError)
         if isinstance(error, SystemExit):
-            self.status, problem = status_of(error), f"it raised SystemExit({error.code!r})"
+            self.status, problem = status_of(error), problem_of(error)
         elif known:
             self.status, problem = 1, str(error)
         else:
@@ -190,10 +198,10 @@ class Worker:
     # -- reports -------------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        if self._over:
+        if self._done:
             return  # the last report must stay the last
         report: PipeMessage = {"is": "waiting", "for": reports.waited_for(self._server)}
-        if self._ending:
+        if self._draining:
             report = {"is": "draining", "calls": reports.count_calls(self._server)}
         if report != self._last_report:
             self._last_report = report
@@ -201,7 +209,7 @@ class Worker:
 
     def _send(self, message: PipeMessage) -> None:
         if "problem" in message:
-            message["problem"] = message["problem"][:_LONGEST_PROBLEM]
+            message["problem"] = message["problem"][:_MAX_PROBLEM_LENGTH]
         self.pipe.send(message)
 
     def receive(self, message: PipeMessage) -> None:
@@ -211,37 +219,43 @@ class Worker:
         or tells it to stop now.
         """
         match message:
-            case {"answer": key, "said": answer}:
-                question = self._questions.pop(key, None)
-                if question is not None:
-                    question.callback(answer)
-            case {"ask": key, "what": "operations"}:
-                self._send({"is": "asked", "key": key, "answer": reports.operations(self._server)})
-            case {"ask": key, "what": "figures"}:
-                self._send({"is": "asked", "key": key, "answer": reports.fitting(metrics.documents())})
-            case {"ask": key, "what": "health"}:
-                telling = Deferred.fromCoroutine(self._report_health(key))
-                telling.addErrback(lambda failure: _log.failure("cannot report the health of the services", failure))
-            case {"ask": key}:
-                self._send({"is": "asked", "key": key, "calls": reports.running_calls(self._server)})
-            case {"end": "at once", "seconds": seconds}:
+            case {"answer": key, "value": answer}:
+                query = self._pending_queries.pop(key, None)
+                if query is not None:
+                    query.callback(answer)
+            case {"query": key, "name": "health"}:
+                reporting = Deferred.fromCoroutine(self._report_health(key))
+                reporting.addErrback(lambda failure: _log.failure("cannot report the health of the services", failure))
+            case {"query": key, "name": "operations"}:
+                self._answer(key, reports.operations(self._server))
+            case {"query": key, "name": "metrics"}:
+                self._answer(key, reports.fit_message(metrics.documents()))
+            case {"query": key, "name": "calls"}:
+                self._answer(key, reports.running_calls(self._server))
+            case {"query": key}:  # of a supervisor of another version
+                self._answer(key, None)
+            case {"interrupt": seconds}:
                 self.terminate()
-                self._hurry(seconds)
+                self._interrupt(seconds)
 
     def ask_siblings(self, request_id: str) -> Deferred[str]:
         """Ask the supervisor whether a sibling can take an operation; see :data:`novasvc.rpc.admission.Siblings`."""
-        key = next(self._keys)
-        question = self._questions[key] = Deferred[str]()
-        self._send({"is": "asking", "key": key, "request_id": reports.truncated(request_id)})
+        key = next(self._query_keys)
+        query = self._pending_queries[key] = Deferred[str]()
+        self._send({"is": "query", "key": key, "request_id": reports.truncated(request_id)})
 
-        def unanswered(_: object, __: float) -> str:
-            self._questions.pop(key, None)
+        def timed_out(_: object, __: float) -> str:
+            self._pending_queries.pop(key, None)
             return NOBODY
 
-        return question.addTimeout(_SIBLINGS_TIMEOUT, self._reactor, unanswered)
+        return query.addTimeout(_SIBLINGS_TIMEOUT, self._reactor, timed_out)
 
     async def _report_health(self, key: int) -> None:
-        self._send({"is": "asked", "key": key, "answer": await reports.health_of(reports.parts(self._server))})
+        self._answer(key, await reports.health_of(reports.parts(self._server)))
+
+    def _answer(self, key: int, answer: Any) -> None:
+        """Answer a query of the supervisor; None if there is no answer."""
+        self._send({"is": "answer", "key": key, "answer": answer})
 
     def dump_to_log(self) -> None:
         """Log the stacks and last events, on SIGUSR2."""
@@ -251,7 +265,7 @@ class Worker:
 
     # -- stop -----------------------------------------------------------------------------------
     #
-    # Note [Only the supervisor hurries]
+    # Note [Only the supervisor interrupts]
     #
     # A worker may get SIGTERM several times: from its supervisor, from an operator, from a terminal or an init
     # system that signals the whole process group. Each only starts the drain. Only the supervisor may order an
@@ -266,20 +280,20 @@ class Worker:
     # see Note [One listener] in workers/control/path_lock.py.
 
     def terminate(self) -> None:
-        """Drain. See Note [Only the supervisor hurries]."""
-        if self._ending:
+        """Drain. See Note [Only the supervisor interrupts]."""
+        if self._draining:
             return
-        self._ending = True
+        self._draining = True
         self._tick()
         stopping = succeed(None) if self._server is None else maybeDeferred(self._server.stopService)
         stopping.addErrback(self._stop_failed)
-        stopping.addCallback(self._stopped_all)
+        stopping.addCallback(self._server_stopped)
 
-    def _stopped_all(self, _: object) -> None:
+    def _server_stopped(self, _: object) -> None:
         for part in reports.parts(self._server):
-            if IExitRequester.providedBy(part) and (leaving := IExitRequester(part).leaving) is not None:
-                self.status = self.status or status_of(leaving)
-        self._end()
+            if IExitRequester.providedBy(part) and (requested := IExitRequester(part).leaving) is not None:
+                self.status = self.status or status_of(requested)
+        self._finish()
 
     def _stop_failed(self, failure: Failure) -> None:
         if isinstance(failure.value, SystemExit):
@@ -289,69 +303,71 @@ class Worker:
 
     def orphaned(self) -> None:
         """Drain and exit, because the supervisor is gone. See Note [Workers without a supervisor]."""
-        if self._over:
-            self._stop()
+        if self._done:
+            self._stop_reactor()
             return
-        self.status, self._orphan = 1, True
+        self.status, self._is_orphan = 1, True
         if not self._ready:
             _log.error("supervisor gone before this worker was ready; exiting")
             self.terminate()
-            self._hurry(_EXIT_TIMEOUT)
+            self._interrupt(_EXIT_TIMEOUT)
             return
         grace = self._grace
         _log.error("supervisor gone: draining within {s:g} s, then exiting", s=grace)
-        if not self._hurried:
-            self._ends_at = math.inf  # the reactor works: replace the watchdog limit by the grace
-            self._end_within(grace + FORCED, self._exit)
-            self._reactor.callLater(grace, self._hurry, ABANDONED)
+        if not self._interrupted:
+            self._forced_exit_at = math.inf  # the reactor works: replace the watchdog limit by the grace
+            self._schedule_forced_exit(grace + KILL_DELAY, self._exit)
+            self._reactor.callLater(grace, self._interrupt, ABANDON_DELAY)
         self.terminate()
 
     @property
     def _grace(self) -> float:
-        return float(self._parameters["grace"] or UNSUPERVISED)
+        return float(self._parameters["grace"] or UNSUPERVISED_GRACE)
 
     def pipe_closed(self) -> None:
         """Limit the remaining lifetime; called by a signal handler when the pipe closes. See novasvc.workers.orphan."""
-        # After _end() the pipe was closed by us: exit handlers may take their time.
-        if not self._over and not self._orphan:
-            self._end_within(min(self._parameters["watchdog"] or self._grace, self._grace) + FORCED, signal.SIG_DFL)
+        # After _finish() the pipe was closed by us: exit handlers may take their time.
+        if not self._done and not self._is_orphan:
+            self._schedule_forced_exit(
+                min(self._parameters["watchdog"] or self._grace, self._grace) + KILL_DELAY, signal.SIG_DFL
+            )
 
-    def _end_within(self, seconds: float, handler: Any) -> None:
+    def _schedule_forced_exit(self, seconds: float, handler: Any) -> None:
         """Exit within some seconds, even if the reactor is blocked. An earlier limit stays.
 
         :param handler: for SIGALRM.
         """
-        ends_at = time.monotonic() + seconds
-        if ends_at < self._ends_at:
-            self._ends_at = ends_at
+        at = time.monotonic() + seconds
+        if at < self._forced_exit_at:
+            self._forced_exit_at = at
             signal.signal(signal.SIGALRM, handler)
             signal.setitimer(signal.ITIMER_REAL, seconds)
 
     def _exit(self, _number: int, _frame: object) -> None:
         os._exit(self.status or 1)
 
-    def _hurry(self, seconds: float) -> None:
-        self._hurried = True
+    def _interrupt(self, seconds: float) -> None:
+        self._interrupted = True
         if self._server is not None:
-            hurry(self._server)
+            interrupt(self._server)
         # By SIGALRM, not by the reactor: the work to cancel may be what blocks it.
-        self._end_within(seconds, self._exit)
+        self._schedule_forced_exit(seconds, self._exit)
 
-    def _end(self) -> None:
-        if self._over:
+    def _finish(self) -> None:
+        if self._done:
             return
-        self._ending = self._over = True
-        if self._orphan:
-            self._stop()
+        self._draining = self._done = True
+        if self._is_orphan:
+            self._stop_reactor()
             return
         # The last report must be written before the reactor stops: the close of the pipe stops it (see orphaned).
         self._send({"is": "done"})
         self.pipe.close()
-        self._reactor.callLater(_EXIT_TIMEOUT, self._stop)
+        self._reactor.callLater(_EXIT_TIMEOUT, self._stop_reactor)
 
-    def _stop(self) -> None:
-        if not self._stopped:
-            self._stopped = True
+    def _stop_reactor(self) -> None:
+        if not self._reactor_stopped:
+            self._reactor_stopped = True
             # A SIGTERM that came before our handler was installed has stopped it already.
             with contextlib.suppress(ReactorNotRunning):
                 self._reactor.stop()

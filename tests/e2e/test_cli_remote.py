@@ -237,8 +237,10 @@ class WithoutBrokerTests(TestCase):
         status, output = self.run_command("call", "stock", "count")
         self.assertEqual((status, "no service of this user runs on this host" in output), (1, True), output)
         stock = self.node("stock")
-        status, output = self.run_command("call", "till", "sell", "item=tea")
-        self.assertEqual((status, "no server for till" in output), (1, True), output)
+        for command in ("call", "cast"):
+            status, output = self.run_command(command, "till", "sell", "item=tea")
+            self.assertEqual((status, "no server for till" in output), (1, True), output)
+        self.assertEqual(self.run_command("cast", "--fanout", "till", "sell", "item=tea"), (0, ""))
         stock.popen.kill()
         stock.popen.wait()
         status, output = self.run_command("call", "stock", "count")

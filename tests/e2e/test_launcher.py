@@ -480,7 +480,9 @@ print("after", launcher.state, flush=True)
             NOVASVC_NONSENSE="1",
         )
         self.assertEqual(script.wait(), 0, script.output)
-        self.assertRegex(script.output, "logging with default settings: .* has an error: .*NOVASVC_NONSENSE")
+        self.assertRegex(
+            script.output, "invalid configuration; using default log settings: .* has an error: .*NOVASVC_NONSENSE"
+        )
         self.assertIn("after stopped", script.output)
         self.assertNotIn("Traceback", script.output)
 

@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from novasvc.interfaces import IStartable
-from novasvc.run.process import lift_limit
+from novasvc.run.process import cancel_forced_exit
 
 TAKEN = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
 
@@ -157,7 +157,7 @@ class SignalsTestCase(SynchronousTestCase):
     def setUp(self) -> None:
         for number in TAKEN:
             self.addCleanup(signal.signal, number, signal.getsignal(number))
-        self.addCleanup(lift_limit)
+        self.addCleanup(cancel_forced_exit)
         self.reactor = HandReactor()
         self.log: list[str] = []
         self.told: list[str] = []

@@ -20,9 +20,9 @@ class StubProcess:
         self.listener = listener
         self.pid: int | None = None
         self.signals: list[int] = []
-        self.hurried: float | None = None
-        self.finished = False
-        self.stalled = 0.0
+        self.interrupted: float | None = None
+        self.server_stopped = False
+        self.heartbeat_age = 0.0
         self.stacks = ""
         self.events: list[Event] = []
         self._pid = pid
@@ -33,8 +33,8 @@ class StubProcess:
     def signal(self, number: int) -> None:
         self.signals.append(number)
 
-    def hurry(self, seconds: float) -> None:
-        self.hurried = seconds
+    def interrupt(self, seconds: float) -> None:
+        self.interrupted = seconds
 
     def be_forked(self) -> None:
         self.pid = self._pid

@@ -150,7 +150,7 @@ class SupervisorCase(SynchronousTestCase):
         """Drain all and end."""
         self.supervisor.drain_all()
         self.host.obeys = True
-        self.supervisor.hurry()
+        self.supervisor.interrupt()
         self.host.pass_time(3)
 
     def staying(self, server: str | None = None) -> list[StandInWorker]:

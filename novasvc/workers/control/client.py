@@ -11,10 +11,10 @@ from twisted.internet.protocol import ClientFactory
 from twisted.protocols.basic import LineOnlyReceiver
 from twisted.python.failure import Failure
 
-from novasvc.workers.control.path_lock import LONGEST_PATH
+from novasvc.workers.control.path_lock import MAX_PATH_LENGTH
 from novasvc.workers.control.protocol import (
-    ANSWER,
-    LONGEST,
+    ANSWER_TIMEOUT,
+    MAX_ANSWER_LENGTH,
     ended_early,
     not_a_supervisor,
     request_line,
@@ -25,7 +25,7 @@ from novasvc.workers.control.protocol import (
 from novasvc.workers.errors import CommandRejectedError, ControlError
 
 
-def ask(reactor: Any, path: Path, command: str, *, timeout: float = ANSWER, **arguments: Any) -> Deferred[Any]:
+def ask(reactor: Any, path: Path, command: str, *, timeout: float = ANSWER_TIMEOUT, **arguments: Any) -> Deferred[Any]:
     """Send one command to a supervisor.
 
     :param reactor: provides IReactorUNIX and IReactorTime.
@@ -40,7 +40,7 @@ def ask(reactor: Any, path: Path, command: str, *, timeout: float = ANSWER, **ar
     def late(_: object, seconds: float) -> Any:
         raise unanswered(path, f"{command} was not answered within {seconds:g} s")
 
-    if len(os.fsencode(path)) > LONGEST_PATH:
+    if len(os.fsencode(path)) > MAX_PATH_LENGTH:
         return fail(unreachable(path, OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))))
     factory = _CommandFactory(path, command, request_line(command, arguments))
     # Not an endpoint: importing twisted.internet.endpoints imports TLS, which costs each node 12 MiB.
@@ -98,7 +98,7 @@ class _CommandProtocol(LineOnlyReceiver):
     """Sends the request line, and reads the answer line."""
 
     delimiter = b"\n"
-    MAX_LENGTH = LONGEST
+    MAX_LENGTH = MAX_ANSWER_LENGTH
     transport: Any
 
     def __init__(self, factory: _CommandFactory) -> None:

@@ -18,10 +18,10 @@ from novasvc.workers.control.commands import Command, RequestError, UnfinishedEr
 
 _log = Logger()
 
-LONGEST = 64 * 1024
+MAX_REQUEST_LENGTH = 64 * 1024
 """Bytes per request."""
 
-IDLE = 60.0
+IDLE_TIMEOUT = 60.0
 """Seconds without a request after which a connection is closed."""
 
 
@@ -34,22 +34,22 @@ class ControlConnection(LineReceiver, TimeoutMixin):
 
     :param supervisor: executes the commands.
     :param peer: the client's uid and pid, for the log.
-    :param others: the set of open connections, to which this one belongs while it is open.
+    :param connections: the set of open connections, to which this one belongs while it is open.
     :param reactor: provides IReactorTime.
     """
 
     delimiter = b"\n"
-    MAX_LENGTH = LONGEST
+    MAX_LENGTH = MAX_REQUEST_LENGTH
     transport: Any
 
-    def __init__(self, supervisor: ISupervisor, peer: str, others: "set[ControlConnection]", reactor: Any) -> None:
-        self.gone: Deferred[None] = Deferred()
+    def __init__(self, supervisor: ISupervisor, peer: str, connections: "set[ControlConnection]", reactor: Any) -> None:
+        self.closed: Deferred[None] = Deferred()
         self._supervisor = supervisor
         self._peer = peer
-        self._others = others
+        self._connections = connections
         self._reactor = reactor
-        self._request: Command | None = None
-        self._full = False
+        self._running: Command | None = None
+        self._write_paused = False
         self._open = False
 
     def callLater(self, period: float, func: Callable[[], None]) -> IDelayedCall:
@@ -60,14 +60,14 @@ class ControlConnection(LineReceiver, TimeoutMixin):
     def connectionMade(self) -> None:
         """Wait for the first request."""
         self._open = True
-        self._others.add(self)
+        self._connections.add(self)
         self.transport.registerProducer(self, True)
-        self.setTimeout(IDLE)
+        self.setTimeout(IDLE_TIMEOUT)
 
     def lineReceived(self, line: bytes) -> None:
         """Parse and run a command."""
         try:
-            request = self._request = Command.parse(line)
+            request = self._running = Command.parse(line)
         except RequestError as error:
             self.sendLine(error_line(error))
             self.resetTimeout()
@@ -80,31 +80,31 @@ class ControlConnection(LineReceiver, TimeoutMixin):
 
     def lineLengthExceeded(self, line: bytes) -> None:
         """Reject and close: the start of the next request cannot be found."""
-        self.sendLine(error_line(RequestError("the request is too long", f"the maximum is {LONGEST} bytes")))
+        self.sendLine(error_line(RequestError("the request is too long", f"the maximum is {MAX_REQUEST_LENGTH} bytes")))
         self._close()
 
     def _answered(self, line: bytes, request: Command) -> None:
-        self._request = None
+        self._running = None
         if not self._open:
             return
         self.sendLine(line)
         if not request.drains_all:
             # After a drain of everything, the close of the connection tells the client that it is done: no timeout.
-            self.setTimeout(IDLE)
-        self._go_on()
+            self.setTimeout(IDLE_TIMEOUT)
+        self._resume_reading()
 
     def pauseProducing(self) -> None:
         """Stop reading: the client does not read its answers."""
-        self._full = True
+        self._write_paused = True
         super().pauseProducing()
 
     def resumeProducing(self) -> None:
         """Resume reading: the answers have been written."""
-        self._full = False
-        self._go_on()
+        self._write_paused = False
+        self._resume_reading()
 
-    def _go_on(self) -> None:
-        if self._open and self._request is None and not self._full:
+    def _resume_reading(self) -> None:
+        if self._open and self._running is None and not self._write_paused:
             super().resumeProducing()
 
     def readConnectionLost(self) -> None:
@@ -121,8 +121,8 @@ class ControlConnection(LineReceiver, TimeoutMixin):
 
     def finish(self) -> None:
         """Answer a running command as unfinished, and close."""
-        if self._request is not None:
-            self.sendLine(error_line(UnfinishedError(str(self._request))))
+        if self._running is not None:
+            self.sendLine(error_line(UnfinishedError(str(self._running))))
         self._close()
 
     def _close(self) -> None:
@@ -136,11 +136,11 @@ class ControlConnection(LineReceiver, TimeoutMixin):
         self.transport.abortConnection()
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
-        """Leave the set of connections; a running command goes on."""
+        """Leave the set of connections; a running command continues."""
         self._open = False
         self.setTimeout(None)
-        self._others.discard(self)
-        self.gone.callback(None)
+        self._connections.discard(self)
+        self.closed.callback(None)
 
 
 async def answer(supervisor: ISupervisor, request: Command, peer: str) -> bytes:

@@ -18,7 +18,7 @@ from novasvc.workers.errors import ControlError
 
 _log = Logger()
 
-CONNECTIONS = 16
+MAX_CONNECTIONS = 16
 """Concurrent connections; each has at most one command running."""
 
 _CLOSE_TIMEOUT = 1.0
@@ -26,10 +26,10 @@ _CLOSE_TIMEOUT = 1.0
 
 
 class ControlSocket(Service):
-    """Runs commands for a supervisor, for clients of the same user and root.
+    """Accept supervisor commands from clients with our uid or root. Owned by ProcessLauncher.
 
-    A command goes on when its client disconnects. A client that drains the whole supervisor waits for
-    its connection to close: so stop this service only after the workers have exited.
+    A command continues after its client disconnects. Stop this service only after the workers exit: the close tells a
+    draining client that it is done.
 
     :param path: of the socket; a missing directory is created.
     :param supervisor: executes the commands.
@@ -42,10 +42,11 @@ class ControlSocket(Service):
         self._reactor = reactor
         self._path_lock: PathLock | None = None
         self._acceptor: UNIXAcceptor | None = None
+        # A connection adds itself when it is made, and removes itself when it is lost.
         self._connections: set[ControlConnection] = set()
 
     @property
-    def lock(self) -> int | None:
+    def lock_fd(self) -> int | None:
         """The descriptor of the lock file; None while the lock is not held."""
         return None if self._path_lock is None else self._path_lock.descriptor
 
@@ -83,7 +84,7 @@ class ControlSocket(Service):
         timer = self._reactor.callLater(_CLOSE_TIMEOUT, abort)
         for connection in connections:
             connection.finish()
-        await DeferredList([connection.gone for connection in connections])
+        await DeferredList([connection.closed for connection in connections])
         if timer.active():
             timer.cancel()
 
@@ -94,11 +95,12 @@ class ControlSocket(Service):
         if uid not in {0, own}:
             _log.warn("control connection from uid {uid} (pid {pid}) rejected", uid=uid, pid=pid)
             problem, remedy = f"uid {uid} may not connect", f"connect as uid {own} or as root"
-        elif len(self._connections) >= CONNECTIONS:
-            problem, remedy = f"all {CONNECTIONS} connections are in use", "try again later"
+        elif len(self._connections) >= MAX_CONNECTIONS:
+            problem, remedy = f"all {MAX_CONNECTIONS} connections are in use", "try again later"
         else:
             connection = ControlConnection(self._supervisor, f"uid {uid}, pid {pid}", self._connections, self._reactor)
             factory = Factory.forProtocol(lambda: connection)
+            # The reactor duplicates the descriptor; the acceptor closes ours.
             self._reactor.adoptStreamConnection(accepted.fileno(), socket.AF_UNIX, factory)
             return
         accepted.send(error_line(ControlError(str(self._path), problem, remedy)) + b"\n")

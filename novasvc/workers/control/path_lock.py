@@ -12,7 +12,7 @@ import attrs
 
 from novasvc.workers.errors import ControlError, OrphansError
 
-LONGEST_PATH = 107
+MAX_PATH_LENGTH = 107
 """Bytes in a unix socket's path, without the terminating NUL."""
 
 _ELSEWHERE = "set control_socket, or state_dir, to another place"
@@ -85,8 +85,8 @@ def check_path(path: Path) -> None:
     :raises ControlError: the path is too long.
     """
     size = len(os.fsencode(path))
-    if size > LONGEST_PATH:
-        problem = f"a path of {size} bytes exceeds the maximum for a unix socket, {LONGEST_PATH}"
+    if size > MAX_PATH_LENGTH:
+        problem = f"a path of {size} bytes exceeds the maximum for a unix socket, {MAX_PATH_LENGTH}"
         raise ControlError(str(path), problem, _ELSEWHERE)
 
 

@@ -8,17 +8,17 @@ from typing import Any
 
 from novasvc.workers.errors import CommandRejectedError, ControlError
 
-ANSWER = 10.0
+ANSWER_TIMEOUT = 10.0
 """Seconds for a supervisor to answer a query."""
 
-LONGEST = 64 * 1024 * 1024
+MAX_ANSWER_LENGTH = 64 * 1024 * 1024
 """Bytes per answer; the largest one has the stacks of all workers."""
 
-START = (
+_START_REMEDY = (
     "start a supervisor with `twistd -n novasvc --workers N`, or name its socket with --control-socket or --state-dir"
 )
 
-LOG = "see the supervisor's log for the reason"
+_LOG_REMEDY = "see the supervisor's log for the reason"
 
 
 def request_line(command: str, arguments: dict[str, Any]) -> bytes:
@@ -47,12 +47,12 @@ def result_of(path: Path, line: bytes) -> Any:
 
 def not_a_supervisor(path: Path) -> ControlError:
     """Make the error for an answer that is not from a supervisor."""
-    return ControlError(str(path), "the process that listens there is not a novasvc supervisor", START)
+    return ControlError(str(path), "the process that listens there is not a novasvc supervisor", _START_REMEDY)
 
 
 def ended_early(path: Path, command: str) -> ControlError:
     """Make the error for a connection closed without an answer."""
-    return ControlError(str(path), f"the supervisor exited before it answered {command}", LOG)
+    return ControlError(str(path), f"the supervisor exited before it answered {command}", _LOG_REMEDY)
 
 
 def unanswered(path: Path, late: str) -> ControlError:
@@ -63,7 +63,7 @@ def unanswered(path: Path, late: str) -> ControlError:
 
 def unreachable(path: Path, error: OSError) -> ControlError:
     """Make the error for a failed connection attempt."""
-    problem, remedy = f"cannot connect: {error.strerror or error}", START
+    problem, remedy = f"cannot connect: {error.strerror or error}", _START_REMEDY
     match error:
         case FileNotFoundError() | NotADirectoryError():
             problem = "no supervisor listens there"
@@ -75,7 +75,7 @@ def unreachable(path: Path, error: OSError) -> ControlError:
             problem = f"uid {os.geteuid()} may not connect to it"
             remedy = "run this as the supervisor's user or as root"
         case BlockingIOError():
-            problem, remedy = "the supervisor does not accept connections: its backlog is full", LOG
+            problem, remedy = "the supervisor does not accept connections: its backlog is full", _LOG_REMEDY
     return ControlError(str(path), problem, remedy)
 
 

@@ -424,6 +424,6 @@ class StrangeTests(TestCase):
 
     async def test_endless(self) -> None:
         """An endless answer is not read beyond the limit."""
-        self.patch(client, "LONGEST", 1000)
+        self.patch(client, "MAX_ANSWER_LENGTH", 1000)
         error = await self.assertFailure(Deferred.fromCoroutine(self.told(b"x" * 2000)), ControlError)
         self.assertIn("the process that listens there is not a novasvc supervisor", str(error))

@@ -4,7 +4,7 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.node.deadline import CLEANUP_TIME, HURRY_TIME, StopDeadline, TooLateError
+from novasvc.node.deadline import CLEANUP_TIME, INTERRUPT_TIMEOUT, StopDeadline, TooLateError
 
 
 class StopDeadlineTests(SynchronousTestCase):
@@ -47,31 +47,31 @@ class StopDeadlineTests(SynchronousTestCase):
         self.assertEqual(self.seconds(work=True), 6)
         self.assertAlmostEqual(self.seconds(), CLEANUP_TIME / 2)
 
-    def test_hurry(self) -> None:
-        """An order to hurry ends the wait for work at once, and gives the steps after it halves of a second."""
+    def test_interrupt(self) -> None:
+        """An interrupt ends the wait for work at once, and gives the steps after it halves of a second."""
         self.deadline.begin(10)
         waiting = self.limit(Deferred(), work=True)
-        self.deadline.hurry()
+        self.deadline.interrupt()
         self.clock.advance(0)
         self.failureResultOf(waiting, TooLateError)
-        self.assertTrue(self.deadline.hurried_early)
-        self.assertAlmostEqual(self.seconds(), HURRY_TIME / 2)
-        self.assertAlmostEqual(self.seconds(), HURRY_TIME / 4)
+        self.assertTrue(self.deadline.interrupted_early)
+        self.assertAlmostEqual(self.seconds(), INTERRUPT_TIMEOUT / 2)
+        self.assertAlmostEqual(self.seconds(), INTERRUPT_TIMEOUT / 4)
 
-    def test_hurry_at_the_deadline(self) -> None:
+    def test_interrupt_at_the_deadline(self) -> None:
         """An order that comes with the deadline is not early, and ends with the time to clean up."""
         self.deadline.begin(10)
         self.clock.advance(10 - CLEANUP_TIME / 2)
-        self.deadline.hurry()
-        self.assertFalse(self.deadline.hurried_early)
+        self.deadline.interrupt()
+        self.assertFalse(self.deadline.interrupted_early)
         self.assertAlmostEqual(self.seconds(), CLEANUP_TIME * 1.5 / 2)
 
     def test_clear(self) -> None:
         """A start forgets what the last stop was told."""
         self.deadline.begin(1)
-        self.deadline.hurry()
+        self.deadline.interrupt()
         self.deadline.clear()
-        self.assertFalse(self.deadline.hurried)
+        self.assertFalse(self.deadline.interrupted)
         waiting = self.limit(Deferred())
         self.clock.advance(100)
         self.assertNoResult(waiting)

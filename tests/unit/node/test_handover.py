@@ -14,7 +14,7 @@ from zope.interface.verify import verifyObject
 from novasvc import ServiceTree
 from novasvc.errors import ListenError
 from novasvc.interfaces import IReplaceable
-from novasvc.node.handover import hand_over
+from novasvc.node.handover import hand_over_sockets
 from novasvc.node.stream_server import StreamServer
 
 
@@ -25,7 +25,7 @@ def refuses(port: int) -> bool:
 
 
 class SocketsTests(SynchronousTestCase):
-    """Tests for novasvc.node.handover.hand_over, on real sockets."""
+    """Tests for novasvc.node.handover.hand_over_sockets, on real sockets."""
 
     def make(self, endpoint: str) -> StreamServer:
         server = StreamServer(endpoint, Factory)
@@ -45,7 +45,7 @@ class SocketsTests(SynchronousTestCase):
         """A server with the same address has the port at once, and it stays open when the one before stops."""
         before = self.bound()
         after = self.make(f"tcp:{before.port}:interface=127.0.0.1")
-        hand_over([Service(), before], [after, Service()])
+        hand_over_sockets([Service(), before], [after, Service()])
         self.assertEqual(after.port, before.port)
         before.stopService()
         self.assertFalse(refuses(after.port or 0))
@@ -56,7 +56,7 @@ class SocketsTests(SynchronousTestCase):
         """A server with another address opens that, and the old port closes with who had it."""
         before = self.bound()
         after = self.make("tcp:0:interface=127.0.0.2")
-        self.assertEqual(hand_over([before], [after]), [before])
+        self.assertEqual(hand_over_sockets([before], [after]), [before])
         before.stopService()
         self.assertTrue(refuses(before.port or 0))
         with closing(socket.create_connection(("127.0.0.2", after.port or 0), timeout=5)):
@@ -66,7 +66,7 @@ class SocketsTests(SynchronousTestCase):
         """Of several servers each has the port that it asks for."""
         ports = [self.bound(), self.bound()]
         after = [self.make(f"tcp:{server.port}:interface=127.0.0.1") for server in reversed(ports)]
-        hand_over(ports, after)
+        hand_over_sockets(ports, after)
         self.assertEqual([server.port for server in after], [ports[1].port, ports[0].port])
 
     def test_refused(self) -> None:
@@ -80,7 +80,7 @@ class SocketsTests(SynchronousTestCase):
                 f"tcp:{taken.port}:interface=127.0.0.1",
             )
         )
-        self.assertRaises(ListenError, hand_over, [before], [first, second, third])
+        self.assertRaises(ListenError, hand_over_sockets, [before], [first, second, third])
         self.assertTrue(refuses(second.port or 0))
         self.assertFalse(refuses(before.port or 0))
         before.stopService()
@@ -91,7 +91,7 @@ class SocketsTests(SynchronousTestCase):
         path = self.mktemp()
         before = self.bound(f"unix:{path}")
         after = self.make(f"unix:{path}")
-        self.assertEqual(hand_over([before], [after]), [])
+        self.assertEqual(hand_over_sockets([before], [after]), [])
         before.stopService()
         after.startService()
 
@@ -99,7 +99,7 @@ class SocketsTests(SynchronousTestCase):
         """A server that stays is left alone."""
         before = self.bound()
         sockets = before._sockets
-        self.assertEqual(hand_over([before], [before]), [])
+        self.assertEqual(hand_over_sockets([before], [before]), [])
         self.assertIs(before._sockets, sockets)
 
     def test_any_port(self) -> None:
@@ -108,7 +108,7 @@ class SocketsTests(SynchronousTestCase):
         before.setName("app")
         fixed, anywhere = self.make(f"tcp:{before.port}:interface=127.0.0.1"), self.make("tcp:0:interface=127.0.0.1")
         fixed.setName("app")
-        hand_over([before], [anywhere, fixed])
+        hand_over_sockets([before], [anywhere, fixed])
         self.assertEqual(fixed.port, before.port)
         self.assertNotEqual(anywhere.port, before.port)
 
@@ -130,8 +130,10 @@ class SocketsTests(SynchronousTestCase):
         alone, refused, succeeded = (self.bound() for _ in range(3))
         served = [self.accepted(server) for server in (alone, refused, succeeded)]
         taken = self.bound()
-        self.assertRaises(ListenError, hand_over, [refused], [self.make(f"tcp:{taken.port}:interface=127.0.0.1")])
-        hand_over([succeeded], [self.make(f"tcp:{succeeded.port}:interface=127.0.0.1")])
+        self.assertRaises(
+            ListenError, hand_over_sockets, [refused], [self.make(f"tcp:{taken.port}:interface=127.0.0.1")]
+        )
+        hand_over_sockets([succeeded], [self.make(f"tcp:{succeeded.port}:interface=127.0.0.1")])
         for server in (alone, refused, succeeded):
             self.waiting(server)
             server.stopService()
@@ -212,7 +214,7 @@ class RestartTests(SynchronousTestCase):
     def restart(self) -> tuple[Part, Deferred[None]]:
         """Restart with another API, and without the part that is called old; the node is the same."""
         api = Part("api", self.log, generation=2)
-        self.tree.hand_over([api, self.node])
+        self.tree.hand_over_sockets([api, self.node])
         return api, self.tree.restart([api, self.node])
 
     def test_beside(self) -> None:
@@ -258,7 +260,7 @@ class RestartTests(SynchronousTestCase):
         """A restart that takes the place of one lets go of what that was to start."""
         second, first_restart = self.restart()
         third = Part("api", self.log, generation=3)
-        self.tree.hand_over([third, self.node])
+        self.tree.hand_over_sockets([third, self.node])
         self.tree.restart([third, self.node])
         self.assertTrue(second.handed_on)
         self.assertEqual(self.log, ["stop node", "stop api2"])
@@ -273,7 +275,7 @@ class RestartTests(SynchronousTestCase):
         self.node.stopped = Deferred()
         self.log.clear()
         third = Part("api", self.log, generation=3)
-        self.tree.hand_over([third])
+        self.tree.hand_over_sockets([third])
         restarted = self.tree.restart([third])
         self.assertEqual(self.log, ["stop node"])
         self.node.stopped.callback(None)
@@ -289,26 +291,26 @@ class RestartTests(SynchronousTestCase):
         for generation in (2, 3, 4):
             apps.append(Part("app", self.log, generation))
             parts = [_Never(), apps[-1]]
-            self.tree.hand_over(parts)
+            self.tree.hand_over_sockets(parts)
             self.tree.restart(parts)
             for each in (self.node, self.api, self.old):
                 if not each.stopped.called:
                     each.stopped.callback(None)
         self.assertNotIn("stop app1", self.log)
         last = Part("app", self.log, 5)
-        self.tree.hand_over([last])
+        self.tree.hand_over_sockets([last])
         self.tree.restart([last])
         self.assertEqual(self.log[-2:], ["start app5", "stop app1"])
 
     def test_back(self) -> None:
         """A restart may lead back to what serves on while its successors hang: it stops then, and starts again."""
         never = _Never()
-        self.tree.hand_over([never, Part("api", self.log, 2)])
+        self.tree.hand_over_sockets([never, Part("api", self.log, 2)])
         self.tree.restart([never, Part("api", self.log, 2)])
         self.node.stopped.callback(None)
         self.old.stopped.callback(None)
         self.assertNotIn("stop api1", self.log)
-        self.tree.hand_over([self.api])
+        self.tree.hand_over_sockets([self.api])
         restarted = self.tree.restart([self.api])
         self.assertEqual(self.log[-1], "stop api1")
         self.api.stopped.callback(None)

@@ -203,7 +203,8 @@ class StartTests(ServiceTestCase):
             service.manager.answers[hook] = ValueError("no disk")
             error = self.failureResultOf(service.start(), StartError).value
             self.assertRegex(
-                str(error), rf"nova-diary@h1 did not start: {hook} failed: ValueError: no disk \(.*test_service.py:\d+"
+                str(error),
+                rf"nova-diary@h1 did not start; step {hook} failed: ValueError: no disk \(.*test_service.py:\d+",
             )
             self.assertEqual(service.state, "failed")
             self.clock.advance(0)
@@ -255,7 +256,9 @@ class StartTests(ServiceTestCase):
         """With fail_fast a database that is away fails the start."""
         service = self.make(fail_fast=True)
         self.registry().outage = DatabaseUnavailableError("sqlite:///x", "away")
-        self.assertIn("register failed: database sqlite:///x: away", str(self.failureResultOf(service.start()).value))
+        self.assertIn(
+            "step registration failed: database sqlite:///x: away", str(self.failureResultOf(service.start()).value)
+        )
 
     def test_corrupt_database(self) -> None:
         """A database that no waiting can mend fails the start at once."""

@@ -141,7 +141,9 @@ class NodeTests(ConductorCase):
     def test_fail_fast(self) -> None:
         """With fail_fast a start without a conductor fails, and nothing stays open."""
         error = self.failureResultOf(self.ask(self.node(fail_fast=True).start()), StartError).value
-        self.assertIn("nova-x@h1 did not start: register failed: database conductor: no node serves", str(error))
+        self.assertIn(
+            "nova-x@h1 did not start; step registration failed: database conductor: no node serves", str(error)
+        )
         self.turn()
         self.assertEqual(self.clock.getDelayedCalls(), [])
 

@@ -781,6 +781,15 @@ class AddressTests(ClientCase):
         self.assertIsNone(self.requests[0].reply_to)
         self.assertIsNone(self.deliveries[0].expires_in)
 
+    def test_mandatory_cast(self) -> None:
+        """A mandatory cast fails if no queue is bound for its target; a fanout may reach no server."""
+        client = rpc.Client(self.transport, clock=self.clock, target=Target("unknown"), mandatory=True)
+        for sender in (client, client.prepare(server="h1"), client.prepare(idempotent=True)):
+            error = self.failureResultOf(sender.cast(CONTEXT, "note"), UndeliverableError).value
+            self.assertIn("no server for unknown", str(error))
+        self.successResultOf(client.fanout(CONTEXT, "note"))
+        self.successResultOf(client.prepare(topic="compute").cast(CONTEXT, "note"))
+
     def test_fanout(self) -> None:
         """A fanout reaches every server of the topic; so does a cast of a client prepared for it."""
         self.serve("compute", "h2")

@@ -321,6 +321,19 @@ class ServiceLauncherTests(LauncherTests):
         self.assertRegex(self.told[-1], "NOVASVC_WORKERS = 'many'.*is not a whole number")
         self.assertEqual(self.launcher.configuration.settings.workers, 0)
 
+    def test_refused_by_an_exit(self) -> None:
+        """A SystemExit during a reload refuses it, and the log says that one was raised."""
+
+        def refuse() -> Any:
+            raise SystemExit(1)
+
+        self.launcher = ServiceLauncher(self.reactor, load((), {}, {}), refuse)
+        self.launcher.launch_server(self.part)
+        self.reactor.begin()
+        self.send(signal.SIGHUP)
+        self.assertEqual(self.log, ["start a"])
+        self.assertEqual(self.told[-1], "SIGHUP: reload failed, previous configuration kept: it raised SystemExit(1)")
+
     def test_signals_given_back(self) -> None:
         """When it has stopped, the signals are what they were."""
         before = signal.getsignal(signal.SIGHUP)

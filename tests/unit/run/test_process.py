@@ -6,10 +6,10 @@ import socket
 from typing import Any
 
 from novasvc import ServiceTree
-from novasvc.run.process import AT_ONCE, Process
+from novasvc.run.process import IMMEDIATE_STOP_TIMEOUT, Process
 from novasvc.telemetry.flight import note
 from novasvc.workers.errors import ReloadError
-from novasvc.workers.exit_status import ABANDONED, FORCED
+from novasvc.workers.exit_status import ABANDON_DELAY, KILL_DELAY
 from tests.support.flight_rig import record_flight
 from tests.support.launcher_rig import Part, SignalsTestCase
 
@@ -36,7 +36,7 @@ class ProcessTestCase(SignalsTestCase):
             self.restart,
             lambda: 30.0,
             environ={"NOTIFY_SOCKET": f"{directory}/systemd"},
-            limit=lambda *limit: self.limits.append(limit),
+            schedule_exit=lambda *limit: self.limits.append(limit),
         )
         self.reactor.addSystemEventTrigger("before", "shutdown", self.tree.stopService)
 
@@ -76,7 +76,7 @@ class EndTests(ProcessTestCase):
         self.assertEqual(self.log, ["stop b", "stop a"])
         self.assertTrue(self.reactor.stopped)
         self.assertEqual(self.process.signo, signal.SIGTERM)
-        self.assertEqual(self.limits, [(signal.SIGTERM, 30 + FORCED)])
+        self.assertEqual(self.limits, [(signal.SIGTERM, 30 + KILL_DELAY)])
 
     def test_second_term(self) -> None:
         """A second SIGTERM has all parts cut short what they do, and limits the time for that."""
@@ -84,7 +84,7 @@ class EndTests(ProcessTestCase):
         self.send(signal.SIGTERM)
         self.send(signal.SIGTERM)
         self.assertEqual(self.log, ["stop b", "stop a", "hurry a", "hurry b"])
-        self.assertEqual(self.limits, [(signal.SIGTERM, 30 + FORCED), (signal.SIGTERM, AT_ONCE)])
+        self.assertEqual(self.limits, [(signal.SIGTERM, 30 + KILL_DELAY), (signal.SIGTERM, IMMEDIATE_STOP_TIMEOUT)])
         self.assertEqual(self.flushLoggedErrors(), [])
 
     def test_third_signal(self) -> None:
@@ -101,7 +101,7 @@ class EndTests(ProcessTestCase):
         self.run_it()
         self.send(signal.SIGINT)
         self.assertEqual(self.log, ["stop b", "stop a", "hurry a", "hurry b"])
-        self.assertEqual(self.limits, [(signal.SIGINT, AT_ONCE)])
+        self.assertEqual(self.limits, [(signal.SIGINT, IMMEDIATE_STOP_TIMEOUT)])
         self.assertEqual(self.process.signo, signal.SIGINT)
         self.second.stopped.callback(None)
         self.assertTrue(self.reactor.stopped)
@@ -114,16 +114,16 @@ class EndTests(ProcessTestCase):
         self.assertIn("hurry b", self.log)
         self.assertEqual(
             (self.process.signo, self.limits),
-            (signal.SIGTERM, [(signal.SIGTERM, 30 + FORCED), (signal.SIGINT, AT_ONCE)]),
+            (signal.SIGTERM, [(signal.SIGTERM, 30 + KILL_DELAY), (signal.SIGINT, IMMEDIATE_STOP_TIMEOUT)]),
         )
 
     def test_limited_where_it_is_found(self) -> None:
         """The time is limited even if the reactor has no turn any more, from the first signal on."""
         self.run_it()
         signal.raise_signal(signal.SIGTERM)
-        self.assertEqual(self.limits, [(signal.SIGTERM, 30 + FORCED)])
+        self.assertEqual(self.limits, [(signal.SIGTERM, 30 + KILL_DELAY)])
         signal.raise_signal(signal.SIGTERM)
-        self.assertEqual(self.limits, [(signal.SIGTERM, 30 + FORCED), (signal.SIGTERM, AT_ONCE)])
+        self.assertEqual(self.limits, [(signal.SIGTERM, 30 + KILL_DELAY), (signal.SIGTERM, IMMEDIATE_STOP_TIMEOUT)])
 
     def test_deadline(self) -> None:
         """What has not ended when the time is over is cut short, and the time for that is limited."""
@@ -133,7 +133,7 @@ class EndTests(ProcessTestCase):
         self.assertEqual(self.log, ["stop b"])
         self.reactor.advance(0.1)
         self.assertEqual(self.log, ["stop b", "stop a", "hurry a", "hurry b"])
-        self.assertEqual(self.limits, [(signal.SIGTERM, 30 + FORCED)])
+        self.assertEqual(self.limits, [(signal.SIGTERM, 30 + KILL_DELAY)])
         self.assertIn("graceful_shutdown_timeout (30 s)", self.told[-1])
 
     def test_left_behind(self) -> None:
@@ -142,8 +142,8 @@ class EndTests(ProcessTestCase):
         self.send(signal.SIGTERM)
         self.reactor.advance(30)
         self.assertFalse(self.reactor.stopped)
-        self.reactor.advance(ABANDONED)
-        self.assertLess(ABANDONED, FORCED)
+        self.reactor.advance(ABANDON_DELAY)
+        self.assertLess(ABANDON_DELAY, KILL_DELAY)
         self.assertTrue(self.reactor.stopped)
         self.assertIn(f"{self.second!r} did not stop in time; no longer waiting for it", self.told)
         self.process.stopService()
@@ -153,7 +153,7 @@ class EndTests(ProcessTestCase):
         """So it is when the end is to come at once."""
         self.run_it()
         self.send(signal.SIGINT)
-        self.reactor.advance(AT_ONCE - 0.1)
+        self.reactor.advance(IMMEDIATE_STOP_TIMEOUT - 0.1)
         self.assertTrue(self.reactor.stopped)
 
     def test_deadline_after_a_second_term(self) -> None:
@@ -164,7 +164,7 @@ class EndTests(ProcessTestCase):
         self.send(signal.SIGTERM)
         self.assertFalse(self.reactor.stopped)
         self.reactor.advance(0.1)
-        self.reactor.advance(ABANDONED)
+        self.reactor.advance(ABANDON_DELAY)
         self.assertTrue(self.reactor.stopped)
 
     def test_in_time(self) -> None:

@@ -19,8 +19,8 @@ from novasvc.telemetry.instruments import LONGEST, OTHER, Scalar, counter
 from novasvc.telemetry.metrics import CallMetrics, MethodMetrics
 from novasvc.telemetry.stalls import StallWatch
 from novasvc.testing import MemoryRegistry
-from novasvc.workers.pipe import LONGEST as LONGEST_MESSAGE
-from novasvc.workers.reports import fitting
+from novasvc.workers.pipe import MAX_MESSAGE_LENGTH
+from novasvc.workers.reports import fit_message
 from tests.support.rpc_rig import CONTEXT, RPCCase
 
 
@@ -98,14 +98,14 @@ class BoundsTests(SynchronousTestCase):
                     child.value = 1_234_567
                 else:
                     child.observe(1 / 3)
-        self.assertLess(len(json.dumps(metrics.documents())), LONGEST_MESSAGE)
+        self.assertLess(len(json.dumps(metrics.documents())), MAX_MESSAGE_LENGTH)
 
     def test_too_much(self) -> None:
         """Should it ever be more, the largest family is left out, and the others are told."""
         small = {"name": "small", "kind": "gauge", "help": "x", "labels": [], "samples": [[[], 1]]}
         large = {**small, "name": "large", "samples": [[["x" * 1000], 1]] * 2000}
-        self.assertEqual(fitting([small, large]), [small])
-        self.assertEqual(fitting([small]), [small])
+        self.assertEqual(fit_message([small, large]), [small])
+        self.assertEqual(fit_message([small]), [small])
 
     def test_process(self) -> None:
         """A process tells of itself: memory, processor, descriptors, threads, its start."""

@@ -270,9 +270,9 @@ class LifeTests(ProcessCase):
         """It has been silent since its last heartbeat; before its first one it has not."""
         self.host.answer = lambda _: None
         process = self.begin()
-        self.assertEqual(process.stalled, 0.0)
+        self.assertEqual(process.heartbeat_age, 0.0)
         self.worker.diagnostics.recorder.beat(time.monotonic() - 40)
-        self.assertTrue(40 <= process.stalled < 50)
+        self.assertTrue(40 <= process.heartbeat_age < 50)
 
     def test_memory(self) -> None:
         """Its private memory is what the system says, nothing if it is gone."""
@@ -287,10 +287,10 @@ class LifeTests(ProcessCase):
         """It is asked which calls are under way; each answer goes to its question."""
         process = self.begin()
         first, second = process.calls(), process.calls()
-        one, two = (message["ask"] for message in self.worker.hear())
-        self.worker.say("asked", key=two, calls=[{"method": "two"}])
-        self.worker.say("asked", key=one, calls=[])
-        self.worker.say("asked", key=one, calls=["again"])
+        one, two = (message["query"] for message in self.worker.hear())
+        self.worker.say("answer", key=two, answer=[{"method": "two"}])
+        self.worker.say("answer", key=one, answer=[])
+        self.worker.say("answer", key=one, answer=["again"])
         self.assertEqual((self.successResultOf(first), self.successResultOf(second)), ([], [{"method": "two"}]))
 
     def test_no_answer(self) -> None:
@@ -300,7 +300,7 @@ class LifeTests(ProcessCase):
         (question,) = self.worker.hear()
         self.pass_time(1)
         self.assertIsNone(self.successResultOf(calls))
-        self.worker.say("asked", key=question["ask"], calls=[])
+        self.worker.say("answer", key=question["query"], answer=[])
         self.assertEqual(self.listener.told, ["forked"])
 
     def test_asked_at_its_end(self) -> None:
@@ -378,14 +378,16 @@ class EndTests(ProcessCase):
     def test_left_behind(self) -> None:
         """What it left behind can be read when its end is told, and is gone then."""
         seen: list[Any] = []
-        self.listener.ended = lambda how: seen.append((self.process.stacks, self.process.events, self.process.stalled))
+        self.listener.ended = lambda how: seen.append(
+            (self.process.stacks, self.process.events, self.process.heartbeat_age)
+        )
         self.worker.diagnostics.recorder.note("call", "greet began")
         os.write(self.worker.diagnostics.descriptor, b"Fatal\n")
         self.worker.end(signal.SIGSEGV)
         ((stacks, events, stalled),) = seen
         self.assertEqual((stacks, [event.text for event in events]), ("Fatal\n", ["greet began"]))
         self.assertLess(stalled, 30)
-        self.assertEqual((self.process.stacks, self.process.events, self.process.stalled), ("", [], 0.0))
+        self.assertEqual((self.process.stacks, self.process.events, self.process.heartbeat_age), ("", [], 0.0))
 
     def test_nothing_open(self) -> None:
         """Nothing of it stays open."""

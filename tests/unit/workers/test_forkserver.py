@@ -46,7 +46,7 @@ class ForkserverClientCase(SynchronousTestCase):
         self.patch(os, "kill", self.host.kill)
         self.addCleanup(self.host.tear_down)
         self.forkserver = ForkserverClient(
-            self.host, ["wave", "shelve"], ("path", "/srv/run.py"), {"A": "b"}, retry=float, patience=30.0
+            self.host, ["wave", "shelve"], ("path", "/srv/run.py"), {"A": "b"}, retry=float, import_timeout=30.0
         )
         self.ended: list[int | None] = []
 
@@ -492,7 +492,7 @@ class WorkerTests(ProcessCase):
         """A worker that is ready beats, answers, dumps its stacks, has little memory, and ends when it is told to."""
         witness = self.worker(Sleeper())
         process = await witness.ready
-        self.assertLess(process.stalled, 5)
+        self.assertLess(process.heartbeat_age, 5)
         self.assertEqual(await process.calls(), [])
         self.assertIn("in run", await process.dump())
         memory = process.memory
@@ -548,7 +548,7 @@ class WorkerTests(ProcessCase):
         witness = self.worker(Sleeper())
         witness.process.signal(signal.SIGTERM)
         self.assertEqual(await witness.over, "refused: stopped before it was forked")
-        await until(lambda: not self.forkserver._requests)
+        await until(lambda: not self.forkserver._pending_forks)
         await until(lambda: not forkserver.children())
 
 
@@ -578,7 +578,7 @@ class ForkserverTests(ProcessCase):
         """One that does not answer is replaced; the end of its worker is seen all the same."""
         old = self.worker(Sleeper())
         process = await old.ready
-        self.forkserver._patience = 0.5
+        self.forkserver._import_timeout = 0.5
         first = self.forkserver.pid
         assert first is not None
         os.kill(first, signal.SIGSTOP)

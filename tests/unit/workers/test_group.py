@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.rpc.admission import NOBODY, READY, UNDER_WAY
 from novasvc.workers.errors import ReloadError
-from novasvc.workers.exit_status import FORCED
+from novasvc.workers.exit_status import KILL_DELAY
 from novasvc.workers.forkserver_client import ForkserverClient
 from novasvc.workers.group import OPERATIONS_TIMEOUT, WorkerGroup, WorkerTemplate
 from novasvc.workers.restart_policy import RestartPolicy
@@ -165,16 +165,16 @@ class SiblingTests(GroupCase):
 
     def ask(self, request_id: str = "req-1") -> None:
         self.asking.hear()
-        self.asking.say("asking", key=7, request_id=request_id)
+        self.asking.say("query", key=7, request_id=request_id)
 
     def tell(self, worker: StandInWorker, operations: Any) -> None:
         """Answer the supervisor's question."""
         (question,) = worker.hear()
-        self.assertEqual(question["what"], "operations")
-        worker.say("asked", key=question["ask"], answer=operations)
+        self.assertEqual(question["name"], "operations")
+        worker.say("answer", key=question["query"], answer=operations)
 
     def assert_told(self, answer: str) -> None:
-        self.assertEqual(self.asking.hear(), [{"answer": 7, "said": answer}])
+        self.assertEqual(self.asking.hear(), [{"answer": 7, "value": answer}])
 
     def test_ready(self) -> None:
         """If one of them is ready, it is for that one, and nobody is asked."""
@@ -396,7 +396,7 @@ class ReplaceTests(GroupCase):
         self.run_reload(self.group.replace_all(self.template("new")))
         self.newest().be_ready()
         self.host.pass_time(TIMEOUTS.drain)
-        self.host.pass_time(FORCED)
+        self.host.pass_time(KILL_DELAY)
         self.assertEqual(old.signals, [SIGTERM, SIGKILL])
 
     def test_all_in_vain(self) -> None:
@@ -547,13 +547,13 @@ class DrainTests(GroupCase):
         self.failureResultOf(done, ReloadError)
         self.assertEqual((list(self.group), len(self.host.workers)), ([], 4))
 
-    def test_hurry(self) -> None:
-        """In a hurry all are told to end, also those that came to replace others, and killed."""
+    def test_interrupt(self) -> None:
+        """When interrupted, all are told to end, also those that came to replace others, and killed."""
         self.start()
         self.host.pass_time(60)
         self.run_reload(self.group.replace(self.group.slots[0])).addErrback(lambda failure: failure.trap(ReloadError))
         self.host.pass_time(5)
-        self.group.hurry()
+        self.group.interrupt()
         self.assertEqual([worker.signals for worker in self.host.living], [[SIGTERM]] * 4)
         drained = self.group.drain()
         self.host.pass_time(2)

@@ -31,8 +31,8 @@ class AggregationCase(SupervisorCase):
     def tell(self, worker: StandInWorker, what: str, answer: Any) -> None:
         """Answer the question that has come."""
         (question,) = worker.hear()
-        self.assertEqual(question["what"], what)
-        worker.say("asked", key=question["ask"], answer=answer)
+        self.assertEqual(question["name"], what)
+        worker.say("answer", key=question["query"], answer=answer)
 
     def samples(self, documents: list[dict[str, Any]], name: str) -> list[Any]:
         found = [document for document in documents if document["name"] == name]
@@ -48,7 +48,7 @@ class MetricsTests(AggregationCase):
         self.run_all((Server("api"), 1), (Server("agent"), 2))
         asking = self.asked(self.supervisor.metrics())
         for worker in self.host.workers:
-            self.tell(worker, "figures", [document(value=worker.number)])
+            self.tell(worker, "metrics", [document(value=worker.number)])
         told = self.successResultOf(asking)
         self.assertEqual(len({one["name"] for one in told}), len(told))
         labels = [one["labels"] for one in told if one["name"] == "novasvc_x_total"]
@@ -60,7 +60,7 @@ class MetricsTests(AggregationCase):
         self.run_all((Server("api"), 1), (Server("agent"), 2))
         asking = self.asked(self.supervisor.metrics())
         for worker in self.host.workers[1:]:
-            self.tell(worker, "figures", [])
+            self.tell(worker, "metrics", [])
         self.assertNoResult(asking)
         self.host.pass_time(1.0)
         told = self.successResultOf(asking)
@@ -74,12 +74,12 @@ class MetricsTests(AggregationCase):
         self.run_all((Server("api"), 2))
         one, two = self.host.workers
         asking = self.asked(self.supervisor.metrics())
-        self.tell(one, "figures", [document()])
+        self.tell(one, "metrics", [document()])
         self.host.pass_time(0.9)
         self.assertNoResult(asking)
         self.host.pass_time(0.2)
         self.assertEqual(self.samples(self.successResultOf(asking), "novasvc_x_total"), [[["m", "1"], 1]])
-        self.tell(two, "figures", [document()])
+        self.tell(two, "metrics", [document()])
 
     def test_silent(self) -> None:
         """One whose reactor is known not to turn is not even asked."""
@@ -87,7 +87,7 @@ class MetricsTests(AggregationCase):
         one, two = self.host.workers
         two.diagnostics.recorder.beat(two.diagnostics.recorder.last_beat - 10)
         asking = self.asked(self.supervisor.metrics())
-        self.tell(one, "figures", [document()])
+        self.tell(one, "metrics", [document()])
         told = self.successResultOf(asking)
         self.assertEqual(self.samples(told, "novasvc_worker_up"), [[["api", "1"], 1], [["api", "2"], 0]])
         self.assertEqual(two.hear(), [])
@@ -105,8 +105,8 @@ class MetricsTests(AggregationCase):
         self.run_all((Server("api"), 2))
         one, two = self.host.workers
         asking = self.asked(self.supervisor.metrics())
-        self.tell(one, "figures", [document()])
-        self.tell(two, "figures", [document(kind="gauge"), document("novasvc_y_total")])
+        self.tell(one, "metrics", [document()])
+        self.tell(two, "metrics", [document(kind="gauge"), document("novasvc_y_total")])
         told = self.successResultOf(asking)
         self.assertEqual(self.samples(told, "novasvc_x_total"), [[["m", "1"], 1]])
         self.assertEqual(self.samples(told, "novasvc_y_total"), [[["m", "2"], 1]])
@@ -120,7 +120,7 @@ class MetricsTests(AggregationCase):
         self.host.pass_time(0)
         self.assertEqual([slot.state for slot in self.supervisor.slots], ["ready", "draining"])
         asking = self.asked(self.supervisor.metrics())
-        self.tell(self.host.workers[1], "figures", [document(value=2)])
+        self.tell(self.host.workers[1], "metrics", [document(value=2)])
         self.assertEqual(self.samples(self.successResultOf(asking), "novasvc_x_total"), [[["m", "1"], 2]])
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.config import Settings
-from novasvc.workers.restart_policy import STABLE, History, RestartPolicy, Throttle
+from novasvc.workers.restart_policy import STARTED_AFTER, History, RestartPolicy, Throttle
 
 
 def policy(budget: int = 5, window: float = 60.0) -> RestartPolicy:
@@ -28,67 +28,67 @@ class RestartPolicyTests(SynchronousTestCase):
 class HistoryTests(SynchronousTestCase):
     """When a worker is started again."""
 
-    def test_young_deaths(self) -> None:
+    def test_early_exits(self) -> None:
         """The first young death is followed by a start at once, those after it by growing pauses."""
         history = History(policy())
-        self.assertEqual([history.died(now, None) for now in range(4)], [0.0, 1.0, 2.0, 3.0])
+        self.assertEqual([history.record_exit(now, None) for now in range(4)], [0.0, 1.0, 2.0, 3.0])
 
-    def test_young_is_not_ready_for_long(self) -> None:
+    def test_early_is_not_ready_for_long(self) -> None:
         """A worker that dies as soon as it is ready dies young."""
         history = History(policy())
-        history.died(0.0, None)
-        self.assertEqual(history.died(1.0, STABLE / 2), 1.0)
+        history.record_exit(0.0, None)
+        self.assertEqual(history.record_exit(1.0, STARTED_AFTER / 2), 1.0)
 
     def test_life_forgives(self) -> None:
         """After a life the pauses begin anew."""
         history = History(policy())
         for now in range(3):
-            history.died(now, None)
-        history.died(10.0, STABLE)
-        self.assertEqual(history.died(11.0, None), 0.0)
+            history.record_exit(now, None)
+        history.record_exit(10.0, STARTED_AFTER)
+        self.assertEqual(history.record_exit(11.0, None), 0.0)
 
     def test_budget(self) -> None:
         """The budget is used up by that many young deaths within the window."""
         history = History(policy(budget=3))
         used = []
         for now in range(4):
-            history.died(now, None)
+            history.record_exit(now, None)
             used.append(history.exhausted)
         self.assertEqual(used, [False, False, True, True])
 
     def test_budget_of_one(self) -> None:
         """A budget of one is used up by the first."""
         history = History(policy(budget=1))
-        history.died(0.0, None)
+        history.record_exit(0.0, None)
         self.assertTrue(history.exhausted)
 
     def test_window(self) -> None:
         """Deaths that are longer ago than the window do not count."""
         history = History(policy(budget=2, window=10.0))
-        history.died(0.0, None)
-        history.died(10.5, None)
+        history.record_exit(0.0, None)
+        history.record_exit(10.5, None)
         self.assertFalse(history.exhausted)
-        history.died(11.0, None)
+        history.record_exit(11.0, None)
         self.assertTrue(history.exhausted)
 
     def test_short_lives(self) -> None:
         """Of lives that are short the budget is borne; then pauses grow, until there were none for a while."""
         history = History(policy(budget=2, window=10.0))
-        pauses = [history.died(float(now), STABLE) for now in range(5)]
+        pauses = [history.record_exit(float(now), STARTED_AFTER) for now in range(5)]
         self.assertEqual(pauses, [0.0, 0.0, 1.0, 2.0, 3.0])
         self.assertFalse(history.exhausted)
-        self.assertEqual(history.died(15.0, STABLE), 0.0)
+        self.assertEqual(history.record_exit(15.0, STARTED_AFTER), 0.0)
 
     def test_killed(self) -> None:
         """Who was killed is replaced at once, however often."""
         history = History(policy(budget=2))
-        self.assertEqual({history.died(float(now), STABLE, killed=True) for now in range(100)}, {0.0})
+        self.assertEqual({history.record_exit(float(now), STARTED_AFTER, killed=True) for now in range(100)}, {0.0})
 
     def test_death_after_a_life(self) -> None:
         """A death after a life uses up nothing, although others did before."""
         history = History(policy(budget=1))
-        history.died(0.0, None)
-        history.died(5.0, STABLE)
+        history.record_exit(0.0, None)
+        history.record_exit(5.0, STARTED_AFTER)
         self.assertFalse(history.exhausted)
 
 
@@ -100,21 +100,21 @@ class ThrottleTests(SynchronousTestCase):
         throttle = Throttle(4)
         for _ in range(4):
             self.assertEqual(throttle.wait(0.0), 0.0)
-            throttle.forked(0.0, after_death=True)
+            throttle.forked(0.0, is_restart=True)
         self.assertEqual(throttle.wait(0.5), 3.5)
 
     def test_planned(self) -> None:
         """What was planned does not count, but is told."""
         throttle = Throttle(1)
         for now in range(5):
-            throttle.forked(now, after_death=False)
+            throttle.forked(now, is_restart=False)
         self.assertEqual((throttle.wait(4.0), list(throttle.times)), (0.0, [0, 1, 2, 3, 4]))
 
     def test_forgets(self) -> None:
         """As many seconds later as there are workers, a fork is forgotten."""
         throttle = Throttle(2)
         for now in (0.0, 1.5):
-            throttle.forked(now, after_death=True)
+            throttle.forked(now, is_restart=True)
         self.assertEqual(throttle.wait(1.5), 0.5)
         self.assertEqual(throttle.wait(2.0), 0.0)
 
@@ -127,7 +127,7 @@ class ThrottleTests(SynchronousTestCase):
             now += Fraction(pause, 1000)
             now += Fraction(throttle.wait(now))
             self.assertEqual(throttle.wait(now), 0)
-            throttle.forked(now, after_death=True)
+            throttle.forked(now, is_restart=True)
             times.append(now)
         for start in times:
             self.assertLessEqual(sum(start <= time < start + workers for time in times), workers)

@@ -7,8 +7,8 @@ from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.telemetry.flight import Event
-from novasvc.workers.exit_status import ABANDONED, FORCED
-from novasvc.workers.slot import ABORT_TIMEOUT, EXHAUSTED_PAUSE, HURRY_TIMEOUT, WorkerTimeouts
+from novasvc.workers.exit_status import ABANDON_DELAY, KILL_DELAY
+from novasvc.workers.slot import ABORT_TIMEOUT, EXHAUSTED_PAUSE, INTERRUPT_TIMEOUT, WorkerTimeouts
 from tests.support.slot_rig import SlotRig
 
 
@@ -231,13 +231,13 @@ class WatchdogTests(SynchronousTestCase):
 
     def test_alive(self) -> None:
         """One that gives signs of life within the bound is left alone."""
-        self.process.stalled = 9.9
+        self.process.heartbeat_age = 9.9
         self.rig.slot.check()
         self.assertEqual((self.rig.state, self.process.signals), ("ready", []))
 
     def test_hung(self) -> None:
         """One that gives none is aborted, killed if it does not die of that, and replaced."""
-        self.process.stalled = 11.0
+        self.process.heartbeat_age = 11.0
         self.rig.slot.check()
         self.assertEqual((self.rig.state, self.process.signals), ("hung", [SIGABRT]))
         self.rig.slot.check()
@@ -249,20 +249,20 @@ class WatchdogTests(SynchronousTestCase):
     def test_never(self) -> None:
         """With worker_watchdog at 0 nobody hangs."""
         rig = SlotRig(timeouts=WorkerTimeouts(watchdog=0))
-        rig.ready().stalled = 1e6
+        rig.ready().heartbeat_age = 1e6
         rig.slot.check()
         self.assertEqual(rig.state, "ready")
 
     def test_ready_too_late(self) -> None:
         """That it is ready after all does not save one that is being ended."""
-        self.process.stalled = 11.0
+        self.process.heartbeat_age = 11.0
         self.rig.slot.check()
         self.process.listener.received({"is": "ready"})
         self.assertEqual(self.rig.state, "hung")
 
     def test_drained(self) -> None:
         """One that hangs and is to leave is killed at once, and not replaced."""
-        self.process.stalled = 11.0
+        self.process.heartbeat_age = 11.0
         self.rig.slot.check()
         ended = self.rig.slot.drain()
         self.assertEqual(self.process.signals, [SIGABRT, SIGKILL])
@@ -305,8 +305,8 @@ class DrainTests(SynchronousTestCase):
         process = self.rig.ready()
         self.rig.slot.drain()
         self.rig.clock.advance(30)
-        self.assertEqual((process.signals, process.hurried), ([SIGTERM], ABANDONED))
-        self.rig.clock.advance(FORCED)
+        self.assertEqual((process.signals, process.interrupted), ([SIGTERM], ABANDON_DELAY))
+        self.rig.clock.advance(KILL_DELAY)
         self.assertEqual(process.signals, [SIGTERM, SIGKILL])
         process.die_of(SIGKILL)
         self.assertEqual(self.rig.state, "ended")
@@ -333,8 +333,8 @@ class DrainTests(SynchronousTestCase):
         self.rig.slot.start()
         self.rig.process.be_forked()
         self.rig.slot.drain()
-        self.assertTrue(self.rig.process.hurried)
-        self.rig.clock.advance(HURRY_TIMEOUT)
+        self.assertTrue(self.rig.process.interrupted)
+        self.rig.clock.advance(INTERRUPT_TIMEOUT)
         self.assertEqual(self.rig.process.signals, [SIGTERM, SIGKILL])
 
     def test_cut_short(self) -> None:
@@ -342,8 +342,8 @@ class DrainTests(SynchronousTestCase):
         for finished, level in ((True, LogLevel.info), (False, LogLevel.warn)):
             rig = SlotRig()
             process = rig.ready()
-            rig.slot.hurry()
-            process.finished = finished
+            rig.slot.interrupt()
+            process.server_stopped = finished
             with capturedLogs() as events:
                 process.exit(1)
             self.assertEqual([event["log_level"] for event in events], [level])
@@ -377,47 +377,47 @@ class DrainTests(SynchronousTestCase):
         self.successResultOf(first)
         self.successResultOf(second)
 
-    def test_hurry(self) -> None:
+    def test_interrupt(self) -> None:
         """One that is to end at once is told so, and killed two seconds later."""
         process = self.rig.ready()
-        self.rig.slot.hurry()
-        self.assertEqual((process.signals, process.hurried), ([SIGTERM], HURRY_TIMEOUT / 2))
-        self.rig.clock.advance(HURRY_TIMEOUT)
+        self.rig.slot.interrupt()
+        self.assertEqual((process.signals, process.interrupted), ([SIGTERM], INTERRUPT_TIMEOUT / 2))
+        self.rig.clock.advance(INTERRUPT_TIMEOUT)
         self.assertEqual(process.signals, [SIGTERM, SIGKILL])
 
-    def test_hurry_while_draining(self) -> None:
+    def test_interrupt_while_draining(self) -> None:
         """The time to end at once counts from then, but does not put off the end."""
-        for drained, left in ((10.0, HURRY_TIMEOUT), (30 - 1, 1.0)):
+        for drained, left in ((10.0, INTERRUPT_TIMEOUT), (30 - 1, 1.0)):
             rig = SlotRig()
             process = rig.ready()
             rig.slot.drain()
             rig.clock.advance(drained)
-            rig.slot.hurry()
+            rig.slot.interrupt()
             rig.clock.advance(left - 0.1)
             self.assertEqual(process.signals, [SIGTERM])
             rig.clock.advance(0.1)
             self.assertEqual(process.signals, [SIGTERM, SIGKILL])
 
     def test_impatience(self) -> None:
-        """Who hurries it again and again does not put off its end by that."""
+        """Interrupting it again and again does not put off its end."""
         process = self.rig.ready()
         for _ in range(4):
-            self.rig.slot.hurry()
-            self.rig.clock.advance(HURRY_TIMEOUT / 4)
+            self.rig.slot.interrupt()
+            self.rig.clock.advance(INTERRUPT_TIMEOUT / 4)
         self.assertEqual(process.signals[-1], SIGKILL)
 
-    def test_hurry_without_a_deadline(self) -> None:
-        """One that may take for ever may not in a hurry."""
+    def test_interrupt_without_a_deadline(self) -> None:
+        """One that may drain for ever may not once it is interrupted."""
         rig = SlotRig(timeouts=WorkerTimeouts(drain=0))
         process = rig.ready()
         rig.slot.drain()
-        rig.slot.hurry()
-        rig.clock.advance(HURRY_TIMEOUT)
+        rig.slot.interrupt()
+        rig.clock.advance(INTERRUPT_TIMEOUT)
         self.assertEqual(process.signals, [SIGTERM, SIGKILL])
 
-    def test_hurry_without_a_process(self) -> None:
-        """A place without a process is given up at once in a hurry, too."""
-        self.rig.slot.hurry()
+    def test_interrupt_without_a_process(self) -> None:
+        """A place without a process is given up at once when it is interrupted, too."""
+        self.rig.slot.interrupt()
         self.assertEqual((self.rig.state, self.rig.clock.calls), ("ended", []))
 
     def test_silence(self) -> None:
@@ -425,7 +425,7 @@ class DrainTests(SynchronousTestCase):
         rig = SlotRig(timeouts=WorkerTimeouts(drain=0, watchdog=10.0))
         process = rig.ready()
         rig.slot.drain()
-        process.stalled = 11.0
+        process.heartbeat_age = 11.0
         rig.slot.check()
         self.assertEqual((rig.state, process.signals), ("draining", [SIGTERM, SIGABRT]))
         rig.clock.advance(ABORT_TIMEOUT / 2)
@@ -456,12 +456,12 @@ class LeavingTests(SynchronousTestCase):
 
     def test_deadline(self) -> None:
         """It has as long as any other."""
-        self.rig.clock.pump([30, FORCED])
-        self.assertEqual((self.process.signals, self.process.hurried), ([SIGKILL], ABANDONED))
+        self.rig.clock.pump([30, KILL_DELAY])
+        self.assertEqual((self.process.signals, self.process.interrupted), ([SIGKILL], ABANDON_DELAY))
 
     def test_hangs(self) -> None:
         """If it hangs it is aborted."""
-        self.process.stalled = 11.0
+        self.process.heartbeat_age = 11.0
         self.rig.slot.check()
         self.rig.slot.check()
         self.assertEqual(self.process.signals, [SIGABRT])
@@ -474,10 +474,10 @@ class LeavingTests(SynchronousTestCase):
         self.successResultOf(ended)
         self.assertEqual(len(self.rig.processes), 1)
 
-    def test_hurried(self) -> None:
+    def test_interrupted(self) -> None:
         """It can be told to end at once."""
-        self.rig.slot.hurry()
-        self.assertTrue(self.process.hurried)
+        self.rig.slot.interrupt()
+        self.assertTrue(self.process.interrupted)
 
 
 class WaiterTests(SynchronousTestCase):

@@ -22,7 +22,7 @@ def be_ready(rig: SlotRig) -> None:
 
 
 def hang(rig: SlotRig) -> None:
-    rig.ready().stalled = 11.0
+    rig.ready().heartbeat_age = 11.0
     rig.slot.check()
 
 
@@ -68,10 +68,10 @@ INPUTS: dict[str, tuple[Any, ...]] = {
     "give_up": (),
     "drain": (),
     "leave": (),
-    "hurry": (),
+    "interrupt": (),
 }
 TABLE = {
-    "idle": {"start": "starting", "drain": "ended", "leave": "idle", "hurry": "idle"},
+    "idle": {"start": "starting", "drain": "ended", "leave": "idle", "interrupt": "idle"},
     "starting": {
         "start": "starting",
         "ready": "ready",
@@ -80,7 +80,7 @@ TABLE = {
         "elapsed": "hung",
         "drain": "draining",
         "leave": "starting",
-        "hurry": "starting",
+        "interrupt": "starting",
     },
     "ready": {
         "start": "ready",
@@ -90,7 +90,7 @@ TABLE = {
         "elapsed": "ready",
         "drain": "draining",
         "leave": "leaving",
-        "hurry": "ready",
+        "interrupt": "ready",
     },
     "draining": {
         "start": "draining",
@@ -100,7 +100,7 @@ TABLE = {
         "elapsed": "draining",
         "drain": "draining",
         "leave": "draining",
-        "hurry": "draining",
+        "interrupt": "draining",
     },
     "leaving": {
         "start": "leaving",
@@ -110,7 +110,7 @@ TABLE = {
         "elapsed": "leaving",
         "drain": "draining",
         "leave": "leaving",
-        "hurry": "leaving",
+        "interrupt": "leaving",
     },
     "hung": {
         "start": "hung",
@@ -120,7 +120,7 @@ TABLE = {
         "elapsed": "hung",
         "drain": "draining",
         "leave": "hung",
-        "hurry": "hung",
+        "interrupt": "hung",
     },
     "backing off": {
         "start": "starting",
@@ -129,10 +129,10 @@ TABLE = {
         "give_up": "failed",
         "drain": "ended",
         "leave": "backing off",
-        "hurry": "backing off",
+        "interrupt": "backing off",
     },
-    "failed": {"start": "starting", "elapsed": "failed", "drain": "ended", "leave": "failed", "hurry": "failed"},
-    "ended": {"elapsed": "ended", "plan_restart": "ended", "drain": "ended", "leave": "ended", "hurry": "ended"},
+    "failed": {"start": "starting", "elapsed": "failed", "drain": "ended", "leave": "failed", "interrupt": "failed"},
+    "ended": {"elapsed": "ended", "plan_restart": "ended", "drain": "ended", "leave": "ended", "interrupt": "ended"},
 }
 """What is not here cannot happen: the end or a word of no process, the start of what was given up."""
 
@@ -225,7 +225,7 @@ class SlotStories(RuleBasedStateMachine):
     @precondition(has_process)
     @rule(seconds=st.sampled_from([0.0, 31.0]))
     def check(self, seconds: float) -> None:
-        self.rig.process.stalled = seconds
+        self.rig.process.heartbeat_age = seconds
         self.slot.check()
 
     @rule(drains=st.booleans(), state=st.sampled_from(["ready", "backing off", "hung", "starting", "failed"]))
@@ -239,8 +239,8 @@ class SlotStories(RuleBasedStateMachine):
         self.drained = self.slot.drain()
 
     @rule()
-    def hurry(self) -> None:
-        self.slot.hurry()
+    def interrupt(self) -> None:
+        self.slot.interrupt()
 
     @invariant()
     def states_with_a_process_have_one(self) -> None:

@@ -360,11 +360,11 @@ class DrainTests(SupervisorCase):
         self.successResultOf(drained)
         self.successResultOf(started)
 
-    def test_hurry(self) -> None:
-        """In a hurry, workers have two seconds."""
+    def test_interrupt(self) -> None:
+        """When interrupted, workers have two seconds."""
         self.run_all((Server("api"), 2))
         drained = self.supervisor.drain_all()
-        self.supervisor.hurry()
+        self.supervisor.interrupt()
         self.assertEqual([worker.signals for worker in self.host.workers], [[SIGTERM]] * 2)
         self.host.pass_time(2)
         self.successResultOf(drained)
@@ -449,7 +449,7 @@ class DumpTests(SupervisorCase):
 
     def answer(self, worker: StandInWorker) -> None:
         (question,) = worker.hear()
-        worker.say("asked", key=question["ask"], calls=[{"method": "greet", "request_id": "req-1", "seconds": 1.5}])
+        worker.say("answer", key=question["query"], answer=[{"method": "greet", "request_id": "req-1", "seconds": 1.5}])
 
     def test_row(self) -> None:
         """A row has the stacks, the calls, and the events."""

@@ -4,6 +4,7 @@ import time
 from signal import SIGKILL, SIGTERM
 from typing import Any, ClassVar
 
+from attrs import evolve
 from twisted.internet.defer import Deferred
 
 from novasvc.errors import ConfigurationError
@@ -51,6 +52,17 @@ class ReloadTests(SupervisorCase):
         self.supervisor.check()
         self.assertEqual(self.rows("state")[0], ("ready",))
 
+    def test_warnings(self) -> None:
+        """Warnings about the new configuration are logged, those that were logged before are not repeated."""
+        self.supervisor.configuration = evolve(self.configuration, warnings=("old.toml is old",))
+        self.run_all((Server("api"), 1))
+        with logged() as log:
+            reload = self.reload((evolve(self.configuration, warnings=("old.toml is old", "new.toml is new")), None))
+            self.pass_reload(reload)
+        self.successResultOf(reload)
+        self.assertIn("new.toml is new", log.text)
+        self.assertNotIn("old.toml", log.text)
+
     def test_forkserver(self) -> None:
         """The new workers come from a forkserver of their own; the old one goes with the last of its workers."""
         self.run_all((Server("api"), 2))
@@ -64,9 +76,12 @@ class ReloadTests(SupervisorCase):
     def test_broken(self) -> None:
         """A configuration that cannot be read is refused, with its reason, and nothing changes."""
         self.run_all((Server("api"), 1))
-        for error in (ConfigurationError(["workers: no number"]), SystemExit("usage: ...")):
+        for error, problem in (
+            (ConfigurationError(["workers: no number"]), "workers: no number"),
+            (SystemExit(1), "reload failed, previous configuration kept: it raised SystemExit(1)"),
+        ):
             reload = self.reload(error)
-            self.assertIn(str(error), str(self.failureResultOf(reload, ReloadError).value))
+            self.assertIn(problem, str(self.failureResultOf(reload, ReloadError).value))
         self.assertEqual((len(self.host.workers), self.forkservers()), (1, [True]))
         self.assertEqual(self.owner.is_reloading, [True, False] * 2)
 
@@ -418,7 +433,7 @@ class EndAmidReloadTests(SupervisorCase):
         self.assertEqual(self.host.calls, [])
 
     def test_dropped_server(self) -> None:
-        """The workers of a server that was dropped before are waited for, and hurried."""
+        """The workers of a server that was dropped before are waited for, and interrupted."""
         self.run_all((Server("api"), 1), (Server("agent"), 1))
         self.pass_reload(self.reload((self.configuration, [ServerWrapper(Server("api"), 1)])))
         self.host.pass_time(5)
@@ -428,6 +443,6 @@ class EndAmidReloadTests(SupervisorCase):
                 worker.end()
         self.host.pass_time(0)
         self.assertNoResult(drained)
-        self.supervisor.hurry()
+        self.supervisor.interrupt()
         self.host.pass_time(2)
         self.successResultOf(drained)

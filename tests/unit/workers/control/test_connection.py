@@ -15,7 +15,7 @@ from zope.interface.verify import verifyObject
 
 from novasvc.interfaces import ISupervisor
 from novasvc.workers.control.commands import Command, RequestError
-from novasvc.workers.control.connection import IDLE, LONGEST, ControlConnection
+from novasvc.workers.control.connection import IDLE_TIMEOUT, MAX_REQUEST_LENGTH, ControlConnection
 from novasvc.workers.errors import ReloadError, ResizeError
 from tests.support.control_rig import StandInSupervisor
 from tests.support.examples import examples
@@ -228,7 +228,10 @@ class ControlConnectionTests(SynchronousTestCase):
 
     def test_too_long(self) -> None:
         """A line that does not end is answered with the limit, and the connection is closed."""
-        for data in (b"x" * (LONGEST + 1), b"x" * (LONGEST + 1) + b"\n" + b'{"command": "workers"}\n'):
+        for data in (
+            b"x" * (MAX_REQUEST_LENGTH + 1),
+            b"x" * (MAX_REQUEST_LENGTH + 1) + b"\n" + b'{"command": "workers"}\n',
+        ):
             talk = Talk()
             talk.say(data)
             (answer,) = talk.answers()
@@ -240,14 +243,14 @@ class ControlConnectionTests(SynchronousTestCase):
     def test_longest(self) -> None:
         """The longest line that is allowed is read."""
         request = b'{"command": "workers"}'
-        self.talk.say(request + b" " * (LONGEST - len(request)) + b"\n")
+        self.talk.say(request + b" " * (MAX_REQUEST_LENGTH - len(request)) + b"\n")
         self.assertEqual(self.talk.answers(), [{"result": self.supervisor.rows}])
 
     def test_idle(self) -> None:
         """A connection that asks nothing is closed, however slowly it drips; each answer gives it time anew."""
-        self.talk.clock.advance(IDLE - 1)
+        self.talk.clock.advance(IDLE_TIMEOUT - 1)
         self.assertIn("result", self.talk.ask({"command": "workers"}))
-        self.talk.clock.advance(IDLE - 1)
+        self.talk.clock.advance(IDLE_TIMEOUT - 1)
         self.talk.say(b"{")
         self.assertFalse(self.talk.transport.disconnected)
         self.talk.clock.advance(1)
@@ -257,17 +260,17 @@ class ControlConnectionTests(SynchronousTestCase):
         """A request may take its time; the next one has its own again."""
         reloading = self.supervisor.wait()
         self.talk.say({"command": "reload"})
-        self.talk.clock.advance(IDLE * 100)
+        self.talk.clock.advance(IDLE_TIMEOUT * 100)
         self.assertFalse(self.talk.transport.disconnected)
         reloading.callback([])
         self.assertEqual(self.talk.answers(), [{"result": []}])
-        self.talk.clock.advance(IDLE)
+        self.talk.clock.advance(IDLE_TIMEOUT)
         self.assertTrue(self.talk.transport.disconnected)
 
     def test_waits_for_the_end(self) -> None:
         """Who drains the supervisor may wait for its end as long as it takes."""
         self.assertEqual(self.talk.ask({"command": "drain"}), {"result": None})
-        self.talk.clock.advance(IDLE * 100)
+        self.talk.clock.advance(IDLE_TIMEOUT * 100)
         self.assertFalse(self.talk.transport.disconnected)
 
     def test_asker_gone(self) -> None:

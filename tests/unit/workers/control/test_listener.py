@@ -12,7 +12,7 @@ from twisted.internet.task import deferLater
 from zope.interface.verify import verifyObject
 
 from novasvc.workers.control import listener as control
-from novasvc.workers.control.listener import CONNECTIONS, ControlSocket
+from novasvc.workers.control.listener import MAX_CONNECTIONS, ControlSocket
 from novasvc.workers.errors import ControlError
 from tests.support.control_rig import Client, ControlCase
 from tests.support.waiting import until
@@ -158,7 +158,7 @@ class ConnectionTests(ControlCase):
 
     async def test_bounded(self) -> None:
         """One more than may ask is told so, and is let in when another has gone."""
-        clients = [self.connect() for _ in range(CONNECTIONS)]
+        clients = [self.connect() for _ in range(MAX_CONNECTIONS)]
         for client in clients:
             self.assertIn("result", await client.ask({"command": "who"}))
         late = self.connect()
@@ -167,7 +167,7 @@ class ConnectionTests(ControlCase):
         self.assertIn("all 16 connections are in use; try again", error["message"])
         await late.end()
         clients[0].socket.close()
-        await until(lambda: len(self.control._connections) < CONNECTIONS)
+        await until(lambda: len(self.control._connections) < MAX_CONNECTIONS)
         self.assertIn("result", await self.connect().ask({"command": "who"}))
 
     async def starve(self) -> Client:

@@ -1,4 +1,4 @@
-"""What a manager works with: its periodic tasks, an RPC client, and the resources that it is attached to."""
+"""Build a manager's periodic tasks and RPC client, and attach its resources; shared by Node and WSGIService."""
 
 from collections.abc import Callable
 
@@ -37,7 +37,9 @@ def make_client(runtime: Runtime, transport: ITransport, registry: Callable[[], 
     return Client(transport, clock=clock, timeout=settings.rpc_response_timeout, explain=explain)
 
 
-def attach(manager: Manager, runtime: Runtime, client: Client, registry: IServiceRegistry, tasks: TaskRunner) -> None:
+def attach_resources(
+    manager: Manager, runtime: Runtime, client: Client, registry: IServiceRegistry, tasks: TaskRunner
+) -> None:
     """Give a manager its resources."""
     manager.attach(
         ManagerResources(
