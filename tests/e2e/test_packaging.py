@@ -30,7 +30,7 @@ IMPORT_ALL = """
 import importlib, pkgutil, sys, novasvc
 assert "twisted.internet.reactor" not in sys.modules, "novasvc"
 names = [m.name for m in pkgutil.walk_packages(novasvc.__path__, "novasvc.")]
-# Klein, which the rooms of the API are made with, imports the reactor: the package api is imported where one runs.
+# Klein, which the modules of the API are made with, imports the reactor: the package api is imported where one runs.
 for name in sorted(names, key=lambda name: name.startswith("novasvc.api")):
     if not name.endswith(".__main__"):
         importlib.import_module(name)

@@ -87,7 +87,7 @@ class SplitTests(ReachabilityCase):
         self.assertEqual(await self.beats(), before)
         self.assertEqual(len(self.said(WITHHELD)), 1)
         if divided:
-            why = f"it consumes at 127.0.0.1:{one.port}, and 127.0.0.1:{other.port} does not"
+            why = f"the service consumes at 127.0.0.1:{one.port}, and 127.0.0.1:{other.port} does not"
             self.assertIn(why, self.said(WITHHELD)[0])
         self.assertEqual(self.said("lost its channel"), [])
 

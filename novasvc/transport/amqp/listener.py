@@ -174,7 +174,7 @@ class Listener:
         consuming.close("cancelled during set-up")
 
     def verify(self, write: WriteProbe, timeout: float) -> Deferred[Reachability]:
-        """Send a message to itself, and bind its queues again; see IListener."""
+        """Publish a probe to itself, and redeclare lost bindings; see IListener."""
         return self.loopback.verify(write, timeout)
 
     @property

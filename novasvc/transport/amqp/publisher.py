@@ -454,7 +454,7 @@ class Publisher:
     def _flow_check_failed(self, failure: Failure, exchange: str) -> None:
         """Fail the messages to a refused exchange; retry after a lost channel.
 
-        A broker_error (BrokerError) holds for the messages too. After a lost channel the next channel is probed again.
+        A BrokerError applies to the messages too. After a lost channel the next channel is probed again.
         """
         self._checking_flow = False
         if failure.check(BrokerError):
