@@ -156,6 +156,8 @@ class RemoteCommandTests(TestCase):
         """A cast reaches one node of the topic, the named one, or all with --fanout."""
         for host in ("h1", "h2"):
             self.node(host)
+        status, output = self.run_command("cast", "desk.h3", "note", "text=nobody")
+        self.assertEqual((status, "no server for desk.h3" in output), (1, True), output)
         self.assertEqual(self.run_command("cast", "desk.h2", "note", "text=only h2"), (0, ""))
         self.assertEqual(self.notes("h2", 1), ["only h2"])
         self.assertEqual(self.run_command("cast", "--fanout", "desk", "note", "text=all"), (0, ""))
