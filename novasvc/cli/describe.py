@@ -8,7 +8,7 @@ import click
 
 from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.output import printable
-from novasvc.cli.remote import read_target, wait_for_reply, run_with_client
+from novasvc.cli.remote import read_target, run_with_client, wait_for_reply
 from novasvc.context import RequestContext
 
 _FRAMEWORK = frozenset({"node", "baseapi"})
