@@ -1,6 +1,7 @@
 """``novasvc describe``: what a service offers to callers."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import attrs
@@ -53,9 +54,40 @@ def described(answer: dict[str, Any], *, everything: bool = False) -> str:
         lines += [f"      {text}" for text in (row["summary"], "; ".join(notes)) if text]
     if not methods:
         lines.append("  none: decorate a method of the manager with @rpc.expose")
+    types = {name: kind for row in methods for name, kind in _types(row)}
+    if types:
+        lines += ["", "types", *(f"  {name}  {_fields(types[name])}" for name in sorted(types))]
     if answer["tasks"]:
         lines += ["", "tasks", *(f"  {task['name']}  {_spacing(task['spacing'])}" for task in answer["tasks"])]
     return "\n".join(printable(line) for line in lines)
+
+
+def _types(row: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the classes that the JSON Schemas of a method name; not that of its arguments as a whole."""
+    for name, kind in ((row["schema"] or {}).get("$defs") or {}).items():
+        if name != f"{row['method']}_arguments":
+            yield name, kind
+
+
+def _fields(kind: dict[str, Any]) -> str:
+    """Return a JSON Schema in one line: "{item: string, amount: integer = 1}", or the values of an enum."""
+    if "enum" in kind:
+        return " | ".join(map(json.dumps, kind["enum"]))
+    fields = []
+    for name, field in kind.get("properties", {}).items():
+        default = f" = {json.dumps(field['default'])}" if "default" in field else ""
+        fields.append(f"{name}: {_type_name(field)}{default}")
+    return "{" + ", ".join(fields) + "}"
+
+
+def _type_name(field: dict[str, Any]) -> str:
+    if "$ref" in field:
+        return str(field["$ref"]).rpartition("/")[2]
+    if "anyOf" in field:
+        return " | ".join(map(_type_name, field["anyOf"]))
+    if field.get("type") == "array" and isinstance(field.get("items"), dict):
+        return f"[{_type_name(field['items'])}]"
+    return str(field.get("format") or field.get("type") or "any")
 
 
 def _spacing(seconds: float) -> str:

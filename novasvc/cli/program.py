@@ -100,9 +100,12 @@ def run(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
     except Exception as error:  # noqa: BLE001 - an operator can do more with one line than with a traceback
         return _failed(error)
-    except SystemExit:
-        # click and rich raise it when the reader of their output has gone.
-        return 1
+    except SystemExit as error:
+        # twistd raises it with a message; click and rich with 1, when the reader of their output has gone.
+        if isinstance(error.code, str):
+            click.echo(error.code, err=True)
+            return 1
+        return 0 if error.code is None else error.code
     except KeyboardInterrupt:
         return _INTERRUPTED
     return status if isinstance(status, int) else 0

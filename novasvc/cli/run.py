@@ -62,7 +62,8 @@ def _arguments(context: CommandContext, target: str, options: Sequence[str]) -> 
             given += [f"--{name}", str(value)]
     topic = topic_of(target)
     named = {option.partition("=")[0] for option in options}
-    defaults = [("--topic", topic), ("--binary", f"novasvc-{topic}")]
+    # Who runs a manager by hand wants to see its tasks, and not to spread the load of a fleet that starts.
+    defaults = [("--topic", topic), ("--binary", f"novasvc-{topic}"), ("--periodic-fuzzy-delay", "0")]
     given += [part for name, value in defaults if name not in named for part in (name, value)]
     return ["--nodaemon", "--pidfile=", "novasvc", "--manager", target, *given, *options]
 

@@ -33,6 +33,9 @@ def describe_methods(methods: Iterable[Method]) -> list[dict[str, Any]]:
 
 def _signature(method: Method) -> str:
     """Return the signature as callers see it: without the context."""
-    signature = inspect.signature(method.function)
+    try:
+        signature = inspect.signature(method.function, eval_str=True)
+    except Exception:  # noqa: BLE001 - the context's annotation may be one that only type checkers can resolve
+        signature = inspect.signature(method.function)
     parameters = list(signature.parameters.values())[1:]
     return str(signature.replace(parameters=parameters)).replace(f"{method.function.__module__}.", "")

@@ -4,13 +4,17 @@ Values are converted to JSON types as OpenStack's services convert them; nothing
 Decoding yields JSON types only: no name sent by a peer is imported, looked up or instantiated.
 """
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping
 from datetime import date, datetime
 from decimal import Decimal
+from enum import Enum
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Any
 from uuid import UUID
+
+import attrs
 
 from novasvc._compat import json_encoder, json_scanner
 
@@ -43,8 +47,19 @@ def primitive(value: object) -> Any:
         return value.decode()
     if isinstance(value, _AS_TEXT):
         return str(value)
+    return _plain_object(value)
+
+
+def _plain_object(value: Any) -> Any:
+    """Return the value of an enum's member, the fields of a dataclass or attrs object, or an exception's text."""
     if isinstance(value, BaseException):
-        return repr(value)
+        return repr(value)  # before attrs: an exception may be a class of attrs, too
+    if isinstance(value, Enum):
+        return value.value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if attrs.has(type(value)):
+        return {field.name: getattr(value, field.name) for field in attrs.fields(type(value))}
     raise TypeError
 
 

@@ -34,14 +34,17 @@ def run_again_when_changed(command: Sequence[str], directory: Path) -> int:
     while True:
         seen = snapshot(directory)
         running = subprocess.Popen(command)  # noqa: S603 - the caller's own command
-        changed = None
+        changed, told = None, False
         while not stopping and changed is None:
             time.sleep(INTERVAL)
+            if running.poll() is not None and not told:
+                told = True
+                _tell(f"it ended {_how(running.returncode)}; it starts again when a file changes")
             changed = first_change(seen, snapshot(directory))
         _end(running)
         if changed is None:
             return running.returncode if running.returncode >= 0 else 128 - running.returncode
-        print(f"novasvc: {os.path.relpath(changed, directory)} changed, starting again", file=sys.stderr)  # noqa: T201
+        _tell(f"{os.path.relpath(changed, directory)} changed, starting again")
 
 
 def snapshot(directory: Path) -> dict[str, int]:
@@ -69,6 +72,14 @@ def _python_files(directory: Path) -> Iterator[str]:
             if name not in _SKIPPED and name[0] != "." and not os.path.exists(os.path.join(folder, name, "pyvenv.cfg"))  # noqa: PTH110, PTH118
         )
         yield from (os.path.join(folder, name) for name in files if name.endswith(".py"))  # noqa: PTH118
+
+
+def _tell(text: str) -> None:
+    print(f"novasvc: {text}", file=sys.stderr, flush=True)  # noqa: T201 - for the person at the terminal
+
+
+def _how(status: int) -> str:
+    return f"with status {status}" if status >= 0 else f"by {signal.Signals(-status).name}"
 
 
 def _end(running: "subprocess.Popen[bytes]") -> None:

@@ -25,11 +25,11 @@ class ArgumentsTests(SynchronousTestCase):
         context = CommandContext((), {"state-dir": "/s", "transport-url": None}, {})
         expected = (
             "--nodaemon --pidfile= novasvc --manager shop:Stock --state-dir /s --topic stock --binary novasvc-stock "
-            "--workers 2"
+            "--periodic-fuzzy-delay 0 --workers 2"
         )
         self.assertEqual(" ".join(_arguments(context, "shop:Stock", ["--workers", "2"])), expected)
 
     def test_given(self) -> None:
         """Options of twistd novasvc take the place of what is derived from the class."""
         arguments = _arguments(CommandContext((), {}, {}), "shop:Stock", ["--topic", "t", "--binary=b"])
-        self.assertEqual(" ".join(arguments[3:]), "--manager shop:Stock --topic t --binary=b")
+        self.assertEqual(" ".join(arguments[3:]), "--manager shop:Stock --periodic-fuzzy-delay 0 --topic t --binary=b")

@@ -1,14 +1,17 @@
 """Tests for novasvc.rpc.payload."""
 
+import dataclasses
 import json
 import math
 from collections import OrderedDict
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
+from enum import Enum
 from ipaddress import ip_address, ip_network
 from typing import Any
 from uuid import UUID
 
+import attrs
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
@@ -20,6 +23,23 @@ JSON = st.recursive(
     lambda values: st.lists(values) | st.dictionaries(st.text(), values),
     max_leaves=20,
 )
+
+
+class Size(Enum):
+    SMALL = "s"
+    LARGE = "l"
+
+
+@attrs.frozen
+class Box:
+    size: Size
+
+
+@dataclasses.dataclass
+class Line:
+    item: str
+    sizes: list[Size]
+    box: Box
 
 
 class DumpsTests(SynchronousTestCase):
@@ -42,6 +62,12 @@ class DumpsTests(SynchronousTestCase):
         for _ in range(3):
             self.assertRaises(ValueError, dumps, [part, object()], "value")
             self.assertEqual(dumps([part, part], "value"), "[[{}], [{}]]")
+
+    def test_objects(self) -> None:
+        """Dataclasses and attrs objects are sent as their fields, members of enums as their values, however nested."""
+        value = Line("tea", [Size.LARGE], Box(Size.SMALL))
+        self.assertEqual(self.sent({"line": value}), {"line": {"item": "tea", "sizes": ["l"], "box": {"size": "s"}}})
+        self.assertRaises(ValueError, dumps, Line, "value")
 
     def test_mapping(self) -> None:
         """Types that JSON lacks are converted as OpenStack's services convert them."""
