@@ -483,6 +483,7 @@ class LoginTests(BrowserTestCase):
         browser.says("#tasks", "refresh_host_facts")
         self.assertEqual(browser.all("#do-drain, #actions, #tasks a"), [])
         self.assertNotIn("0123456789abcdef", server.output)
+        browser.leave()
         server.stop()
 
 
@@ -530,6 +531,7 @@ class ManyTests(BrowserTestCase):
         self.assertEqual(len(browser.all("#grid tbody tr")), 11)
         took = browser.script("return performance.getEntriesByType('navigation')[0].duration")
         sys.stdout.write(f"a page of 2,001 services took {took:.0f} ms\n")  # for who looks; a budget would be a guess
+        browser.leave()
         server.stop()
 
 
