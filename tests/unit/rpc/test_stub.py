@@ -1,14 +1,9 @@
 """Tests for novasvc.rpc.stub."""
 
 import dataclasses
-import subprocess
-import sys
 from collections.abc import Awaitable
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Protocol
 
-import pytest
 from twisted.internet.defer import Deferred
 
 from novasvc import rpc
@@ -53,20 +48,6 @@ class ShopAPI(Protocol):
     def count(self, context: RequestContext) -> Awaitable[int]: ...
 
     def missing(self, context: RequestContext) -> Deferred[None]: ...
-
-
-PROGRAM = """
-from typing import Protocol
-from twisted.internet.defer import Deferred
-from novasvc import RequestContext, rpc
-
-class Stock(Protocol):
-    def reserve(self, context: RequestContext, item: str, amount: int = 1) -> Deferred[str]: ...
-
-async def use(client: rpc.Client, context: RequestContext) -> str:
-    stock = rpc.stub(Stock, client)
-    return await stock.{call}
-"""
 
 
 class StubTests(RPCCase):
@@ -119,23 +100,3 @@ class StubTests(RPCCase):
 
         error = self.assertRaises(DeclarationError, rpc.stub, Wrong, self.client)
         self.assertIn("it takes no context", str(error))
-
-    @pytest.mark.timeout(180)
-    @pytest.mark.slow
-    def test_mypy(self) -> None:
-        """A type checker finds a misspelt method, a missing argument and a wrong type, and accepts a right call."""
-        if find_spec("mypy") is None:
-            pytest.skip("mypy is not installed: it belongs to the tools, not to what the tests need")
-        directory = Path(self.mktemp())
-        directory.mkdir()
-        right = 'reserve(context, "tea", amount=2)'
-        for number, call in enumerate(
-            (right, 'resrve(context, "tea")', "reserve(context)", 'reserve(context, "tea", "2")')
-        ):
-            (directory / f"use{number}.py").write_text(PROGRAM.replace("{call}", call))
-        command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", *sorted(map(str, directory.iterdir()))]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
-        found = [line for line in done.stdout.splitlines() if "error:" in line and "[no-any-return]" not in line]
-        self.assertEqual(len(found), 3, done.stdout + done.stderr)
-        errors = 'has no attribute "resrve"', 'Missing positional argument "item"', "has incompatible type"
-        self.assertEqual([text for text in errors if text not in done.stdout], [])
