@@ -1,6 +1,6 @@
-"""Stop waiting on cancellation, even if the step keeps running."""
+"""Wait for a step that may keep running: stop waiting on cancellation, or leave the step and its result alone."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
@@ -30,3 +30,19 @@ def abandon_on_cancel(step: Deferred[_T]) -> Deferred[_T]:
 
     step.addBoth(pass_on)
     return waiter
+
+
+def completion(step: Deferred[Any]) -> Deferred[None]:
+    """Return a Deferred that fires when a step ends, however it ends; the step's own result stays with it.
+
+    Cancelling it leaves the step alone.
+    """
+    done: Deferred[None] = Deferred()
+
+    def end(result: Any) -> Any:
+        if not done.called:
+            done.callback(None)
+        return result
+
+    step.addBoth(end)
+    return done

@@ -10,6 +10,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from novasvc.interfaces import IDelivery, IListener, Reachability, WriteProbe
+from novasvc.reactor.abandon import completion
 from novasvc.rpc.target import Target
 from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import AMQPClosedError
@@ -17,7 +18,7 @@ from novasvc.transport.amqp.connection import Connection
 from novasvc.transport.amqp.consumer_channel import ConsumerChannel
 from novasvc.transport.amqp.holding_queue import HoldingQueue
 from novasvc.transport.amqp.loopback import Loopback
-from novasvc.transport.amqp.moves import MoveTracker, completion
+from novasvc.transport.amqp.moves import MoveTracker
 from novasvc.transport.amqp.protocol import AMQPProtocol
 from novasvc.transport.amqp.publisher import Message, Publisher
 from novasvc.transport.amqp.reply_codes import NOT_FOUND

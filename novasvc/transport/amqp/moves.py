@@ -11,6 +11,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from novasvc.reactor.abandon import completion
 from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import AMQPClosedError
 from novasvc.transport.errors import BrokerBlockedError, BrokerError, BrokerUnavailableError
@@ -196,16 +197,3 @@ class MessageMover:
         for call in self._active():
             call.cancel()
         self._delayed_requeues.clear()
-
-
-def completion(moving: Deferred[Any]) -> Deferred[None]:
-    """Return a Deferred that fires when ``moving`` fires; its result is unchanged."""
-    done: Deferred[None] = Deferred()
-
-    def end(result: Any) -> Any:
-        if not done.called:
-            done.callback(None)
-        return result
-
-    moving.addBoth(end)
-    return done

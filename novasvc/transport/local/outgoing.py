@@ -17,6 +17,7 @@ from twisted.internet.protocol import ClientCreator, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from novasvc.reactor.abandon import completion
 from novasvc.rpc.errors import TransportFullError, UnconfirmedError, UndeliverableError
 from novasvc.rpc.target import Target
 from novasvc.transport.local.frames import FrameProtocol
@@ -165,7 +166,7 @@ class OtherProcesses:
             if path not in self._connected and path not in self._connecting:
                 self._connect(path)
         if self._connecting:
-            await DeferredList([_after(connecting) for connecting in self._connecting.values()])
+            await DeferredList([completion(connecting) for connecting in self._connecting.values()])
         connected = [self._connected[path] for path in paths if path in self._connected]
         return [connection for connection in connected if connection.serves(target, exchange)]
 
@@ -193,7 +194,7 @@ class OtherProcesses:
             connecting.cancel()
         connections = list(self._connected.values())
         for connection in connections:
-            connection.transport.abortConnection()
+            connection.abort()
         await DeferredList([connection.gone for connection in connections])
 
     def _paths(self) -> list[Path]:
@@ -243,19 +244,6 @@ class OtherProcesses:
         connecting.addCallback(connected).addCallbacks(known, refused)
         connecting.addErrback(lambda failure: _log.failure("connecting to {path} failed", failure, path=path))
         connecting.addBoth(finished)
-
-
-def _after(other: Deferred[Any]) -> Deferred[None]:
-    """Return a Deferred that fires with another one; cancelling it leaves the other one alone."""
-    waiter: Deferred[None] = Deferred()
-
-    def fire(result: Any) -> Any:
-        if not waiter.called:
-            waiter.callback(None)
-        return result
-
-    other.addBoth(fire)
-    return waiter
 
 
 def check_private(directory: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.logger import Logger
 
 from novasvc.net.unix import UNIXPort, open_unix
@@ -52,7 +52,7 @@ class HostSockets:
     def release(self) -> Deferred[None]:
         """Count one transport less; the last one closes the sockets, and waits until they are closed."""
         self._users -= 1
-        return Deferred.fromCoroutine(self._close() if self._users == 0 else _nothing())
+        return succeed(None) if self._users else Deferred.fromCoroutine(self._close())
 
     def listen(self) -> None:
         """Have other processes reach this one, from the first call on.
@@ -96,7 +96,3 @@ class HostSockets:
             connection.finish()
         await self.others.close()
         await DeferredList([connection.gone for connection in connections])
-
-
-async def _nothing() -> None:
-    """Wait for nothing."""

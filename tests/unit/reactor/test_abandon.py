@@ -3,7 +3,7 @@
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.reactor.abandon import abandon_on_cancel
+from novasvc.reactor.abandon import abandon_on_cancel, completion
 
 
 class AbandonOnCancelTests(SynchronousTestCase):
@@ -52,3 +52,29 @@ class AbandonOnCancelTests(SynchronousTestCase):
         self.failureResultOf(waiter, CancelledError)
         inner.errback(ValueError("late"))
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+
+
+class CompletionTests(SynchronousTestCase):
+    def test_outcome(self) -> None:
+        """It fires with nothing, however the step ends; the outcome stays with the step."""
+        for outcome in (1, ValueError("x")):
+            step: Deferred[int] = Deferred()
+            done = completion(step)
+            self.assertNoResult(done)
+            if isinstance(outcome, Exception):
+                step.errback(outcome)
+                self.failureResultOf(step, ValueError)
+            else:
+                step.callback(outcome)
+                self.assertEqual(self.successResultOf(step), outcome)
+            self.assertIsNone(self.successResultOf(done))
+
+    def test_cancelled(self) -> None:
+        """Cancelling it leaves the step alone."""
+        step: Deferred[int] = Deferred()
+        done = completion(step)
+        done.cancel()
+        self.failureResultOf(done, CancelledError)
+        self.assertNoResult(step)
+        step.callback(1)
+        self.assertEqual(self.successResultOf(step), 1)
