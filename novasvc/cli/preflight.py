@@ -116,7 +116,7 @@ def _check_writable(purpose: str, path: Path, setting: str, *, created_at_start:
 
 
 def _check_broker(settings: Settings) -> None:
-    if not settings.transport_url.startswith("memory:"):
+    if settings.uses_broker:
         check_tls_files(BrokerAddress.parse(settings.transport_url, tls=settings.rabbit_ssl), broker_options(settings))
 
 

@@ -129,7 +129,7 @@ def run_with_client(settings: Settings, target: Target, function: Callable[[Any,
     :raises ProblemError: there is no broker, and no service of this user runs on this host.
     :raises BrokerError: the broker cannot be used.
     """
-    if settings.transport_url.startswith("memory:"):
+    if not settings.uses_broker:
         _require_process(settings)
     # Imported here, because `--help` needs neither Twisted nor AMQP.
     from twisted.internet.defer import Deferred  # noqa: PLC0415
@@ -179,7 +179,7 @@ def _require_process(settings: Settings) -> None:
 
 
 def _make_transport(settings: Settings, reactor: Any) -> Any:
-    if not settings.transport_url.startswith("memory:"):
+    if settings.uses_broker:
         from novasvc.transport.amqp.configured import configured_transport  # noqa: PLC0415 - see run_with_client
 
         return configured_transport(settings, reactor, name="novasvc command")

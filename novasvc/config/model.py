@@ -99,6 +99,11 @@ class Settings(
         return self.database_url.startswith(f"sqlite:///{self.state_dir}/")
 
     @property
+    def uses_broker(self) -> bool:
+        """Whether messages go through a broker; False for ``memory:``, which keeps them in processes of one host."""
+        return not self.transport_url.startswith("memory:")
+
+    @property
     def socket_dir(self) -> Path:
         """The directory of the sockets by which the processes of a user reach each other without a broker."""
         return self.state_dir / "rpc"

@@ -104,7 +104,7 @@ def _duplicates(settings: Settings) -> Iterator[SettingError]:
 
 def _conductors(settings: Settings, origins: Mapping[str, str]) -> Iterator[SettingError]:
     # The services of a process start one after the other, so a conductor must come before the services that need it.
-    reachable = not settings.transport_url.startswith("memory:")
+    reachable = settings.uses_broker
     for number, service in enumerate(settings.services):
         if service.db_allowed:
             reachable = reachable or service.topic == "conductor"

@@ -202,7 +202,7 @@ _process_runtimes: ReactorLocal[Runtime | None] = ReactorLocal(lambda _: None)
 
 
 def _make_transport(settings: Settings, reactor: Any) -> ITransport:
-    if settings.transport_url.startswith("memory:"):
+    if not settings.uses_broker:
         if not (IReactorUNIX.providedBy(reactor) and IReactorFDSet.providedBy(reactor)):
             # A Clock, in a test: there is no other process.
             return MemoryTransport(_memory_brokers.get(reactor), clock=reactor, exchange=settings.control_exchange)

@@ -36,7 +36,7 @@ def greeting(configuration: Configuration, page: str = "") -> str:
     elif not settings.database_in_state_dir:
         state += f" (the services table: {masked_url(settings.database_url)})"
     messages = masked_url(settings.transport_url)
-    if messages.startswith("memory:"):
+    if not settings.uses_broker:
         messages += " (reaches the processes of this user on this host)"
     return (
         f"\nnovasvc {__version__} runs {runs or 'no node'}\n"

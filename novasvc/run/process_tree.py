@@ -52,7 +52,7 @@ class ProcessTree(ServiceTree):
     def supervise(self, wrappers: Sequence[ServerWrapper], read: Reread, log_file: str) -> None:
         """Run the servers in workers; see :class:`novasvc.service.ProcessLauncher`."""
         settings = self._configuration.settings
-        if settings.services and settings.transport_url.startswith("memory:"):
+        if settings.services and not settings.uses_broker:
             _log.warn(
                 "transport_url memory: keeps messages in the memory of each worker: those of a worker that dies are "
                 "lost; set transport_url to a broker to keep them"
