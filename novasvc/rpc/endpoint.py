@@ -4,7 +4,6 @@ It is built once, from the classes of the endpoint objects. A name from the wire
 of this table: never in getattr, never in an import.
 """
 
-import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +12,7 @@ import attrs
 from novasvc.errors import DeclarationError
 from novasvc.rpc.contract import Contract, contract_of
 from novasvc.rpc.errors import NoSuchMethodError, UnsupportedVersionError
-from novasvc.rpc.exposure import Exposure, exposure_of
+from novasvc.rpc.exposure import Exposure, exposed_attributes
 from novasvc.rpc.version import Version, parse_version, serves
 
 _Interface = tuple[str | None, Version]
@@ -121,11 +120,7 @@ def _format_interface(namespace: str | None, version: Version) -> str:
 def _methods(endpoint: object) -> list[Method]:
     kind = type(endpoint)
     exposed: list[tuple[str, str, Exposure]] = []
-    for name in dir(kind):
-        attribute = inspect.getattr_static(kind, name)
-        exposure = exposure_of(attribute)
-        if exposure is None:
-            continue
+    for name, attribute, exposure in exposed_attributes(kind):
         where = f"{kind.__module__}.{kind.__qualname__}.{name}"
         if name.startswith("_"):
             raise DeclarationError(where, "a private method cannot be exposed", "give it a name without the underscore")

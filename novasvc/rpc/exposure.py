@@ -1,7 +1,7 @@
 """The decorator that exposes a method to RPC callers, and the options it records."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any, TypeVar, overload
 
@@ -180,11 +180,19 @@ def _exceptions(expected: object, where: str) -> tuple[type[Exception], ...]:
     raise DeclarationError(where, f"expected={expected!r} is not a tuple of exception classes", "give a tuple")
 
 
-def callable_without_arguments(kind: Any) -> list[str]:
-    """Return the names of a class's exposed methods that take only a context, in the order of their definition."""
-    found = []
+def exposed_attributes(kind: Any) -> Iterator[tuple[str, object, Exposure]]:
+    """Yield the exposed attributes of a class, in the order of their names: name, attribute as defined, options."""
     for name in dir(kind):
-        exposure = exposure_of(inspect.getattr_static(kind, name))
-        if exposure is not None and not exposure.required and exposure.namespace is None and exposure.version[0] == "1":
-            found.append(name)
-    return found
+        attribute = inspect.getattr_static(kind, name)
+        exposure = exposure_of(attribute)
+        if exposure is not None:
+            yield name, attribute, exposure
+
+
+def callable_without_arguments(kind: Any) -> list[str]:
+    """Return the names of a class's exposed methods that take only a context, in the order of their names."""
+    return [
+        name
+        for name, _, exposure in exposed_attributes(kind)
+        if not exposure.required and exposure.namespace is None and exposure.version[0] == "1"
+    ]
