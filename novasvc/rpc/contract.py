@@ -6,7 +6,6 @@ likes. A result is checked and converted to JSON in the same way. What has no an
 """
 
 import collections.abc
-import dataclasses
 import inspect
 import types
 import typing
@@ -22,7 +21,7 @@ from twisted.internet.defer import Deferred
 
 from novasvc.errors import DeclarationError
 from novasvc.rpc.errors import InvalidArgumentsError, ResultNotSerializableError
-from novasvc.rpc.payload import primitive
+from novasvc.rpc.payload import object_fields, primitive
 
 _PLAIN = (type(None), bool, int, float, str)
 """Types that JSON has: a result of one of them is checked only."""
@@ -73,7 +72,7 @@ class Contract:
         try:
             # A copy, in which nested dataclasses and the like are dicts. What JSON lacks, and OpenStack's services
             # convert in their own way, is left to the encoder, so that peers see what they always saw.
-            plain = msgspec.to_builtins(_complete(result), builtin_types=_LEFT, str_keys=True, enc_hook=primitive)
+            plain = msgspec.to_builtins(as_dicts(result), builtin_types=_LEFT, str_keys=True, enc_hook=primitive)
             msgspec.convert(plain, self.result, builtin_types=_LEFT, str_keys=True)
         except Exception as error:  # noqa: BLE001 - users' classes may raise anything
             raise ResultNotSerializableError(self.method, _described(error, "the result")) from None
@@ -167,21 +166,16 @@ def _unknown(information: Any, refused: tuple[type, ...], seen: set[int]) -> Ite
             yield from _unknown(getattr(information, name), refused, seen)
 
 
-def _complete(value: Any) -> Any:
-    """Return a value with its dataclasses as dicts of all their fields.
+def as_dicts(value: Any) -> Any:
+    """Return a value with its dataclasses and attrs objects as dicts of all their fields, however nested.
 
     msgspec reads the ``__dict__`` of a dataclass. In one that it has made itself, from an argument, a field that was
     not given is missing there: its default is found in the class.
     """
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _complete(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, list | tuple):
-        return [_complete(each) for each in value]
-    if isinstance(value, dict):
-        return {key: _complete(each) for key, each in value.items()}
-    if attrs.has(type(value)):
-        return {field.name: _complete(getattr(value, field.name)) for field in attrs.fields(type(value))}
-    return value
+        return [as_dicts(each) for each in value]
+    found = value if isinstance(value, dict) else object_fields(value)
+    return value if found is None else {key: as_dicts(each) for key, each in found.items()}
 
 
 def _described(error: BaseException, what: str) -> str:

@@ -335,7 +335,7 @@ class Dispatcher:
             exposure.check(request.method, request.args)
         args, contract = request.args, method.contract
         if contract is not None and contract.arguments is not None:
-            # Not a function of the contract: this is the way of every call.
+            # Inlined: every call passes here.
             try:
                 converted = convert(args, contract.arguments, str_keys=True)
             except Exception as error:  # noqa: BLE001 - users' classes may raise anything when they are made

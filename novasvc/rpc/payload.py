@@ -50,17 +50,24 @@ def primitive(value: object) -> Any:
     return _plain_object(value)
 
 
-def _plain_object(value: Any) -> Any:
-    """Return the value of an enum's member, the fields of a dataclass or attrs object, or an exception's text."""
+def _plain_object(value: object) -> Any:
     if isinstance(value, BaseException):
-        return repr(value)  # before attrs: an exception may be a class of attrs, too
+        return repr(value)  # it may have fields, too
     if isinstance(value, Enum):
         return value.value
+    fields = object_fields(value)
+    if fields is None:
+        raise TypeError
+    return fields
+
+
+def object_fields(value: Any) -> dict[str, Any] | None:
+    """Return the fields of a dataclass or attrs object, as they are; None for anything else."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if attrs.has(type(value)):
         return {field.name: getattr(value, field.name) for field in attrs.fields(type(value))}
-    raise TypeError
+    return None
 
 
 # Note [JSON at a few microseconds]

@@ -10,7 +10,7 @@ import msgspec
 from novasvc.context import RequestContext
 from novasvc.errors import DeclarationError
 from novasvc.rpc.client import Client
-from novasvc.rpc.contract import Contract, contract_of
+from novasvc.rpc.contract import Contract, as_dicts, contract_of
 from novasvc.rpc.errors import MessageFormatError
 
 _Interface = TypeVar("_Interface")
@@ -60,7 +60,7 @@ def _method(interface: type, name: str, function: Callable[..., Any], client: Cl
         bound = signature.bind(*args, **kwargs).arguments
         context: RequestContext = bound.pop(context_name)
         del bound[next(iter(signature.parameters))]
-        arguments = {key: msgspec.to_builtins(value, str_keys=True) for key, value in bound.items()}
+        arguments = {key: msgspec.to_builtins(as_dicts(value), str_keys=True) for key, value in bound.items()}
         if casts:
             return client.cast(context, name, **arguments)
         calling = client.call(context, name, **arguments)

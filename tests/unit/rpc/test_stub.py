@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Awaitable
 from typing import Any, Protocol
 
-from twisted.internet.defer import Deferred
+import msgspec
+from twisted.internet.defer import Deferred, succeed
 
 from novasvc import rpc
 from novasvc.context import RequestContext
@@ -66,6 +67,20 @@ class StubTests(RPCCase):
         """Arguments are given by place or by name, and converted to JSON; the result is of the annotated type."""
         self.assertEqual(self.done(self.shop.order(CONTEXT, [Line("tea", 2)], note="x")), Line("tea", 2))
         self.assertEqual(self.diary.calls, [([Line("tea", 2)], "x")])
+
+    def test_forwarded(self) -> None:
+        """An object that was itself made of an argument is sent with all its fields."""
+        sent: list[dict[str, Any]] = []
+
+        class Recorder:
+            def call(self, context: RequestContext, method: str, /, **args: Any) -> Deferred[Any]:
+                sent.append(args)
+                return succeed({"item": "tea"})
+
+        client: Any = Recorder()
+        received = msgspec.convert({"item": "tea"}, Line)
+        rpc.stub(ShopAPI, client).order(CONTEXT, [received])
+        self.assertEqual(sent, [{"lines": [{"item": "tea", "amount": 1}]}])
 
     def test_cast(self) -> None:
         """A method that returns None at once is cast."""
