@@ -1,8 +1,5 @@
 """Tests for heartbeats."""
 
-from datetime import datetime
-
-import attrs
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
@@ -11,28 +8,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from novasvc.errors import DatabaseUnavailableError, ServiceNotFoundError
 from novasvc.registry.heartbeat import LAG_LIMIT, Heartbeat, ServiceIdentity
 from novasvc.registry.record import ServiceRecord
+from tests.support.records import record
 
 IDENTITY = ServiceIdentity("h1", "novasvc-agent", "agent", 7)
-
-
-def record(**changes: object) -> ServiceRecord:
-    fresh = ServiceRecord(
-        id=1,
-        uuid="u",
-        host="h1",
-        binary="novasvc-agent",
-        topic="agent",
-        disabled=False,
-        disabled_reason=None,
-        forced_down=False,
-        report_count=0,
-        created_at=datetime(2026, 1, 1),  # noqa: DTZ001 - the table's form
-        updated_at=None,
-        last_seen_up=None,
-        version=7,
-        age=0.0,
-    )
-    return attrs.evolve(fresh, **changes)
 
 
 class ScriptedRegistry:

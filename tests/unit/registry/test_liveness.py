@@ -1,32 +1,9 @@
 """Tests for the rule that decides whether a service is up."""
 
-from datetime import datetime
-
-import attrs
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.registry.liveness import is_up
-from novasvc.registry.record import ServiceRecord
-
-
-def record(**changes: object) -> ServiceRecord:
-    fresh = ServiceRecord(
-        id=1,
-        uuid="u",
-        host="h1",
-        binary="novasvc-agent",
-        topic="agent",
-        disabled=False,
-        disabled_reason=None,
-        forced_down=False,
-        report_count=0,
-        created_at=datetime(2026, 1, 1),  # noqa: DTZ001 - the table's form
-        updated_at=None,
-        last_seen_up=None,
-        version=7,
-        age=0.0,
-    )
-    return attrs.evolve(fresh, **changes)
+from tests.support.records import record
 
 
 class IsUpTests(SynchronousTestCase):
