@@ -81,7 +81,7 @@ class LocalTransport:
 
     def send(self, target: Target, body: bytes, ttl: float | None, mandatory: bool) -> Deferred[None]:  # noqa: FBT001 - the interface's
         """Send a request to a server of this process, or of another one; see ITransport."""
-        if self._closed or (not target.fanout and self._memory.consumed(target)):
+        if self._closed or (not target.fanout and self._memory.has_consumer(target)):
             return self._memory.send(target, body, ttl, mandatory)
         send = self._send_to_all if target.fanout else self._send_to_one
         return Deferred.fromCoroutine(send(target, body, ttl, mandatory=mandatory))

@@ -313,7 +313,7 @@ class MemoryTransport:
                 full = True
         return fail(TransportFullError(str(target), self._broker.bound)) if full else succeed(None)
 
-    def consumed(self, target: Target) -> bool:
+    def has_consumer(self, target: Target) -> bool:
         """Return whether a server of this process consumes a target's messages."""
         queues = self._broker.route(target.exchange or self._exchange, target)
         return any([queue.consumers for queue in queues])  # noqa: C419 - shorter than a generator's own cost
