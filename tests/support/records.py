@@ -8,7 +8,7 @@ from novasvc.registry.record import ServiceRecord
 
 
 def record(**changes: object) -> ServiceRecord:
-    """Return the row of a service that has just sent its first heartbeat, with these columns changed."""
+    """Return the row of a service that has just registered, with these columns changed."""
     fresh = ServiceRecord(
         id=1,
         uuid="u",
