@@ -85,7 +85,8 @@ def dependencies() -> dict[str, Distribution]:
 class Installation:
     """A virtual environment with all that novasvc needs in it, but not novasvc.
 
-    Copies, in the one directory where pip would have put them, so that our plugin lies beside Twisted's own.
+    Links, in the one directory where pip would have put the files, so that our plugin lies beside Twisted's own. No
+    test writes into one of these files: Python and pip write a file beside the old one and rename it.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -96,7 +97,7 @@ class Installation:
         self.python = self.environment / "bin" / "python"
         self.site = next(self.environment.glob("lib/python*/site-packages"))
         for needed in dependencies().values():
-            self._copy(needed)
+            self._link(needed)
         # What pip would have written for Twisted's entry point.
         self.twistd = self.environment / "bin" / "twistd"
         self.twistd.write_text(
@@ -104,14 +105,18 @@ class Installation:
         )
         self.twistd.chmod(0o755)
 
-    def _copy(self, needed: Distribution) -> None:
+    def _link(self, needed: Distribution) -> None:
         for file in needed.files or ():
             if ".." in file.parts or file.name == "dropin.cache":
                 continue
             target = self.site / file
             target.parent.mkdir(parents=True, exist_ok=True)
             source = Path(str(file.locate()))
-            if source.exists():  # a record may name bytecode that was never written
+            if not source.exists():  # a record may name bytecode that was never written
+                continue
+            try:
+                os.link(source, target)
+            except OSError:  # on another file system
                 shutil.copy2(source, target)
 
     def pip(self, *arguments: str | Path) -> str:
