@@ -55,6 +55,7 @@ class ClusterTests(AMQPCase):
         self.assertFalse(any(isinstance(outcome, RPCError) for outcome in await self.outcomes([once])))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 class SplitTests(ReachabilityCase):

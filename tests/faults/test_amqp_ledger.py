@@ -72,6 +72,7 @@ class DefaultQueueTests(LedgerCase):
         self.assert_true_outcomes(await self.kill_under_load())
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 class DurableQueueTests(LedgerCase):
@@ -84,6 +85,7 @@ class DurableQueueTests(LedgerCase):
         self.assertEqual([e.outcome for e in ledger.select(lambda e: e.idempotent and e.outcome)], [])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 class QuorumQueueTests(DurableQueueTests):

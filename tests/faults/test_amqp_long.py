@@ -4,6 +4,7 @@ import sys
 import threading
 from typing import Any
 
+import pytest
 from twisted.internet import reactor
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
@@ -89,6 +90,7 @@ class LongTests(LongCase):
         """An idempotent method that runs for many times the limit runs once, on a topic with two nodes."""
         await self.several_times_the_limit()
 
+    @pytest.mark.long
     async def test_durable(self) -> None:
         """So it does with durable queues."""
         await self.several_times_the_limit(durable_queues=True)
