@@ -1,9 +1,11 @@
 """Tests for the output of the operators' command."""
 
 import json
+import os
 from datetime import datetime
 from io import StringIO
 from typing import Any
+from unittest.mock import patch
 
 import click
 from twisted.trial.unittest import SynchronousTestCase
@@ -14,6 +16,14 @@ ROWS: list[dict[str, Any]] = [
     {"ID": 1, "Host": "h1", "Updated At": datetime(2026, 1, 2, 3, 4, 5), "Reason": None},  # noqa: DTZ001 - as rows have it
     {"ID": 2, "Host": "a,b", "Updated At": None, "Reason": "two\nlines\x1b[31m"},
 ]
+
+
+class Terminal(StringIO):
+    """A stream that says that it is a terminal."""
+
+    def isatty(self) -> bool:
+        """Return True."""
+        return True
 
 
 class OutputTests(SynchronousTestCase):
@@ -93,17 +103,28 @@ class OutputTests(SynchronousTestCase):
         self.assertEqual(written["value"], "1\nh1\n")
         self.assertEqual(json.loads(written["json"]), {"ID": 1, "Host": "h1"})
 
-    def test_terminal(self) -> None:
-        """On a terminal the state has a colour."""
-
-        class Terminal(StringIO):
-            def isatty(self) -> bool:
-                return True
-
-        self.patch(__import__("os"), "environ", {"TERM": "xterm", "COLUMNS": "80"})
+    def on_terminal(self, row: dict[str, Any], **environment: str) -> str:
+        """Write a table with one row to a terminal of 80 columns."""
         out = Terminal()
-        Output("table", ()).write_list(["State"], [{"State": "down"}], out)
-        self.assertIn("\x1b[31mdown", out.getvalue())
+        with patch.dict(os.environ, {"TERM": "xterm", "COLUMNS": "80", **environment}, clear=True):
+            Output("table", ()).write_list(list(row), [row], out)
+        return out.getvalue()
+
+    def test_terminal(self) -> None:
+        """On a terminal the state has a colour, unless NO_COLOR says otherwise."""
+        self.assertIn("│ \x1b[31mdown ", self.on_terminal({"State": "down"}))
+        self.assertIn("│ down  │", self.on_terminal({"State": "down"}, NO_COLOR="1"))
+
+    def test_wide_characters(self) -> None:
+        """A character of East Asian scripts takes two columns."""
+        lines = self.on_terminal({"Host": "文a"}, NO_COLOR="1").splitlines()
+        self.assertEqual(lines[1:4], ["│ Host │", "├──────┤", "│ 文a  │"])
+
+    def test_folded(self) -> None:
+        """A table that is wider than the terminal is folded, and nothing is lost."""
+        text = self.on_terminal({"Host": "x" * 100, "State": "up"}, NO_COLOR="1")
+        self.assertEqual(text.count("x"), 100)
+        self.assertEqual({len(line) for line in text.splitlines()[2:]}, {80})
 
     def test_printable(self) -> None:
         """printable() keeps letters of any alphabet, and escapes control characters."""
