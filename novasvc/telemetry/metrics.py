@@ -222,6 +222,11 @@ broker_lost = counter("novasvc_broker_connections_lost_total", "Lost connections
 broker_reconnects = counter("novasvc_broker_reconnects_total", "Reconnections after a lost connection.", "connection")
 database_wait = histogram("novasvc_database_wait_seconds", "Time that transactions waited for a thread.")
 database_seconds = histogram("novasvc_database_duration_seconds", "Duration of transactions in their thread.")
+database_beats = counter(
+    "novasvc_database_heartbeats_total",
+    "Heartbeats that this process wrote: its own and, in a conductor, those of others.",
+)
+database_beat_commits = counter("novasvc_database_heartbeat_commits_total", "Transactions that wrote heartbeats.")
 database_waiting = gauge("novasvc_database_waiting", "Transactions that wait for a thread.")
 database_errors = counter("novasvc_database_errors_total", "Failed transactions, by the type of the error.", "error")
 threads_busy = gauge("novasvc_threads_busy", "Threads that run blocking functions.")

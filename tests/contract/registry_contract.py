@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, get_args
 
 import attrs
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, DeferredList, gatherResults
 from twisted.trial.unittest import TestCase
 from zope.interface.verify import verifyObject
 
@@ -124,6 +124,20 @@ class RegistryContract(TestCase):
         first = await self.register()
         await gatherResults([self.registry.beat(first.id) for _ in range(50)])
         self.assertEqual((await self.registry.get(first.uuid)).report_count, 50)
+
+    async def test_beats_of_many(self) -> None:
+        """Heartbeats that come together are each written, and those of rows that are gone fail alone."""
+        records = [await self.register(host=f"h{number}") for number in range(20)]
+        await self.registry.delete(records[7].id)
+        beats = [self.registry.beat(record.id) for record in [*records, *records[:3]]]
+        outcomes = await DeferredList([*beats, self.registry.beat(NO_SUCH_ID)], consumeErrors=True)
+        failed = {place: outcome for place, (done, outcome) in enumerate(outcomes) if not done}
+        self.assertEqual(list(failed), [7, 23])
+        for failure, name in zip(failed.values(), (str(records[7].id), str(NO_SUCH_ID)), strict=True):
+            failure.trap(ServiceNotFoundError)
+            self.assertEqual(failure.value.args, (name,))
+        counts = {record.host: record.report_count for record in await self.registry.list(None, None, None)}
+        self.assertEqual(counts, {f"h{number}": 2 if number < 3 else 1 for number in range(20) if number != 7})
 
     async def test_get(self) -> None:
         """A row is found by its id in decimal, and by its uuid."""

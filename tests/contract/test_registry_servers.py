@@ -1,9 +1,15 @@
 """The contract of IServiceRegistry, in PostgreSQL and MariaDB."""
 
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy import select
 from twisted.internet import reactor
+from twisted.internet.defer import gatherResults
 from twisted.trial.unittest import TestCase
 
 from novasvc.registry.sql import migrate
+from novasvc.registry.sql.schema import services
 from novasvc.registry.sql.services import ServiceRegistry, connect_registry
 from tests.contract.registry_contract import Fixture, make_registry_tests
 from tests.servers import MariaDB, PostgreSQL, database_url
@@ -24,9 +30,28 @@ def on_server(kind: type[DatabaseServer]) -> Fixture:
     return fixture
 
 
-class PostgreSQLRegistryTests(make_registry_tests(on_server(PostgreSQL))):  # type: ignore[misc]
+class ServerTests:
+    """Tests of what a file cannot do."""
+
+    async def test_locked_row(self: Any) -> None:
+        """A row that another transaction has locked keeps no other heartbeat waiting; its own waits for the lock."""
+        records = [await self.register(host=f"h{number}") for number in range(5)]
+        engine = sqlalchemy.create_engine(self.registry._engine.address.render())
+        self.addCleanup(engine.dispose)
+        with engine.connect() as other:
+            other.execute(select(services.c.id).where(services.c.id == records[2].id).with_for_update())
+            beats = [self.registry.beat(record.id) for record in records]
+            locked = beats.pop(2)
+            await gatherResults(beats)
+            self.assertFalse(locked.called)
+            other.rollback()
+        await locked
+        self.assertEqual([row.report_count for row in await self.registry.list(None, None, None)], [1] * 5)
+
+
+class PostgreSQLRegistryTests(ServerTests, make_registry_tests(on_server(PostgreSQL))):  # type: ignore[misc]
     """Tests for novasvc.registry.sql.services.ServiceRegistry in PostgreSQL."""
 
 
-class MariaDBRegistryTests(make_registry_tests(on_server(MariaDB))):  # type: ignore[misc]
+class MariaDBRegistryTests(ServerTests, make_registry_tests(on_server(MariaDB))):  # type: ignore[misc]
     """Tests for novasvc.registry.sql.services.ServiceRegistry in MariaDB."""

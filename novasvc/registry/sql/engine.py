@@ -6,13 +6,14 @@ not used, see :func:`novasvc._compat.import_alchimia`.
 
 from collections.abc import Callable
 from contextvars import copy_context
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import sqlalchemy
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, fail, succeed
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -88,10 +89,10 @@ class Engine(_TwistedEngine):  # type: ignore[misc, valid-type]
         self._workers: list[WorkerThread] = []
         self._closed = False
 
-    def seconds(self) -> float:
-        """Read the reactor's clock."""
-        seconds: float = self._reactor.seconds()
-        return seconds
+    @property
+    def clock(self) -> IReactorTime:
+        """The reactor's clock."""
+        return cast(IReactorTime, self._reactor)
 
     def run(self, function: Callable[[Connection], T], *, timeout: float | None = None) -> Deferred[T]:
         """Run a function as one transaction, in one of the threads.

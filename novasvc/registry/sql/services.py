@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy import Engine as SQLEngine
@@ -17,11 +17,14 @@ from novasvc.registry.record import Records, ServiceChanges, ServiceRecord
 from novasvc.registry.sql import migrate as migration
 from novasvc.registry.sql import rows, sqlite
 from novasvc.registry.sql.address import DatabaseAddress
+from novasvc.registry.sql.beats import BeatBatches
 from novasvc.registry.sql.diagnosis import diagnose
 from novasvc.registry.sql.engine import Engine
 from novasvc.registry.sql.schema import HEAD
 
 _log = Logger()
+
+_Result = TypeVar("_Result")
 
 _MIGRATION_DEADLINE = 60.0
 """Seconds. An empty table takes one; altering a large table may take many more."""
@@ -72,6 +75,7 @@ class ServiceRegistry:
         self._rows = rows.ServiceRows(engine.address.masked, enable_new_services, new_uuid)
         self._migrate = migrate
         self._next_space_check = 0.0
+        self._beats = BeatBatches(engine.clock, self._write, self._beat_alone, engine.address.masked)
 
     def open(self) -> Deferred[None]:
         """See IServiceRegistry."""
@@ -90,7 +94,7 @@ class ServiceRegistry:
 
     def beat(self, service_id: int) -> Deferred[None]:
         """See IServiceRegistry."""
-        return self._write(lambda connection: rows.beat(connection, service_id))
+        return self._beats.beat(service_id)
 
     def prove_writable(self) -> Deferred[None]:
         """See IServiceRegistry."""
@@ -138,22 +142,26 @@ class ServiceRegistry:
             problem = f"another service of host {host!r} has the topic {topic!r}"
             raise DatabaseConflictError(error.url, problem) from error
 
-    def _write(self, change: Callable[[Connection], None]) -> Deferred[None]:
+    def _beat_alone(self, service_id: int) -> Deferred[None]:
+        return self._write(lambda connection: rows.beat(connection, service_id))
+
+    def _write(self, change: Callable[[Connection], _Result]) -> Deferred[_Result]:
         """Run a change that proves that the database can be written.
 
         For a file, check also, at most once a second, that its disk has space, which an update does not need.
         """
-        address, now = self._engine.address, self._engine.seconds()
+        address, now = self._engine.address, self._engine.clock.seconds()
 
-        def write(engine: SQLEngine) -> None:
+        def write(engine: SQLEngine) -> _Result:
             with engine.begin() as connection:
-                change(connection)
+                result = change(connection)
             if address.path is not None and now >= self._next_space_check:
                 try:
                     sqlite.prove_space(address.path)
                 except OSError as error:
                     raise diagnose(address, error) from error
                 self._next_space_check = now + _SPACE_CHECK_INTERVAL
+            return result
 
         return self._engine.block(write)
 

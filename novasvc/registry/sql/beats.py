@@ -1,0 +1,146 @@
+"""Heartbeats in batches: those that wait at the same time are written by one transaction."""
+
+from collections.abc import Callable, Collection
+
+import attrs
+from sqlalchemy import Connection, bindparam, select, update
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
+
+from novasvc.registry.errors import DatabaseFullError, DatabaseReadOnlyError, DatabaseUnavailableError
+from novasvc.registry.sql.schema import database_now, services
+from novasvc.telemetry import metrics
+
+LARGEST_BATCH = 500
+"""Rows of a transaction. More make it longer, but hardly any cheaper."""
+
+QUEUE_LIMIT = 10_000
+"""Heartbeats that may wait. A longer queue would only hide that the database is too slow."""
+
+_OF_ALL = (DatabaseUnavailableError, DatabaseReadOnlyError, DatabaseFullError)
+"""Errors of a batch that each of its heartbeats would have had alone."""
+
+_OF_IDS = services.c.id.in_(bindparam("ids", expanding=True)) & (services.c.deleted == 0)
+# Rows that another transaction has locked are left out, not waited for: the heartbeats of all others would wait, too,
+# and two transactions that lock the same rows in another order would end in a deadlock. SQLite locks the whole file.
+_LOCK = select(services.c.id).where(_OF_IDS).with_for_update(skip_locked=True)
+_BEAT = (
+    update(services)
+    .where(_OF_IDS)
+    .values(report_count=services.c.report_count + 1, last_seen_up=database_now(), updated_at=database_now())
+)
+# InnoDB reads a small table from end to end, and locks each row that it reads, wanted or not.
+for _name in ("mysql", "mariadb"):
+    _LOCK = _LOCK.with_hint(services, "FORCE INDEX (PRIMARY)", _name)
+    _BEAT = _BEAT.with_hint("FORCE INDEX (PRIMARY)", dialect_name=_name)
+
+
+def beat_all(connection: Connection, ids: Collection[int]) -> frozenset[int]:
+    """Write a heartbeat to each of these rows.
+
+    :param ids: each once.
+    :return: the ids of the rows that were written. The others are deleted, or locked by another transaction.
+    """
+    found = frozenset(connection.execute(_LOCK, {"ids": list(ids)}).scalars())
+    if found:
+        connection.execute(_BEAT, {"ids": list(found)})
+    return found
+
+
+@attrs.define(eq=False)
+class BeatBatches:
+    """Write heartbeats: each caller is answered when its own is committed.
+
+    While one batch is written, the heartbeats that come wait for the next. So a lone heartbeat waits for
+    nothing, and the batches grow with the load.
+
+    :param clock: provides the turns of the reactor.
+    :param write: runs a function as one transaction; returns a Deferred of its result.
+    :param beat: writes one heartbeat in a transaction of its own; fails with ServiceNotFoundError.
+    :param masked_url: URL of the database, for errors.
+    """
+
+    # Note [One bad row]
+    #
+    # A heartbeat must not fail because of another one that happened to come at the same time. A row
+    # that the batch leaves out, deleted or locked, is tried again in a transaction of its own, which
+    # waits for the lock, or says that there is no such row. If the whole batch fails, each of its
+    # heartbeats is tried in that way, unless the error concerns all: the database is unavailable.
+
+    _clock: IReactorTime
+    _write: Callable[[Callable[[Connection], frozenset[int]]], Deferred[frozenset[int]]]
+    _beat: Callable[[int], Deferred[None]]
+    _masked_url: str
+    _waiting: dict[int, list[Deferred[None]]] = attrs.field(factory=dict, init=False)
+    _number: int = attrs.field(default=0, init=False)
+    _writing: bool = attrs.field(default=False, init=False)
+
+    def beat(self, service_id: int) -> Deferred[None]:
+        """See :meth:`novasvc.interfaces.IServiceRegistry.beat`.
+
+        :return: Deferred[None]. Cancelling it before its batch begins takes the heartbeat back.
+        :raises DatabaseUnavailableError: QUEUE_LIMIT heartbeats wait already.
+        """
+        if self._number >= QUEUE_LIMIT:
+            problem = f"{QUEUE_LIMIT} heartbeats, the bound of the queue, wait for it already"
+            return fail(DatabaseUnavailableError(self._masked_url, problem))
+
+        def leave(waiter: Deferred[None]) -> None:
+            waiters = self._waiting.get(service_id, [])
+            if waiter in waiters:  # its batch has not begun
+                self._number -= 1
+                waiters.remove(waiter)
+                if not waiters:
+                    del self._waiting[service_id]
+
+        waiter: Deferred[None] = Deferred(leave)
+        self._waiting.setdefault(service_id, []).append(waiter)
+        self._number += 1
+        if not self._writing:
+            self._writing = True
+            # In the next turn, so that all that one read of a socket brought come along.
+            self._clock.callLater(0, self._begin)
+        return waiter
+
+    def _begin(self) -> None:
+        batch: dict[int, Deferred[None]] = {}
+        for service_id in list(self._waiting)[:LARGEST_BATCH]:
+            waiters = self._waiting[service_id]
+            batch[service_id] = waiters.pop(0)  # A second one of the same row waits for the next batch.
+            if not waiters:
+                del self._waiting[service_id]
+        self._number -= len(batch)
+        if not batch:  # all were taken back
+            self._writing = False
+            return
+        ids = tuple(batch)
+        writing = self._write(lambda connection: beat_all(connection, ids))
+        writing.addBoth(self._written, batch)
+
+    def _written(self, outcome: frozenset[int] | Failure, batch: dict[int, Deferred[None]]) -> None:
+        # Before anything else: what is left out and tried again does not keep the next batch waiting.
+        if self._waiting:
+            self._clock.callLater(0, self._begin)
+        else:
+            self._writing = False
+        written = frozenset() if isinstance(outcome, Failure) else outcome
+        metrics.database_beats.at().value += len(written)
+        metrics.database_beat_commits.at().value += bool(written)
+        for service_id, waiter in batch.items():
+            if isinstance(outcome, Failure) and outcome.check(*_OF_ALL):
+                _answer(Failure(outcome.value), waiter)
+            elif service_id in written:
+                _answer(None, waiter)
+            elif not waiter.called:
+                self._beat(service_id).addCallback(_count_one).addBoth(_answer, waiter)
+
+
+def _count_one(_: None) -> None:
+    metrics.database_beats.at().value += 1
+    metrics.database_beat_commits.at().value += 1
+
+
+def _answer(outcome: Failure | None, waiter: Deferred[None]) -> None:
+    if not waiter.called:  # by its caller, who has cancelled it
+        waiter.callback(outcome)
