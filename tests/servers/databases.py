@@ -32,6 +32,7 @@ class DatabaseServer:
     Its methods block; only :meth:`start` has to be called in the main thread.
 
     :param directory: is made; everything of the server is in it.
+    :param durable: commits reach the disk, as in production; without it a test is quicker.
     """
 
     program: ClassVar[str]
@@ -42,7 +43,8 @@ class DatabaseServer:
     system: ClassVar[str]
     """The database that is always there."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, durable: bool = False) -> None:
+        self._durable = durable
         self._installation = Installation.chosen()
         found = self._installation.find(self.program)
         if not found:
@@ -92,6 +94,12 @@ class DatabaseServer:
                 time.sleep(0.05)
             else:
                 return
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        assert self._process is not None
+        return self._process.pid
 
     def kill(self) -> None:
         """Kill it at once. No error if it does not run."""
@@ -151,14 +159,8 @@ class PostgreSQL(DatabaseServer):
     scheme = "postgresql://postgres"
     system = "postgres"
 
-    _SETTINGS = (
-        "listen_addresses = '127.0.0.1'",
-        "fsync = off",
-        "synchronous_commit = off",
-        "full_page_writes = off",
-        "shared_buffers = 32MB",
-        "dynamic_shared_memory_type = mmap",
-    )
+    _SETTINGS = ("listen_addresses = '127.0.0.1'", "shared_buffers = 32MB", "dynamic_shared_memory_type = mmap")
+    _NOT_DURABLE = ("fsync = off", "synchronous_commit = off", "full_page_writes = off")
 
     def _as_owner(self) -> list[str]:
         """Return what runs a program as the user of the package: PostgreSQL refuses to be root."""
@@ -179,10 +181,11 @@ class PostgreSQL(DatabaseServer):
                 parent.chmod(parent.stat().st_mode | 0o111)
             self._run("chown", "postgres:", str(self._directory), str(data))
         initdb = str(self._program.with_name("initdb"))
-        settings = ("-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C.UTF-8", "-N")
-        self._run(*self._as_owner(), initdb, "-D", str(data), *settings)
+        options = ("-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C.UTF-8", "-N")
+        self._run(*self._as_owner(), initdb, "-D", str(data), *options)
         with (data / "postgresql.conf").open("a") as file:
-            file.write("".join(f"{line}\n" for line in self._SETTINGS))
+            settings = self._SETTINGS if self._durable else self._SETTINGS + self._NOT_DURABLE
+            file.write("".join(f"{line}\n" for line in settings))
 
     def _command(self) -> Sequence[str]:
         place = ("-D", str(self._directory / "data"), "-p", str(self.port), "-k", str(self._directory))
@@ -213,8 +216,8 @@ class MariaDB(DatabaseServer):
             "skip-log-bin",
             "innodb_buffer_pool_size = 32M",
             "innodb_log_file_size = 16M",
-            "innodb_flush_log_at_trx_commit = 0",
-            "innodb_doublewrite = 0",
+            f"innodb_flush_log_at_trx_commit = {int(self._durable)}",
+            f"innodb_doublewrite = {int(self._durable)}",
             "innodb_use_native_aio = 0",
             "performance_schema = OFF",
         )
