@@ -1,6 +1,8 @@
 """``novasvc service``: list and change the registered services."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import NoReturn, get_args
 
 import click
 
@@ -9,12 +11,15 @@ from novasvc.cli.output import Output, output_options, printable
 from novasvc.cli.service_selector import ServiceSelector, selector_options
 from novasvc.interfaces import IServiceRegistry
 from novasvc.registry.liveness import is_up
+from novasvc.registry.query import ServicePage, ServiceQuery, Sort
 from novasvc.registry.record import ServiceChanges, ServiceRecord
 
 API_BINARIES = ("nova-osapi_compute", "nova-metadata")
 """Nova's API servers register without ever sending heartbeats; like Nova, list them only if asked by name."""
 
 COLUMNS = ("ID", "Binary", "Host", "Zone", "Status", "State", "Updated At")
+TABLE_COLUMNS = ("ID", "Binary", "Host", "Zone", "Status", "State", "Last Seen")
+"""For people, to whom an age says more than a time stamp."""
 LONG_COLUMNS = ("Disabled Reason", "Forced Down")
 _MAX_REASON_LENGTH = 255
 
@@ -27,27 +32,84 @@ def service() -> None:
 @service.command("list")
 @click.option("--host", help="List only services of this host.")
 @click.option("--binary", help="List only services of this binary name.")
+@click.option("--topic", help="List only services of this topic.")
+@click.option("--state", type=click.Choice(["up", "down"]), help="List only services that are up, or down.")
+@click.option("--status", type=click.Choice(["enabled", "disabled"]), help="List only enabled or disabled services.")
+@click.option("--search", metavar="TEXT", help="List only services with this text in host, binary, topic or reason.")
+@click.option("--sort", type=click.Choice(get_args(Sort)), default="name", help="Sort by this; seen: the oldest first.")
+@click.option("--reverse", is_flag=True, help="Reverse the order.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="NUMBER", help="List no more services than this.")
 @click.option("--long", "long_", is_flag=True, help="Print more columns.")
 @click.option("--check", is_flag=True, help="Exit with status 1 if a listed service is down, or if none is listed.")
+@click.option(
+    "--watch",
+    type=click.FloatRange(min=0.5),
+    is_flag=False,
+    flag_value=2.0,
+    metavar="[SECONDS]",
+    help="Print the list again and again, every 2 seconds unless another number is given, until interrupted.",
+)
 @output_options
 @pass_command_context
 def list_(
     context: CommandContext,
     host: str | None,
     binary: str | None,
+    topic: str | None,
+    state: str | None,
+    status: str | None,
+    search: str | None,
+    sort: Sort,
+    reverse: bool,  # noqa: FBT001 - click's
+    limit: int | None,
     long_: bool,  # noqa: FBT001 - click's
     check: bool,  # noqa: FBT001 - click's
+    watch: float | None,
     output: Output,
 ) -> int:
     """List the registered services with their status and state."""
+    if check and watch is not None:
+        message = "--check ends with a status, and --watch does not end: use one of them."
+        raise click.UsageError(message, click.get_current_context())
     down_time = context.configuration.settings.service_down_time
+    query = ServiceQuery(
+        host=host,
+        binary=binary,
+        topic=topic,
+        up=None if state is None else state == "up",
+        disabled=None if status is None else status == "disabled",
+        text=search,
+        sort=sort,
+        descending=reverse,
+        service_down_time=down_time,
+        limit=limit,
+    )
+    columns = (*(TABLE_COLUMNS if output.format == "table" else COLUMNS), *(LONG_COLUMNS if long_ else ()))
 
     async def read(registry: IServiceRegistry) -> list[ServiceRecord]:
-        records: list[ServiceRecord] = await registry.list(host, binary, None)
-        return [record for record in records if binary or record.binary not in API_BINARIES]
+        page: ServicePage = await registry.page(query)
+        return [record for record in page.rows if query.binary or record.binary not in API_BINARIES]
 
+    def write(records: Sequence[ServiceRecord]) -> None:
+        output.write_list(columns, [row(record, down_time) for record in records])
+
+    async def write_again(registry: IServiceRegistry) -> NoReturn:
+        # Imported here: the reactor of this process, which runs by now.
+        from twisted.internet import reactor  # noqa: PLC0415
+        from twisted.internet.task import deferLater  # noqa: PLC0415
+
+        while True:
+            records = await read(registry)
+            click.clear()
+            click.echo(f"{datetime.now(UTC):%H:%M:%S} UTC, every {watch:g} s; {len(records)} services")
+            write(records)
+            click.get_text_stream("stdout").flush()
+            await deferLater(reactor, watch, lambda: None)  # type: ignore[arg-type]
+
+    if watch is not None:
+        context.with_registry(write_again)
     records = context.with_registry(read)
-    output.write_list((*COLUMNS, *LONG_COLUMNS) if long_ else COLUMNS, [row(record, down_time) for record in records])
+    write(records)
     return _check(records, down_time) if check else 0
 
 
@@ -130,6 +192,14 @@ def _change(context: CommandContext, selector: ServiceSelector, changes: Service
     return context.with_registry(change)
 
 
+def _age(seconds: float) -> str:
+    """Format an age by its largest unit: "4 s ago", "3 min ago", "5 h ago", "12 d ago"."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds // length:.0f} {unit} ago"
+    return f"{max(0.0, seconds):.0f} s ago"
+
+
 def row(record: ServiceRecord, down_time: float) -> dict[str, object]:
     """Return a service as column -> value; the columns of a list come first.
 
@@ -144,6 +214,7 @@ def row(record: ServiceRecord, down_time: float) -> dict[str, object]:
         "Status": "disabled" if record.disabled else "enabled",
         "State": "up" if is_up(record, down_time) else "down",
         "Updated At": record.updated_at,
+        "Last Seen": _age(record.age) if record.last_seen_up else None,
         "Disabled Reason": record.disabled_reason,
         "Forced Down": record.forced_down,
         "UUID": record.uuid,

@@ -22,7 +22,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from novasvc.registry.sql.services import connect_registry
-from tests.e2e.process import unmeasured
+from tests.e2e.process import Process, unmeasured
 
 _INSTALLED = Path(sys.executable).with_name("novasvc")
 COMMAND = [str(_INSTALLED)] if _INSTALLED.exists() else [sys.executable, "-c", "from novasvc.cli import main; main()"]
@@ -145,6 +145,18 @@ class ServicesTests(TestCase, CommandCase):
         self.assertEqual(self.output(*state), "down\nup\n")
         self.environ["NOVASVC_SERVICE_DOWN_TIME"] = "120"
         self.assertEqual(self.output(*state), "up\nup\n")
+
+    def test_watch(self) -> None:
+        """--watch prints the list again and again, with what has changed, until it is interrupted."""
+        environ = {"NOVASVC_STATE_DIR": str(self.file.parent)}
+        watching = Process(self, [*COMMAND, "service", "list", "--watch", "0.5"], self.directory, **environ)
+        watching.wait_for(r"every 0\.5 s; 2 services")
+        watching.wait_for(r"\| h2 +\| internal \| enabled ")
+        self.output("service", "disable", "h2")
+        watching.wait_for(r"\| h2 +\| internal \| disabled ")
+        watching.popen.send_signal(signal.SIGINT)
+        self.assertEqual(watching.wait(), 130)
+        self.assertNotIn("Traceback", watching.output)
 
     def test_piped(self) -> None:
         """Piped output is never truncated or wrapped, however small the terminal."""

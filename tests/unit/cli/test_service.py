@@ -6,6 +6,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from typing import Any, NamedTuple, TypeVar
 
+import click
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
@@ -122,6 +123,42 @@ class ListTests(ServiceCase):
             self.output("list", "-f", "value", "-c", "ID", "--host", "h1", "--binary", "nova-compute"), "3\n"
         )
         self.assertEqual(self.output("list", "-f", "value", "--host", "h9"), "")
+
+    def test_states(self) -> None:
+        """--state, --status, --topic and --search filter."""
+        self.output("disable", "2", "--reason", "new disk")
+        for options, ids in (
+            (["--state", "down"], "1\n"),
+            (["--state", "up"], "3\n2\n"),
+            (["--status", "disabled"], "2\n"),
+            (["--status", "enabled", "--state", "up"], "3\n"),
+            (["--topic", "compute"], "3\n"),
+            (["--search", "DISK"], "2\n"),
+        ):
+            self.assertEqual(self.output("list", "-f", "value", "-c", "ID", *options), ids, options)
+
+    def test_order(self) -> None:
+        """--sort, --reverse and --limit order and bound the list."""
+        for options, ids in (
+            (["--sort", "id"], "1\n2\n3\n"),
+            (["--sort", "id", "--reverse", "--limit", "2"], "3\n2\n"),
+            (["--sort", "seen", "--limit", "1"], "1\n"),
+        ):
+            self.assertEqual(self.output("list", "-f", "value", "-c", "ID", *options), ids, options)
+
+    def test_ages(self) -> None:
+        """The table for people has ages; what programs read has time stamps."""
+        self.successResultOf(self.registry.beat(self.agent.id))
+        for seconds, age in ((3.9, "4 s ago"), (60, "1 min ago"), (7300, "2 h ago"), (3 * 86400, "3 d ago")):
+            self.clock.advance(seconds)
+            self.assertEqual(self.output("list", "-f", "value", "-c", "Last Seen", "--host", "h1").split("\n")[1], age)
+        self.assertIn("| Last Seen |", self.output("list"))
+        self.assertNotIn("Last Seen", self.output("list", "-f", "csv"))
+
+    def test_watch_and_check(self) -> None:
+        """--watch never ends, so that it has no status to check."""
+        error = self.assertRaises(click.UsageError, self.run_command, "list", "--watch", "--check")
+        self.assertIn("use one of them", str(error))
 
     def test_check(self) -> None:
         """--check exits with 1 unless all services are up, and names those that are down."""
