@@ -282,6 +282,11 @@ worker_restarts = counter(
     "server",
 )
 worker_hangs = counter("novasvc_worker_hangs_total", "Workers that were replaced because they hung.", "server")
+worker_recycled = counter(
+    "novasvc_worker_recycled_total",
+    "Workers that were replaced because they were old, had served much or had taken much memory.",
+    "server",
+)
 workers = gauge("novasvc_workers", "Workers, by state; see docs/workers.md.", "server", "state")
 worker_up = gauge(
     "novasvc_worker_up", "1 if the worker reported its metrics for this scrape, else 0.", "server", "worker"

@@ -9,6 +9,7 @@ from twisted.internet.defer import gatherResults
 from twisted.logger import Logger
 
 from novasvc.interfaces import IHealthy, IInspectable
+from novasvc.telemetry import metrics
 from novasvc.telemetry.instruments import Document
 from novasvc.workers.pipe import MAX_MESSAGE_LENGTH
 
@@ -35,6 +36,11 @@ def waited_for(server: IService | None) -> str | None:
 def count_calls(server: IService | None) -> int:
     """Return how many calls are under way."""
     return sum(len(part.running_calls()) for part in _inspectable(server))
+
+
+def count_served() -> int:
+    """Return how many RPC calls and HTTP requests this process has served, whatever became of them."""
+    return sum(each.count for family in (metrics.served_seconds, metrics.request_seconds) for _, each in family)
 
 
 def running_calls(server: IService | None) -> list[dict[str, Any]]:

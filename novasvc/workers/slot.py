@@ -148,6 +148,12 @@ class Slot:
         state = machine_state(self._machine)
         return "draining" if state == "leaving" else state
 
+    @property
+    def seconds_in_state(self) -> float:
+        """Seconds since the slot reached its state."""
+        seconds: float = self._clock.seconds() - self._entered_at
+        return seconds
+
     # -- for the outside -----------------------------------------------------------------------
 
     def start(self) -> None:

@@ -1,5 +1,6 @@
 """The supervisor: starts, replaces, resizes, reloads and drains the workers of all servers."""
 
+import random
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from novasvc.workers.exit_status import problem_of
 from novasvc.workers.group import WorkerGroup
 from novasvc.workers.groups import WorkerGroups
 from novasvc.workers.inspection import Row, collect_dumps, collect_health, collect_metrics, worker_rows
+from novasvc.workers.recycling import Recycler
 from novasvc.workers.servers import (
     MAX_WORKERS,
     Reread,
@@ -72,6 +74,7 @@ class Supervisor:
         self._reread = reread
         self._owner = owner
         self._groups = WorkerGroups(reactor, log_file, self._should_give_up)
+        self._recycler = Recycler(self._groups, lambda: self.configuration.settings, reactor, random.Random())  # noqa: S311
         self._sockets: Sockets = {}
         self.wrappers: Sequence[ServerWrapper] = ()
         self._reloading: Deferred[list[Row]] | None = None
@@ -124,6 +127,7 @@ class Supervisor:
         :return: Deferred, fired when all have exited.
         """
         self._draining = True
+        self._recycler.cancel()
         if self._reloading is not None:
             self._reloading.cancel()
         drained = self._groups.drain()
@@ -142,8 +146,10 @@ class Supervisor:
         self._groups.interrupt()
 
     def check(self) -> None:
-        """Check for blocked workers, and for a rotated log file. Called about once a second."""
+        """Check for blocked workers, workers to recycle, and a rotated log file. Called about once a second."""
         self._groups.check()
+        if self._started and not self._draining and self._reloading is None:
+            self._recycler.check()
 
     def rotate_log(self) -> None:
         """Rotate the log, unless another program has."""
@@ -253,6 +259,7 @@ class Supervisor:
             raise ReloadError("the first start has not finished; wait until all workers are ready")
         if self._reloading is not None:
             raise ReloadError("another reload is under way")
+        self._recycler.cancel()
         self._owner.reloading(under_way=True)
         self._reloading = Deferred.fromCoroutine(self._reload_all())
         try:

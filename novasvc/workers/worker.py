@@ -215,8 +215,8 @@ class Worker:
     def receive(self, message: PipeMessage) -> None:
         """Handle a message from the supervisor.
 
-        It queries running calls, request ids of operations, metrics or health; answers a query of this worker;
-        or tells it to stop now.
+        It queries running calls, request ids of operations, metrics, health or how much was served; answers a query
+        of this worker; or tells it to stop now.
         """
         match message:
             case {"answer": key, "value": answer}:
@@ -230,6 +230,8 @@ class Worker:
                 self._answer(key, reports.operations(self._server))
             case {"query": key, "name": "metrics"}:
                 self._answer(key, reports.fit_message(metrics.documents()))
+            case {"query": key, "name": "served"}:
+                self._answer(key, reports.count_served())
             case {"query": key, "name": "calls"}:
                 self._answer(key, reports.running_calls(self._server))
             case {"query": key}:  # of a supervisor of another version

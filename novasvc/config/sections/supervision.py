@@ -52,6 +52,28 @@ class SupervisionSection:
         choice("auto", "exit", "retry"),
         default="auto",
     )
+    worker_max_age: float = setting(
+        "Replace a worker when it has been ready for this time; 0 disables. Each worker draws up to a fifth less, and "
+        "one is replaced at a time: the new one is ready before the old one drains.",
+        NUMBER,
+        default=0.0,
+        unit="seconds",
+        minimum=0,
+    )
+    worker_max_calls: int = setting(
+        "Replace a worker when it has served this many RPC calls and HTTP requests; 0 disables. See worker_max_age.",
+        INTEGER,
+        default=0,
+        minimum=0,
+    )
+    worker_max_memory: float = setting(
+        "Replace a worker when its private memory, which it shares with no other process, reaches this; 0 disables. "
+        "See worker_max_age.",
+        NUMBER,
+        default=0.0,
+        unit="MiB",
+        minimum=0,
+    )
     control_socket: Path = setting(  # noqa: RUF009
         "Path of the supervisor's UNIX socket, used by `novasvc workers`, `drain`, `reload` and `dump`.",
         PATH,
