@@ -1,5 +1,6 @@
 """``novasvc service``: list and change the registered services."""
 
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import NoReturn, get_args
@@ -103,7 +104,7 @@ def list_(
             click.clear()
             click.echo(f"{datetime.now(UTC):%H:%M:%S} UTC, every {watch:g} s; {len(records)} services")
             write(records)
-            click.get_text_stream("stdout").flush()
+            sys.stdout.flush()
             await deferLater(reactor, watch, lambda: None)  # type: ignore[arg-type]
 
     if watch is not None:
