@@ -1,9 +1,10 @@
 """Take a registered error apart into JSON, and make it again from that."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import attrs
 import msgspec
@@ -11,6 +12,8 @@ import msgspec
 from novasvc.rpc.contract import BINARY, as_dicts, types_without_json
 from novasvc.rpc.origin import add_note
 from novasvc.rpc.payload import dumps, primitive
+
+_T = TypeVar("_T")
 
 STATE = "novasvc_state"
 """The field of a failure with an error's state; oslo.messaging ignores it."""
@@ -28,7 +31,8 @@ _ARGS: Any = BaseException.args
 # - "args": the class is called with ``args`` and ``kwargs``: if it has a ``kwargs`` attribute, as Nova's exceptions, or
 #   says in ``__reduce__`` how pickle is to call it, or inherits its constructor from a built-in class.
 # - "attributes": the class is called with the attributes that have the names of its parameters. New parameters with
-#   defaults, and parameters that are gone, do no harm: versions of a class may differ in them.
+#   defaults, and parameters that are gone, do no harm: versions of a class may differ in them. As a constructor may
+#   store something else under the name of a parameter, this is tried where the error is raised.
 # - None: the constructor is not called, because its arguments are unknown. Only the built-in base class's is.
 #
 # Afterwards the attributes and ``args`` are set as they were.
@@ -65,22 +69,25 @@ def make_again(error_class: type[Exception], fields: Mapping[str, Any], *, deriv
     :param derived: the fields are those of a class derived from this one: do not call the constructor.
     :raises Exception: whatever the class raises for them.
     """
-    state = fields.get(STATE)
-    args, kwargs = fields.get("args", []), fields.get("kwargs", {})
-    if not isinstance(state, dict):  # a peer's that uses oslo.messaging
+    args, kwargs = _get(fields, "args", list), _get(fields, "kwargs", dict)
+    if STATE not in fields:  # the peer uses oslo.messaging
         return error_class(*args, **kwargs)
-    attributes = _typed(error_class, state.get("attributes") or {})
-    if derived or state.get("constructor") not in ("args", "attributes"):
-        error = _unconstructed(error_class, state["args"])
-    elif state["constructor"] == "args":
+    state = _get(fields, STATE, dict)
+    own_args, omitted = _get(state, "args", list), _get(state, "omitted", dict)
+    constructor = None if derived else state.get("constructor")
+    # In this way, a parameter and its attribute have one type, so that either may have the annotation.
+    sources = (error_class.__init__, error_class) if constructor == "attributes" else (error_class,)
+    attributes = _typed(_get(state, "attributes", dict), sources)
+    if constructor == "args":
         error = error_class(*args, **kwargs)
-    else:
+    elif constructor == "attributes":
         error = _constructed(error_class, attributes)
-    if [_plain_or_text(each) for each in error.args] != state["args"]:  # else they have the annotated types
-        _ARGS.__set__(error, tuple(state["args"]))
+    else:
+        error = _unconstructed(error_class, own_args)
+    if [_plain_or_text(each) for each in error.args] != own_args:  # else they have the annotated types
+        _ARGS.__set__(error, tuple(own_args))
     for name, value in attributes.items():
         _set(error, name, value)
-    omitted = state.get("omitted")
     if omitted:
         listed = ", ".join(f"{name} ({kind})" for name, kind in omitted.items())
         add_note(error, f"Attributes that were not sent, because JSON cannot hold them: {listed}")
@@ -148,7 +155,25 @@ def _arguments(  # noqa: PLR0911 - a table of cases
         if each.kind is inspect.Parameter.KEYWORD_ONLY or each.name not in found:
             break
         by_position.append(found.pop(each.name))
+    if not _restores(error_class, by_position, found, [attribute(each.name) for each in named], raw):
+        return args, {}, None
     return by_position, found, "attributes"
+
+
+def _restores(
+    error_class: type[Exception],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    names: Iterable[str],
+    raw: Mapping[str, Any],
+) -> bool:
+    """Return whether a class that is called with its attributes sets them to what they are."""
+    missing = object()
+    try:
+        again = error_class(*args, **kwargs)
+        return all(bool(getattr(again, name, missing) == raw[name]) for name in names if name in raw)
+    except Exception:  # noqa: BLE001 - users' code
+        return False
 
 
 def _reduced(error: Exception) -> tuple[Any, ...] | None:
@@ -171,6 +196,15 @@ def _binds(error_class: type[Exception], args: Sequence[Any], kwargs: Mapping[st
 
 
 # -- making again ----------------------------------------------------------------------------------
+
+
+def _get(fields: Mapping[str, Any], name: str, kind: type[_T]) -> _T:
+    """Return a field that is missing or of this type."""
+    value = fields.get(name, kind())
+    if not isinstance(value, kind):
+        problem = f"{name!r} is a {type(value).__name__}, not a {kind.__name__}"
+        raise TypeError(problem)
+    return value
 
 
 def _constructed(error_class: type[Exception], attributes: Mapping[str, Any]) -> Exception:
@@ -207,20 +241,16 @@ def _set(error: Exception, name: str, value: Any) -> None:
         vars(error)[name] = value
 
 
-def _typed(error_class: type[Exception], attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert attributes to the types of their annotations.
+def _typed(attributes: Mapping[str, Any], sources: tuple[Any, ...]) -> dict[str, Any]:
+    """Convert attributes to the types of their annotations. What cannot be converted stays as it was sent.
 
-    :raises ValueError: one is of another type; the text names it.
+    :param sources: functions and classes that have the annotations.
     """
     typed = dict(attributes)
-    hashable: Any = error_class  # which mypy does not believe
-    for name, kind in _types(hashable).items():
+    for name, kind in _types(sources).items():
         if typed.get(name) is not None:
-            try:
+            with suppress(Exception):  # users' classes may raise anything
                 typed[name] = msgspec.convert(typed[name], kind, str_keys=True)
-            except msgspec.ValidationError as error:
-                problem = f"its attribute {name!r} is not of the type that the class says: {error}"
-                raise ValueError(problem) from None
     return typed
 
 
@@ -242,14 +272,12 @@ def _attribute_names(error_class: type[Exception]) -> Any:
 
 
 @lru_cache(256)
-def _types(error_class: Any) -> dict[str, Any]:
-    """Return the annotated types of a class's attributes that JSON can represent."""
+def _types(sources: tuple[Any, ...]) -> dict[str, Any]:
+    """Return the annotated types by name that JSON can represent."""
     hints: dict[str, Any] = {}
-    for source in (error_class.__init__, error_class):
-        try:
+    for source in sources:
+        with suppress(Exception):  # an annotation may be one that only type checkers can resolve
             hints.update(get_type_hints(source))
-        except Exception:  # noqa: BLE001, S112 - an annotation may be one that only type checkers can resolve
-            continue
     hints.pop("return", None)
     return {name: kind for name, kind in hints.items() if kind is not Any and _is_json(kind)}
 

@@ -6,7 +6,6 @@ error of any other class becomes a :class:`~novasvc.errors.RemoteError`.
 """
 
 import builtins
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from novasvc import errors
 from novasvc.errors import WIRE_ERRORS, NovasvcError
 from novasvc.rpc.error_classes import RESERVED, WireName, error_classes
 from novasvc.rpc.error_state import STATE, make_again, take_apart
-from novasvc.rpc.errors import InvalidArgumentsError, NoSuchMethodError, RemoteError, RPCError, UnsupportedVersionError
+from novasvc.rpc.errors import InvalidArgumentsError, RemoteError, RPCError
 from novasvc.rpc.origin import (
     Origin,
     add_note,
@@ -27,6 +26,7 @@ from novasvc.rpc.origin import (
     set_origin,
 )
 from novasvc.rpc.payload import dumps, loads
+from novasvc.rpc.peer_errors import FROM_OSLO, OSLO_MODULE, OWN_ARGS, oslo_fields, unwrapped
 
 # Not rebuilt: StopIteration controls iteration, and would end or break the coroutine that awaits a call.
 _CONTROL_FLOW = (StopIteration, StopAsyncIteration)
@@ -40,46 +40,6 @@ _BUILTINS = {
 _BUILTIN_MODULES = ("builtins", "exceptions")
 _ERRORS = "novasvc.errors"
 
-# Note [oslo.messaging's error classes]
-#
-# Programs that use oslo.messaging know NoSuchMethodError and UnsupportedVersionError by oslo.messaging's
-# own classes, and rebuild them if they allow its module. So both are sent under its class names, with the
-# arguments of its constructors. The arguments of our classes are in an additional field, "novasvc", which
-# the peers ignore. oslo.messaging's servers put the whole error text into the one argument, so the name
-# and the version are parsed out of it.
-_OSLO_MODULE = "oslo_messaging.rpc.dispatcher"
-_OWN_ARGS = "novasvc"
-_NO_METHOD = re.compile(r"Endpoint does not support RPC method (.*)", re.DOTALL)
-_NO_VERSION = re.compile(r"Endpoint does not support RPC version (.*?)(?:\. Attempted method: (.*))?", re.DOTALL)
-
-
-def _no_such_method(method: str) -> NoSuchMethodError:
-    match = _NO_METHOD.fullmatch(method)
-    return NoSuchMethodError(method if match is None else match[1])
-
-
-def _unsupported_version(version: str, method: str | None = None) -> UnsupportedVersionError:
-    match = _NO_VERSION.fullmatch(version)
-    return UnsupportedVersionError(version, method) if match is None else UnsupportedVersionError(*match.groups())
-
-
-_FROM_OSLO: dict[str, tuple[type[Exception], Callable[..., Exception]]] = {
-    "NoSuchMethod": (NoSuchMethodError, _no_such_method),
-    "UnsupportedVersion": (UnsupportedVersionError, _unsupported_version),
-}
-
-
-def _oslo_fields(error: BaseException) -> dict[str, Any]:
-    """Return the fields of an error that oslo.messaging has a class for; {} for any other error."""
-    if isinstance(error, NoSuchMethodError):
-        named: dict[str, Any] = {"class": "NoSuchMethod", "args": [error.method]}
-    elif isinstance(error, UnsupportedVersionError):
-        named = {"class": "UnsupportedVersion", "args": [error.version, error.method]}
-    else:
-        return {}
-    return {**named, "module": _OSLO_MODULE, _OWN_ARGS: list(error.args)}
-
-
 # Note [Errors of errors]
 #
 # A method may let through an error of a call that it made. Its caller gets that error under the class, module and text
@@ -90,11 +50,8 @@ def _oslo_fields(error: BaseException) -> dict[str, Any]:
 _ORIGIN = "novasvc_origin"
 _BASES = "novasvc_bases"
 _FIELDS = "__novasvc_fields__"
-_PASSED_ON = ("args", "kwargs", _OWN_ARGS, STATE, _BASES)
+_PASSED_ON = ("args", "kwargs", OWN_ARGS, STATE, _BASES)
 _LONGEST_REASON = 300
-
-_OSLO_REMOTE_ERROR = "oslo_messaging.rpc.client", "RemoteError"
-_OSLO_REMOTE_TEXT = re.compile(r"Remote error: (\S+) (.*)\n\[.*\]\.", re.DOTALL)
 
 
 def encode_error(
@@ -112,19 +69,24 @@ def encode_error(
     :param here: the service that replies; None sends no origin.
     :param method: the method that raised the error; None if the server did, about the call itself.
     """
-    fields = _fields(error, method)
+    of_another_call = method is not None and _is_of_another_call(error, method)
+    fields = _fields(error, of_another_call=of_another_call)
     name, message = fields["class"], fields["message"]
-    # A list of lines, each with its newline, as traceback.format_exception returns and oslo.messaging sends.
-    fields["tb"] = [line.rstrip("\n") + "\n" for line in traceback or (f"{name}: {message}",)]
+    last_line = f"{name}: {message}"
     if here is not None:
         fields[_ORIGIN] = encode_origin(error, here)
+        if of_another_call or origin_of(error) is not None:
+            # For callers that use oslo.messaging: they show the traceback, and ignore the field above.
+            last_line = f"Raised by {decode_origin(fields[_ORIGIN])}\n{last_line}"
+    # A list of lines, each with its newline, as traceback.format_exception returns and oslo.messaging sends.
+    fields["tb"] = [line.rstrip("\n") + "\n" for line in traceback or (last_line,)]
     try:
         return dumps(fields, "the error")
     except ValueError:
         return dumps({**fields, "args": [message], "kwargs": {}}, "the error")
 
 
-def _fields(error: BaseException, method: str | None) -> dict[str, Any]:
+def _fields(error: BaseException, *, of_another_call: bool) -> dict[str, Any]:
     """Return the fields of an error but its traceback and its origin; see :func:`encode_error`."""
     error_class = type(error)
     if isinstance(error, RemoteError):
@@ -141,13 +103,13 @@ def _fields(error: BaseException, method: str | None) -> dict[str, Any]:
     known = _known_fields(error) if isinstance(error, Exception) else {}
     if known:
         return {**fields, **known}
-    if method is not None and _is_of_another_call(error, method):
+    if of_another_call:
         return fields
     # Public errors are sent as module novasvc.errors, whichever package defines them: peers allow and import that
     # module.
     if isinstance(error, NovasvcError) and getattr(errors, error_class.__name__, None) is error_class:
         fields["module"] = _ERRORS
-    return {**fields, **_oslo_fields(error)}
+    return {**fields, **oslo_fields(error)}
 
 
 def _known_fields(error: Exception) -> dict[str, Any]:
@@ -194,30 +156,13 @@ def decode_error(text: str, called: Origin | None = None) -> Exception:
         error: Exception = RemoteError("unknown", "the reply reports an error, but not as a JSON object")
         fields = {}
     else:
-        error = _decode(_unwrapped(fields))
+        error = _decode(unwrapped(fields))
     origin = decode_origin(fields.get(_ORIGIN)) or called
     if origin is not None:
         set_origin(error, origin)
         if not isinstance(error, RemoteError):  # whose text has it
             add_note(error, f"Raised by {origin}")
     return error
-
-
-def _unwrapped(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return what a RemoteError of a peer wraps: servers of oslo.messaging, and old ones of novasvc, send it so."""
-    name = _text_or_empty(fields.get("module")), _text_or_empty(fields.get("class"))
-    args = fields.get("args")
-    if name == (_ERRORS, "RemoteError") and isinstance(args, list) and len(args) == 4:  # noqa: PLR2004 - of novasvc 0.1
-        return {**fields, "class": args[0], "message": args[1], "tb": args[2], "module": args[3], "args": [args[1]]}
-    while name == _OSLO_REMOTE_ERROR:
-        match = _OSLO_REMOTE_TEXT.fullmatch(_text_or_empty(fields.get("message")))
-        if match is None:
-            break
-        # The text does not have the module, except that of a RemoteError within it.
-        module = _OSLO_REMOTE_ERROR[0] if match[1] == "RemoteError" else ""
-        fields = {**fields, "class": match[1], "message": match[2], "module": module, "args": [match[2]]}
-        name = module, match[1]
-    return fields
 
 
 def _decode(fields: dict[str, Any]) -> Exception:
@@ -228,10 +173,10 @@ def _decode(fields: dict[str, Any]) -> Exception:
     if error is None and not reason:
         args, kwargs = fields.get("args", []), fields.get("kwargs", {})
         factory = _class_of(module, name)
-        if module == _OSLO_MODULE and name in _FROM_OSLO:
-            from_own, from_oslo = _FROM_OSLO[name]
-            own = _OWN_ARGS in fields
-            factory, args, kwargs = (from_own, fields[_OWN_ARGS], {}) if own else (from_oslo, args, kwargs)
+        if module == OSLO_MODULE and name in FROM_OSLO:
+            from_own, from_oslo = FROM_OSLO[name]
+            own = OWN_ARGS in fields
+            factory, args, kwargs = (from_own, fields[OWN_ARGS], {}) if own else (from_oslo, args, kwargs)
         error = _rebuild(factory, args, kwargs)
     if error is None:
         error = RemoteError(name, message, lines, module, reason)
