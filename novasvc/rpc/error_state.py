@@ -94,6 +94,15 @@ def make_again(error_class: type[Exception], fields: Mapping[str, Any], *, deriv
     return error
 
 
+def keyword_arguments(error: BaseException) -> dict[str, Any] | None:
+    """Return an error's ``kwargs`` attribute, which oslo.messaging passes to its class; None without one."""
+    try:
+        found = getattr(error, "kwargs", None)
+    except Exception:  # noqa: BLE001 - a property of a user's class may raise anything
+        return None
+    return found if isinstance(found, dict) else None
+
+
 # -- taking apart ----------------------------------------------------------------------------------
 
 
@@ -130,9 +139,10 @@ def _arguments(  # noqa: PLR0911 - a table of cases
     error: Exception, raw: Mapping[str, Any], kept: Mapping[str, Any]
 ) -> tuple[Sequence[Any], dict[str, Any], str | None]:
     """Return the arguments to make an error of, and the way; see Note [How an error is made again]."""
-    error_class, args, kwargs = type(error), error.args, getattr(error, "kwargs", None)
+    error_class: Any = type(error)
+    args, kwargs = error.args, keyword_arguments(error)
     parameters = _parameters(error_class)
-    if isinstance(kwargs, dict) and parameters is not None and _binds(error_class, args, kwargs):
+    if kwargs is not None and parameters is not None and _binds(error_class, args, kwargs):
         return args, kwargs, "args"
     reduced = _reduced(error) if parameters is None or inspect.isfunction(error_class.__reduce__) else None
     if reduced is not None:
@@ -207,7 +217,7 @@ def _get(fields: Mapping[str, Any], name: str, kind: type[_T]) -> _T:
     return value
 
 
-def _constructed(error_class: type[Exception], attributes: Mapping[str, Any]) -> Exception:
+def _constructed(error_class: Any, attributes: Mapping[str, Any]) -> Exception:
     args, kwargs = [], {}
     attribute = _attribute_names(error_class)
     for each in _parameters(error_class) or ():
@@ -217,7 +227,8 @@ def _constructed(error_class: type[Exception], attributes: Mapping[str, Any]) ->
                 args.append(attributes[name])
             else:
                 kwargs[each.name] = attributes[name]
-    return error_class(*args, **kwargs)
+    made: Exception = error_class(*args, **kwargs)
+    return made
 
 
 def _unconstructed(error_class: type[Exception], args: Sequence[Any]) -> Exception:
@@ -232,7 +243,7 @@ def _unconstructed(error_class: type[Exception], args: Sequence[Any]) -> Excepti
 
 def _set(error: Exception, name: str, value: Any) -> None:
     """Set an attribute that a peer sent, even of a frozen class; nothing that would hide a method."""
-    known = inspect.getattr_static(type(error), name, None)
+    known = getattr(type(error), name, None)
     if name.startswith("__") or callable(known):
         return
     if inspect.ismemberdescriptor(known):
@@ -257,7 +268,8 @@ def _typed(attributes: Mapping[str, Any], sources: tuple[Any, ...]) -> dict[str,
 # -- classes ---------------------------------------------------------------------------------------
 
 
-def _parameters(error_class: type[Exception]) -> list[inspect.Parameter] | None:
+@lru_cache(256)
+def _parameters(error_class: Any) -> list[inspect.Parameter] | None:
     """Return the parameters of a class's constructor, without self; None if it is that of a built-in class."""
     constructor = error_class.__init__
     if not inspect.isfunction(constructor):
@@ -265,7 +277,8 @@ def _parameters(error_class: type[Exception]) -> list[inspect.Parameter] | None:
     return list(inspect.signature(constructor).parameters.values())[1:]
 
 
-def _attribute_names(error_class: type[Exception]) -> Any:
+@lru_cache(256)
+def _attribute_names(error_class: Any) -> Any:
     """Return a function from the name of a constructor's parameter to that of its attribute."""
     aliases = {field.alias: field.name for field in attrs.fields(error_class)} if attrs.has(error_class) else {}
     return lambda parameter: aliases.get(parameter, parameter)

@@ -14,7 +14,7 @@ from twisted.python.reflect import safe_str
 from novasvc import errors
 from novasvc.errors import WIRE_ERRORS, NovasvcError
 from novasvc.rpc.error_classes import RESERVED, WireName, error_classes
-from novasvc.rpc.error_state import STATE, make_again, take_apart
+from novasvc.rpc.error_state import STATE, keyword_arguments, make_again, take_apart
 from novasvc.rpc.errors import InvalidArgumentsError, RemoteError, RPCError
 from novasvc.rpc.origin import (
     Origin,
@@ -98,7 +98,7 @@ def _fields(error: BaseException, *, of_another_call: bool) -> dict[str, Any]:
         "module": error_class.__module__,
         "message": safe_str(error),
         "args": list(error.args),
-        "kwargs": getattr(error, "kwargs", {}),
+        "kwargs": keyword_arguments(error) or {},
     }
     known = _known_fields(error) if isinstance(error, Exception) else {}
     if known:

@@ -1,6 +1,6 @@
 """Where an error of a remote call was raised: service, method, host, worker and request id."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
@@ -9,6 +9,7 @@ _ORIGIN = "__novasvc_origin__"
 _OUTGOING = "__novasvc_outgoing__"
 # Bounds, because a peer sends these values, and notes and logs show them.
 _LONGEST = 255
+_MOST_WORKERS = 1_000_000
 MAX_SERVICES = 16
 """The most services that an origin names; of a longer chain, the middle is left out."""
 
@@ -48,8 +49,14 @@ class Origin:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields that are known, without ``through``, as JSON."""
-        fields = attrs.asdict(self, recurse=False, filter=lambda field, _: field.name != "through")
-        return {name: value for name, value in fields.items() if value not in (None, "")}
+        fields = {
+            "topic": self.topic,
+            "method": self.method,
+            "host": self.host,
+            "worker": self.worker,
+            "request_id": self.request_id,
+        }
+        return {name: value for name, value in fields.items() if value is not None and value != ""}
 
 
 def origin_of(error: BaseException) -> Origin | None:
@@ -107,21 +114,21 @@ def decode_origin(value: object) -> Origin | None:
     """Read what :func:`encode_origin` returned; None if it is not of that form."""
     if not isinstance(value, list):
         return None
-    services = list(_services(value[:MAX_SERVICES]))
-    return attrs.evolve(services[0], through=tuple(services[1:])) if services else None
+    services = [_service(each) for each in value[:MAX_SERVICES] if isinstance(each, dict)]
+    if len(services) > 1:
+        return attrs.evolve(services[0], through=tuple(services[1:]))
+    return services[0] if services else None
 
 
-def _services(values: list[Any]) -> Iterator[Origin]:
-    for value in values:
-        if isinstance(value, dict):
-            worker = value.get("worker")
-            yield Origin(
-                topic=_text(value.get("topic")) or "",
-                method=_text(value.get("method")) or "",
-                host=_text(value.get("host")),
-                worker=worker if type(worker) is int and 0 <= worker < 1_000_000 else None,  # noqa: PLR2004 - shown
-                request_id=_text(value.get("request_id")),
-            )
+def _service(fields: dict[str, Any]) -> Origin:
+    worker = fields.get("worker")
+    return Origin(
+        topic=_text(fields.get("topic")) or "",
+        method=_text(fields.get("method")) or "",
+        host=_text(fields.get("host")),
+        worker=worker if type(worker) is int and 0 <= worker < _MOST_WORKERS else None,
+        request_id=_text(fields.get("request_id")),
+    )
 
 
 def _text(value: object) -> str | None:

@@ -56,6 +56,24 @@ class KnownError(Exception):
         self.item = item
 
 
+@rpc.error
+class UnreadableError(Exception):
+    @property
+    def kwargs(self) -> dict[str, int]:
+        raise ZeroDivisionError
+
+
+@rpc.error
+class UninspectableError(Exception):
+    def __reduce__(self) -> Any:
+        raise ZeroDivisionError
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+
+    __init__.__signature__ = "none"  # type: ignore[attr-defined]
+
+
 class UnprintableError(Exception):
     def __str__(self) -> str:
         raise ZeroDivisionError
@@ -265,6 +283,12 @@ class FailureTests(SynchronousTestCase):
             self.assertTrue(
                 str(again).startswith(f"remote error: KnownError x; not raised as {__name__}.KnownError: Type")
             )
+
+    def test_uncooperative(self) -> None:
+        """An error whose attributes cannot be read, or whose class cannot be inspected, is encoded nevertheless."""
+        for error in (UnreadableError("x"), UninspectableError("x")):
+            again = crossed(error)
+            self.assertEqual((type(again), again.args), (type(error), ("x",)))
 
     def test_wrapped_by_peers(self) -> None:
         """A RemoteError that a peer has let through is the error within, however often it was wrapped."""
