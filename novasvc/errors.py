@@ -115,7 +115,8 @@ WIRE_ERRORS = frozenset(
 )
 """Names of the errors that the caller of a remote method gets under their own class; their ``args`` are JSON.
 
-All others reach it as :class:`~novasvc.rpc.errors.RemoteError`.
+Python's exceptions and those that are registered with :func:`novasvc.rpc.error` do too. All others reach it as
+:class:`~novasvc.rpc.errors.RemoteError`.
 """
 
 

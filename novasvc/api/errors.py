@@ -19,11 +19,13 @@ class APIError(NovasvcError):
     :param status: HTTP status, 400 to 599.
     :param message: what is wrong and what would be right, for the client.
     :param headers: response headers besides the usual ones.
+    :param details: further fields of the response's error, JSON.
     """
 
     status: int
     message: str
     headers: Mapping[str, str] = attrs.field(factory=dict)
+    details: Mapping[str, Any] = attrs.field(factory=dict)
 
     @property
     def title(self) -> str:
@@ -32,8 +34,8 @@ class APIError(NovasvcError):
 
     @property
     def document(self) -> dict[str, Any]:
-        """The response body, JSON: {"error": {"code": int, "title": str, "message": str}}."""
-        return {"error": {"code": self.status, "title": self.title, "message": self.message}}
+        """The response body, JSON: {"error": {"code": int, "title": str, "message": str, and the details}}."""
+        return {"error": {"code": self.status, "title": self.title, "message": self.message, **self.details}}
 
     def __str__(self) -> str:
         return f"{self.status} {self.title}: {self.message}"

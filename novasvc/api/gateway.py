@@ -13,7 +13,6 @@ from novasvc.api.openapi import NULLABLE_STRING, Component, content, object_sche
 from novasvc.api.responses import json_response, make_app, read_json
 from novasvc.api.tokens import ADMIN
 from novasvc.context import RequestContext, current_context
-from novasvc.errors import NovasvcError
 from novasvc.rpc import Client
 from novasvc.rpc.errors import (
     InvalidArgumentsError,
@@ -21,6 +20,7 @@ from novasvc.rpc.errors import (
     MessageFormatError,
     MethodTimeoutError,
     NoSuchMethodError,
+    RemoteError,
     RPCError,
     RPCTimeoutError,
     RPCVersionCapError,
@@ -32,6 +32,7 @@ from novasvc.rpc.errors import (
     UndeliverableError,
     UnsupportedVersionError,
 )
+from novasvc.rpc.origin import origin_of, with_origin
 from novasvc.rpc.version import parse_version
 from novasvc.transport.errors import BrokerBlockedError, BrokerError
 
@@ -180,11 +181,8 @@ class Gateway:
         self._calls += 1
         try:
             return await self._send(client, topic, method, call)
-        except (APIError, NovasvcError) as error:
+        except Exception as error:  # a method may raise anything, and the client raises it again
             raise gateway_error(error) from error
-        except Exception as error:
-            # An exception of a built-in type that the method raised; the client raises it again.
-            raise _method_error(type(error).__name__, str(error)) from error
         finally:
             self._calls -= 1
 
@@ -255,14 +253,18 @@ def gateway_error(error: Exception) -> APIError:
     """Return the APIError for an error of a call."""
     if isinstance(error, APIError):
         return error
-    for kind, usual in _STATUSES.items():
-        if isinstance(error, kind):
-            status = 503 if isinstance(error, UndeliverableError) and error.up else usual
-            return APIError(status, str(error)[:_MAX_TEXT], _BUSY if status == 503 else {})  # noqa: PLR2004
-    if isinstance(error, RPCError):
-        return APIError(502, str(error)[:_MAX_TEXT])
-    return _method_error(type(error).__name__, str(error))
-
-
-def _method_error(kind: str, text: str) -> APIError:
-    return APIError(502, f"the method raised {kind}: {text}"[:_MAX_TEXT])
+    status = next((usual for kind, usual in _STATUSES.items() if isinstance(error, kind)), 502)
+    if isinstance(error, UndeliverableError) and error.up:
+        status = 503
+    name, text = type(error).__name__, str(error)
+    if isinstance(error, RemoteError):
+        name, text = error.exc_type, error.value
+    if isinstance(error, RemoteError) or not isinstance(error, RPCError):
+        text = f"the method raised {name}: {text}"
+    message = with_origin(error, text)[:_MAX_TEXT]
+    headers = _BUSY if status == 503 else {}  # noqa: PLR2004 - of HTTP
+    origin = origin_of(error)
+    if origin is None:
+        return APIError(status, message, headers)
+    details = {**origin.to_json(), "through": [each.to_json() for each in origin.through]}
+    return APIError(status, message, headers, {"exception": name, "origin": details})

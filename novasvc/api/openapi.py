@@ -70,8 +70,35 @@ _MEDIA_TYPES = {
     "svg": "image/svg+xml",
 }
 
+_SERVICE: Schema = {
+    "topic": STRING,
+    "method": STRING,
+    "host": STRING,
+    "worker": {"type": "integer"},
+    "request_id": STRING,
+}
+_ORIGIN: Schema = {
+    **object_schema({**_SERVICE, "through": array_of(object_schema(_SERVICE, *_SERVICE))}, *_SERVICE),
+    "description": "The service that raised the error, and those that called it and let the error through.",
+}
+_EXCEPTION: Schema = {"type": "string", "description": "The class of an error of a call."}
 ERROR = Component(
-    "Error", object_schema({"error": object_schema({"code": {"type": "integer"}, "title": STRING, "message": STRING})})
+    "Error",
+    object_schema(
+        {
+            "error": object_schema(
+                {
+                    "code": {"type": "integer"},
+                    "title": STRING,
+                    "message": STRING,
+                    "exception": _EXCEPTION,
+                    "origin": _ORIGIN,
+                },
+                "exception",
+                "origin",
+            )
+        }
+    ),
 )
 _ERRORS = {
     400: "The request is invalid; the message says why.",

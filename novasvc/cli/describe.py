@@ -57,6 +57,12 @@ def described(answer: dict[str, Any], *, everything: bool = False) -> str:
     types = {name: kind for row in methods for name, kind in _types(row)}
     if types:
         lines += ["", "types", *(f"  {name}  {_fields(types[name])}" for name in sorted(types))]
+    errors = answer.get("errors") or []  # an older service does not list them
+    if errors:
+        lines += ["", "errors"]
+    for error in errors:
+        lines.append(f"  {error['name']}{error['signature']}  {error['module']}")
+        lines += [f"      {error['summary']}"] if error["summary"] else []
     if answer["tasks"]:
         lines += ["", "tasks", *(f"  {task['name']}  {_spacing(task['spacing'])}" for task in answer["tasks"])]
     return "\n".join(printable(line) for line in lines)

@@ -16,7 +16,7 @@ from novasvc.cli.command_context import CommandContext
 from novasvc.cli.output import printable, printable_lines
 from novasvc.errors import NovasvcError, describe
 from novasvc.rpc.errors import RPCError
-from novasvc.workers.errors import CommandRejectedError
+from novasvc.rpc.origin import with_origin
 
 _USAGE = 2
 _INTERRUPTED = 130
@@ -129,11 +129,9 @@ def _failed(error: Exception) -> int:
             _discard_output()
         # The text comes from another process, maybe on another host: escape control characters.
         case RPCError():
-            text = printable(error)
-        case CommandRejectedError():
-            text = printable_lines(str(error))
+            text = printable(with_origin(error, str(error)))
         case NovasvcError():
-            text = str(error)
+            text = printable_lines(with_origin(error, str(error)))
         case OSError():
             _discard_output()
             text = f"{error.strerror}: {error.filename}" if error.filename else f"output: {error.strerror}"

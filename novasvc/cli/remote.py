@@ -12,6 +12,7 @@ import click
 from novasvc.config import Settings
 from novasvc.errors import NovasvcError, ProblemError
 from novasvc.rpc.errors import InvalidTargetError, RemoteError, UndeliverableError
+from novasvc.rpc.origin import origin_of, set_origin
 from novasvc.rpc.target import Target
 
 _T = TypeVar("_T")
@@ -208,7 +209,7 @@ async def _explain(settings: Settings, reactor: Any, target: Target) -> Undelive
 
 
 async def wait_for_reply(reply: Awaitable[_T]) -> _T:
-    """Wait for the reply to a call; turn a built-in exception that the method raised into a RemoteError.
+    """Wait for the reply to a call; turn an exception that is not novasvc's into a RemoteError.
 
     :raises RemoteError: class and text of the remote exception.
     """
@@ -219,4 +220,8 @@ async def wait_for_reply(reply: Awaitable[_T]) -> _T:
     except (NovasvcError, CancelledError):
         raise
     except Exception as error:
-        raise RemoteError(type(error).__name__, str(error)) from error
+        remote = RemoteError(type(error).__name__, str(error), module=type(error).__module__)
+        origin = origin_of(error)
+        if origin is not None:
+            set_origin(remote, origin)
+        raise remote from error

@@ -16,7 +16,7 @@ from novasvc.errors import StateError
 from novasvc.periodic.errors import UnknownTaskError
 from novasvc.periodic.task import TaskStats
 from novasvc.rpc import expose
-from novasvc.rpc.description import describe_methods
+from novasvc.rpc.description import describe_errors, describe_methods
 from novasvc.rpc.endpoint import Method
 from novasvc.telemetry import flight
 from novasvc.telemetry.metrics import MethodMetrics
@@ -87,10 +87,10 @@ class NodeAPI:
 
     @expose(namespace="node", version="1.1", idempotent=True)
     def interface(self, context: RequestContext) -> dict[str, Any]:
-        """Describe what callers can use: the exposed methods with their types, and the periodic tasks.
+        """Describe what callers can use: the exposed methods with their types and errors, and the periodic tasks.
 
-        :return: {"host", "binary", "topic", "methods": see :func:`novasvc.rpc.description.describe_methods`, "tasks":
-            [{"name", "spacing": seconds}]}.
+        :return: {"host", "binary", "topic", "methods": see :func:`novasvc.rpc.description.describe_methods`, "errors":
+            see :func:`novasvc.rpc.description.describe_errors`, "tasks": [{"name", "spacing": seconds}]}.
         """
         node = self._node
         return {
@@ -98,6 +98,7 @@ class NodeAPI:
             "binary": node.identity.binary,
             "topic": node.topic,
             "methods": describe_methods(node.endpoints),
+            "errors": describe_errors(node.endpoints),
             "tasks": [{"name": stats.name, "spacing": stats.spacing} for stats in node.tasks.stats()],
         }
 

@@ -194,6 +194,7 @@ class Node:
             unstarted_record=self.runtime.unstarted_record,
             operations=self._other_operations,
             siblings=self.runtime.siblings,
+            worker=self.runtime.worker,
         )
         await server.start()
         self.reachability = ReachabilityCheck(

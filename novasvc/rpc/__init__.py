@@ -6,9 +6,11 @@ The wire format is that of oslo.messaging: see :mod:`novasvc.rpc.message`.
 from novasvc.rpc.baseapi import BaseAPI
 from novasvc.rpc.client import Client
 from novasvc.rpc.endpoint import Endpoints
+from novasvc.rpc.error_classes import error
 from novasvc.rpc.exposure import expose
 from novasvc.rpc.notification import Notification, Notifier
 from novasvc.rpc.notification_listener import NotificationListener
+from novasvc.rpc.origin import Origin, origin_of
 from novasvc.rpc.server import Server
 from novasvc.rpc.stub import stub
 
@@ -19,7 +21,10 @@ __all__ = [
     "Notification",
     "NotificationListener",
     "Notifier",
+    "Origin",
     "Server",
+    "error",
     "expose",
+    "origin_of",
     "stub",
 ]

@@ -153,8 +153,9 @@ class Client:
         :raises InvalidArgumentsError: JSON cannot hold an argument, or the method does not accept it.
         :raises TooManyCallsError: too many calls wait for replies.
         :raises TransportClosedError: the client or the transport was closed, before the call or during it.
-        :raises RemoteError: the method raised an error that is neither a Python built-in nor one of
-            :data:`novasvc.errors.WIRE_ERRORS`. Built-in and wire errors are raised with their own class.
+        :raises RemoteError: the method raised an error that is neither a Python built-in, nor registered with
+            :func:`novasvc.rpc.error`, nor one of :data:`novasvc.errors.WIRE_ERRORS`; those are raised with their own
+            class. :func:`novasvc.rpc.origin_of` says which service raised an error.
         """
         try:
             target = self._target

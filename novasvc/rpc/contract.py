@@ -26,7 +26,7 @@ from novasvc.rpc.payload import object_fields, primitive
 _PLAIN = (type(None), bool, int, float, str)
 """Types that JSON has: a result of one of them is checked only."""
 
-_BINARY = (msgspec.inspect.BytesType, msgspec.inspect.ByteArrayType, msgspec.inspect.MemoryViewType)
+BINARY = (msgspec.inspect.BytesType, msgspec.inspect.ByteArrayType, msgspec.inspect.MemoryViewType)
 """Refused in arguments: a client sends bytes as text, msgspec would read that as base64."""
 
 _LEFT = (datetime, date, UUID, Decimal, bytes)
@@ -115,7 +115,7 @@ def contract_of(function: Callable[..., Any], method: str, where: str) -> Contra
         if each.kind in accepted and kind not in (Any, object):
             if each.default is None:
                 kind = Union[kind, None]  # noqa: UP007 - made at run time; as type checkers once read it
-            _check(kind, f"the annotation of {each.name!r}", where, refused=_BINARY)
+            _check(kind, f"the annotation of {each.name!r}", where, refused=BINARY)
             found[each.name] = kind if each.default is inspect.Parameter.empty else NotRequired[kind]
     result = _awaited(hints.get("return", Any))
     result = Any if result is object else result
@@ -143,13 +143,17 @@ def _check(kind: Any, what: str, where: str, refused: tuple[type, ...] = ()) -> 
         information = msgspec.inspect.type_info(kind)
     except Exception as error:  # noqa: BLE001 - msgspec raises several
         raise DeclarationError(where, f"{what} cannot be checked: {error}", _REMEDY) from None
-    for name in _unknown(information, refused, set()):
+    for name in types_without_json(information, refused, set()):
         problem = f"{what} cannot be checked: {name} has no form in JSON"
         raise DeclarationError(where, problem, _REMEDY)
 
 
-def _unknown(information: Any, refused: tuple[type, ...], seen: set[int]) -> Iterator[str]:
-    """Yield the names of the classes within a type that msgspec does not know, or that are refused."""
+def types_without_json(information: Any, refused: tuple[type, ...], seen: set[int]) -> Iterator[str]:
+    """Yield the names of the classes within a type that msgspec does not know, or that are refused.
+
+    :param information: of ``msgspec.inspect.type_info``.
+    :param seen: the ids of what was looked at already.
+    """
     if id(information) in seen:
         return
     seen.add(id(information))
@@ -160,10 +164,10 @@ def _unknown(information: Any, refused: tuple[type, ...], seen: set[int]) -> Ite
         yield type(information).__name__.removesuffix("Type").lower()
     elif isinstance(information, tuple):
         for each in information:
-            yield from _unknown(each, refused, seen)
+            yield from types_without_json(each, refused, seen)
     elif isinstance(information, msgspec.inspect.Type | msgspec.inspect.Field):
         for name in information.__struct_fields__:
-            yield from _unknown(getattr(information, name), refused, seen)
+            yield from types_without_json(getattr(information, name), refused, seen)
 
 
 def as_dicts(value: Any) -> Any:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from novasvc.rpc.endpoint import Method
+from novasvc.rpc.error_classes import error_classes
 
 
 def describe_methods(methods: Iterable[Method]) -> list[dict[str, Any]]:
@@ -29,6 +30,33 @@ def describe_methods(methods: Iterable[Method]) -> list[dict[str, Any]]:
         }
         for method in ordered
     ]
+
+
+def describe_errors(methods: Iterable[Method]) -> list[dict[str, str]]:
+    """Describe the registered errors that methods name in ``expected``, in the order of their names on the wire.
+
+    :return: {"name": "OutOfStock", "module": on the wire, "signature": "(item: str, left: int = 0)", or "" if the
+        constructor is that of a built-in class, "summary": the first line of the docstring} each.
+    """
+    expected = {error for method in methods for error in method.exposure.expected}
+    named = {name: error for error in expected if (name := error_classes.name_of(error)) is not None}
+    return [
+        {
+            "name": name.name,
+            "module": name.module,
+            "signature": _constructor(error),
+            "summary": inspect.cleandoc(error.__doc__ or "").partition("\n")[0],
+        }
+        for name, error in sorted(named.items(), key=lambda item: item[0])
+    ]
+
+
+def _constructor(error: type[Exception]) -> str:
+    if not inspect.isfunction(error.__init__):
+        return ""
+    signature = inspect.signature(error.__init__)
+    parameters = list(signature.parameters.values())[1:]
+    return str(signature.replace(parameters=parameters, return_annotation=signature.empty))
 
 
 def _signature(method: Method) -> str:

@@ -21,6 +21,7 @@ from novasvc.rpc.execution import Execution
 from novasvc.rpc.hold_timer import HoldTimer
 from novasvc.rpc.ledger import Ledger
 from novasvc.rpc.message import Request, read_request, unwrap
+from novasvc.rpc.origin import Origin
 from novasvc.rpc.redelivery import RedeliveredCalls
 from novasvc.rpc.settlement import Settlement
 from novasvc.rpc.takeover import Takeover
@@ -45,6 +46,7 @@ class Dispatcher:
     :param unstarted_record: requests that dead siblings received and did not begin; None without siblings.
     :param consuming: whether a redelivery would reach this server now.
     :param hold_after: see :class:`novasvc.rpc.hold_timer.HoldTimer`.
+    :param worker: the number of this worker process, told to callers with an error; None without workers.
     :ivar execution: runs the calls.
     :ivar delivery_metrics: metrics of the messages that are not run, or whose replies are lost.
     :ivar method_metrics: metrics by method.
@@ -88,6 +90,7 @@ class Dispatcher:
         unstarted_record: UnstartedRecord | None,
         consuming: Callable[[], bool],
         hold_after: Callable[[], float | None],
+        worker: int | None = None,
     ) -> None:
         self.delivery_metrics = DeliveryMetrics.of(target.topic)
         self.method_metrics = {
@@ -105,6 +108,7 @@ class Dispatcher:
             clock,
             run_blocking=run_blocking,
             send_tracebacks=send_tracebacks,
+            here=Origin(topic=target.topic, host=target.server, worker=worker),
             delivery_metrics=self.delivery_metrics,
             method_metrics=self.method_metrics,
             ended=self._begin_calls,

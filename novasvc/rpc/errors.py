@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import attrs
 
 from novasvc.errors import NovasvcError
+from novasvc.rpc.origin import with_origin
 
 
 class RPCError(NovasvcError):
@@ -334,18 +335,24 @@ class TooManyCallsError(RPCError):
 
 @attrs.define
 class RemoteError(RPCError):
-    """The remote method raised an exception whose class is not registered here.
+    """The remote method raised an exception whose class is not registered here; see :func:`novasvc.rpc.error`.
+
+    A method that lets a RemoteError through passes the exception on: its caller gets it under the same name.
 
     :param exc_type: class name of the remote exception.
     :param value: text of the remote exception.
     :param traceback: lines of the remote traceback; empty unless the server sends them.
-    :param module: module of the remote class.
+    :param module: module of the remote class. "novasvc.rpc.errors" is an error of a call that the method made: of
+        that call's arguments, for instance, and not of this one's.
+    :param reason: why the exception was not raised as itself although its class is registered here; else "".
     """
 
     exc_type: str
     value: str
     traceback: Sequence[str] = ()
     module: str = ""
+    reason: str = ""
 
     def __str__(self) -> str:
-        return f"remote error: {self.exc_type} {self.value}"
+        text = with_origin(self, f"remote error: {self.exc_type} {self.value}")
+        return f"{text}; not raised as {self.module}.{self.exc_type}: {self.reason}" if self.reason else text

@@ -20,6 +20,7 @@ from novasvc.rpc.errors import MethodTimeoutError, ResultNotSerializableError
 from novasvc.rpc.failure import encode_error
 from novasvc.rpc.ledger import Ledger
 from novasvc.rpc.message import ReplyTo, Request, encode_failure, encode_keepalive, encode_result
+from novasvc.rpc.origin import Origin, origin_of
 from novasvc.rpc.recent import RecentReplies
 from novasvc.telemetry.flight import note
 from novasvc.telemetry.metrics import DeliveryMetrics, MethodMetrics
@@ -62,6 +63,7 @@ class Execution:
     :param clock: measures deadlines.
     :param run_blocking: runs blocking methods in a thread.
     :param send_tracebacks: send callers the whole traceback of an error.
+    :param here: topic, host and worker of this server, sent with each error.
     :param delivery_metrics: counts the messages that are not run, or whose replies are lost.
     :param method_metrics: metrics of every method that can be called.
     :param ended: called when a method or the publishing of a reply has ended, or a method has timed out.
@@ -77,6 +79,7 @@ class Execution:
         *,
         run_blocking: RunBlocking,
         send_tracebacks: bool,
+        here: Origin,
         delivery_metrics: DeliveryMetrics,
         method_metrics: Mapping[Method, MethodMetrics],
         ended: Callable[[], None],
@@ -89,6 +92,7 @@ class Execution:
         self._clock = clock
         self._run_blocking = run_blocking
         self._send_tracebacks = send_tracebacks
+        self._here = here
         self._delivery_metrics = delivery_metrics
         self._method_metrics = method_metrics
         self._ended = ended
@@ -280,26 +284,33 @@ class Execution:
         """Reply to a call with an error, unless it is answered or a cast.
 
         :param error: the error to send.
-        :param failure: the Failure that holds the traceback, sent if ``send_tracebacks`` is set; None for no traceback.
+        :param failure: the Failure that the method raised, whose traceback is sent if ``send_tracebacks`` is set; None
+            if the error is the server's.
         """
         reply_to = call.request.reply_to
         if reply_to is None or call.answered:
             self._finish(call, None)
             return
         lines = failure.getTraceback().splitlines() if failure and self._send_tracebacks else ()
+        name = call.method.name
+        here = attrs.evolve(self._here, method=name, request_id=call.request_id)
         try:
-            body = encode_failure(reply_to.msg_id, encode_error(error, lines))
+            text = encode_error(error, lines, here, method=None if failure is None else name)
+            body = encode_failure(reply_to.msg_id, text)
         except ValueError as problem:  # The message is over the size limit.
-            substitute = ResultNotSerializableError(call.method.name, f"it raised {type(error).__name__}; {problem}")
-            body = encode_failure(reply_to.msg_id, encode_error(substitute))
+            substitute = ResultNotSerializableError(name, f"it raised {type(error).__name__}; {problem}")
+            body = encode_failure(reply_to.msg_id, encode_error(substitute, here=here))
         self._finish(call, body)
 
-    def refuse(self, reply_to: ReplyTo, error: Exception, timeout: float | None) -> None:
-        """Reply with an error to a request that did not become a call.
+    def refuse(self, request: Request, request_id: str, error: Exception, timeout: float | None) -> None:
+        """Reply with an error to a request that did not become a call, unless it is a cast.
 
         :param timeout: seconds for which the caller still waits; None if unknown.
         """
-        self._publish(_Reply(reply_to, encode_failure(reply_to.msg_id, encode_error(error)), timeout))
+        reply_to = request.reply_to
+        if reply_to is not None:
+            here = attrs.evolve(self._here, method=request.method, request_id=request_id)
+            self._publish(_Reply(reply_to, encode_failure(reply_to.msg_id, encode_error(error, here=here)), timeout))
 
     def resend_reply(self, request: Request, timeout: float | None) -> None:
         """Publish the reply to a duplicate request again, if the reply is remembered.
@@ -403,6 +414,7 @@ def _log_failure(method: Method, failure: Failure) -> None:
     if failure.check(*method.exposure.expected):
         _log.debug("{method} raised {error}, as its author expects", method=method.name, error=repr(failure.value))
     else:
-        _log.failure(
-            "{method} failed ({where})", failure=failure, level=LogLevel.error, method=method.name, where=method.where
-        )
+        # Of an error that another service raised, the traceback shows only where it arrived.
+        origin = None if failure.value is None else origin_of(failure.value)
+        where = method.where if origin is None else f"{method.where}; raised by {origin}"
+        _log.failure("{method} failed ({where})", failure, level=LogLevel.error, method=method.name, where=where)

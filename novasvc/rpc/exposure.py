@@ -8,6 +8,7 @@ from typing import Any, TypeVar, overload
 import attrs
 
 from novasvc.errors import DeclarationError
+from novasvc.rpc.error_classes import register_expected
 from novasvc.rpc.errors import InvalidArgumentsError
 from novasvc.rpc.version import parse_version
 
@@ -97,7 +98,9 @@ def expose(
     :param timeout: seconds, > 0, after which the method is cancelled and the caller gets a
         MethodTimeoutError; None for no limit. The caller's deadline applies as well.
     :param expected: exception classes that report a caller's mistake; logged at debug level, without a traceback.
-    :raises DeclarationError: the name is private, the context parameter is missing, or an option is not valid.
+        They are registered, as by :func:`novasvc.rpc.error`; callers in other processes have to register them too.
+    :raises DeclarationError: the name is private, the context parameter is missing, or an option is not valid; or
+        another class is registered under the name of an expected one.
     """
 
     def decorate(function: _Function) -> _Function:
@@ -176,6 +179,7 @@ def _format_names(names: AbstractSet[str]) -> str:
 
 def _exceptions(expected: object, where: str) -> tuple[type[Exception], ...]:
     if isinstance(expected, tuple) and all(isinstance(e, type) and issubclass(e, Exception) for e in expected):
+        register_expected(expected)
         return expected
     raise DeclarationError(where, f"expected={expected!r} is not a tuple of exception classes", "give a tuple")
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from novasvc.rpc.errors import InvalidArgumentsError, MessageFormatError, ResultNotSerializableError
 from novasvc.rpc.ids import new_id
+from novasvc.rpc.origin import mark_outgoing
 from novasvc.rpc.payload import dumps, encode_parts, loads, loads_at, quote
 from novasvc.rpc.version import compatible
 
@@ -123,7 +124,9 @@ def encode_request(
             text = dumps(body, "the request")  # Its error says which part JSON cannot hold.
         return wrap(text, limit)
     except ValueError as error:
-        raise InvalidArgumentsError(method, str(error)) from None
+        invalid = InvalidArgumentsError(method, str(error))
+        mark_outgoing(invalid)
+        raise invalid from None
 
 
 def encode_result(msg_id: str, result: Any, method: str, limit: int = BODY_LIMIT) -> bytes:

@@ -23,6 +23,7 @@ from novasvc.rpc.errors import (
 from novasvc.rpc.failure import decode_error
 from novasvc.rpc.ids import new_id
 from novasvc.rpc.message import ReplyTo, read_reply, unwrap
+from novasvc.rpc.origin import Origin
 from novasvc.rpc.target import Target
 from novasvc.telemetry import metrics
 from novasvc.telemetry.instruments import MAX_LABEL_SETS, Counter
@@ -347,7 +348,7 @@ class PendingCalls:
             _log.debug("a reply was dropped: no call waits for it; the call has ended, or the reply is a duplicate")
             return
         if reply.failure is not None:
-            self._fail(msg_id, decode_error(reply.failure), pending.metrics.failed)
+            self._fail(msg_id, decode_error(reply.failure, _called(pending)), pending.metrics.failed)
             return
         if reply.result is not None:
             pending.result = reply.result
@@ -424,3 +425,9 @@ class PendingCalls:
 def _confirmed(_: None, pending: _Pending) -> None:
     """Record the broker's confirm: the message is never sent again."""
     pending.waiting_on = pending.body = pending.unconfirmed = None
+
+
+def _called(pending: _Pending) -> Origin:
+    """Return what the caller knows about the service that replies."""
+    target = pending.target
+    return Origin(topic=target.topic, host=target.server, method=pending.method, request_id=pending.request_id)

@@ -35,6 +35,7 @@ class Server:
     :param unstarted_record: requests that dead siblings received and did not begin; None without siblings.
     :param operations: returns the request ids of this node's other operations: periodic tasks and outgoing calls.
     :param siblings: asks this node's other workers during a drain; see :mod:`novasvc.rpc.admission`.
+    :param worker: the number of this worker process, told to callers with an error; None without workers.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Server:
         unstarted_record: UnstartedRecord | None = None,
         operations: Callable[[], Collection[str]] = frozenset,
         siblings: Siblings | None = None,
+        worker: int | None = None,
     ) -> None:
         self._transport = transport
         self._target = target
@@ -68,6 +70,7 @@ class Server:
             unstarted_record=unstarted_record,
             consuming=self._is_consuming,
             hold_after=self._hold_after,
+            worker=worker,
         )
         self._operations = operations
         self._siblings = siblings

@@ -50,7 +50,8 @@ class Settlement:
         """Settle a request that does not become a call, and reply with the error."""
         # Log events about the request carry its request id.
         scope = self.scope.copy()
-        scope.run(current_context.set, RequestContext.from_wire(request.context))
+        context = RequestContext.from_wire(request.context)
+        scope.run(current_context.set, context)
         if isinstance(error, QuarantinedError):
             self._metrics.quarantined.value += 1
             scope.run(_log.error, "a request to {target} was quarantined: {error}", target=self._target, error=error)
@@ -58,14 +59,13 @@ class Settlement:
         else:
             self._count_refused(scope, error)
             self._ledger.acknowledge(delivery, request.unique_id)
-        if request.reply_to is not None:
-            self._execution.refuse(request.reply_to, error, delivery.expires_in)
+        self._execution.refuse(request, context.request_id, error, delivery.expires_in)
 
     def refuse_lost(self, call: Call, error: RPCError) -> None:
         """Reply with an error to a call whose message the broker seems to have lost; there is nothing to settle."""
         self._count_refused(call.scope, error)
-        if call.request.reply_to is not None:
-            self._execution.refuse(call.request.reply_to, error, None)
+        context = RequestContext.from_wire(call.request.context)
+        self._execution.refuse(call.request, context.request_id, error, None)
 
     def requeue(self, call: Call) -> None:
         """Requeue a call that was not begun, for any server of its target."""

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import oslo_messaging
+import shared_errors  # type: ignore[import-not-found]
 from oslo_config import cfg
 from oslo_context.context import RequestContext
 
@@ -40,6 +41,8 @@ _ERRORS: dict[str, Exception] = {
     "builtin": ValueError("bad value é", 7),
     "own": PeerError("ours alone", 7),
     "signal": StopIteration("over"),
+    "shared": shared_errors.OutOfStock("tea", 2),
+    "sentence": shared_errors.SoldOut("tea", since=7),
 }
 
 
@@ -248,6 +251,7 @@ def _described(error: BaseException) -> dict[str, Any]:
         # RemoteError's own.
         "exc_type": getattr(error, "exc_type", None),
         "value": getattr(error, "value", None),
+        "attributes": {name: value for name, value in vars(error).items() if isinstance(value, str | int)},
     }
 
 

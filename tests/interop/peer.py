@@ -33,7 +33,8 @@ QUIET = 0.3
 class PeerError(Exception):
     """What the peer raised.
 
-    :param fields: "class", dotted; "bases", dotted too; "text"; "exc_type" and "value" of a RemoteError.
+    :param fields: "class", dotted; "bases", dotted too; "text"; "exc_type" and "value" of a RemoteError; "attributes",
+        the text and the numbers among them.
     """
 
     def __init__(self, fields: Mapping[str, Any]) -> None:
@@ -43,6 +44,7 @@ class PeerError(Exception):
         self.text: str = fields["text"]
         self.exc_type: str | None = fields["exc_type"]
         self.value: str | None = fields["value"]
+        self.attributes: Mapping[str, Any] = fields["attributes"]
 
 
 class Process:

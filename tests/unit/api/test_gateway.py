@@ -33,7 +33,11 @@ class Greeter(Manager):
         return self.waiting[-1]
 
     @rpc.expose
-    def fail(self, context: RequestContext, kind: str) -> None:
+    def fail(self, context: RequestContext, kind: str) -> Any:
+        if kind == "within":
+            return self.attachments.rpc.prepare(topic="greeter").call(context, "greet", nme="x")
+        if kind == "unreached":
+            return self.attachments.rpc.prepare(topic="nobody").call(context, "greet")
         raise {"key": KeyError, "own": Broken}[kind]("the disk is on fire")
 
     @rpc.expose
@@ -146,6 +150,32 @@ class GatewayTests(TestCase):
         self.assertIn("KeyError", self.refused(502, "fail", {"args": {"kind": "key"}}))
         self.assertIn("the disk is on fire", self.refused(502, "fail", {"args": {"kind": "own"}}))
         self.assertIn("odd", self.refused(502, "odd"))
+
+    def test_origin(self) -> None:
+        """An error says where it was raised: in its message, and in fields for programs."""
+        for method, args, exception in (
+            ("fail", {"kind": "key"}, "KeyError"),
+            ("fail", {"kind": "own"}, "Broken"),
+            ("greet", {"nme": "x"}, "InvalidArgumentsError"),
+        ):
+            answer = self.rig.ask("POST", f"/v1/rpc/greeter/{method}", {"args": args}, X_Auth_Token=ADMINS)
+            error = answer.document["error"]
+            request_id = answer.headers["X-Openstack-Request-Id"]
+            origin = {"topic": "greeter", "method": method, "host": "h1", "request_id": request_id, "through": []}
+            self.assertEqual((error["exception"], error["origin"]), (exception, origin))
+            self.assertTrue(error["message"].endswith(f" (from greeter.{method} on h1; request {request_id})"))
+
+    def test_no_origin(self) -> None:
+        """An error of the API itself has none of these fields."""
+        _, document = self.call("greet", topic="nobody")
+        self.assertEqual(document["error"].keys(), {"code", "title", "message"})
+
+    def test_within(self) -> None:
+        """An error of a call that the method made is the method's, not the client's."""
+        for kind in ("within", "unreached"):
+            message = self.refused(502, "fail", {"args": {"kind": kind}})
+            self.assertIn("the method raised", message)
+            self.assertIn("(from greeter.", message)
 
     def test_deadline(self) -> None:
         """A call that times out is 504; the node gets its deadline."""

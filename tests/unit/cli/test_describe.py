@@ -13,6 +13,22 @@ from novasvc.service import Service
 from novasvc.testing import memory_runtime
 
 
+@rpc.error(name="shop.errors.OutOfStock")
+class OutOfStock(Exception):  # noqa: N818 - a user's
+    """An item is out of stock.
+
+    More of it.
+    """
+
+    def __init__(self, item: str, left: int = 0) -> None:
+        super().__init__(item)
+        self.item, self.left = item, left
+
+
+class Closed(Exception):  # noqa: N818 - as above
+    pass
+
+
 @dataclasses.dataclass
 class Line:
     item: str
@@ -20,7 +36,7 @@ class Line:
 
 
 class Stock(Manager):
-    @rpc.expose(version="1.2", idempotent=True, expected=(LookupError,), timeout=5)
+    @rpc.expose(version="1.2", idempotent=True, expected=(LookupError, OutOfStock, Closed), timeout=5)
     def reserve(self, context: RequestContext, line: Line, *, note: str = "") -> int:
         """Reserve an amount of an item.
 
@@ -55,8 +71,10 @@ class DescribeTests(SynchronousTestCase):
         expected = (
             "stock on h1 (novasvc-stock)\n\nmethods\n  anything(value=None)\n      version 1.2\n"
             "  reserve(line: Line, *, note: str = '') -> int\n      Reserve an amount of an item.\n"
-            "      version 1.2; raises LookupError; idempotent; timeout 5 s\n\n"
-            "types\n  Line  {item: string, amount: integer = 1}\n\ntasks\n  count  every 60 s"
+            "      version 1.2; raises LookupError, OutOfStock, Closed; idempotent; timeout 5 s\n\n"
+            "types\n  Line  {item: string, amount: integer = 1}\n\n"
+            "errors\n  OutOfStock(item: str, left: int = 0)  shop.errors\n      An item is out of stock.\n"
+            f"  Closed  {__name__}\n\ntasks\n  count  every 60 s"
         )
         self.assertEqual(described(self.answer), expected)
         self.assertIn("  ping(arg: Any)", described(self.answer, everything=True).replace("typing.", ""))
@@ -68,6 +86,11 @@ class DescribeTests(SynchronousTestCase):
         self.assertEqual(schema["result"], {"type": "integer"})
         self.assertEqual(schema["$defs"]["Line"]["properties"]["amount"], {"type": "integer", "default": 1})
         self.assertIsNone(rows["anything"]["schema"])
+
+    def test_errors(self) -> None:
+        """A program gets the names of the errors on the wire."""
+        names = [(error["module"], error["name"]) for error in self.answer["errors"]]
+        self.assertEqual(names, [("shop.errors", "OutOfStock"), (__name__, "Closed")])
 
     def test_empty(self) -> None:
         """A manager without exposed methods gets a hint, and no control character of a peer reaches the terminal."""

@@ -10,6 +10,7 @@ from novasvc.cli.command_context import CommandContext
 from novasvc.cli.program import program
 from novasvc.cli.remote import read_arguments, read_target, wait_for_reply
 from novasvc.errors import NoSuchMethodError, RemoteError
+from novasvc.rpc.origin import Origin, set_origin
 from novasvc.rpc.target import Target
 
 
@@ -62,6 +63,17 @@ class AnswerTests(SynchronousTestCase):
         ):
             raised = self.assertRaises(kind, wait_for_reply(raising(error)).send, None)
             self.assertIn(text, str(raised))
+
+    def test_origin(self) -> None:
+        """A RemoteError that stands for another exception says where that was raised."""
+
+        async def raising() -> None:
+            error = KeyError("disk")
+            set_origin(error, Origin(topic="agent", method="x", host="h1", worker=2, request_id="req-1"))
+            raise error
+
+        raised = self.assertRaises(RemoteError, wait_for_reply(raising()).send, None)
+        self.assertEqual(str(raised), "remote error: KeyError 'disk' (from agent.x on h1 worker 2; request req-1)")
 
 
 class CommandTests(SynchronousTestCase):

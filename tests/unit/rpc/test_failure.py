@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import CancelledError
 from twisted.trial.unittest import SynchronousTestCase
 
+from novasvc import rpc
 from novasvc.errors import (
     InvalidArgumentsError,
     MessageFormatError,
@@ -22,6 +23,7 @@ from novasvc.errors import (
     UnsupportedVersionError,
 )
 from novasvc.rpc.failure import decode_error, encode_error
+from novasvc.rpc.origin import Origin
 from tests.unit.rpc.test_payload import JSON
 
 WIRE_EXAMPLES = (
@@ -39,10 +41,37 @@ WIRE_EXAMPLES = (
 )
 
 PEERS = "oslo_messaging.rpc.dispatcher"
+FIELDS = ["class", "module", "message", "tb", "args", "kwargs", "novasvc", "novasvc_state", "novasvc_bases"]
+FIELDS += ["novasvc_origin"]
 
 
 class OwnError(Exception):
     pass
+
+
+@rpc.error
+class KnownError(Exception):
+    def __init__(self, item: str) -> None:
+        super().__init__(item)
+        self.item = item
+
+
+@rpc.error
+class UnreadableError(Exception):
+    @property
+    def kwargs(self) -> dict[str, int]:
+        raise ZeroDivisionError
+
+
+@rpc.error
+class UninspectableError(Exception):
+    def __reduce__(self) -> Any:
+        raise ZeroDivisionError
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+
+    __init__.__signature__ = "none"  # type: ignore[attr-defined]
 
 
 class UnprintableError(Exception):
@@ -177,15 +206,18 @@ class FailureTests(SynchronousTestCase):
         again = decode_error('{"class": "ValueError", "module": "exceptions"}')
         self.assertEqual((type(again), again.args), (ValueError, ()))
         foreign = decode_error('{"class": "X", "module": "m"}')
-        self.assertEqual((type(foreign), foreign.args), (RemoteError, ("X", "", (), "m")))
+        self.assertEqual((type(foreign), foreign.args), (RemoteError, ("X", "", (), "m", "")))
 
     @given(
         st.text()
         | JSON.map(json.dumps)
         | st.dictionaries(
-            st.sampled_from(["class", "module", "message", "tb", "args", "kwargs"]),
+            st.sampled_from(FIELDS),
             JSON | st.sampled_from(["builtins", "ValueError", "novasvc.errors", "NoSuchMethodError"]),
         ).map(json.dumps)
+        | st.dictionaries(st.sampled_from(FIELDS[3:]), JSON).map(
+            lambda fields: json.dumps({"class": "KnownError", "module": __name__, **fields})
+        )
     )
     def test_anything(self, text: str) -> None:
         """Any text from a peer becomes an error that can be shown."""
@@ -229,3 +261,66 @@ class FailureTests(SynchronousTestCase):
         error.kwargs = {"name": "n"}
         again = crossed(error)
         self.assertEqual((type(again), again.name), (ImportError, "n"))  # type: ignore[attr-defined]
+
+    def test_known(self) -> None:
+        """A registered error is sent as oslo.messaging sends it, with fields of our own, and rebuilt."""
+        written = json.loads(encode_error(KnownError("tea")))
+        self.assertEqual((written["class"], written["module"], written["args"]), ("KnownError", __name__, ["tea"]))
+        again = crossed(KnownError("tea"))
+        self.assertEqual((type(again), vars(again)), (KnownError, {"item": "tea"}))
+
+    def test_known_of_peers(self) -> None:
+        """A registered error of a peer is made of its args."""
+        again = decode_error(json.dumps({"class": "KnownError", "module": __name__, "message": "x", "args": ["tea"]}))
+        self.assertEqual((type(again), vars(again)), (KnownError, {"item": "tea"}))
+
+    def test_changed(self) -> None:
+        """A registered error whose class cannot be called with its arguments is a RemoteError that says why."""
+        for args, reason in ((["tea", 3], "takes 2 positional arguments but 3 were given"), ("tea", "'args' is a str")):
+            again = decode_error(json.dumps({"class": "KnownError", "module": __name__, "message": "x", "args": args}))
+            assert isinstance(again, RemoteError)
+            self.assertIn(reason, again.reason)
+            self.assertTrue(
+                str(again).startswith(f"remote error: KnownError x; not raised as {__name__}.KnownError: Type")
+            )
+
+    def test_uncooperative(self) -> None:
+        """An error whose attributes cannot be read, or whose class cannot be inspected, is encoded nevertheless."""
+        for error in (UnreadableError("x"), UninspectableError("x")):
+            again = crossed(error)
+            self.assertEqual((type(again), again.args), (type(error), ("x",)))
+
+    def test_wrapped_by_peers(self) -> None:
+        """A RemoteError that a peer has let through is the error within, however often it was wrapped."""
+        text = "Remote error: OutOfStock no\ntea\n['OutOfStock: no\\n'].".replace("\\\\", "\\")
+        for _ in range(2):
+            fields = {"class": "RemoteError", "module": "oslo_messaging.rpc.client", "message": text, "args": [text]}
+            again = decode_error(json.dumps(fields))
+            assert isinstance(again, RemoteError)
+            self.assertEqual((again.exc_type, again.value, again.module), ("OutOfStock", "no\ntea", ""))
+            text = f"Remote error: RemoteError {text}\n['...']."
+        fields = {**fields, "message": "Remote error: cut"}
+        self.assertEqual(decode_error(json.dumps(fields)).args[:2], ("RemoteError", "Remote error: cut"))
+
+    def test_wrapped_by_old_ones(self) -> None:
+        """A RemoteError that an older novasvc has let through is the error within."""
+        args = ["KnownError", "tea", [], __name__]
+        fields = {"class": "RemoteError", "module": "novasvc.errors", "message": "remote error: KnownError tea"}
+        again = decode_error(json.dumps({**fields, "args": args}))
+        self.assertEqual((type(again), str(again)), (KnownError, "tea"))
+        again = decode_error(json.dumps({**fields, "args": [1, None, {}, []]}))
+        self.assertEqual(type(again), RemoteError)
+
+    def test_passed_on_to_peers(self) -> None:
+        """The traceback of an error that went through a service says so, as oslo.messaging shows no other field."""
+        here = Origin(topic="order", method="buy", host="h1", request_id="req-1")
+        for error, method, lines in (
+            (ValueError("x"), "buy", ["ValueError: x\n"]),
+            (NoSuchMethodError("x"), None, [f"NoSuchMethod: {NoSuchMethodError('x')}\n"]),
+            (
+                RPCTimeoutError("stock", "reserve", 2.0),
+                "buy",
+                [f"Raised by {here}\nRPCTimeoutError: {RPCTimeoutError('stock', 'reserve', 2.0)}\n"],
+            ),
+        ):
+            self.assertEqual(json.loads(encode_error(error, here=here, method=method))["tb"], lines)
