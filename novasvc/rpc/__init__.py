@@ -7,8 +7,10 @@ from novasvc.rpc.baseapi import BaseAPI
 from novasvc.rpc.client import Client
 from novasvc.rpc.endpoint import Endpoints
 from novasvc.rpc.exposure import expose
+from novasvc.rpc.gather import Gathered, Gathering, HostReply
 from novasvc.rpc.notification import Notification, Notifier
 from novasvc.rpc.notification_listener import NotificationListener
+from novasvc.rpc.retry import Retry
 from novasvc.rpc.server import Server
 from novasvc.rpc.stub import stub
 
@@ -16,9 +18,13 @@ __all__ = [
     "BaseAPI",
     "Client",
     "Endpoints",
+    "Gathered",
+    "Gathering",
+    "HostReply",
     "Notification",
     "NotificationListener",
     "Notifier",
+    "Retry",
     "Server",
     "expose",
     "stub",

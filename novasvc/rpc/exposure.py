@@ -32,6 +32,7 @@ class Exposure:
     blocking: bool
     idempotent: bool
     timeout: float | None
+    cancellable: bool
     expected: tuple[type[Exception], ...]
     required: frozenset[str]
     allowed: frozenset[str] | None
@@ -67,6 +68,7 @@ def expose(
     blocking: bool = False,
     idempotent: bool = False,
     timeout: float | None = None,
+    cancellable: bool = True,
     expected: tuple[type[Exception], ...] = (),
 ) -> Callable[[_Function], _Function]: ...
 
@@ -80,6 +82,7 @@ def expose(
     blocking: bool = False,
     idempotent: bool = False,
     timeout: float | None = None,
+    cancellable: bool = True,
     expected: tuple[type[Exception], ...] = (),
 ) -> Callable[..., Any]:
     """Expose a method to RPC callers. Use it bare or with options.
@@ -96,6 +99,8 @@ def expose(
         acknowledged when the method begins (at-most-once).
     :param timeout: seconds, > 0, after which the method is cancelled and the caller gets a
         MethodTimeoutError; None for no limit. The caller's deadline applies as well.
+    :param cancellable: cancel the method when its caller cancels the call; see :mod:`novasvc.rpc.cancellation`. A
+        deadline cancels it in any case. A blocking method cannot be cancelled once its thread has begun.
     :param expected: exception classes that report a caller's mistake; logged at debug level, without a traceback.
     :raises DeclarationError: the name is private, the context parameter is missing, or an option is not valid.
     """
@@ -117,6 +122,7 @@ def expose(
             blocking=blocking,
             idempotent=idempotent,
             timeout=timeout,
+            cancellable=cancellable,
             expected=_exceptions(expected, where),
             required=required,
             allowed=allowed,

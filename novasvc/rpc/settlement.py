@@ -58,14 +58,12 @@ class Settlement:
         else:
             self._count_refused(scope, error)
             self._ledger.acknowledge(delivery, request.unique_id)
-        if request.reply_to is not None:
-            self._execution.refuse(request.reply_to, error, delivery.expires_in)
+        self._execution.refuse(request, error, delivery.expires_in)
 
     def refuse_lost(self, call: Call, error: RPCError) -> None:
         """Reply with an error to a call whose message the broker seems to have lost; there is nothing to settle."""
         self._count_refused(call.scope, error)
-        if call.request.reply_to is not None:
-            self._execution.refuse(call.request.reply_to, error, None)
+        self._execution.refuse(call.request, error, None)
 
     def requeue(self, call: Call) -> None:
         """Requeue a call that was not begun, for any server of its target."""
