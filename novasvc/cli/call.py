@@ -7,6 +7,7 @@ import click
 
 from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.output import printable_lines
+from novasvc.cli.progress import ProgressBar
 from novasvc.cli.remote import TIMEOUT, Seconds, request_options, run_with_client, wait_for_reply
 from novasvc.context import RequestContext
 from novasvc.rpc.target import Target
@@ -49,6 +50,8 @@ def call(
     string: count=3 is a number, name=disk a string, name='"3"' a string as well, 'sizes=[1,2]' a list.
 
     With --fanout every service of the topic runs the method, and no result is returned.
+
+    If METHOD reports its progress, a terminal shows it. An interrupt (Ctrl-C) cancels the method, too.
     """
 
     async def work(client: Any, _reactor: Any) -> None:
@@ -61,7 +64,9 @@ def call(
             client = client.prepare(timeout=timeout, call_monitor_timeout=call_monitor)
         elif timeout is not None:
             client = client.prepare(timeout=timeout)
-        result = await wait_for_reply(client.call(RequestContext.admin(), method, **arguments))
+        with ProgressBar(method) as bar:
+            client = client.prepare(on_progress=bar.update if bar.shown else None)
+            result = await wait_for_reply(client.call(RequestContext.admin(), method, **arguments))
         # Print now: closing the connections may take a moment.
         click.echo(json.dumps(result) if as_json else readable(result))
 

@@ -272,7 +272,7 @@ class PendingCalls:
         address, self._address = self._address, None
         if self._telling:
             # A cancellation must be with the transport before that is closed, because the caller may end now.
-            told = DeferredList([completion(telling) for telling in self._telling])
+            told = DeferredList([completion(telling) for telling in self._telling], consumeErrors=True)
             await told.addTimeout(_CANCEL_PATIENCE, self._clock, onTimeoutCancel=lambda *_: None)
         await closing
         if address is not None:
