@@ -56,8 +56,8 @@ class NodeAPI:
 
         :return: {"host", "binary", "topic", "version": novasvc's, "service_version": int, "pid": int, "worker": int or
             None, "state", "started_at": ISO 8601 in UTC or None, "uptime": seconds or None, "in_flight": calls,
-            "tasks": see :func:`task_row`, "methods": see :func:`method_rows`, "calls": as
-            :meth:`novasvc.rpc.Server.running_calls` has them, without this one, at most CALLS, "workers": as ISupervisor.workers has
+            "tasks": see :func:`task_row`, "methods": see :func:`method_rows`, "calls": the oldest CALLS as
+            :meth:`novasvc.rpc.Server.running_calls` has them, without this one, "workers": as ISupervisor.workers has
             them, [] without a supervisor, "events": the last ones last, {"time": ISO 8601 in UTC, "kind", "text"},
             "health": see :data:`novasvc.node.health.Check`}.
         """

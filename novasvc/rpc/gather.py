@@ -16,7 +16,7 @@ MAX_REPLIES = 10_000
 """The most answers of one gather; further ones are dropped and counted as unmatched."""
 _MAX_HOST = 255
 
-HostsFunction = Callable[[str], Deferred[Collection[str]]]
+HostsFunction = Callable[[str], Deferred[frozenset[str]]]
 """Return the hosts of the services of a topic that are up, as the registry knows them; see
 :class:`novasvc.registry.lookup.UpHosts`. The Deferred fires within a bound of its own, and may fail."""
 
@@ -94,6 +94,11 @@ class Gathering:
     def missing(self) -> tuple[str, ...] | None:
         """The hosts that have not answered yet; see :class:`Gathered`."""
         return None if self._expected is None else tuple(sorted(self._expected - self._answered))
+
+    @property
+    def expected(self) -> frozenset[str] | None:
+        """The hosts that are up according to the registry; None if that was not asked, or has not answered yet."""
+        return self._expected
 
     @property
     def ended(self) -> bool:
