@@ -137,13 +137,15 @@ class DescribeTests(NodeCase):
     def test_calls(self) -> None:
         """Its running calls are told with what they have reported, without the one that asks."""
         self.assertEqual(self.describe()["calls"], [])
-        self.call("copy", namespace=None)
-        self.call("wait", namespace=None)
+        calls = [self.call(method, namespace=None) for method in ("copy", "wait")]
         self.clock.advance(3)
         copying, waiting = self.describe()["calls"]
         self.assertEqual((copying["method"], copying["fraction"], copying["text"]), ("copy", 0.4, "x" * 200))
         self.assertEqual((waiting["method"], waiting["seconds"]), ("wait", 3.0))
         self.assertNotIn("fraction", waiting)
+        self.manager.waiting.callback("done")
+        self.clock.pump([0, 0])
+        self.assertEqual([calling.called for calling in calls], [True, True])
 
     def test_tasks(self) -> None:
         """Its tasks are told with their figures, and when they are due again."""
