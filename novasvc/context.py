@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Self
 
@@ -34,6 +35,7 @@ class RequestContext:
     :param deadline: seconds on the clock of this process's reactor after which nobody waits for the answer; None
         if there is none. The absolute time does not cross the wire, because the clocks of two hosts differ.
     :param extra: further entries that a peer sent, JSON values, passed on unchanged.
+    :param report: takes what :meth:`progress` is given; None in a context that no RPC server made.
     """
 
     request_id: str = attrs.field(factory=lambda: _current_request_id() or new_request_id())
@@ -42,11 +44,29 @@ class RequestContext:
     is_admin: bool = False
     deadline: float | None = None
     extra: Mapping[str, Any] = attrs.field(factory=dict)
+    _report: Callable[[float, str], None] | None = attrs.field(default=None, repr=False, eq=False, alias="report")
 
     @classmethod
     def admin(cls) -> Self:
         """Make the context of work without a caller, such as periodic tasks and hooks."""
         return cls(is_admin=True)
+
+    def progress(self, fraction: float, text: str = "") -> None:
+        """Report how far the method is: to its caller, if that asked for it, and to the page of its service.
+
+        The caller gets at most two reports a second, and the latest one. A report counts as a keepalive. May be called
+        from any thread. In a context that no RPC server made, such as that of a periodic task, it has no effect.
+
+        :param fraction: from 0 to 1.
+        :param text: what the method does now; cut after 200 characters.
+        :raises ValueError: the fraction is not a number from 0 to 1, or the text is not a string.
+        """
+        if not is_fraction(fraction):
+            raise ValueError(f"progress({fraction!r:.40}): the fraction is not a number from 0 to 1")
+        if not isinstance(text, str):
+            raise ValueError(f"progress({fraction!r}, {text!r:.40}): the text is not a string")  # noqa: TRY004 - as above
+        if self._report is not None:
+            self._report(float(fraction), text)
 
     def to_wire(self) -> dict[str, Any]:
         """Return the entries to send: names without the wire's prefix, JSON values."""
@@ -59,11 +79,17 @@ class RequestContext:
         }
 
     @classmethod
-    def from_wire(cls, entries: Mapping[str, Any], deadline: float | None = None) -> Self:
+    def from_wire(
+        cls,
+        entries: Mapping[str, Any],
+        deadline: float | None = None,
+        report: Callable[[float, str], None] | None = None,
+    ) -> Self:
         """Rebuild a context from a peer's entries; missing entries get their defaults.
 
         :param entries: names without the wire's prefix.
         :param deadline: as the attribute.
+        :param report: as the attribute.
         """
         extra = dict(entries)
         request_id = extra.pop("request_id", None)
@@ -76,11 +102,39 @@ class RequestContext:
             is_admin=extra.pop("is_admin", None) is True,
             deadline=deadline,
             extra=extra,
+            report=report,
         )
 
 
 current_context: ContextVar[RequestContext | None] = ContextVar("novasvc_request", default=None)
 """The context of the request that is being served; log events take their request id from it."""
+
+
+@contextmanager
+def without_deadline() -> Iterator[None]:
+    """Begin work in this block that goes on after the request, or the run of a task, has been answered.
+
+    Calls that are made in the block, and in coroutines that begin in it, do not end with the deadline of the current
+    request. They keep its request id.
+    """
+    current = current_context.get()
+    token = current_context.set(None if current is None else attrs.evolve(current, deadline=None, report=None))
+    try:
+        yield
+    finally:
+        current_context.reset(token)
+
+
+def is_fraction(value: Any) -> bool:
+    """Return whether a value is a number from 0 to 1; NaN is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+def earlier(one: float | None, other: float | None) -> float | None:
+    """Return the earlier of two deadlines; None is no deadline."""
+    if one is None or other is None:
+        return other if one is None else one
+    return min(one, other)
 
 
 def _current_request_id() -> str | None:

@@ -403,7 +403,10 @@ class IInspectable(Interface):
     waiting_for = Attribute('str | None: what its start waits for, such as "database"; None if it waits for nothing.')
 
     def running_calls() -> list[dict[str, Any]]:
-        """Return the calls under way: [{"method": str, "request_id": str or None, "seconds": float}]."""
+        """Return the calls under way: [{"method": str, "request_id": str or None, "seconds": float}].
+
+        A call that has reported progress has {"fraction": float, "text": str} as well.
+        """
 
     def operations_under_way() -> set[str]:
         """Return the request ids of the operations under way; see :mod:`novasvc.rpc.admission`."""

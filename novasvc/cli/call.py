@@ -6,7 +6,9 @@ from typing import Any
 import click
 
 from novasvc.cli.command_context import CommandContext, pass_command_context
+from novasvc.cli.gather import print_answers
 from novasvc.cli.output import printable_lines
+from novasvc.cli.progress import ProgressBar
 from novasvc.cli.remote import TIMEOUT, Seconds, request_options, run_with_client, wait_for_reply
 from novasvc.context import RequestContext
 from novasvc.rpc.target import Target
@@ -31,6 +33,9 @@ from novasvc.rpc.target import Target
     is_flag=True,
     help="METHOD is safe to run twice: resend the request if the broker does not confirm it.",
 )
+@click.option(
+    "--gather", is_flag=True, help="Call every service of the topic, and print the result of each host as it arrives."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on one line.")
 @pass_command_context
 def call(
@@ -41,31 +46,44 @@ def call(
     timeout: float | None,
     call_monitor: float | None,
     idempotent: bool,  # noqa: FBT001 - click's
+    gather: bool,  # noqa: FBT001 - click's
     as_json: bool,  # noqa: FBT001 - click's
-) -> None:
+) -> int:
     """Call METHOD of a service of TOPIC, or of the one on HOST, and print the result.
 
     In TOPIC.HOST, the host starts after the first dot. A VALUE that is valid JSON is passed as JSON, any other as a
     string: count=3 is a number, name=disk a string, name='"3"' a string as well, 'sizes=[1,2]' a list.
 
-    With --fanout every service of the topic runs the method, and no result is returned.
-    """
+    With --fanout every service of the topic runs the method, and no result is returned. With --gather each of them
+    answers, until all have that are up according to the registry, or the timeout; the exit status is 1 if one failed or
+    is missing.
 
-    async def work(client: Any, _reactor: Any) -> None:
+    If METHOD reports its progress, a terminal shows it. An interrupt (Ctrl-C) cancels the method, too.
+    """
+    if gather and (target.server is not None or target.fanout or call_monitor is not None):
+        problem = "--gather calls every service of a topic; give no host, and neither --fanout nor --call-monitor."
+        raise click.UsageError(problem, click.get_current_context(silent=True))
+
+    async def work(client: Any, _reactor: Any) -> int:
         client = client.prepare(idempotent=idempotent)
         if target.fanout:
             await client.cast(RequestContext.admin(), method, **arguments)
             click.echo(f"sent to {target}; a fanout returns no results", err=True)
-            return
+            return 0
         if call_monitor is not None:
             client = client.prepare(timeout=timeout, call_monitor_timeout=call_monitor)
         elif timeout is not None:
             client = client.prepare(timeout=timeout)
-        result = await wait_for_reply(client.call(RequestContext.admin(), method, **arguments))
+        if gather:
+            return await print_answers(client.gather(RequestContext.admin(), method, **arguments), as_json=as_json)
+        with ProgressBar(method) as bar:
+            client = client.prepare(on_progress=bar.update if bar.shown else None)
+            result = await wait_for_reply(client.call(RequestContext.admin(), method, **arguments))
         # Print now: closing the connections may take a moment.
         click.echo(json.dumps(result) if as_json else readable(result))
+        return 0
 
-    run_with_client(context.configuration.settings, target, work)
+    return run_with_client(context.configuration.settings, target, work)
 
 
 def readable(result: Any) -> str:

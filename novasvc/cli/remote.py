@@ -150,6 +150,9 @@ def run_with_client(settings: Settings, target: Target, function: Callable[[Any,
             explain=lambda target: Deferred.fromCoroutine(_explain(settings, reactor, target)).addTimeout(
                 _EXPLAIN_TIMEOUT, reactor
             ),
+            hosts=lambda topic: Deferred.fromCoroutine(_up_hosts(settings, reactor, topic)).addTimeout(
+                _EXPLAIN_TIMEOUT, reactor
+            ),
         )
         try:
             await transport.open()
@@ -195,15 +198,34 @@ async def _explain(settings: Settings, reactor: Any, target: Target) -> Undelive
 
     :raises NovasvcError: there is no database on this host, or it cannot be used.
     """
+    from novasvc.registry.lookup import ServiceLookup  # noqa: PLC0415 - see run_with_client
+
+    return await _ask_registry(
+        settings, reactor, lambda registry: ServiceLookup(lambda: registry, reactor, settings.service_down_time)(target)
+    )
+
+
+async def _up_hosts(settings: Settings, reactor: Any, topic: str) -> frozenset[str]:
+    """Return the hosts that serve a topic and are up according to the registry.
+
+    :raises NovasvcError: there is no database on this host, or it cannot be used.
+    """
+    from novasvc.registry.lookup import UpHosts  # noqa: PLC0415 - see run_with_client
+
+    return await _ask_registry(
+        settings, reactor, lambda registry: UpHosts(lambda: registry, reactor, settings.service_down_time)(topic)
+    )
+
+
+async def _ask_registry(settings: Settings, reactor: Any, ask: Callable[[Any], Awaitable[_T]]) -> _T:
     from novasvc.cli.database import require_database  # noqa: PLC0415 - see run_with_client
-    from novasvc.registry.lookup import ServiceLookup  # noqa: PLC0415
     from novasvc.registry.sql.services import connect_registry  # noqa: PLC0415
 
     require_database(settings.database_url)
     registry = connect_registry(settings.database_url, reactor=reactor, migrate=False)
     try:
         await registry.open()
-        return await ServiceLookup(lambda: registry, reactor, settings.service_down_time)(target)
+        return await ask(registry)
     finally:
         await registry.close()
 

@@ -15,7 +15,7 @@ from novasvc.context import RequestContext
 from novasvc.errors import StateError
 from novasvc.periodic.errors import UnknownTaskError
 from novasvc.periodic.task import TaskStats
-from novasvc.rpc import expose
+from novasvc.rpc import Server, expose
 from novasvc.rpc.description import describe_errors, describe_methods
 from novasvc.rpc.endpoint import Method
 from novasvc.telemetry import flight
@@ -23,6 +23,7 @@ from novasvc.telemetry.metrics import MethodMetrics
 from novasvc.telemetry.timestamps import iso_time
 from novasvc.workers.control import client as inquiry
 from novasvc.workers.errors import SupervisionError
+from novasvc.workers.reports import truncated
 from novasvc.workers.signals import is_taken
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ _log = Logger()
 
 EVENTS = 50
 """Events of the flight recorder that ``describe`` returns."""
+
+CALLS = 50
+"""Running calls that ``describe`` returns, the oldest ones."""
 
 _PATIENCE = 1.5
 """Seconds for the supervisor to list its workers, or to begin a drain."""
@@ -52,7 +56,8 @@ class NodeAPI:
 
         :return: {"host", "binary", "topic", "version": novasvc's, "service_version": int, "pid": int, "worker": int or
             None, "state", "started_at": ISO 8601 in UTC or None, "uptime": seconds or None, "in_flight": calls,
-            "tasks": see :func:`task_row`, "methods": see :func:`method_row`, "workers": as ISupervisor.workers has
+            "tasks": see :func:`task_row`, "methods": see :func:`method_rows`, "calls": the oldest CALLS as
+            :meth:`novasvc.rpc.Server.running_calls` has them, without this one, "workers": as ISupervisor.workers has
             them, [] without a supervisor, "events": the last ones last, {"time": ISO 8601 in UTC, "kind", "text"},
             "health": see :data:`novasvc.node.health.Check`}.
         """
@@ -77,6 +82,7 @@ class NodeAPI:
             "in_flight": 0 if server is None else server.in_flight,
             "tasks": [task_row(stats, clock.seconds()) for stats in node.tasks.stats()],
             "methods": [] if server is None else method_rows(server.method_metrics),
+            "calls": [] if server is None else _call_rows(server, context),
             "workers": workers,
             "events": [
                 {"time": iso_time(event.time), "kind": event.kind, "text": event.text}
@@ -203,6 +209,15 @@ def method_rows(metrics: Mapping[Method, MethodMetrics]) -> list[dict[str, Any]]
             }
         )
     return rows
+
+
+def _call_rows(server: Server, context: RequestContext) -> list[dict[str, Any]]:
+    calls = [
+        {name: truncated(value) for name, value in call.items()}
+        for call in server.running_calls()
+        if (call["method"], call["request_id"]) != ("describe", context.request_id)
+    ]
+    return calls[:CALLS]
 
 
 def _of_describe(event: flight.Event) -> bool:

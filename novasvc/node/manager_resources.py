@@ -6,7 +6,7 @@ from novasvc.interfaces import IServiceRegistry, ITransport
 from novasvc.manager import Manager, ManagerResources
 from novasvc.node.runtime import Runtime
 from novasvc.periodic import TaskRunner
-from novasvc.registry.lookup import ServiceLookup
+from novasvc.registry.lookup import ServiceLookup, UpHosts
 from novasvc.rpc import Client
 
 
@@ -34,7 +34,8 @@ def make_client(runtime: Runtime, transport: ITransport, registry: Callable[[], 
     """
     settings, clock = runtime.settings, runtime.reactor
     explain = ServiceLookup(registry, clock, settings.service_down_time)
-    return Client(transport, clock=clock, timeout=settings.rpc_response_timeout, explain=explain)
+    hosts = UpHosts(registry, clock, settings.service_down_time)
+    return Client(transport, clock=clock, timeout=settings.rpc_response_timeout, explain=explain, hosts=hosts)
 
 
 def attach_resources(

@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
-from novasvc.context import RequestContext, current_context
+from novasvc.context import RequestContext, current_context, earlier
 from novasvc.periodic.declare import Declaration
 from novasvc.periodic.errors import TaskTimeoutError
 from novasvc.periodic.schedule import Schedule
@@ -247,6 +247,10 @@ class Task:
         )
 
     def _call(self, context: RequestContext) -> Any:
+        if self.declaration.timeout is not None:
+            # The calls of a run have no more time than the run.
+            until = self._clock.seconds() + self.declaration.timeout
+            context = attrs.evolve(context, deadline=earlier(context.deadline, until))
         current_context.set(context)
         result = self._method(context)
         # Started here, inside the run's context: a coroutine keeps the context variables in which it starts.

@@ -1,4 +1,4 @@
-"""Explains an undeliverable call with what the registry knows of its target."""
+"""What the registry knows of the targets of calls: whether a service is up that was not reached, and who is up."""
 
 from collections.abc import Callable
 
@@ -8,10 +8,14 @@ from twisted.internet.interfaces import IReactorTime
 
 from novasvc.interfaces import IServiceRegistry
 from novasvc.reactor.coalesce import CoalescingCache
-from novasvc.registry.query import ServiceQuery, ServiceTotals
+from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
 from novasvc.rpc.errors import UndeliverableError
+from novasvc.rpc.gather import MAX_REPLIES
 from novasvc.rpc.replies import LOOKUP_TIMEOUT
 from novasvc.rpc.target import Target
+
+LIST_TIMEOUT = 2.0
+"""Seconds for the registry to list the hosts of a topic."""
 
 _MAX_TARGETS = 100
 """Targets whose counts are cached for a second, so that thousands of failing calls cause one query."""
@@ -48,3 +52,27 @@ class ServiceLookup:
         query = ServiceQuery(topic=topic, host=host, service_down_time=self._service_down_time)
         counting: Deferred[ServiceTotals] = registry.count(query)
         return counting.addTimeout(LOOKUP_TIMEOUT, self._clock)
+
+
+@attrs.frozen(eq=False)
+class UpHosts:
+    """List the hosts of the services of a topic that are up; see ``hosts`` of :class:`novasvc.rpc.Client`.
+
+    :param registry: returns the registry, or None while it is not connected.
+    :param clock: measures the timeout.
+    :param service_down_time: seconds without a heartbeat after which a service is down.
+    """
+
+    _registry: Callable[[], IServiceRegistry | None]
+    _clock: IReactorTime
+    _service_down_time: float
+
+    def __call__(self, topic: str) -> Deferred[frozenset[str]]:
+        """Return the hosts; fails within LIST_TIMEOUT if the registry does not answer."""
+        registry = self._registry()
+        if registry is None:
+            return fail(LookupError("the registry is not connected"))
+        query = ServiceQuery(topic=topic, up=True, service_down_time=self._service_down_time, limit=MAX_REPLIES)
+        asking: Deferred[ServicePage] = registry.page(query)
+        asking.addTimeout(LIST_TIMEOUT, self._clock)
+        return asking.addCallback(lambda page: frozenset(record.host for record in page.rows))

@@ -8,9 +8,11 @@ from novasvc.rpc.client import Client
 from novasvc.rpc.endpoint import Endpoints
 from novasvc.rpc.error_classes import error
 from novasvc.rpc.exposure import expose
+from novasvc.rpc.gather import Gathered, Gathering, HostReply
 from novasvc.rpc.notification import Notification, Notifier
 from novasvc.rpc.notification_listener import NotificationListener
 from novasvc.rpc.origin import Origin, origin_of
+from novasvc.rpc.retry import Retry
 from novasvc.rpc.server import Server
 from novasvc.rpc.stub import stub
 
@@ -18,10 +20,14 @@ __all__ = [
     "BaseAPI",
     "Client",
     "Endpoints",
+    "Gathered",
+    "Gathering",
+    "HostReply",
     "Notification",
     "NotificationListener",
     "Notifier",
     "Origin",
+    "Retry",
     "Server",
     "error",
     "expose",

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextvars import Context
+from math import inf
 from typing import Any
 
 import attrs
@@ -10,7 +11,7 @@ from twisted.internet.interfaces import IDelayedCall
 
 from novasvc.interfaces import IDelivery
 from novasvc.rpc.endpoint import Method
-from novasvc.rpc.message import Request
+from novasvc.rpc.message import Progress, Request
 
 
 @attrs.define(eq=False)
@@ -35,6 +36,10 @@ class Call:
         :meth:`novasvc.interfaces.IDelivery.hold`.
     :ivar message_lost: the broker seems to have lost the message; see Note [Void deliveries] in
         novasvc.rpc.awaiting_redelivery.
+    :ivar progress: what the method has reported last; see :mod:`novasvc.rpc.progress`.
+    :ivar progress_timer: publishes the progress when the next message is due.
+    :ivar progress_at: seconds on the clock when the progress was last published.
+    :ivar progress_due: a report will be published, or looked at, soon: another one only replaces it.
     :ivar record_slot: the call's slot in the shared record of requests not begun; None without an entry.
     """
 
@@ -54,4 +59,8 @@ class Call:
     answered: bool = attrs.field(default=False, init=False)
     held: bool = attrs.field(default=False, init=False)
     message_lost: bool = attrs.field(default=False, init=False)
+    progress: Progress | None = attrs.field(default=None, init=False)
+    progress_timer: IDelayedCall | None = attrs.field(default=None, init=False)
+    progress_at: float = attrs.field(default=-inf, init=False)
+    progress_due: bool = attrs.field(default=False, init=False)
     record_slot: int | None = attrs.field(default=None, init=False)

@@ -9,11 +9,14 @@ import attrs
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorTime
 
-from novasvc.context import RequestContext
+from novasvc.context import RequestContext, current_context
 from novasvc.interfaces import ITransport
 from novasvc.rpc.errors import InvalidTargetError, RPCError, RPCVersionCapError, UnconfirmedError
+from novasvc.rpc.gather import Gathering, HostsFunction, failed
 from novasvc.rpc.message import SHORTEST_KEEPALIVE, encode_request
+from novasvc.rpc.progress import OnProgress
 from novasvc.rpc.replies import MAX_RESENDS, PendingCalls, ServiceLookupFunction
+from novasvc.rpc.retry import Retry, call_with_retries
 from novasvc.rpc.target import Target
 from novasvc.rpc.version import compatible
 from novasvc.telemetry import metrics
@@ -37,9 +40,16 @@ class Client:
     :param idempotent: the called methods may run twice, so a message whose connection was lost before
         the broker confirmed it is sent again.
     :param mandatory: a cast that is not a fanout fails if no queue is bound for its target, as a call does.
+    :param retry: repeats calls that fail; requires ``idempotent``. Casts are not repeated.
+    :param on_progress: called with the fraction (0.0 to 1.0) and the text of each report of a called method, see
+        :meth:`novasvc.context.RequestContext.progress`. An error that it raises is logged.
+    :param cancels: cancelling the Deferred of a call cancels the method at the server, too; see
+        :mod:`novasvc.rpc.cancellation`.
+    :param hosts: asks the registry which hosts serve a topic, see :class:`novasvc.registry.lookup.UpHosts`; without it
+        a gather ends at its timeout only.
     :param explain: looks up an unreachable target in the registry, see
         :class:`novasvc.registry.lookup.ServiceLookup`; None raises the transport's error unchanged.
-    :raises ValueError: a timeout is not valid, or both timeouts are None.
+    :raises ValueError: a timeout is not valid, or both timeouts are None; or ``retry`` without ``idempotent``.
 
     Source: oslo_messaging.RPCClient.
     """
@@ -56,6 +66,10 @@ class Client:
         idempotent: bool = False,
         mandatory: bool = False,
         explain: ServiceLookupFunction | None = None,
+        retry: Retry | None = None,
+        on_progress: OnProgress | None = None,
+        cancels: bool = True,
+        hosts: HostsFunction | None = None,
         _calls: PendingCalls | None = None,
     ) -> None:
         if call_monitor_timeout is not None and not SHORTEST_KEEPALIVE <= call_monitor_timeout < inf:
@@ -64,6 +78,11 @@ class Client:
             raise ValueError("timeout and call_monitor_timeout are None, so a call could wait for ever; give one")
         if timeout is not None and not timeout < inf:
             raise ValueError(f"timeout is {timeout!r}; give a finite number of seconds, or None")
+        if retry is not None and not idempotent:
+            raise ValueError(
+                "retry repeats calls, and these calls are not declared idempotent; "
+                "give idempotent=True if the methods may run twice, else no retry"
+            )
         self._transport = transport
         self._clock = clock
         self._timeout = timeout
@@ -72,7 +91,10 @@ class Client:
         self._version_cap = version_cap
         self._idempotent = idempotent
         self._mandatory = mandatory
-        self._calls = PendingCalls(transport, clock, explain) if _calls is None else _calls
+        self._retry = retry
+        self._on_progress = on_progress
+        self._cancels = cancels
+        self._calls = PendingCalls(transport, clock, explain, hosts) if _calls is None else _calls
 
     @property
     def pending(self) -> int:
@@ -90,7 +112,7 @@ class Client:
     @property
     def unmatched_replies(self) -> int:
         """The number of replies that matched no pending call since the start: late, duplicate, forged or malformed."""
-        return self._calls.unmatched
+        return self._calls.unmatched + self._calls.gathers.unmatched
 
     def prepare(
         self,
@@ -104,13 +126,16 @@ class Client:
         call_monitor_timeout: float | None = _UNSET,
         version_cap: str | None = _UNSET,
         idempotent: bool = _UNSET,
+        retry: Retry | None = _UNSET,
+        on_progress: OnProgress | None = _UNSET,
+        cancels: bool = _UNSET,
     ) -> "Client":
         """Return a client with some parameters changed; the others are this client's.
 
         This is cheap: both clients share the reply address and the pending calls.
 
         :raises InvalidTargetError: there is no topic, or the topic or server is not valid.
-        :raises ValueError: a timeout is not valid, or both timeouts are None.
+        :raises ValueError: as the constructor.
         """
         given = {"topic": topic, "server": server, "fanout": fanout, "namespace": namespace, "version": version}
         changes = {name: value for name, value in given.items() if value is not _UNSET}
@@ -123,6 +148,9 @@ class Client:
             version_cap=self._version_cap if version_cap is _UNSET else version_cap,
             idempotent=self._idempotent if idempotent is _UNSET else idempotent,
             mandatory=self._mandatory,
+            retry=self._retry if retry is _UNSET else retry,
+            on_progress=self._on_progress if on_progress is _UNSET else on_progress,
+            cancels=self._cancels if cancels is _UNSET else cancels,
             _calls=self._calls,
         )
 
@@ -137,11 +165,13 @@ class Client:
     def call(self, context: RequestContext, method: str, /, **args: Any) -> Deferred[Any]:
         """Call a method and wait for its result.
 
-        :param context: sent with the call; its deadline applies if it is earlier than the timeout.
+        :param context: sent with the call. Its deadline applies if it is earlier than the timeout, and so does that of
+            the request, or of the periodic task, in which the call is made, whatever context is given; see
+            :func:`novasvc.context.without_deadline`.
         :param method: the name of an exposed method.
         :param args: the method's arguments, by name; see :func:`novasvc.rpc.payload.dumps` for the types.
-        :return: Deferred firing with the result (JSON types). Cancelling it discards the reply, and the
-            message if it is not sent yet; a method that runs is not cancelled. The Deferred fails with:
+        :return: Deferred firing with the result (JSON types). Cancelling it discards the message or the reply, and
+            cancels the method. The Deferred fails with:
         :raises RPCTimeoutError: no reply, or no keepalive, arrived in time.
         :raises UnconfirmedError: the connection was lost before the broker confirmed the message, and the
             call is not idempotent, or could not be sent again in time. The method may or may not run.
@@ -162,14 +192,21 @@ class Client:
             if target is None or self._version_cap is not None:
                 target = self._checked_target()
             if target.fanout:
-                raise InvalidTargetError(str(target), "a fanout has no reply; use fanout() or cast()")
+                raise InvalidTargetError(str(target), "a fanout has no reply; use gather(), fanout() or cast()")
         except RPCError as error:
             return fail(error)
 
-        timeout = self._timeout
-        if context.deadline is not None:
-            left = context.deadline - self._clock.seconds()
+        timeout, deadline, current = self._timeout, context.deadline, current_context.get()
+        if current is not None and current.deadline is not None and current is not context:
+            deadline = current.deadline if deadline is None else min(deadline, current.deadline)
+        if deadline is not None:
+            left = deadline - self._clock.seconds()
             timeout = left if timeout is None else min(timeout, left)
+        if self._retry is not None:
+            return self._call_again(self._retry, timeout, target, context, method, args)
+        options: dict[str, Any] | None = None
+        if self._on_progress is not None or self._keepalive is not None:
+            options = {"progress": self._on_progress is not None, "timeout": timeout}
         body = partial(
             encode_request,
             method,
@@ -178,10 +215,75 @@ class Client:
             namespace=target.namespace,
             version=target.version,
             keepalive=self._keepalive,
+            options=options,
         )
         return self._calls.call(
-            target, method, body, timeout, self._keepalive, context.request_id, idempotent=self._idempotent
+            target,
+            method,
+            body,
+            timeout,
+            self._keepalive,
+            context.request_id,
+            idempotent=self._idempotent,
+            cancels=self._cancels,
+            on_progress=self._on_progress,
         )
+
+    def gather(self, context: RequestContext, method: str, /, **args: Any) -> Gathering:
+        """Call a method of all servers of the topic, and take their answers one by one.
+
+        It ends when all hosts have answered that are up according to the registry, or at the timeout. A host whose
+        node has several workers answers once. Servers of oslo.messaging answer too, and do not say their host.
+
+        :param context: as for :meth:`call`.
+        :return: the answers, as they arrive; see :class:`Gathering`. It fails with the errors of a :meth:`call` that
+            could not be sent. A missing answer is no error.
+        :raises ValueError: the client has no timeout, and the context no deadline.
+        """
+        timeout = self._timeout
+        for deadline in (context.deadline, None if (now := current_context.get()) is None else now.deadline):
+            if deadline is not None:
+                left = deadline - self._clock.seconds()
+                timeout = left if timeout is None else min(timeout, left)
+        if timeout is None:
+            raise ValueError(
+                "a gather ends at its timeout, and this client has none; give one with prepare(timeout=...)"
+            )
+        try:
+            target = self._checked_target()
+            if target.server is not None:
+                problem = (
+                    "gather asks all servers of a topic, and this target has one; leave the server out, or use call()"
+                )
+                raise InvalidTargetError(str(target), problem)
+        except RPCError as error:
+            return failed(error)
+        body = partial(
+            encode_request,
+            method,
+            args,
+            context.to_wire(),
+            namespace=target.namespace,
+            version=target.version,
+            options={"gather": True},
+        )
+        target = attrs.evolve(target, fanout=True)
+        return self._calls.gathers.gather(target, method, body, timeout, context.request_id, cancels=self._cancels)
+
+    def _call_again(
+        self,
+        retry: Retry,
+        timeout: float | None,
+        target: Target,
+        context: RequestContext,
+        method: str,
+        args: Mapping[str, Any],
+    ) -> Deferred[Any]:
+        def attempt(seconds: float | None) -> Deferred[Any]:
+            return self.prepare(retry=None, timeout=seconds).call(context, method, **args)
+
+        named = target.topic, method
+        return Deferred.fromCoroutine(call_with_retries(retry, self._clock, timeout, attempt, named))
 
     def cast(self, context: RequestContext, method: str, /, **args: Any) -> Deferred[None]:
         """Send a message that runs a method, and do not wait for a result.

@@ -15,6 +15,7 @@ from novasvc.reactor.coalesce import Waiters
 from novasvc.rpc.admission import EXTRA_ROOM, Admission, UnstartedRequest
 from novasvc.rpc.awaiting_redelivery import AwaitingRedelivery
 from novasvc.rpc.call import Call
+from novasvc.rpc.cancellation import NAMESPACE, Cancellations
 from novasvc.rpc.endpoint import Endpoints
 from novasvc.rpc.errors import MessageFormatError, QuarantinedError, RedeliveredError, RPCError
 from novasvc.rpc.execution import Execution
@@ -104,6 +105,7 @@ class Dispatcher:
         self._ledger = Ledger(clock, self._awaiting, remembered=8 * concurrency)
         self.execution = Execution(
             transport,
+            target,
             self._ledger,
             clock,
             run_blocking=run_blocking,
@@ -124,6 +126,16 @@ class Dispatcher:
             requeue=self._settlement.requeue,
             begin_calls=self._begin_calls,
         )
+        self._cancellations = Cancellations(
+            clock,
+            self._ledger,
+            self._awaiting,
+            self.execution,
+            withdraw=self._withdraw_cancelled,
+            metrics=self.delivery_metrics,
+            changed=self._begin_calls,
+        )
+        self._cancelled = self._cancellations.cancelled
         self._hold_timer = HoldTimer(clock, self._ledger, hold_after=hold_after, requeue=self._requeue_waiting)
         self._admission: Admission | None = None
         self._waiting: deque[Call] = deque()
@@ -192,6 +204,7 @@ class Dispatcher:
         self._redelivered.stop()
         self.cut_short(reason)
         self.execution.close()
+        self._cancellations.close()
         self._hold_timer.stop()
         self._awaiting.close()
         return self._published.wait() if self.execution.publishing else succeed(None)
@@ -232,7 +245,11 @@ class Dispatcher:
         :param lookups: how often its progress was looked up already, because a process that may be dying had it.
         """
         admission = self._admission
-        if admission is None:
+        if request.namespace == NAMESPACE:
+            self._cancellations.receive(delivery, request)
+        elif self._cancelled and self._cancellations.drop(delivery, request):
+            return
+        elif admission is None:
             self._accept(delivery, request, None, lookups)
         elif not admission.replace_delivery(request.unique_id, delivery):
             self._accept(delivery, request, None if admission.belongs(request) else admission, lookups)
@@ -350,9 +367,10 @@ class Dispatcher:
         expires_at = deadline = delivery.expires_at
         # A caller with a keepalive waits for as long as keepalives arrive. It sets the message's TTL to at most
         # one keepalive interval, so a TTL that short says when to stop waiting for the start, not for the reply.
-        # A longer TTL is the caller's real deadline.
+        # A longer TTL is the caller's real deadline. Our clients send that, too.
         if deadline is not None and keepalive is not None and deadline - now <= keepalive:
-            deadline = None
+            timeout = None if request.options is None else request.options.get("timeout")
+            deadline = now + timeout if isinstance(timeout, int | float) and timeout > 0 else None
         call = Call(delivery, request, method, self._scope.copy(), deliveries, expires_at, deadline, now)
         call.args = args
         if taken_over:
@@ -411,12 +429,24 @@ class Dispatcher:
 
     def _requeue_waiting(self, call: Call) -> bool:
         """Requeue a call if it waits to begin; return whether it waited."""
+        if not self._withdraw(call):
+            return False
+        if not self.execution.drop_stale(call):
+            self._settlement.requeue(call)
+        return True
+
+    def _withdraw_cancelled(self, call: Call) -> bool:
+        if not self._withdraw(call):
+            return False
+        self._takeover.remove(call)
+        return True
+
+    def _withdraw(self, call: Call) -> bool:
+        """Take a call out of the queue; return whether it waited there."""
         if call in self._waiting:
             self._waiting.remove(call)
         elif not self._redelivered.remove(call):
             return False
-        if not self.execution.drop_stale(call):
-            self._settlement.requeue(call)
         return True
 
     def _begin_calls(self) -> None:

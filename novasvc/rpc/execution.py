@@ -1,7 +1,7 @@
 """Runs calls: each from the start of its method to its published reply."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import partial, wraps
 from types import CoroutineType
 from typing import Any, cast
 
@@ -18,10 +18,13 @@ from novasvc.rpc.deadline import Deadlines
 from novasvc.rpc.endpoint import Method
 from novasvc.rpc.errors import MethodTimeoutError, ResultNotSerializableError
 from novasvc.rpc.failure import encode_error
+from novasvc.rpc.gather_claims import GatherClaims
 from novasvc.rpc.ledger import Ledger
 from novasvc.rpc.message import ReplyTo, Request, encode_failure, encode_keepalive, encode_result
 from novasvc.rpc.origin import Origin, origin_of
+from novasvc.rpc.progress import ProgressReports
 from novasvc.rpc.recent import RecentReplies
+from novasvc.rpc.target import Target
 from novasvc.telemetry.flight import note
 from novasvc.telemetry.metrics import DeliveryMetrics, MethodMetrics
 
@@ -59,6 +62,7 @@ class Execution:
     """Run methods and publish their replies.
 
     :param transport: publishes the replies.
+    :param target: the server's target; its host is named in replies to a gather.
     :param ledger: settles the calls.
     :param clock: measures deadlines.
     :param run_blocking: runs blocking methods in a thread.
@@ -74,6 +78,7 @@ class Execution:
     def __init__(
         self,
         transport: ITransport,
+        target: Target,
         ledger: Ledger,
         clock: IReactorTime,
         *,
@@ -97,6 +102,8 @@ class Execution:
         self._method_metrics = method_metrics
         self._ended = ended
         self._deadlines = Deadlines[Call](clock, self._timed_out)
+        self._claims = GatherClaims(target, clock)
+        self._progress = ProgressReports(transport, clock, self.running)
 
     def __len__(self) -> int:
         return len(self.running) + len(self.publishing)
@@ -109,7 +116,12 @@ class Execution:
         """Return the running calls; see :meth:`novasvc.rpc.Server.running_calls`."""
         now = self._clock.seconds()
         return [
-            {"method": call.method.name, "request_id": call.request_id, "seconds": round(now - call.began, 3)}
+            {
+                "method": call.method.name,
+                "request_id": call.request_id,
+                "seconds": round(now - call.began, 3),
+                **({} if call.progress is None else call.progress._asdict()),
+            }
             for call in self.running
         ]
 
@@ -139,6 +151,9 @@ class Execution:
         """
         if self.drop_stale(call):
             return
+        if call.request.options is not None and not self._claims.claim(call):
+            self._ledger.settle(call)  # Another worker of this host answers.
+            return
         call.began = self._clock.seconds()
         if not call.method.exposure.idempotent:
             # At most once: acknowledged (AMQP 0-9-1 1.8.3.13, basic.ack) before the method can have an effect, as
@@ -146,7 +161,7 @@ class Execution:
             self._ledger.settle(call)
         timeout = call.method.exposure.timeout
         deadline = call.deadline if timeout is None else _earlier(call.deadline, call.began + timeout)
-        context = RequestContext.from_wire(call.request.context, deadline)
+        context = RequestContext.from_wire(call.request.context, deadline, partial(self._progress.report, call))
         call.scope.run(current_context.set, context)
         call.request_id = context.request_id
         note("call", f"{call.method.name} began {call.request_id}")
@@ -172,12 +187,11 @@ class Execution:
 
     def _run(self, call: Call) -> Any:
         scope, method = call.scope, call.method
-        args = call.args
         context = scope[current_context]
         if method.exposure.blocking:
-            # The partial keeps the method's argument names from clashing with the parameters of run_blocking.
-            return self._run_blocking(partial(scope.run, method.function, context, **args))
-        result = scope.run(method.function, context, **args)
+            # A function without parameters: the method's argument names must not clash with those of run_blocking.
+            return self._run_blocking(partial(scope.run, _in_thread(call, context)))
+        result = scope.run(method.function, context, **call.args)
         return scope.run(Deferred.fromCoroutine, result) if isinstance(result, CoroutineType) else result
 
     def _method_ended(self, result: object, call: Call) -> None:
@@ -200,7 +214,8 @@ class Execution:
                 contract = call.method.contract
                 if contract is not None and contract.result is not Any and type(result) is not contract.plain_result:
                     result = contract.convert_result(result)
-                body = encode_result(call.request.reply_to.msg_id, result, call.method.name)
+                extra = None if call.request.options is None else self._claims.reply_extra(call.request)
+                body = encode_result(call.request.reply_to.msg_id, result, call.method.name, extra=extra)
             except ResultNotSerializableError as error:
                 call.scope.copy().run(_log.error, "{error}", error=error)
                 self.reply_error(call, error)
@@ -210,6 +225,8 @@ class Execution:
             self.running.pop(call, None)
             metrics.now.value -= 1
             metrics.seconds.observe(self._clock.seconds() - call.began)
+            if call.progress is not None:
+                self._progress.ended(call)
             if call.running is not None:
                 # The slot is free now, so a waiting call may begin.
                 self._deadlines.live.pop(call, None)
@@ -247,6 +264,20 @@ class Execution:
             error = MethodTimeoutError(call.method.name, round(self._clock.seconds() - call.began, 3), reason)
             call.scope.copy().run(_log.warn, "{error}", error=error)
             self.reply_error(call, error)
+        self._cancel_running(call)
+
+    def cancel(self, call: Call) -> None:
+        """Cancel a running method whose caller has cancelled the call; it gets no reply.
+
+        As at a deadline, the call keeps its slot until the method has really ended.
+        """
+        if not call.answered:
+            note("call", f"{call.method.name} was cancelled by its caller {call.request_id}")
+            self._method_metrics[call.method].cancelled.value += 1
+            self._finish(call, None)
+        self._cancel_running(call)
+
+    def _cancel_running(self, call: Call) -> None:
         if call.running is not None and not call.method.exposure.blocking:
             try:
                 call.running.cancel()
@@ -254,8 +285,11 @@ class Execution:
                 call.scope.copy().run(_log.failure, "the canceller of {method} failed", method=call.method.name)
 
     def close(self) -> None:
-        """Stop the deadline timer. Called after :meth:`cut_short`."""
+        """Stop the timers. Called after :meth:`cut_short`."""
         self._deadlines.close()
+        self._claims.close()
+        for call in self.running:
+            self._progress.ended(call)
 
     def cut_short(self, reason: str) -> None:
         """Cut all running calls short.
@@ -292,14 +326,14 @@ class Execution:
             self._finish(call, None)
             return
         lines = failure.getTraceback().splitlines() if failure and self._send_tracebacks else ()
-        name = call.method.name
+        name, extra = call.method.name, self._claims.reply_extra(call.request)
         here = attrs.evolve(self._here, method=name, request_id=call.request_id)
         try:
             text = encode_error(error, lines, here, method=None if failure is None else name)
-            body = encode_failure(reply_to.msg_id, text)
+            body = encode_failure(reply_to.msg_id, text, extra)
         except ValueError as problem:  # The message is over the size limit.
             substitute = ResultNotSerializableError(name, f"it raised {type(error).__name__}; {problem}")
-            body = encode_failure(reply_to.msg_id, encode_error(substitute, here=here))
+            body = encode_failure(reply_to.msg_id, encode_error(substitute, here=here), extra)
         self._finish(call, body)
 
     def refuse(self, request: Request, request_id: str, error: Exception, timeout: float | None) -> None:
@@ -310,7 +344,10 @@ class Execution:
         reply_to = request.reply_to
         if reply_to is not None:
             here = attrs.evolve(self._here, method=request.method, request_id=request_id)
-            self._publish(_Reply(reply_to, encode_failure(reply_to.msg_id, encode_error(error, here=here)), timeout))
+            text = encode_error(error, here=here)
+            self._publish(
+                _Reply(reply_to, encode_failure(reply_to.msg_id, text, self._claims.reply_extra(request)), timeout)
+            )
 
     def resend_reply(self, request: Request, timeout: float | None) -> None:
         """Publish the reply to a duplicate request again, if the reply is remembered.
@@ -408,6 +445,18 @@ class Execution:
 def _earlier(caller: float | None, own: float) -> float:
     """Return the earlier of the caller's deadline and the method's own."""
     return own if caller is None else min(own, caller)
+
+
+def _in_thread(call: Call, context: RequestContext | None) -> Callable[[], Any]:
+    """Return the function that runs a blocking method, unless its call has ended while it waited for a thread."""
+
+    @wraps(call.method.function)  # logs name it as the method
+    def run() -> Any:
+        if call.answered:
+            raise CancelledError
+        return call.method.function(context, **call.args)
+
+    return run
 
 
 def _log_failure(method: Method, failure: Failure) -> None:

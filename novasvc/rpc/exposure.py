@@ -33,6 +33,7 @@ class Exposure:
     blocking: bool
     idempotent: bool
     timeout: float | None
+    cancellable: bool
     expected: tuple[type[Exception], ...]
     required: frozenset[str]
     allowed: frozenset[str] | None
@@ -68,6 +69,7 @@ def expose(
     blocking: bool = False,
     idempotent: bool = False,
     timeout: float | None = None,
+    cancellable: bool = True,
     expected: tuple[type[Exception], ...] = (),
 ) -> Callable[[_Function], _Function]: ...
 
@@ -81,6 +83,7 @@ def expose(
     blocking: bool = False,
     idempotent: bool = False,
     timeout: float | None = None,
+    cancellable: bool = True,
     expected: tuple[type[Exception], ...] = (),
 ) -> Callable[..., Any]:
     """Expose a method to RPC callers. Use it bare or with options.
@@ -97,6 +100,8 @@ def expose(
         acknowledged when the method begins (at-most-once).
     :param timeout: seconds, > 0, after which the method is cancelled and the caller gets a
         MethodTimeoutError; None for no limit. The caller's deadline applies as well.
+    :param cancellable: cancel the method when its caller cancels the call; see :mod:`novasvc.rpc.cancellation`. A
+        deadline cancels it in any case. A blocking method cannot be cancelled once its thread has begun.
     :param expected: exception classes that report a caller's mistake; logged at debug level, without a traceback.
         They are registered, as by :func:`novasvc.rpc.error`; callers in other processes have to register them too.
     :raises DeclarationError: the name is private, the context parameter is missing, or an option is not valid; or
@@ -120,6 +125,7 @@ def expose(
             blocking=blocking,
             idempotent=idempotent,
             timeout=timeout,
+            cancellable=cancellable,
             expected=_exceptions(expected, where),
             required=required,
             allowed=allowed,

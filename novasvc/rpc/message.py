@@ -30,6 +30,8 @@ _CONTEXT_LENGTH = len(_CONTEXT)
 _ENVELOPE_VERSION = "2.0"
 _PREFIX = f'{{"{_VERSION}": "{_ENVELOPE_VERSION}", "{_MESSAGE}": '
 _PREFIX_LENGTH = len(_PREFIX)
+_OWN = "novasvc"
+"""The field that only novasvc writes and reads; peers ignore it."""
 _NOT_ENCODED = (TypeError, ValueError, RecursionError)
 
 
@@ -57,6 +59,8 @@ class Request(NamedTuple):
     :param keepalive: seconds between keepalives, as the caller asked; None for no keepalives.
     :param problem: why the request cannot be run; None if it can. With a problem, only ``context`` and ``reply_to``
         are valid.
+    :param options: what only our clients ask for, from the field "novasvc": {"progress": true, "gather": true,
+        "timeout": seconds}, not checked; None without the field.
     """
 
     method: str
@@ -68,6 +72,18 @@ class Request(NamedTuple):
     unique_id: str | None = None
     keepalive: int | None = None
     problem: str | None = None
+    options: dict[str, Any] | None = None
+
+
+class Progress(NamedTuple):
+    """How far a method is.
+
+    :param fraction: from 0.0 to 1.0.
+    :param text: what it does; may be "".
+    """
+
+    fraction: float
+    text: str
 
 
 class Reply(NamedTuple):
@@ -77,12 +93,15 @@ class Reply(NamedTuple):
     :param result: JSON value; None in a failure and in a keepalive.
     :param failure: JSON text, see :mod:`novasvc.rpc.failure`; None if the method did not fail.
     :param final: True for the last reply to the request; False for a keepalive or a partial reply.
+    :param extra: what only our servers send, from the field "novasvc": {"host": str, "progress": {"fraction", "text"}},
+        not checked; None without the field.
     """
 
     msg_id: str
     result: Any = None
     failure: str | None = None
     final: bool = True
+    extra: dict[str, Any] | None = None
 
 
 def encode_request(
@@ -94,6 +113,7 @@ def encode_request(
     version: str | None = None,
     reply_to: ReplyTo | None = None,
     keepalive: int | None = None,
+    options: Mapping[str, Any] | None = None,
     limit: int = BODY_LIMIT,
 ) -> bytes:
     """Encode a call, or a cast if ``reply_to`` is None.
@@ -103,6 +123,7 @@ def encode_request(
     :param namespace: None omits the field.
     :param version: None omits the field; the receiver then assumes "1.0".
     :param keepalive: seconds between keepalives, at least SHORTEST_KEEPALIVE; None asks for none.
+    :param options: as in :class:`Request`; None omits the field.
     :param limit: the most bytes of the message.
     :raises InvalidArgumentsError: JSON cannot hold an argument, or the message is over the limit.
     """
@@ -115,6 +136,8 @@ def encode_request(
         body["_msg_id"], body["_reply_q"] = reply_to
         body["_timeout"] = keepalive
     body["_unique_id"] = new_id()
+    if options is not None:
+        body[_OWN] = options
     for name, value in context.items():
         body[_CONTEXT + name] = value
     try:
@@ -129,10 +152,13 @@ def encode_request(
         raise invalid from None
 
 
-def encode_result(msg_id: str, result: Any, method: str, limit: int = BODY_LIMIT) -> bytes:
+def encode_result(
+    msg_id: str, result: Any, method: str, limit: int = BODY_LIMIT, *, extra: Mapping[str, Any] | None = None
+) -> bytes:
     """Encode the reply that holds a result.
 
     :param method: the method's name, for the error.
+    :param extra: as in :class:`Reply`.
     :raises ResultNotSerializableError: JSON cannot hold the result, or the message is over the limit.
     """
     try:
@@ -140,30 +166,43 @@ def encode_result(msg_id: str, result: Any, method: str, limit: int = BODY_LIMIT
             text = "".join(encode_parts(result, 0))
         except _NOT_ENCODED:
             text = dumps(result, "the result")  # Its error says which part JSON cannot hold.
-        return wrap(_reply_text(msg_id, result=text), limit)
+        return wrap(_reply_text(msg_id, result=text, extra=extra), limit)
     except ValueError as error:
         raise ResultNotSerializableError(method, str(error)) from None
 
 
-def encode_failure(msg_id: str, failure: str) -> bytes:
+def encode_failure(msg_id: str, failure: str, extra: Mapping[str, Any] | None = None) -> bytes:
     """Encode the reply that holds a failure.
 
     :param failure: JSON text, see :mod:`novasvc.rpc.failure`.
+    :param extra: as in :class:`Reply`.
     :raises ValueError: the message is over the limit.
     """
-    return wrap(_reply_text(msg_id, failure=quote(failure)))
+    return wrap(_reply_text(msg_id, failure=quote(failure), extra=extra))
 
 
-def encode_keepalive(msg_id: str) -> bytes:
-    """Encode a keepalive: a reply that is not the last one."""
-    return wrap(_reply_text(msg_id, final="false"))
+def encode_keepalive(msg_id: str, progress: Progress | None = None) -> bytes:
+    """Encode a keepalive: a reply that is not the last one.
+
+    :param progress: sent with it, for callers that read it; for all others it is a keepalive.
+    """
+    extra = None if progress is None else {"progress": progress._asdict()}
+    return wrap(_reply_text(msg_id, final="false", extra=extra))
 
 
-def _reply_text(msg_id: str, *, result: str = "null", failure: str = "null", final: str = "true") -> str:
+def _reply_text(
+    msg_id: str,
+    *,
+    result: str = "null",
+    failure: str = "null",
+    final: str = "true",
+    extra: Mapping[str, Any] | None = None,
+) -> str:
     """Build a reply's JSON from encoded values; this is faster than encoding the keys each time."""
+    own = "" if extra is None else f', "{_OWN}": {dumps(extra, "the reply")}'
     return (
         f'{{"result": {result}, "failure": {failure}, "ending": {final}, '
-        f'"_msg_id": {quote(msg_id)}, "_unique_id": "{new_id()}"}}'
+        f'"_msg_id": {quote(msg_id)}, "_unique_id": "{new_id()}"{own}}}'
     )
 
 
@@ -229,7 +268,7 @@ def read_request(fields: Mapping[str, Any]) -> Request:
     method, args = fields.get("method"), fields.get("args", _EMPTY)
     # Without a version, oslo.messaging's dispatcher assumes 1.0 too.
     namespace, version = fields.get("namespace"), fields.get("version", "1.0")
-    unique_id, keepalive = fields.get("_unique_id"), fields.get("_timeout")
+    unique_id, keepalive, options = fields.get("_unique_id"), fields.get("_timeout"), fields.get(_OWN)
     if not isinstance(method, str):
         problem = "'method' is missing, or not a string"
     elif len(method) > NAME_LIMIT:
@@ -254,6 +293,8 @@ def read_request(fields: Mapping[str, Any]) -> Request:
             read_reply_to(fields),
             unique_id if isinstance(unique_id, str) else None,
             None if keepalive is None else _whole_seconds(keepalive),
+            None,
+            options if isinstance(options, dict) else None,
         )
     return Request("", _EMPTY, read_context(fields), reply_to=read_reply_to(fields), problem=problem)
 
@@ -278,13 +319,19 @@ def read_reply(fields: Mapping[str, Any]) -> Reply:
     :param fields: the fields that :func:`unwrap` returned.
     :raises MessageFormatError: there is no message id.
     """
-    msg_id, failure = fields.get("_msg_id"), fields.get("failure")
+    msg_id, failure, extra = fields.get("_msg_id"), fields.get("failure"), fields.get(_OWN)
     if not isinstance(msg_id, str):
         problem = "'_msg_id' is missing, or not a string"
         raise MessageFormatError(problem)
     if failure and not isinstance(failure, str):
         failure = "null"  # The call must fail, even if the error cannot be read.
-    return Reply(msg_id, fields.get("result"), failure or None, fields.get("ending") is True)
+    return Reply(
+        msg_id,
+        fields.get("result"),
+        failure or None,
+        fields.get("ending") is True,
+        extra if isinstance(extra, dict) else None,
+    )
 
 
 _EMPTY: dict[str, Any] = {}

@@ -4,12 +4,14 @@ from math import inf
 from typing import Any, Protocol
 
 import attrs
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, DeferredList, fail
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from novasvc.interfaces import ITransport
+from novasvc.reactor.abandon import completion
+from novasvc.rpc.cancellation import send_cancellation
 from novasvc.rpc.deadline import Deadlines
 from novasvc.rpc.errors import (
     MessageFormatError,
@@ -21,9 +23,12 @@ from novasvc.rpc.errors import (
     UndeliverableError,
 )
 from novasvc.rpc.failure import decode_error
+from novasvc.rpc.gather import HostsFunction
+from novasvc.rpc.gathers import Gathers
 from novasvc.rpc.ids import new_id
 from novasvc.rpc.message import ReplyTo, read_reply, unwrap
 from novasvc.rpc.origin import Origin
+from novasvc.rpc.progress import OnProgress, pass_on
 from novasvc.rpc.target import Target
 from novasvc.telemetry import metrics
 from novasvc.telemetry.instruments import MAX_LABEL_SETS, Counter
@@ -38,6 +43,8 @@ LOOKUP_TIMEOUT = 0.5
 """Seconds before a call's deadline at which the registry is asked about its target, for the text of the error."""
 MAX_RESENDS = 10
 """The most times that an unconfirmed idempotent message is sent again. One that kills each connection must end."""
+_CANCEL_PATIENCE = 1.0
+"""Seconds that a client waits at its close until the transport has its cancellations."""
 _REPLY_GRACE = 0.25
 """Seconds to wait for a reply that was received already, after the publishing connection is lost."""
 
@@ -73,6 +80,7 @@ class _Pending:
     :param unconfirmed: the error of a connection lost before the broker confirmed the message or its first copy.
     :param keepalive_received: whether a keepalive has arrived, so a server has the message.
     :param looked_up: whether the registry was asked about the target.
+    :param on_progress: takes the reports of the method.
     :param services: the registry's answer: the number of services registered for the target, and of those that are up;
         None if it was not asked or has not answered.
     """
@@ -96,6 +104,7 @@ class _Pending:
     keepalive_received: bool = False
     looked_up: bool = False
     services: tuple[int | None, int] = (None, 0)
+    on_progress: OnProgress | None = None
 
     @property
     def awaits_confirm_or_lookup(self) -> bool:
@@ -121,8 +130,10 @@ class PendingCalls:
 
     :param transport: sends the messages, and opens the reply address at the first call.
     :param clock: measures the timeouts.
+    :param hosts: asks the registry which hosts serve a topic, for gathers; None without a registry.
     :param explain: looks up the target of a call that is undeliverable or unanswered, for the text of its error;
         None to raise the error without the registry's answer.
+    :ivar gathers: the gathers, which have replies of many servers.
     :ivar unmatched: replies that no pending call matches, and malformed ones.
     """
 
@@ -139,8 +150,13 @@ class PendingCalls:
     # process's buffers is read: replies arrive on the consuming connection, which may be alive.
 
     def __init__(
-        self, transport: ITransport, clock: IReactorTime, explain: ServiceLookupFunction | None = None
+        self,
+        transport: ITransport,
+        clock: IReactorTime,
+        explain: ServiceLookupFunction | None = None,
+        hosts: HostsFunction | None = None,
     ) -> None:
+        self.gathers = Gathers(transport, clock, hosts)
         self.unmatched = 0
         self._transport = transport
         self._clock = clock
@@ -152,6 +168,7 @@ class PendingCalls:
         self._closed = False
         self._method_metrics: dict[tuple[str, str], CallMetrics] = {}
         self._in_flight = metrics.calls_in_flight.at()
+        self._telling: dict[Deferred[None], None] = {}
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -166,7 +183,7 @@ class PendingCalls:
 
     def request_ids(self) -> set[str]:
         """Return the request ids of the pending calls."""
-        return {pending.request_id for pending in self._pending.values()}
+        return {pending.request_id for pending in self._pending.values()} | self.gathers.request_ids()
 
     def call(
         self,
@@ -178,6 +195,8 @@ class PendingCalls:
         request_id: str = "",
         *,
         idempotent: bool = False,
+        cancels: bool = True,
+        on_progress: OnProgress | None = None,
     ) -> Deferred[Any]:
         """Send a call and wait for its reply.
 
@@ -186,6 +205,8 @@ class PendingCalls:
         :param keepalive: seconds to wait for each keepalive; None to ask for none.
         :param idempotent: whether the message may be sent again; see Note [A message that was not confirmed].
         :param request_id: the request id of the call's context.
+        :param cancels: cancelling the Deferred cancels the method, too.
+        :param on_progress: takes the reports of the method.
         :return: Deferred of the result; see :meth:`novasvc.rpc.Client.call`.
         """
         if self._closed:
@@ -200,12 +221,14 @@ class PendingCalls:
         call_metrics = self._method_metrics.get((target.topic, method)) or self._metrics_of(target.topic, method)
 
         def cancelled(_: object) -> None:
-            self._discard(msg_id, call_metrics.cancelled)
+            self._cancelled(msg_id, call_metrics.cancelled, cancels=cancels)
 
         waiter: Deferred[Any] = Deferred(cancelled)
         pending = _Pending(
             waiter, target, method, encode, timeout, keepalive, deadline, now, call_metrics, idempotent, request_id
         )
+        if on_progress is not None:
+            pending.on_progress = on_progress
         self._pending[msg_id] = pending
         self._in_flight.value += 1
         self._set_deadline(msg_id, pending)
@@ -243,9 +266,18 @@ class PendingCalls:
         self._deadlines.close()
         for msg_id, pending in list(self._pending.items()):
             self._discard_and_fail(msg_id, TransportClosedError("waiting for a reply"), pending.metrics.cancelled)
+        return Deferred.fromCoroutine(self._close())
+
+    async def _close(self) -> None:
+        closing = self.gathers.close()
         address, self._address = self._address, None
-        closed: Deferred[None] = succeed(None) if address is None else self._transport.close_replies(address)
-        return closed
+        if self._telling:
+            # A cancellation must be with the transport before that is closed, because the caller may end now.
+            told = DeferredList([completion(telling) for telling in self._telling], consumeErrors=True)
+            await told.addTimeout(_CANCEL_PATIENCE, self._clock, onTimeoutCancel=lambda *_: None)
+        await closing
+        if address is not None:
+            await self._transport.close_replies(address)
 
     # -- sending -------------------------------------------------------------------------------
 
@@ -358,6 +390,8 @@ class PendingCalls:
         else:
             pending.keepalive_received, pending.unconfirmed = True, None
             self._set_deadline(msg_id, pending)
+            if pending.on_progress is not None and reply.extra is not None:
+                pass_on(reply.extra.get("progress"), pending.on_progress)
 
     def _remove(self, msg_id: str, outcome: Counter) -> _Pending | None:
         """Remove a call and count its outcome; return it, or None if it was removed before.
@@ -383,6 +417,25 @@ class PendingCalls:
         if pending is not None and pending.waiting_on is not None:
             pending.waiting_on.cancel()
         return pending
+
+    def _cancelled(self, msg_id: str, outcome: Counter, *, cancels: bool) -> None:
+        """Discard a call that its caller has cancelled, and tell the servers, which may run it."""
+        pending = self._pending.get(msg_id)
+        # Without an address the request was not sent. With a problem and without a confirm it may not have been, and
+        # the buffer is to have room for other messages.
+        unsent = pending is not None and pending.awaits_confirm_or_lookup and self._transport.problem() is not None
+        self._discard(msg_id, outcome)
+        if pending is None or not cancels or unsent or self._address is None:
+            return
+        left = pending.deadline - self._clock.seconds()
+        self._tell_cancelled(pending.target, msg_id, None if left == inf else left)
+
+    def _tell_cancelled(self, target: Target, msg_id: str, left: float | None) -> None:
+        telling = send_cancellation(self._transport, target, msg_id, left)
+        if not telling.called:
+            self._telling[telling] = None
+        telling.addErrback(lambda failure: _log.debug("a cancellation was not sent: {error}", error=failure.value))
+        telling.addBoth(lambda _: self._telling.pop(telling, None))
 
     def _discard_and_fail(self, msg_id: str, reason: Exception | Failure, outcome: Counter) -> None:
         """Fail a call, and cancel its message if it is not sent yet; do nothing if the call has ended."""

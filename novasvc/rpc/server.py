@@ -115,7 +115,8 @@ class Server:
     def running_calls(self) -> list[dict[str, Any]]:
         """Return the running calls, oldest first, including calls that were cut short and have not ended.
 
-        :return: one mapping per call: {"method": str, "request_id": str, "seconds": float since it began}.
+        :return: one mapping per call: {"method": str, "request_id": str, "seconds": float since it began}, and if it
+            has reported progress, {"fraction": float, "text": str} as well.
         """
         return self._dispatcher.execution.running_calls()
 

@@ -21,6 +21,8 @@ class Target:
     :param namespace: the interface's name; None is the interface without a name.
     :param version: "major.minor" that the receiver must serve; None leaves it to the receiver ("1.0").
     :param exchange: the control exchange; None uses the transport's default.
+    :param internal: of a fanout: only servers of novasvc receive it, and if a server is given, only the processes of
+        that one. It is delivered whatever the prefetch; see :mod:`novasvc.rpc.cancellation`.
     :raises InvalidTargetError: the topic or the server is empty, has a wildcard or white space, or is too long.
     Source: oslo_messaging.Target.
     """
@@ -31,6 +33,7 @@ class Target:
     namespace: str | None = attrs.field(default=None, kw_only=True)
     version: str | None = attrs.field(default=None, kw_only=True)
     exchange: str | None = attrs.field(default=None, kw_only=True)
+    internal: bool = attrs.field(default=False, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         for what, name in (("topic", self.topic), ("server", self.server)):

@@ -34,12 +34,12 @@ build = gauge("novasvc_build_info", "Always 1; the labels are the running versio
 served = counter(
     "novasvc_rpc_server_calls_total",
     "Calls and casts that ended, by outcome: done, failed, expected (raised an error that its author declared), "
-    "timed_out.",
+    "timed_out, cancelled (by the caller).",
     "topic",
     "namespace",
     "method",
     "outcome",
-    most=4 * (MAX_LABEL_SETS + 1),
+    most=5 * (MAX_LABEL_SETS + 1),
 )
 served_errors = counter(
     "novasvc_rpc_server_errors_total", "Errors that methods raised, by type.", "topic", "namespace", "method", "error"
@@ -55,7 +55,7 @@ served_now = gauge("novasvc_rpc_server_in_flight", "Methods that are running.", 
 deliveries = counter(
     "novasvc_rpc_server_unserved_total",
     "Messages that did not run, or whose reply was lost, by reason: refused, malformed, duplicates, expired, "
-    "given_back, quarantined, unanswered.",
+    "given_back, quarantined, unanswered, cancelled.",
     "topic",
     "fate",
     most=2 * MAX_LABEL_SETS,
@@ -73,6 +73,7 @@ class DeliveryMetrics:
     :param given_back: requests requeued before their method began.
     :param quarantined: poison messages moved to the quarantine queue.
     :param unanswered: replies that could not be published.
+    :param cancelled: requests dropped before their method began, because the caller had cancelled the call.
     """
 
     refused: Counter
@@ -82,6 +83,7 @@ class DeliveryMetrics:
     given_back: Counter
     quarantined: Counter
     unanswered: Counter
+    cancelled: Counter
 
     @classmethod
     def of(cls, topic: str) -> "DeliveryMetrics":
@@ -98,6 +100,7 @@ class MethodMetrics:
     failed: Counter
     expected: Counter
     timed_out: Counter
+    cancelled: Counter
     seconds: Histogram
     now: Gauge
 
@@ -111,6 +114,7 @@ class MethodMetrics:
             failed=served.at(*names, "failed"),
             expected=served.at(*names, "expected"),
             timed_out=served.at(*names, "timed_out"),
+            cancelled=served.at(*names, "cancelled"),
             seconds=served_seconds.at(*names),
             now=served_now.at(*names),
         )
@@ -145,6 +149,12 @@ resent = counter(
     "novasvc_rpc_client_resent_total",
     "Messages sent again because the connection was lost before the broker confirmed them.",
 )
+retried = counter(
+    "novasvc_rpc_client_retries_total",
+    "Attempts that were made because an earlier one of the same call failed; see novasvc.rpc.Retry.",
+    "topic",
+    "method",
+)
 casts = counter("novasvc_rpc_client_casts_total", "Casts and fanouts handed to the transport.", "topic", "method")
 
 
@@ -159,6 +169,11 @@ class CallMetrics:
     unconfirmed: Counter
     cancelled: Counter
     seconds: Histogram
+
+    def count(self, outcome: str) -> None:
+        """Count an outcome, by its name."""
+        counters = {name: getattr(self, name) for name in _OUTCOMES}
+        counters[outcome].value += 1
 
     @classmethod
     def of(cls, topic: str, method: str) -> "CallMetrics":

@@ -134,6 +134,24 @@ def make_transport_tests(fixture: Fixture) -> type[TestCase]:  # noqa: C901 - a 
             await self.send(b"1", self.everybody)
             self.assertEqual([(await self.next(inbox)).body for inbox in inboxes], [b"1", b"1"])
 
+        async def test_internal(self) -> None:
+            """An internal message reaches every listener of its topic, and one that has no room as well."""
+            for server in ("one", "other"):
+                _, inbox = await self.listen(self.on(server), prefetch=1)
+                await self.send(b"held", self.on(server))
+                self.assertEqual((await self.next(inbox)).body, b"held")
+                await self.send(b"to all", Target(self.target.topic, fanout=True, internal=True))
+                delivery = await self.next(inbox)
+                self.assertEqual((delivery.body, delivery.sent_to), (b"to all", "fanout"))
+                await self.send(b"to one", Target(self.target.topic, server, fanout=True, internal=True))
+                delivery.ack()
+                self.assertEqual((await self.next(inbox)).body, b"to one")
+
+        async def test_internal_nobody(self) -> None:
+            """An internal message that nobody receives is no error."""
+            await self.send(b"1", Target(self.target.topic, fanout=True, internal=True))
+            await self.send(b"1", Target(self.target.topic, "one", fanout=True, internal=True))
+
         async def test_prefetch(self) -> None:
             """A listener gets no more than its prefetch; the next one gets what is over."""
             _, full = await self.listen(prefetch=2)

@@ -1,10 +1,14 @@
 """Tests for the commands that call services, with real nodes and a real broker."""
 
 import json
+import os
+import pty
 import signal
 import socket
+import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from unittest import TestCase
 
@@ -16,6 +20,7 @@ from tests.servers import shared_broker, vhost_url
 MANAGER = '''
 import time
 from novasvc import Manager, rpc
+from twisted.internet.defer import CancelledError, Deferred
 
 class Desk(Manager):
     """Echoes, notes in a file, raises, or takes its time."""
@@ -29,6 +34,19 @@ class Desk(Manager):
     @rpc.expose
     def fail(self, context):
         raise LookupError("no such desk\\x1b[2J\\nhere")
+    @rpc.expose
+    async def work(self, context):
+        context.progress(0.25, "first\x1b[2J")
+        try:
+            await Deferred()
+        except CancelledError:
+            self.note(context, "cancelled")
+            raise
+    @rpc.expose
+    def where(self, context):
+        if self.host == "h3":
+            raise LookupError("lost")
+        return {"host": self.host}
     @rpc.expose(blocking=True)
     def sleep(self, context, seconds):
         self.note(context, "sleeps")
@@ -137,6 +155,54 @@ class RemoteCommandTests(TestCase):
         self.assertEqual((calling.stop(signal.SIGINT), calling.output), (130, "\n"))
         self.assertLess(time.monotonic() - begun, 10)
         self.assertEqual([q for q in shared_broker().queues(vhost) if q.startswith("reply_")], [])
+
+    def test_progress(self) -> None:
+        """On a terminal a bar shows the progress of the method; an interrupt cancels the method."""
+        self.node("h1")
+        main, terminal = pty.openpty()
+        self.addCleanup(os.close, main)
+        command = [program("novasvc"), "--transport-url", self.url, "call", "desk", "work"]
+        calling = subprocess.Popen(
+            command, stdin=terminal, stdout=terminal, stderr=terminal, env={**os.environ, "TERM": "xterm"}
+        )
+        os.close(terminal)
+        self.addCleanup(lambda: calling.poll() is not None or calling.kill())
+        output = b""
+        while b"first" not in output:
+            output += os.read(main, 4096)
+        self.assertIn(b"25%", output)
+        self.assertIn(rb"first\x1b[2J", output)
+        calling.send_signal(signal.SIGINT)
+        self.assertEqual(self.notes("h1", 1), ["cancelled"])
+        with suppress(OSError):  # EIO: the command has closed the terminal
+            while os.read(main, 4096):
+                pass
+        self.assertEqual(calling.wait(PATIENCE), 130)
+
+    @pytest.mark.slow
+    @pytest.mark.timeout(180)
+    def test_gather(self) -> None:
+        """With --gather each host answers once; who failed, or is missing, costs the exit status."""
+        for host in ("h1", "h2"):
+            self.node(host)
+        arguments = [program("novasvc"), "--transport-url", self.url, "call", "desk", "where", "--gather", "--timeout"]
+        state = {"NOVASVC_STATE_DIR": str(self.folder / "state-none")}
+        gathering = Process(self, [*arguments, "2"], self.folder, **state)
+        self.assertEqual(gathering.wait(), 0, gathering.output)
+        self.assertEqual(
+            sorted(gathering.output.splitlines()),
+            [
+                'h1: {"host": "h1"}',
+                'h2: {"host": "h2"}',
+                "who is missing is unknown: this host does not reach the registry",
+            ],
+        )
+        self.node("h3")
+        state = {"NOVASVC_STATE_DIR": str(self.folder / "state-h3")}  # its registry knows h3 only
+        gathering = Process(self, [*arguments, "20", "--json"], self.folder, **state)
+        self.assertEqual(gathering.wait(), 1, gathering.output)
+        answers = {answer["host"]: answer for answer in map(json.loads, gathering.output.splitlines())}
+        self.assertEqual(answers["h3"], {"host": "h3", "error": "LookupError: lost"})
 
     def test_interrupted_while_it_connects(self) -> None:
         """An interrupt while the broker does not answer ends the command at once."""

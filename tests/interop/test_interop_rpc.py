@@ -2,7 +2,7 @@ from math import inf, pi
 from typing import Any
 
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.task import deferLater
 
 from novasvc import rpc
@@ -38,6 +38,7 @@ class Ours:
         self.name = name
         self.noted: list[Any] = []
         self.context: RequestContext | None = None
+        self.contexts: list[RequestContext] = []
         self.hanging: list[Deferred[str]] = []
 
     @rpc.expose
@@ -60,6 +61,7 @@ class Ours:
 
     @rpc.expose
     def hang(self, context: RequestContext) -> Deferred[str]:
+        self.contexts.append(context)
         self.hanging.append(Deferred())
         return self.hanging[-1]
 
@@ -287,6 +289,28 @@ class CallsByPeerTests(InteropCase):
         ours.hanging[0].callback("let go")
         self.assertEqual(await calling, "let go")
 
+    async def test_progress(self) -> None:
+        """What a method reports of its progress is a heartbeat of the call for the client, and nothing else."""
+        ours, peer = await self.served()
+        calling = peer.call("hang", options={"timeout": 10, "call_monitor_timeout": 2})
+        await self.until(lambda: ours.contexts)
+        before = self.process.log()
+        for number in range(6):
+            await deferLater(reactor, 0.5)
+            ours.contexts[0].progress(number / 6, "copying")
+        ours.hanging[0].callback("let go")
+        self.assertEqual(await calling, "let go")
+        self.assertEqual(self.process.log(), before)
+
+    async def test_progress_not_monitored(self) -> None:
+        """A client that asked for no heartbeats is sent no report, which it would not understand."""
+        ours, peer = await self.served()
+        calling = peer.call("hang")
+        await self.until(lambda: ours.contexts)
+        ours.contexts[0].progress(0.5, "copying")
+        ours.hanging[0].callback("let go")
+        self.assertEqual(await calling, "let go")
+
     async def test_ping(self) -> None:
         """What every service of OpenStack answers is answered."""
         await self.we_serve(rpc.BaseAPI("compute"))
@@ -420,6 +444,49 @@ class CallsToPeerTests(InteropCase):
         await self.process.ask("let_go")
         await self.until(lambda: client.unmatched_replies == 1)
         self.assertEqual(await client.call(CONTEXT, "echo", value=1), 1)
+
+    async def test_options(self) -> None:
+        """What our client asks beside a call is ignored: for reports of progress, retries, a cancellation."""
+        _, client = await self.served()
+        reports: list[Any] = []
+        asking = client.prepare(
+            idempotent=True,
+            retry=rpc.Retry(),
+            on_progress=lambda *report: reports.append(report),
+            call_monitor_timeout=10,
+        )
+        self.assertEqual(await asking.call(CONTEXT, "echo", value=1), 1)
+        self.assertEqual(reports, [])
+
+    async def test_cancelled(self) -> None:
+        """A cancellation does not reach the server: the method goes on, and nothing is logged."""
+        name, client = await self.served()
+        before = self.process.log()
+        calling = client.call(CONTEXT, "hang")
+        self.assertEqual(await self.process.report(name), {"what": "hanging"})
+        calling.cancel()
+        await self.assertFailure(calling, CancelledError)
+        await self.process.ask("let_go")
+        await self.until(lambda: client.unmatched_replies == 1)
+        self.assertEqual(await client.call(CONTEXT, "echo", value=1), 1)
+        self.assertEqual(self.process.log(), before)
+
+    async def test_gather(self) -> None:
+        """A gather is answered by servers of theirs and by ours; theirs do not say their host."""
+        name, client = await self.served()
+        await self.we_serve(Ours(), server="ours")
+        gathering = client.prepare(timeout=2).gather(CONTEXT, "note", what="to all")
+        gathered = await gathering.all()
+        self.assertEqual(await self.process.report(name), {"what": "to all"})
+        self.assertEqual(gathered.results, {None: name, "ours": "ours"})
+        self.assertEqual(gathered.missing, None)
+
+    async def test_gather_errors(self) -> None:
+        """An error of a server of theirs is an answer, too."""
+        _, client = await self.served()
+        gathered = await client.prepare(timeout=1).gather(CONTEXT, "fail", kind="builtin").all()
+        ((host, error),) = gathered.errors.items()
+        self.assertEqual((host, type(error)), (None, ValueError))
 
     async def test_call_monitor(self) -> None:
         """A call that runs longer than our client is patient without a sign of life gets its result."""

@@ -37,6 +37,7 @@ _TABLES: Mapping[str, Mapping[str, type]] = {
         "method": str, "namespace": str, "version": str, "calls": int, "errors": int, "in_flight": int,
         "mean": float, "p50": float, "p99": float,
     },
+    "calls": {"method": str, "request_id": str, "seconds": float, "fraction": float, "text": str},
     "workers": {
         "number": int, "server": str, "pid": int, "state": str, "since": str, "restarts": int, "memory": int,
         "trouble": str,

@@ -153,6 +153,7 @@ class Listener:
                 await topology.declare_request_queue(channel, self.exchange, queue, options)
             if self._fanout_queue is not None and not narrowed:
                 await topology.declare_fanout_queue(channel, target.topic, self._fanout_queue, options)
+                await topology.bind_cancellations(channel, self.exchange, target, self._fanout_queue)
                 queues.append(self._fanout_queue)
             channel.receiver = consuming
             # The shared topic queue last. If one of our own queues cannot be consumed, this attempt fails, and each

@@ -149,6 +149,21 @@ async def declare_fanout_queue(channel: Channel, topic: str, name: str, options:
     await bind(channel, Binding(name, fanout_exchange(topic), topic))
 
 
+def cancellation_key(target: Target) -> str:
+    """Return the routing key of internal messages to a topic, or to one server of it; see Target."""
+    return f"novasvc.cancel.{request_address(target)}"
+
+
+async def bind_cancellations(channel: Channel, exchange: str, target: Target, queue: str) -> None:
+    """Bind a server's fanout queue to the keys of internal messages, which servers of other libraries do not get.
+
+    :raises AMQPClosedError: the broker refused, or was lost.
+    """
+    # Messages to one server have a key of their own, so that they do not reach all the others of a large topic.
+    for each in {target.topic: Target(target.topic), request_address(target): target}.values():
+        await bind(channel, Binding(queue, exchange, cancellation_key(each)))
+
+
 def declare_reply_queue(channel: Channel, name: str, options: BrokerOptions) -> Deferred[Any]:
     """Declare a reply queue; replies reach it by the default exchange."""
     return _declare_transient(channel, name, options)

@@ -278,10 +278,16 @@ class AMQPTransport:
         if self._closed:
             return fail(TransportClosedError("sending"))
         if target.fanout:
+            if target.internal:
+                return self._send_internal(target, body, ttl)
             return self._publisher.fanout(target.topic, body, ttl, str(target))
         exchange = target.exchange or self._exchange
         address = target.topic if target.server is None else topology.request_address(target)
         return self._publisher.publish(Message(exchange, address, body, ttl, mandatory, target, request=True))
+
+    def _send_internal(self, target: Target, body: bytes, ttl: float | None) -> Deferred[None]:
+        exchange, key = target.exchange or self._exchange, topology.cancellation_key(target)
+        return self._publisher.publish(Message(exchange, key, body, ttl, mandatory=False, target=target, request=True))
 
     def post(self, queue: str, body: bytes) -> Deferred[None]:
         """Publish a message to a queue, which is declared if it does not exist; see ITransport."""

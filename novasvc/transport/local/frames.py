@@ -5,7 +5,8 @@ connects:
 
 ===================================================================  ================================================
 ``{"do": "send", "id": int, "topic": str, "server": str or null,``   Deliver the body, a request; answered with a
-``"fanout": bool, "exchange": str, "ttl": seconds or null}``          header that has this id.
+``"fanout": bool, "exchange": str, "ttl": seconds or null,``          header that has this id.
+``"internal": bool}``
 ``{"do": "open", "address": str}``                                   Replies to this address go to this connection.
 ``{"do": "close", "address": str}``                                  They no longer do.
 ===================================================================  ================================================

@@ -92,7 +92,11 @@ class IncomingConnection(FrameProtocol):
         number, ttl = int(header["id"]), header["ttl"]
         try:
             target = Target(
-                header["topic"], header["server"], fanout=bool(header["fanout"]), exchange=header["exchange"]
+                header["topic"],
+                header["server"],
+                fanout=bool(header["fanout"]),
+                exchange=header["exchange"],
+                internal=bool(header.get("internal")),
             )
         except InvalidTargetError as error:
             raise ValueError(str(error)) from None

@@ -87,6 +87,7 @@ class OutgoingConnection(FrameProtocol):
             "topic": target.topic,
             "server": target.server,
             "fanout": target.fanout,
+            "internal": target.internal,
             "exchange": target.exchange or exchange,
             "ttl": ttl,
         }

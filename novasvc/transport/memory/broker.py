@@ -3,6 +3,7 @@
 import os
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import attrs
@@ -135,6 +136,11 @@ class Queue:
         return None
 
 
+def _receive_if_consuming(consumer: Consumer, message: Message, queue: Queue) -> None:
+    if consumer in queue.consumers:
+        consumer.receive(message, queue)
+
+
 @attrs.define(eq=False)
 class _ReplyQueue:
     """Replies to one caller, in order; beyond QUEUE_BOUND the oldest are dropped."""
@@ -234,6 +240,12 @@ class MemoryBroker:
             return tuple(self._fanouts.get(target.topic, ()))
         queue = self._queues.get((exchange, target.topic, target.server))
         return () if queue is None else (queue,)
+
+    def deliver_internal(self, topic: str, message: Message) -> None:
+        """Deliver a message to every listener of a topic in a later turn, whatever its prefetch."""
+        for queue in self._fanouts.get(topic, ()):
+            for consumer in queue.consumers:
+                self.call_later(partial(_receive_if_consuming, consumer, message, queue))
 
     # -- what is consumed ----------------------------------------------------------------------
 

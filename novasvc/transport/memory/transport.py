@@ -303,10 +303,13 @@ class MemoryTransport:
         """
         if self._closed:
             return fail(TransportClosedError("sending"))
+        expires_at = None if ttl is None else self._clock.seconds() + ttl
+        if target.internal:
+            self._broker.deliver_internal(target.topic, Message(body, expires_at))
+            return succeed(None)
         queues = self._broker.route(target.exchange or self._exchange, target)
         if mandatory and not any([queue.consumers for queue in queues]):  # noqa: C419 - shorter than a generator's own cost
             return fail(UndeliverableError(str(target)))
-        expires_at = None if ttl is None else self._clock.seconds() + ttl
         full = False
         for queue in queues:
             if not queue.put(Message(body, expires_at)):

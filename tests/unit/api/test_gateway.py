@@ -27,6 +27,10 @@ class Greeter(Manager):
         return f"hello {name}"
 
     @rpc.expose
+    def pass_on(self, context: RequestContext) -> Any:
+        return self.attachments.rpc.prepare(topic="greeter").call(RequestContext(), "greet", name="from me")
+
+    @rpc.expose
     def wait(self, context: RequestContext) -> Deferred[str]:
         self.contexts.append(context)
         self.waiting.append(Deferred())
@@ -183,6 +187,21 @@ class GatewayTests(TestCase):
         self.refused(504, "wait", {"timeout": 3})
         self.assertAlmostEqual(self.rig.clock.seconds() - began, 3, delta=0.5)
         self.assertAlmostEqual(self.manager.contexts[0].deadline or 0, began + 3, delta=0.5)
+
+    def test_deadline_passes_on(self) -> None:
+        """The timeout is the deadline of the calls that the method makes, too, whatever context it gives them."""
+        began = self.rig.clock.seconds()
+        self.assertEqual(self.call("pass_on", {"timeout": 3}), (200, {"result": "hello from me"}))
+        self.assertAlmostEqual(self.manager.contexts[-1].deadline or 0, began + 3, delta=0.5)
+
+    def test_cancelled(self) -> None:
+        """A client that disconnects cancels the method."""
+        asking = self.rig.send("POST", "/v1/rpc/greeter/wait", {}, X_Auth_Token=ADMINS)
+        self.rig.clock.pump([0.1] * 5)
+        asking.protocol.connectionLost(Failure(ConnectionDone()))
+        self.rig.clock.pump([0.1] * 5)
+        (waiting,) = self.manager.waiting
+        self.assertTrue(waiting.called)
 
     def test_given_up(self) -> None:
         """A call whose client disconnects is cancelled, and no longer counts."""

@@ -98,6 +98,8 @@ class CommandTests(SynchronousTestCase):
             (("call", "agent", "x", "--call-monitor", "1"), "x>=2"),
             (("call", "agent", "x", "--version", "two"), "'two' is not a version"),
             (("call", "agent.h1", "x", "--fanout"), "agent.h1 names one"),
+            (("call", "agent.h1", "x", "--gather"), "--gather calls every service of a topic; give no host"),
+            (("call", "agent", "x", "--gather", "--fanout"), "neither --fanout nor --call-monitor"),
             (("cast", "agent", "x", "--fanout", "--server", "h1"), "agent.h1 names one"),
             (("ping", "agent", "--interval", "inf"), "inf is not a number of seconds"),
         ):

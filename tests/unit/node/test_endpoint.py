@@ -52,6 +52,11 @@ class Worker(Manager):
     def wait(self, context: RequestContext) -> Deferred[str]:
         return self.waiting
 
+    @rpc.expose
+    def copy(self, context: RequestContext) -> Deferred[str]:
+        context.progress(0.4, "x" * 999)
+        return self.waiting
+
     @periodic_task(spacing=60)
     def sweep(self, context: RequestContext) -> Deferred[None] | None:
         self.runs += 1
@@ -128,6 +133,19 @@ class DescribeTests(NodeCase):
         }
         self.assertEqual({name: told[name] for name in expected}, expected)
         self.assertRegex(told["started_at"], r"^\d{4}-\d\d-\d\dT.*\+00:00$")
+
+    def test_calls(self) -> None:
+        """Its running calls are told with what they have reported, without the one that asks."""
+        self.assertEqual(self.describe()["calls"], [])
+        calls = [self.call(method, namespace=None) for method in ("copy", "wait")]
+        self.clock.advance(3)
+        copying, waiting = self.describe()["calls"]
+        self.assertEqual((copying["method"], copying["fraction"], copying["text"]), ("copy", 0.4, "x" * 200))
+        self.assertEqual((waiting["method"], waiting["seconds"]), ("wait", 3.0))
+        self.assertNotIn("fraction", waiting)
+        self.manager.waiting.callback("done")
+        self.clock.pump([0, 0])
+        self.assertEqual([calling.called for calling in calls], [True, True])
 
     def test_tasks(self) -> None:
         """Its tasks are told with their figures, and when they are due again."""

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
+import attrs
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.task import Clock, deferLater
 from twisted.logger import LogLevel, capturedLogs, globalLogPublisher
@@ -301,13 +302,15 @@ class ContextTests(RunTestCase):
         self.assertIsNone(current_context.get())
 
     def test_given_context(self) -> None:
-        """A run by hand gets the context that was passed."""
+        """A run by hand gets the context that was passed, with the task's timeout as its deadline."""
         seen: list[RequestContext] = []
         runner = self.make(seen.append)
         runner.run_now("task", self.context)
         self.clock.rightNow = 10
         runner.run_due(self.context)
-        self.assertEqual(seen, [self.context, self.context])
+        given = attrs.evolve(self.context, deadline=None)
+        self.assertEqual([attrs.evolve(context, deadline=None) for context in seen], [given, given])
+        self.assertEqual([context.deadline for context in seen], [5.0, 15.0])
 
     def test_variables_of_start(self) -> None:
         """Runs see the context variables that were set at the start, not those of the caller of run_now."""

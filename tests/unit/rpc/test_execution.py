@@ -18,6 +18,7 @@ from novasvc.errors import (
     RPCError,
     TransportClosedError,
 )
+from novasvc.reactor.threads import _name as thread_name
 from tests.support.flight_rig import record_flight, said
 from tests.support.rpc_rig import CONTEXT, TARGET, Diary, RPCCase
 
@@ -135,6 +136,13 @@ class MethodTests(ExecutionCase):
         self.diary.hanging[0].callback(None)
         self.clock.advance(0)
         self.assertEqual(self.successResultOf(calling), "coroutine")
+
+    def test_thread_name(self) -> None:
+        """A log of the threads names the method."""
+        self.call("thread", function=1, args=2)
+        ((function, _),) = self.blocking
+        self.assertRegex(thread_name(function), r"test_execution\.Workshop\.thread$")
+        self.run_threads()
 
     def test_thread(self) -> None:
         """A blocking method runs in run_blocking, whatever the names of its arguments."""

@@ -5,7 +5,7 @@ from collections.abc import Awaitable
 from typing import Any, Protocol
 
 import msgspec
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, succeed
 
 from novasvc import rpc
 from novasvc.context import RequestContext
@@ -24,6 +24,7 @@ class Shop:
 
     def __init__(self) -> None:
         self.calls: list[Any] = []
+        self.packed = 0
 
     @rpc.expose
     def order(self, context: RequestContext, lines: list[Line], note: str = "") -> Line:
@@ -33,6 +34,14 @@ class Shop:
     @rpc.expose
     def note(self, context: RequestContext, text: str) -> None:
         self.calls.append(text)
+
+    @rpc.expose(idempotent=True, expected=(ConnectionError,))
+    def pack(self, context: RequestContext, line: Line) -> Deferred[None]:
+        self.packed += 1
+        context.progress(0.5, line.item)
+        if self.packed == 1:
+            raise ConnectionError
+        return Deferred()
 
     @rpc.expose
     def count(self, context):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
@@ -49,6 +58,8 @@ class ShopAPI(Protocol):
     def count(self, context: RequestContext) -> Awaitable[int]: ...
 
     def missing(self, context: RequestContext) -> Deferred[None]: ...
+
+    def pack(self, context: RequestContext, line: Line) -> Deferred[None]: ...
 
 
 class StubTests(RPCCase):
@@ -67,6 +78,25 @@ class StubTests(RPCCase):
         """Arguments are given by place or by name, and converted to JSON; the result is of the annotated type."""
         self.assertEqual(self.done(self.shop.order(CONTEXT, [Line("tea", 2)], note="x")), Line("tea", 2))
         self.assertEqual(self.diary.calls, [([Line("tea", 2)], "x")])
+
+    def test_prepared(self) -> None:
+        """A stub calls as its client does, with retries and reports of progress; a cancellation reaches the method."""
+        reports: list[Any] = []
+        client = self.client.prepare(
+            idempotent=True,
+            retry=rpc.Retry(attempts=2, on=(ConnectionError,), backoff=lambda _: 1.0),
+            on_progress=lambda *report: reports.append(report),
+        )
+        packing = rpc.stub(ShopAPI, client)
+        calling: Any = packing.pack(CONTEXT, Line("tea"))
+        for seconds in (0, 0, 1, 0, 0, 0):
+            self.clock.advance(seconds)
+        self.assertEqual((self.diary.packed, reports), (2, [(0.5, "tea")] * 2))
+        calling.cancel()
+        self.failureResultOf(calling, CancelledError)
+        self.clock.advance(0)
+        self.clock.advance(0)
+        self.assertEqual(self.server.in_flight, 0)
 
     def test_forwarded(self) -> None:
         """An object that was itself made of an argument is sent with all its fields."""

@@ -167,7 +167,7 @@ class NodeTests(SynchronousTestCase):
     def test_odd_answers(self) -> None:
         """The page is rendered whatever the node's description is."""
         self.serve()
-        rows = {"tasks": [{}], "methods": [{}], "workers": [{}], "events": [{}], "health": [{}]}
+        rows = {"tasks": [{}], "methods": [{}], "calls": [{}], "workers": [{}], "events": [{}], "health": [{}]}
         wrong = {
             "tasks": 7,
             "methods": ["x", None],
@@ -188,6 +188,7 @@ class NodeTests(SynchronousTestCase):
             "state": HOSTILE,
             "tasks": [{"name": HOSTILE}],
             "methods": [{"method": HOSTILE, "namespace": HOSTILE, "calls": 1}],
+            "calls": [{"method": HOSTILE, "request_id": HOSTILE, "fraction": 0.5, "text": HOSTILE}],
             "workers": [{"server": HOSTILE, "state": HOSTILE, "trouble": HOSTILE}],
             "events": [{"time": HOSTILE, "kind": HOSTILE, "text": HOSTILE}],
             "health": [{"name": HOSTILE, "detail": HOSTILE}],
@@ -195,6 +196,20 @@ class NodeTests(SynchronousTestCase):
         text = self.rig.ask(f"/node/{self.uuid}").text
         self.assertNotIn("<script>alert", text)
         self.assertGreaterEqual(unescape(text).count(HOSTILE), 10)
+
+    def test_running_calls(self) -> None:
+        """Running calls are shown with the fraction and the text that they have reported."""
+        self.serve()
+        self.life.answer = {
+            "calls": [
+                {"method": "copy", "request_id": "req-7", "seconds": 12.5, "fraction": 0.4, "text": "copying"},
+                {"method": "hang", "request_id": "req-8", "seconds": 1.0},
+            ]
+        }
+        text = self.rig.ask(f"/node/{self.uuid}").text
+        self.assertIn('<progress max="1" value="0.400" aria-label="progress of copy"></progress> 40 %', text)
+        self.assertIn("copying", text)
+        self.assertEqual((text.count("<progress"), text.count("req-8")), (1, 1))
 
     def test_one_question(self) -> None:
         """A node is called at most once a second, however many viewers it has."""

@@ -71,6 +71,8 @@ class NamesTests(AMQPCase):
         self.assertEqual(topology.request_address(Target("compute", "h1")), "compute.h1")
         self.assertEqual(topology.request_address(Target("compute")), "compute")
         self.assertEqual(topology.fanout_exchange("compute"), "compute_fanout")
+        self.assertEqual(topology.cancellation_key(Target("compute")), "novasvc.cancel.compute")
+        self.assertEqual(topology.cancellation_key(Target("compute", "h1")), "novasvc.cancel.compute.h1")
         self.assertEqual(topology.quarantine_queue("compute"), "compute_quarantine")
         for make in (topology.new_reply_queue, lambda: topology.new_fanout_queue("compute")):
             self.assertEqual(len({make() for _ in range(100)}), 100)

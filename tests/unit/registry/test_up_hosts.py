@@ -1,0 +1,50 @@
+"""Tests for novasvc.registry.lookup.UpHosts."""
+
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.defer import TimeoutError as DeferredTimeoutError
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from novasvc.registry.lookup import LIST_TIMEOUT, UpHosts
+from novasvc.registry.record import ServiceChanges
+from novasvc.testing import MemoryRegistry
+
+
+class UpHostsTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.registry: Any = MemoryRegistry(self.clock)
+        self.hosts = UpHosts(lambda: self.registry, self.clock, service_down_time=60)
+
+    def add(self, host: str, topic: str = "work") -> Any:
+        record = self.successResultOf(self.registry.register(host, f"nova-{topic}", topic, 1))
+        self.successResultOf(self.registry.beat(record.id))
+        return record
+
+    def test_up(self) -> None:
+        """The hosts of a topic's services that are up are listed, disabled ones too."""
+        self.add("late")
+        self.clock.advance(61)
+        forced, disabled = self.add("forced"), self.add("disabled")
+        self.successResultOf(self.registry.update(forced.id, ServiceChanges(forced_down=True)))
+        self.successResultOf(self.registry.update(disabled.id, ServiceChanges(disabled=True)))
+        self.add("h1")
+        self.add("h2", topic="other")
+        self.assertEqual(self.successResultOf(self.hosts("work")), {"h1", "disabled"})
+        self.assertEqual(self.successResultOf(self.hosts("nobody")), frozenset())
+
+    def test_not_connected(self) -> None:
+        """Without a registry it fails, and with one that does not answer soon."""
+        self.registry = None
+        self.failureResultOf(self.hosts("work"), LookupError)
+
+        class Silent:
+            def page(self, query: Any) -> Deferred[Any]:
+                return Deferred()
+
+        self.registry = Silent()
+        asking = self.hosts("work")
+        self.clock.advance(LIST_TIMEOUT)
+        self.failureResultOf(asking, DeferredTimeoutError)
