@@ -1,7 +1,7 @@
 """The service registry in a database that this process reaches directly."""
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import Connection
@@ -12,10 +12,11 @@ from zope.interface import implementer
 
 from novasvc.interfaces import IServiceRegistry
 from novasvc.registry.errors import DatabaseConflictError, MigrationNeededError
+from novasvc.registry.lease import LeaseRequest, Leases
 from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
 from novasvc.registry.record import Records, ServiceChanges, ServiceRecord
 from novasvc.registry.sql import migrate as migration
-from novasvc.registry.sql import rows, sqlite
+from novasvc.registry.sql import leases, rows, sqlite
 from novasvc.registry.sql.address import DatabaseAddress
 from novasvc.registry.sql.diagnosis import diagnose
 from novasvc.registry.sql.engine import Engine
@@ -120,6 +121,18 @@ class ServiceRegistry:
         """See IServiceRegistry."""
         return self._engine.run(lambda connection: rows.delete(connection, service_id))
 
+    def hold_leases(self, request: LeaseRequest) -> Deferred[Leases]:
+        """See IServiceRegistry."""
+        return Deferred.fromCoroutine(self._hold_leases(request))
+
+    def release_leases(self, topic: str, owner: str, tasks: Sequence[str]) -> Deferred[None]:
+        """See IServiceRegistry."""
+        return self._engine.run(lambda connection: leases.release(connection, topic, owner, tasks))
+
+    def list_leases(self) -> Deferred[Leases]:
+        """See IServiceRegistry."""
+        return self._engine.run(leases.read_all)
+
     # -- in the reactor's thread -------------------------------------------------------------------
 
     async def _register(self, host: str, binary: str, topic: str | None, version: int) -> ServiceRecord:
@@ -137,6 +150,13 @@ class ServiceRegistry:
         except DatabaseConflictError as error:
             problem = f"another service of host {host!r} has the topic {topic!r}"
             raise DatabaseConflictError(error.url, problem) from error
+
+    async def _hold_leases(self, request: LeaseRequest) -> Leases:
+        try:
+            return await self._engine.run(lambda connection: leases.hold(connection, request))
+        except DatabaseConflictError:
+            # Another process has inserted the row of a lease meanwhile; see Note [Two processes want a lease].
+            return await self._engine.run(lambda connection: leases.hold(connection, request))
 
     def _write(self, change: Callable[[Connection], None]) -> Deferred[None]:
         """Run a change that proves that the database can be written.
