@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, Select, bindparam, insert, select, update
 
 from novasvc.registry.lease import Lease, LeaseRequest, Leases
 from novasvc.registry.sql.schema import database_ago, database_now, leases
@@ -15,11 +15,13 @@ from novasvc.registry.sql.schema import database_ago, database_now, leases
 # nothing, at READ COMMITTED (PostgreSQL) as at REPEATABLE READ (InnoDB), where an UPDATE sees what others have
 # committed. If there is no row yet, both insert one, and the second fails with a conflict of the primary key; it reads
 # the row of the first when it tries again. Rows are changed in the order of their names, so that two processes do not
-# wait for each other.
+# wait for each other. The snapshot of a transaction in InnoDB would still show the loser the lease as it was; a locking
+# read shows who has it.
 
 _ORDER = (leases.c.topic, leases.c.task)
 _READ = select(leases, database_now().label("now")).order_by(*_ORDER)
 _OF_TOPIC = _READ.where(leases.c.topic == bindparam("of_topic"))
+_LOCKED = _OF_TOPIC.with_for_update(read=True)
 _ONE = (leases.c.topic == bindparam("of_topic")) & (leases.c.task == bindparam("of_task"))
 _OURS = _ONE & (leases.c.owner == bindparam("of_owner"))
 _END = database_ago(bindparam("minus"))
@@ -55,7 +57,8 @@ def hold(connection: Connection, request: LeaseRequest) -> Leases:
 
     :raises IntegrityError: another transaction has inserted the row of a lease since; retry.
     """
-    present = _of_tasks(connection, request)
+    present = _of_tasks(connection, request, _OF_TOPIC)
+    lost = False
     for task in sorted(request.tasks):
         key = {"of_topic": request.topic, "of_task": task}
         found = present.get(task)
@@ -63,10 +66,11 @@ def hold(connection: Connection, request: LeaseRequest) -> Leases:
             _insert(connection, request, task)
         elif not (found.owner == request.owner and _renewed(connection, request, key)) and found.is_free:
             values = {"of_fencing": found.fencing, "new_holder": request.holder[:255], "new_owner": request.owner}
-            connection.execute(_TAKE, {**key, **values, "minus": -request.seconds})
+            taken = connection.execute(_TAKE, {**key, **values, "minus": -request.seconds})
+            lost = lost or not taken.rowcount
         if task in request.runs:
             connection.execute(_RAN, {**key, "of_owner": request.owner, "new_due": request.runs[task]})
-    return list(_of_tasks(connection, request).values())
+    return list(_of_tasks(connection, request, _LOCKED if lost else _OF_TOPIC).values())
 
 
 def release(connection: Connection, topic: str, owner: str, tasks: Sequence[str]) -> None:
@@ -75,8 +79,8 @@ def release(connection: Connection, topic: str, owner: str, tasks: Sequence[str]
         connection.execute(_RELEASE, {"of_topic": topic, "of_task": task, "of_owner": owner})
 
 
-def _of_tasks(connection: Connection, request: LeaseRequest) -> dict[str, Lease]:
-    rows = connection.execute(_OF_TOPIC, {"of_topic": request.topic}).mappings()
+def _of_tasks(connection: Connection, request: LeaseRequest, statement: Select[Any]) -> dict[str, Lease]:
+    rows = connection.execute(statement, {"of_topic": request.topic}).mappings()
     return {row["task"]: _lease(row) for row in rows if row["task"] in request.tasks}
 
 

@@ -11,7 +11,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from novasvc.interfaces import IServiceRegistry
-from novasvc.registry.errors import DatabaseConflictError, MigrationNeededError
+from novasvc.registry.errors import DatabaseConflictError, DatabaseLockedError, MigrationNeededError
 from novasvc.registry.lease import LeaseRequest, Leases
 from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
 from novasvc.registry.record import Records, ServiceChanges, ServiceRecord
@@ -154,8 +154,9 @@ class ServiceRegistry:
     async def _hold_leases(self, request: LeaseRequest) -> Leases:
         try:
             return await self._engine.run(lambda connection: leases.hold(connection, request))
-        except DatabaseConflictError:
-            # Another process has inserted the row of a lease meanwhile; see Note [Two processes want a lease].
+        except (DatabaseConflictError, DatabaseLockedError):
+            # Another process has inserted the row of a lease meanwhile, see Note [Two processes want a lease]; InnoDB
+            # may also end one of several such transactions as a deadlock.
             return await self._engine.run(lambda connection: leases.hold(connection, request))
 
     def _write(self, change: Callable[[Connection], None]) -> Deferred[None]:
