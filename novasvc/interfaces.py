@@ -404,9 +404,7 @@ class IElection(Interface):
     call of ``lost``, or with :meth:`resign`.
     """
 
-    def start(
-        tasks: Sequence[str], gained: Callable[[str, Term], object], lost: Callable[[str, str], object]
-    ) -> None:
+    def start(tasks: Sequence[str], gained: Callable[[str, Term], object], lost: Callable[[str, str], object]) -> None:
         """Begin to stand for these tasks. Called once.
 
         :param tasks: names of the tasks.
@@ -416,11 +414,12 @@ class IElection(Interface):
             the task must stop at once. Never raises.
         """
 
-    def ran(task: str, due: float | None) -> None:
-        """Note that a run of a task that this process leads has begun.
+    def begin(task: str, due: float | None) -> bool:
+        """Note that a run of a task begins, unless this process does not lead it, or its time to do so is over.
 
         :param str task: its name.
         :param due: its due time by its cron line, Unix seconds; None if it has no cron line.
+        :return: bool: whether the run may begin.
         """
 
     def resign(task: str) -> Deferred[None]:

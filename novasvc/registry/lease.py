@@ -5,9 +5,6 @@ from datetime import datetime
 
 import attrs
 
-MAX_TASK_NAME = 255
-"""Characters of a task's name that the table holds."""
-
 
 @attrs.frozen(kw_only=True)
 class Lease:

@@ -15,8 +15,8 @@ from novasvc.registry.errors import DatabaseConflictError, DatabaseLockedError, 
 from novasvc.registry.lease import LeaseRequest, Leases
 from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
 from novasvc.registry.record import Records, ServiceChanges, ServiceRecord
-from novasvc.registry.sql import migrate as migration
 from novasvc.registry.sql import leases, rows, sqlite
+from novasvc.registry.sql import migrate as migration
 from novasvc.registry.sql.address import DatabaseAddress
 from novasvc.registry.sql.diagnosis import diagnose
 from novasvc.registry.sql.engine import Engine

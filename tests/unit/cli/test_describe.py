@@ -56,7 +56,7 @@ class DescribeTests(SynchronousTestCase):
             "stock on h1 (novasvc-stock)\n\nmethods\n  anything(value=None)\n      version 1.2\n"
             "  reserve(line: Line, *, note: str = '') -> int\n      Reserve an amount of an item.\n"
             "      version 1.2; raises LookupError; idempotent; timeout 5 s\n\n"
-            "types\n  Line  {item: string, amount: integer = 1}\n\ntasks\n  count  every 60 s"
+            "types\n  Line  {item: string, amount: integer = 1}\n\ntasks\n  count  every 60 s, once a node"
         )
         self.assertEqual(described(self.answer), expected)
         self.assertIn("  ping(arg: Any)", described(self.answer, everything=True).replace("typing.", ""))
