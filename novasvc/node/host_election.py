@@ -28,7 +28,7 @@ _log = Logger()
 POLL = 1.0
 """Seconds between two attempts to lock the file, and between two checks of a locked file."""
 
-_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
+_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
 
 # Note [A lock, not the supervisor]
 #
@@ -148,7 +148,7 @@ class FileElection(HostElection):
 
     def leader(self, task: str) -> str | None:
         """See IElection."""
-        for directory in self._directories:
+        for directory in self._directories if task in self._tasks else ():
             with suppress(OSError):
                 pid = (directory / self._name).read_text(encoding="ascii", errors="replace").strip()
                 return f"process {pid}" if pid.isdecimal() else None
