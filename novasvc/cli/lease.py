@@ -1,6 +1,5 @@
 """``novasvc lease``: list the leases of the periodic tasks that run once in a fleet."""
 
-from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -9,6 +8,7 @@ from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.output import Output, output_options
 from novasvc.interfaces import IServiceRegistry
 from novasvc.registry.lease import Lease, Leases
+from novasvc.telemetry.timestamps import iso_time
 
 COLUMNS = ("Topic", "Task", "Holder", "Since", "Fencing", "Expires In", "Last Run At")
 
@@ -35,7 +35,6 @@ def list_(context: CommandContext, topic: str | None, output: Output) -> None:
 
 def row(lease: Lease) -> dict[str, Any]:
     """Return a lease as column -> value; the columns of a list come first. A free lease has no holder."""
-    due = None if lease.last_due is None else datetime.fromtimestamp(lease.last_due, UTC).replace(tzinfo=None)
     return {
         "Topic": lease.topic,
         "Task": lease.task,
@@ -44,5 +43,5 @@ def row(lease: Lease) -> dict[str, Any]:
         "Fencing": lease.fencing,
         "Expires In": None if lease.is_free else round(lease.expires_in, 1),
         "Last Run At": lease.last_run_at,
-        "Last Due At": due,
+        "Last Due At": None if lease.last_due is None else iso_time(lease.last_due),
     }
