@@ -193,7 +193,7 @@ def _check(declared: Declaration) -> None:
     if not isinstance(name, str):
         problem = f"name={name!r} is not a name"
         raise DeclarationError(where, problem, "give text, or leave it out")
-    if declared.scope not in {None, *get_args(Scope)}:
+    if declared.scope not in (None, *get_args(Scope)):
         choices = " or ".join(f'"{scope}"' for scope in get_args(Scope))
         raise DeclarationError(where, f"scope={declared.scope!r} is not a scope", f"give {choices}")
     if declared.scope == "fleet" and not (name == name.strip() and 0 < len(name) <= _MAX_FLEET_NAME):
