@@ -34,6 +34,8 @@ class RequestContext:
     :param is_admin: whether the caller may do anything.
     :param deadline: seconds on the clock of this process's reactor after which nobody waits for the answer; None
         if there is none. The absolute time does not cross the wire, because the clocks of two hosts differ.
+    :param fencing: the fencing number of the lease, while a periodic task with scope="fleet" runs; else None. It does
+        not cross the wire: pass it as an argument to whoever must refuse an earlier holder.
     :param extra: further entries that a peer sent, JSON values, passed on unchanged.
     :param report: takes what :meth:`progress` is given; None in a context that no RPC server made.
     """
@@ -43,6 +45,7 @@ class RequestContext:
     project_id: str | None = None
     is_admin: bool = False
     deadline: float | None = None
+    fencing: int | None = None
     extra: Mapping[str, Any] = attrs.field(factory=dict)
     _report: Callable[[float, str], None] | None = attrs.field(default=None, repr=False, eq=False, alias="report")
 

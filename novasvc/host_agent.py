@@ -43,7 +43,8 @@ class HostAgent(Manager):
         """Collect the facts once, before the first call can arrive."""
         await self._refresh()
 
-    @periodic_task(spacing=REFRESH_INTERVAL, timeout=REFRESH_INTERVAL)
+    # In each worker, because each answers calls from facts of its own.
+    @periodic_task(spacing=REFRESH_INTERVAL, timeout=REFRESH_INTERVAL, scope="worker")
     async def refresh_host_facts(self, context: RequestContext) -> None:
         """Collect the facts again."""
         await self._refresh()

@@ -16,6 +16,8 @@ from zope.interface import Attribute, Interface
 from novasvc.context import RequestContext
 
 if TYPE_CHECKING:
+    from novasvc.periodic.term import Term
+    from novasvc.registry.lease import LeaseRequest, Leases
     from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
     from novasvc.registry.record import Records, ServiceChanges, ServiceRecord
     from novasvc.rpc.target import Target
@@ -330,6 +332,31 @@ class IServiceRegistry(Interface):
         :return: Deferred[None].
         """
 
+    def hold_leases(request: LeaseRequest) -> Deferred[Leases]:
+        """Renew the leases that the owner has, and take those that are free or have ended, in one transaction.
+
+        A renewed lease keeps its fencing number; one that is taken gets the next number, even if the owner had it
+        before it ended. Runs are recorded only for leases that the owner has then.
+
+        :param LeaseRequest request: owner, tasks and length of the leases.
+        :return: Deferred[list[Lease]]: the leases of these tasks by name, whoever has them.
+        """
+
+    def release_leases(topic: str, owner: str, tasks: Sequence[str]) -> Deferred[None]:
+        """Free leases, so that another process need not wait for their end. Leases of other owners stay.
+
+        :param str topic: topic of the tasks.
+        :param str owner: as in the request that took them.
+        :param tasks: names of the tasks.
+        :return: Deferred[None].
+        """
+
+    def list_leases() -> Deferred[Leases]:
+        """Read all leases, ordered by topic and task, those that are free included.
+
+        :return: Deferred[list[Lease]].
+        """
+
 
 # -- managers and services -----------------------------------------------------------------------
 
@@ -367,6 +394,45 @@ class IManager(Interface):
         :param RequestContext context: an admin context.
         :param bool raise_on_error: fail with the first exception of a task.
         :return: Deferred[float]: seconds until the next task is due.
+        """
+
+
+class IElection(Interface):
+    """Decides which of several processes runs a manager's tasks.
+
+    A process has the lead of a task for one or more terms. A term begins with the call of ``gained``, and ends with the
+    call of ``lost``, or with :meth:`resign`.
+    """
+
+    def start(tasks: Sequence[str], gained: Callable[[str, Term], object], lost: Callable[[str, str], object]) -> None:
+        """Begin to stand for these tasks. Called once.
+
+        :param tasks: names of the tasks.
+        :param gained: called with a task's name and the :class:`novasvc.periodic.term.Term` when this process gets the
+            lead, maybe before this method returns; never raises.
+        :param lost: called with a task's name and the reason, the rest of a sentence, when this process loses the lead;
+            the task must stop at once. Never raises.
+        """
+
+    def begin(task: str, due: float | None) -> bool:
+        """Note that a run of a task begins, unless this process does not lead it, or its time to do so is over.
+
+        :param str task: its name.
+        :param due: its due time by its cron line, Unix seconds; None if it has no cron line.
+        :return: bool: whether the run may begin.
+        """
+
+    def resign(task: str) -> Deferred[None]:
+        """Give up the lead of a task for good, or the standing for it. Called when no run of it is under way.
+
+        :param str task: its name. A second call has no effect.
+        :return: Deferred[None]; never fails, and waits a second or two at most.
+        """
+
+    def leader(task: str) -> str | None:
+        """Return who leads a task, for people; None if that is not known.
+
+        :param str task: its name.
         """
 
 

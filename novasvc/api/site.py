@@ -1,4 +1,4 @@
-"""The root resource of the API: dispatches by the first segment of the path."""
+"""The root resource of the API: dispatches by the whole path, or by its first segment."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import copy_context
@@ -14,6 +14,7 @@ from novasvc.api.backend import Backend
 from novasvc.api.errors import APIError
 from novasvc.api.gateway import Gateway
 from novasvc.api.health import HealthResource
+from novasvc.api.leases import Leases
 from novasvc.api.metrics import MetricsResource
 from novasvc.api.openapi import OpenAPI, Operation, operations_of
 from novasvc.api.os_services import OSServices
@@ -26,9 +27,9 @@ from novasvc.http.head import Head
 
 @implementer(IResource, IFastPath)
 class APIRoot:
-    """Dispatches each request by the first segment of its path.
+    """Dispatches each request by its whole path, or by the first segment of its path.
 
-    :param resources: segment -> resource.
+    :param resources: whole path without the leading slash, or first segment -> resource.
     :param fast_handlers: segment -> function that may claim a request, see
         :meth:`novasvc.http.fast_path.IFastPath.fast_handler`.
     """
@@ -62,7 +63,7 @@ class APIRoot:
         except UnicodeDecodeError:  # Klein would respond with HTML, and log it as a failure of ours
             return json_error_response(self, request, Failure(APIError(400, "the path is not valid UTF-8")))
         segment = request.path.split(b"/", 2)[1] if request.path.startswith(b"/") else b""
-        resource = self.resources.get(segment)
+        resource = self.resources.get(request.path[1:]) or self.resources.get(segment)
         if resource is None:
             path = request.path.decode("latin-1")[:200]
             error = APIError(404, f"there is nothing at {path}; /openapi.json lists all paths")
@@ -84,6 +85,7 @@ def make_api_root(backend: Backend, access: Access) -> APIRoot:
         b"readyz": health,
         b"metrics": MetricsResource(backend, access).app.resource(),
         b"v1": Gateway(backend, access).app.resource(),
+        b"v1/leases": Leases(backend, access).app.resource(),
         b"openapi.json": OpenAPI(_operations()).app.resource(),
     }
     resources |= make_page_resources(backend, access)
@@ -95,5 +97,5 @@ def make_api_root(backend: Backend, access: Access) -> APIRoot:
 
 def _operations() -> Iterator[tuple[str, str, Operation]]:
     yield from OSServices.operations()
-    for app in (Gateway.app, HealthResource.app, MetricsResource.app, *PAGE_APPS):
+    for app in (Gateway.app, Leases.app, HealthResource.app, MetricsResource.app, *PAGE_APPS):
         yield from operations_of(app)

@@ -64,7 +64,7 @@ def described(answer: dict[str, Any], *, everything: bool = False) -> str:
         lines.append(f"  {error['name']}{error['signature']}  {error['module']}")
         lines += [f"      {error['summary']}"] if error["summary"] else []
     if answer["tasks"]:
-        lines += ["", "tasks", *(f"  {task['name']}  {_spacing(task['spacing'])}" for task in answer["tasks"])]
+        lines += ["", "tasks", *(f"  {task['name']}  {_schedule(task)}" for task in answer["tasks"])]
     return "\n".join(printable(line) for line in lines)
 
 
@@ -96,5 +96,10 @@ def _type_name(field: dict[str, Any]) -> str:
     return str(field.get("format") or field.get("type") or "any")
 
 
-def _spacing(seconds: float) -> str:
-    return f"every {seconds:g} s" if seconds else "in each pass"
+def _schedule(task: dict[str, Any]) -> str:
+    # A node of an earlier version names neither scope nor cron line.
+    scope = {"worker": "in each worker", "node": "once a node", "fleet": "once a fleet"}.get(task.get("scope") or "")
+    when = f"every {task['spacing']:g} s" if task["spacing"] else "in each pass"
+    if task.get("cron"):
+        when = f"at {task['cron']} ({task.get('timezone')})"
+    return f"{when}, {scope}" if scope else when

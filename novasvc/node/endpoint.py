@@ -96,7 +96,8 @@ class NodeAPI:
         """Describe what callers can use: the exposed methods with their types and errors, and the periodic tasks.
 
         :return: {"host", "binary", "topic", "methods": see :func:`novasvc.rpc.description.describe_methods`, "errors":
-            see :func:`novasvc.rpc.description.describe_errors`, "tasks": [{"name", "spacing": seconds}]}.
+            see :func:`novasvc.rpc.description.describe_errors`, "tasks": [{"name", "spacing": seconds, "scope", "cron":
+            line or None, "timezone": its time zone or None}]}.
         """
         node = self._node
         return {
@@ -105,7 +106,10 @@ class NodeAPI:
             "topic": node.topic,
             "methods": describe_methods(node.endpoints),
             "errors": describe_errors(node.endpoints),
-            "tasks": [{"name": stats.name, "spacing": stats.spacing} for stats in node.tasks.stats()],
+            "tasks": [
+                {name: getattr(stats, name) for name in ("name", "spacing", "scope", "cron", "timezone")}
+                for stats in node.tasks.stats()
+            ],
         }
 
     @expose(namespace="node", version="1.0", expected=(StateError, UnknownTaskError))
@@ -115,7 +119,7 @@ class NodeAPI:
         :param name: of the task.
         :return: {"started": true}.
         :raises UnknownTaskError: there is no task of this name.
-        :raises StateError: the task is running, or the node is stopping.
+        :raises StateError: the task is running, another node has its lease, or the node is stopping.
         """
         _log.info("running task {task} on request", task=name)
         self._node.tasks.begin(name)
@@ -165,7 +169,9 @@ def task_row(task: TaskStats, now: float) -> dict[str, Any]:
 
     :param now: seconds on the runner's clock.
     :return: {"name", "spacing": seconds, "runs", "failures", "timeouts", "missed": due times, "running": bool,
-        "last_lateness", "max_lateness", "last_duration": seconds or None, "next_due_in": seconds}.
+        "last_lateness", "max_lateness", "last_duration": seconds or None, "next_due_in": seconds, "scope": "worker",
+        "node" or "fleet", "cron": line or None, "timezone": its time zone or None, "leads": whether this process runs
+        it, "fencing": number of its lease or None}.
     """
     return {
         "name": task.name,
@@ -179,6 +185,11 @@ def task_row(task: TaskStats, now: float) -> dict[str, Any]:
         "max_lateness": task.max_lateness,
         "last_duration": task.last_duration,
         "next_due_in": max(0.0, task.next_due - now),
+        "scope": task.scope,
+        "cron": task.cron,
+        "timezone": task.timezone,
+        "leads": task.leads,
+        "fencing": task.fencing,
     }
 
 

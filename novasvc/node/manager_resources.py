@@ -23,6 +23,8 @@ def make_tasks(manager: Manager, runtime: Runtime, *, fuzzy_delay: float, interv
         fuzzy_delay=fuzzy_delay,
         interval_max=interval_max,
         run_external=runtime.settings.run_external_periodic_tasks,
+        default_scope=runtime.settings.default_task_scope,
+        wall_clock=runtime.wall_clock,
     )
 
 

@@ -15,6 +15,7 @@ from novasvc.errors import NovasvcError, describe
 from novasvc.interfaces import IServiceRegistry, ITransport
 from novasvc.manager import Manager
 from novasvc.node.deadline import StopDeadline, TooLateError
+from novasvc.node.elections import make_elections
 from novasvc.node.endpoint import NodeAPI
 from novasvc.node.errors import DirectoryError, StartError
 from novasvc.node.health import NodeHealth
@@ -179,7 +180,7 @@ class Node:
         self.heartbeat = Heartbeat(registry, identity, record, clock, self.report_interval, checks)
         await self.heartbeat.start()
         if self.periodic_enable:
-            self.tasks.start()
+            self.tasks.start(make_elections(self.runtime, identity, self.topic, registry))
 
     async def _serve(self, transport: ITransport) -> None:
         settings = self.runtime.settings

@@ -2,6 +2,7 @@
 
 import os
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -125,6 +126,7 @@ class Runtime:
     :param unstarted_record: requests that this worker has received and not begun, for its siblings; None in a process
         without siblings.
     :param siblings: asks the other workers that serve the same nodes; None without them.
+    :param wall_clock: returns Unix seconds, for cron lines.
     :param retry: takes the number of failures to connect, returns the seconds to wait.
     """
 
@@ -138,6 +140,7 @@ class Runtime:
     siblings: Siblings | None = attrs.field()
     random_source: random.Random = attrs.field(factory=random.Random)
     retry: RetryPolicy = attrs.field(factory=jittered_backoff)
+    wall_clock: Callable[[], float] = attrs.field(default=time.time)
     conductor: SharedConnection[IServiceRegistry] = attrs.field(init=False)
 
     @worker.default

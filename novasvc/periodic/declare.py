@@ -3,14 +3,21 @@
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
+from datetime import tzinfo
 from types import FunctionType
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, overload
 
 import attrs
 
 from novasvc.errors import DeclarationError
+from novasvc.periodic.term import Scope
+
+if TYPE_CHECKING:
+    from novasvc.periodic.cron import CronLine
 
 _MARK = "_novasvc_periodic_task"
+_MAX_FLEET_NAME = 255
+"""Characters of a task's name in the table of leases."""
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -26,6 +33,8 @@ class Declaration:
     :param enabled: whether it runs at all.
     :param external_process_ok: it starts other programs, which a setting may forbid.
     :param timeout: seconds after which a run is cancelled, or None.
+    :param scope: how many processes run it; None for the setting default_task_scope.
+    :param cron: the cron line, in place of a spacing; None if it has none.
     """
 
     where: str
@@ -35,6 +44,13 @@ class Declaration:
     enabled: bool
     external_process_ok: bool
     timeout: float | None
+    scope: Scope | None = None
+    cron: "CronLine | None" = None
+
+    @property
+    def in_every_pass(self) -> bool:
+        """Whether it runs in every pass, because it has neither a spacing nor a cron line."""
+        return self.spacing == 0 and self.cron is None
 
 
 @overload
@@ -50,6 +66,9 @@ def periodic_task(
     external_process_ok: bool = False,
     name: str | None = None,
     timeout: float | None = None,
+    scope: Scope | None = None,
+    cron: str | None = None,
+    timezone: str | tzinfo = "UTC",
 ) -> Callable[[_Method], _Method]: ...
 
 
@@ -63,6 +82,9 @@ def periodic_task(
     external_process_ok: bool = False,
     name: str | None = None,
     timeout: float | None = None,
+    scope: Scope | None = None,
+    cron: str | None = None,
+    timezone: str | tzinfo = "UTC",
 ) -> Any:
     """Declare a method as a periodic task. Use it bare or with options.
 
@@ -80,6 +102,12 @@ def periodic_task(
         ``run_external_periodic_tasks`` allows that.
     :param name: the name in logs and metrics; the method's name by default.
     :param timeout: seconds, > 0, after which a run is cancelled; None for no limit.
+    :param scope: "worker" runs it in each worker process, "node" in one process of each node, "fleet" in one process of
+        all nodes of the topic, which holds a lease in the database; ``context.fencing`` is then its fencing number.
+        None is the setting ``default_task_scope``, "node" by default.
+    :param cron: a cron line of five fields, in place of ``spacing``: "30 3 * * *".
+    :param timezone: the time zone of the cron line, by name or as a tzinfo; the same on all hosts. See Note [Daylight
+        saving time] in :mod:`novasvc.periodic.cron`.
     :raises DeclarationError: an option or the method's signature is invalid.
     Source: nova.manager.periodic_task.
     """
@@ -93,8 +121,14 @@ def periodic_task(
             enabled=enabled,
             external_process_ok=external_process_ok,
             timeout=timeout,
+            scope=scope,
         )
         _check(declaration)
+        if cron is not None:
+            declaration = attrs.evolve(declaration, cron=_cron(declaration, cron, timezone))
+        elif timezone != "UTC":
+            remedy = 'add cron="...", or leave timezone out'
+            raise DeclarationError(declaration.where, "timezone is given without cron", remedy)
         setattr(function, _MARK, declaration)
         return function
 
@@ -159,6 +193,22 @@ def _check(declared: Declaration) -> None:
     if not isinstance(name, str):
         problem = f"name={name!r} is not a name"
         raise DeclarationError(where, problem, "give text, or leave it out")
+    if declared.scope not in (None, *get_args(Scope)):
+        choices = " or ".join(f'"{scope}"' for scope in get_args(Scope))
+        raise DeclarationError(where, f"scope={declared.scope!r} is not a scope", f"give {choices}")
+    if declared.scope == "fleet" and not (name == name.strip() and 0 < len(name) <= _MAX_FLEET_NAME):
+        problem = f"name={name!r} cannot be the name of a lease"
+        raise DeclarationError(where, problem, f"give 1 to {_MAX_FLEET_NAME} characters without spaces around them")
+
+
+def _cron(declared: Declaration, cron: object, timezone: object) -> "CronLine":
+    # Imported here: most managers have no cron lines.
+    from novasvc.periodic.cron import parse_cron  # noqa: PLC0415
+
+    if declared.spacing != 0:
+        problem = f"spacing={declared.spacing!r} and cron={cron!r} contradict each other"
+        raise DeclarationError(declared.where, problem, "give one of them")
+    return parse_cron(declared.where, cron, timezone)
 
 
 def _is_number(value: object) -> bool:

@@ -36,3 +36,18 @@ class UnknownTaskError(NovasvcError):
     def __str__(self) -> str:
         known = ", ".join(self.known) or "none"
         return f"no periodic task is named {self.task!r}; existing tasks: {known}"
+
+
+@attrs.define
+class LeadLostError(NovasvcError):
+    """A periodic task was cancelled, because its process lost the lead of it.
+
+    :param task: name of the task.
+    :param reason: why, as the rest of a sentence: "its lease ends in 6 s and cannot be renewed".
+    """
+
+    task: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"periodic task {self.task!r} was cancelled: {self.reason}"

@@ -1,21 +1,26 @@
 """The task runner: runs an object's periodic tasks."""
 
 import random
+import time
+from collections.abc import Callable
 from contextvars import Context, copy_context
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred, DeferredList, fail
+from twisted.internet.defer import Deferred, DeferredList, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from novasvc.context import RequestContext
 from novasvc.errors import DeclarationError, StateError
+from novasvc.interfaces import IElection
+from novasvc.periodic.cron_schedule import CronSchedule
 from novasvc.periodic.declare import Declaration, declared_tasks, overridden_tasks
 from novasvc.periodic.errors import UnknownTaskError
 from novasvc.periodic.schedule import Schedule
 from novasvc.periodic.task import Run, Task, TaskStats
+from novasvc.periodic.term import Scope, Term
 
 _log = Logger()
 
@@ -27,7 +32,7 @@ PASS_INTERVAL = 60.0
 class TaskRunner:
     """Run the tasks of one object, each when it is due.
 
-    Tasks run concurrently, but a task never overlaps itself: a due time that passes while its task
+    Tasks run concurrently, but a task never overlaps itself in a process: a due time that passes while its task
     runs is missed, and counted. :meth:`run_due` and :meth:`run_now` also work without :meth:`start`;
     due times then count from the creation of the runner.
 
@@ -38,6 +43,8 @@ class TaskRunner:
         nodes that start together.
     :param interval_max: seconds between passes if less than 60; None or 0 for 60.
     :param run_external: whether to run tasks that start other programs.
+    :param default_scope: the scope of tasks that are declared without one.
+    :param wall_clock: returns Unix seconds, for cron lines.
     :raises DeclarationError: two tasks have the same name.
     Source: nova.service.Service.start, nova.manager.Manager.run_periodic_tasks.
     """
@@ -50,9 +57,12 @@ class TaskRunner:
         default=None, kw_only=True, validator=attrs.validators.optional(attrs.validators.ge(0))
     )
     _run_external: bool = attrs.field(default=True, kw_only=True)
+    _default_scope: Scope = attrs.field(default="node", kw_only=True)
+    _wall_clock: Callable[[], float] = attrs.field(default=time.time, kw_only=True)
     _tasks: dict[str, Task] = attrs.field(factory=dict, init=False)
     _variables: Context = attrs.field(factory=copy_context, init=False)
     _state: str = attrs.field(default="idle", init=False)
+    _first_pass: float = attrs.field(default=0.0, init=False)
 
     def __attrs_post_init__(self) -> None:
         for declaration in overridden_tasks(self._owner):
@@ -67,31 +77,64 @@ class TaskRunner:
             else:
                 self._add(declaration, method)
 
-    def start(self) -> None:
+    def start(self, elections: Callable[[Scope], IElection | None] = lambda _: None) -> None:
         """Start the tasks: each in the first pass, after a random delay, or one spacing from now.
 
         Runs see the context variables that are set here.
 
+        :param elections: called with each scope of the tasks; returns what decides which process runs the tasks of this
+            scope, or None if this process does. By default it runs all tasks.
         :raises StateError: it was started already.
         """
         if self._state == "started":
             raise self._state_error("start")
         self._state = "started"
         self._variables = copy_context()
-        first_pass = self._random_source.uniform(0, self._fuzzy_delay)
+        self._first_pass = self._clock.seconds() + self._random_source.uniform(0, self._fuzzy_delay)
+        scopes: dict[Scope, list[Task]] = {}
         for task in self._tasks.values():
-            spacing = 0 if task.declaration.run_immediately else task.declaration.spacing
-            task.schedule.start(max(first_pass, spacing), not_before=first_pass)
+            scopes.setdefault(task.scope, []).append(task)
+        for scope, tasks in scopes.items():
+            election = elections(scope)
+            for task in tasks:
+                task.election, task.term = election, None
+                if election is None:
+                    self._start_schedule(task, Term())
+            if election is not None:
+                election.start([task.name for task in tasks], self._gained, self._lost)
+
+    def _gained(self, name: str, term: Term) -> None:
+        task = self._tasks[name]
+        task.gain(term)
+        if self._state == "started":
+            self._start_schedule(task, term)
+
+    def _lost(self, name: str, reason: str) -> None:
+        self._tasks[name].lose(reason)
+
+    def _start_schedule(self, task: Task, term: Term) -> None:
+        """Start the due times of a task: from those of an earlier leader, if they are known."""
+        first_pass = max(0.0, self._first_pass - self._clock.seconds())
+        declaration, schedule = task.declaration, task.schedule
+        if isinstance(schedule, CronSchedule):
+            at_once = declaration.run_immediately and term.ran_ago is None
+            schedule.start(first_pass if at_once else None, term.last_due)
+            return
+        spacing = 0 if declaration.run_immediately else declaration.spacing
+        if term.ran_ago is not None:
+            spacing = schedule.interval - term.ran_ago
+        schedule.start(max(first_pass, spacing), not_before=first_pass)
 
     def stop(self) -> Deferred[None]:
-        """Begin no more runs.
+        """Begin no more runs. The lead of a task passes on when its run under way has ended.
 
         :return: Deferred[None], fired when the runs under way have ended; see :meth:`cancel_running`.
         """
         self._state = "stopped"
         for task in self._tasks.values():
             task.schedule.stop()
-        return _all_ended([task.run for task in self._tasks.values() if task.run is not None])
+        waits = DeferredList([_ended(task) for task in self._tasks.values()], consumeErrors=True)
+        return waits.addCallback(lambda _: None)
 
     def cancel_running(self) -> None:
         """Cancel the runs under way. Called when a drain's deadline has passed."""
@@ -121,15 +164,16 @@ class TaskRunner:
         :param context: passed to the task; an admin context by default.
         :return: Deferred of the task's result. Fails with its exception, which is logged too, or with
             TaskTimeoutError; with UnknownTaskError if there is no such task; with StateError after
-            :meth:`stop`. Cancelling it does not cancel the run.
+            :meth:`stop`, or if another node has the lease of the task. Cancelling it does not cancel the run.
         """
         task = self._tasks.get(name)
         if task is None:
             return fail(UnknownTaskError(name, sorted(self._tasks)))
         if task.run is not None:
             return task.run.when_ended()
-        if self._state == "stopped":
-            return fail(self._state_error(f"run {name!r}"))
+        refused = self._why_not(task)
+        if refused is not None:
+            return fail(refused)
         return self._begin_now(task, context).when_ended()
 
     def begin(self, name: str, context: RequestContext | None = None) -> None:
@@ -138,16 +182,28 @@ class TaskRunner:
         :param name: the task's name.
         :param context: passed to the task; an admin context by default.
         :raises UnknownTaskError: there is no such task.
-        :raises StateError: the task is running, or :meth:`stop` was called.
+        :raises StateError: the task is running, another node has its lease, or :meth:`stop` was called.
         """
         task = self._tasks.get(name)
         if task is None:
             raise UnknownTaskError(name, sorted(self._tasks))
         if task.run is not None:
             raise StateError(f"the periodic task {name!r}", "running", "be started again")
-        if self._state == "stopped":
-            raise self._state_error(f"run {name!r}")
+        refused = self._why_not(task)
+        if refused is not None:
+            raise refused
         self._begin_now(task, context)
+
+    def _why_not(self, task: Task) -> StateError | None:
+        """Return why a task cannot be run by hand; None if it can."""
+        if self._state == "stopped":
+            return self._state_error(f"run {task.name!r}")
+        # Within a node any process runs it by hand: whoever asks cannot choose among its workers.
+        if task.scope == "fleet" and not task.leads and task.election is not None:
+            leader = task.election.leader(task.name)
+            led = "led by no process yet" if leader is None else f"led by {leader}"
+            return StateError(f"the periodic task {task.name!r}", led, "be run here")
+        return None
 
     def operations(self) -> set[str]:
         """Return the request ids of the runs under way, without cancelled ones."""
@@ -180,18 +236,23 @@ class TaskRunner:
         # LoopingCall needs an interval; a task without a spacing gets that of the passes.
         interval = declaration.spacing or self._pass_interval
         first = self._clock.seconds() + (0 if declaration.run_immediately else declaration.spacing)
-        schedule = Schedule(self._clock, interval, first, lambda: self._on_due(task))
-        task = self._tasks[name] = Task(declaration, method, self._clock, schedule, self._name)
+        schedule = (
+            Schedule(self._clock, interval, first, lambda: self._on_due(task))
+            if declaration.cron is None
+            else CronSchedule(self._clock, declaration.cron, self._wall_clock, lambda: self._on_due(task))
+        )
+        scope = declaration.scope or self._default_scope
+        task = self._tasks[name] = Task(declaration, method, self._clock, schedule, self._name, scope)
 
     def _on_due(self, task: Task) -> None:
-        if task.take_due():
+        if task.take_due() and (task.election is None or task.may_begin(task.election)):
             task.begin(RequestContext.admin(), self._variables)
 
     def _is_due(self, task: Task) -> bool:
-        if self._state == "stopped":
+        if self._state == "stopped" or not task.leads:
             return False
-        fell_due = task.take_due()
-        return fell_due or (task.declaration.spacing == 0 and task.run is None)
+        fell_due = task.take_due() or (task.declaration.in_every_pass and task.run is None)
+        return fell_due and (task.election is None or task.may_begin(task.election))
 
     def _begin_now(self, task: Task, context: RequestContext | None) -> Run:
         task.schedule.restart()
@@ -212,6 +273,13 @@ class TaskRunner:
         _log.info("periodic task {task} is not run: {why}", task=declaration.where, why=why)
 
 
-def _all_ended(runs: list[Run]) -> Deferred[None]:
-    waits = DeferredList([run.when_ended() for run in runs], consumeErrors=True)
-    return waits.addCallback(lambda _: None)
+def _ended(task: Task) -> Deferred[Any]:
+    """Wait for the end of the run under way, then pass the lead of the task on."""
+    waiting: Deferred[Any] = succeed(None) if task.run is None else task.run.when_ended()
+    return waiting if task.election is None else waiting.addBoth(_resign, task, task.election)
+
+
+def _resign(_outcome: object, task: Task, election: IElection) -> Deferred[None]:
+    task.give_up()
+    resigned: Deferred[None] = election.resign(task.name)
+    return resigned

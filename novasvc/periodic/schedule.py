@@ -37,6 +37,8 @@ class Schedule:
     interval: float
     _first: float
     _on_due: Callable[[], object]
+    last_due: None = attrs.field(default=None, init=False)
+    """Due times of an interval mean nothing to another process."""
     _passed: int = attrs.field(default=0, init=False)
     _not_before: float = attrs.field(default=-math.inf, init=False)
     _timer: IDelayedCall | None = attrs.field(default=None, init=False)

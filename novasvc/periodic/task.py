@@ -1,4 +1,4 @@
-"""One periodic task and its runs, which never overlap."""
+"""One periodic task and its runs, which never overlap in a process."""
 
 from collections.abc import Callable
 from contextvars import Context
@@ -12,9 +12,12 @@ from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
 from novasvc.context import RequestContext, current_context, earlier
+from novasvc.interfaces import IElection
+from novasvc.periodic.cron_schedule import CronSchedule
 from novasvc.periodic.declare import Declaration
-from novasvc.periodic.errors import TaskTimeoutError
+from novasvc.periodic.errors import LeadLostError, TaskTimeoutError
 from novasvc.periodic.schedule import Schedule
+from novasvc.periodic.term import Scope, Term
 from novasvc.reactor.coalesce import Waiters
 from novasvc.telemetry import metrics
 from novasvc.telemetry.flight import note
@@ -40,7 +43,12 @@ class TaskStats:
     :param last_duration: seconds that the last run took; None before the end of the first.
     :param last_lateness: seconds from the last due time to the start of its run; None before the first.
     :param max_lateness: the largest lateness so far.
-    :param next_due: the next due time.
+    :param next_due: the next due time; of a task that another process leads, the one it would have here.
+    :param scope: how many processes run it.
+    :param cron: its cron line; None if it has none.
+    :param timezone: the time zone of the cron line.
+    :param leads: whether this process runs it when it is due.
+    :param fencing: the fencing number, while this process has the lease of a task with the scope "fleet".
     """
 
     name: str
@@ -55,6 +63,11 @@ class TaskStats:
     last_lateness: float | None
     max_lateness: float
     next_due: float
+    scope: Scope = "node"
+    cron: str | None = None
+    timezone: str | None = None
+    leads: bool = True
+    fencing: int | None = None
 
 
 @attrs.define(eq=False)
@@ -67,7 +80,7 @@ class Run:
     :ivar outcome: the method's result, or a Failure; valid after the end.
     :ivar cancelled: whether :meth:`cancel` was called; the run may not have ended yet.
     :ivar overdue: whether :meth:`report_overdue` has logged a warning.
-    :ivar timeout: the error to report, if the run was cancelled at the task's timeout.
+    :ivar error: the error to report, if the run was cancelled at the task's timeout, or because the lead was lost.
     """
 
     task: str
@@ -77,7 +90,7 @@ class Run:
     ended: bool = attrs.field(default=False, init=False)
     cancelled: bool = attrs.field(default=False, init=False)
     overdue: bool = attrs.field(default=False, init=False)
-    timeout: TaskTimeoutError | None = attrs.field(default=None, init=False)
+    error: TaskTimeoutError | LeadLostError | None = attrs.field(default=None, init=False)
     timer: IDelayedCall | None = attrs.field(default=None, init=False)
     _result: Deferred[Any] | None = attrs.field(default=None, init=False)
     _waiters: Waiters[Any] = attrs.field(factory=Waiters, init=False)
@@ -98,7 +111,7 @@ class Run:
     def when_ended(self) -> Deferred[Any]:
         """Wait for the end of the run.
 
-        :return: a new Deferred of the task's result. Fails with its exception, with TaskTimeoutError,
+        :return: a new Deferred of the task's result. Fails with its exception, with TaskTimeoutError or LeadLostError,
             or with CancelledError if the runner cancelled the run. Cancelling it does not cancel the run.
         """
         waiter = self._waiters.wait()
@@ -132,7 +145,7 @@ class Run:
         """Record the outcome, and fire the waiters."""
         if self.timer is not None and self.timer.active():
             self.timer.cancel()
-        self.ended, self.outcome = True, outcome if self.timeout is None else Failure(self.timeout)
+        self.ended, self.outcome = True, outcome if self.error is None else Failure(self.error)
         if self._waiters.waiting:
             self._waiters.fire(self.outcome)
 
@@ -151,15 +164,21 @@ class Task:
     :param clock: measures durations and timeouts.
     :param schedule: its due times.
     :param manager: the name of its owner's class, a label of the metrics.
+    :param scope: how many processes run it.
     :ivar run: the run under way, or None.
+    :ivar election: decides whether this process leads the task; None if it does anyway.
+    :ivar term: the term in which this process leads the task; None if another does.
     """
 
     declaration: Declaration
     _method: Callable[[RequestContext], Any]
     _clock: IReactorTime
-    schedule: Schedule
+    schedule: Schedule | CronSchedule
     _manager: str
+    scope: Scope = "node"
     run: Run | None = attrs.field(default=None, init=False)
+    election: IElection | None = attrs.field(default=None, init=False)
+    term: Term | None = attrs.field(default=None, init=False)
     _labels: tuple[str, str] = attrs.field(init=False)
     _runs: int = attrs.field(default=0, init=False)
     _failures: int = attrs.field(default=0, init=False)
@@ -181,6 +200,46 @@ class Task:
     def name(self) -> str:
         """The task's name in logs and metrics."""
         return self.declaration.name
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process runs the task when it is due."""
+        return self.election is None or self.term is not None
+
+    def may_begin(self, election: IElection) -> bool:
+        """Return whether a run may begin now, because this process still leads the task; if so, the run is noted."""
+        return bool(election.begin(self.name, self.schedule.last_due))
+
+    def gain(self, term: Term) -> None:
+        """Note that this process leads the task now."""
+        self.term = term
+        metrics.tasks_led.at(*self._labels).value = 1
+        metrics.task_leads.at(*self._labels, "gained").value += 1
+        note("task", f"{self.name} is led here" + ("" if term.fencing is None else f", fencing {term.fencing}"))
+
+    def lose(self, reason: str) -> None:
+        """Cancel the run under way, because this process has lost the lead of the task.
+
+        :param reason: the rest of a sentence.
+        """
+        fencing = None if self.term is None else self.term.fencing
+        self.give_up()
+        metrics.task_leads.at(*self._labels, "lost").value += 1
+        note("task", f"{self.name} is not led here: {reason}")
+        run = self.run
+        if run is not None and run.error is None:
+            run.error = LeadLostError(self.name, reason)
+            run.run_in_context(_log.warn, "{error}", error=run.error, task=self.name)
+            run.cancel()
+        if self.run is not None:
+            run_on = "periodic task {task} has not ended yet: its fencing number {fencing} is no longer the greatest"
+            self.run.run_in_context(_log.error, run_on, task=self.name, fencing=fencing)
+
+    def give_up(self) -> None:
+        """Note that this process does not lead the task any more."""
+        self.schedule.stop()
+        self.term = None
+        metrics.tasks_led.at(*self._labels).value = 0
 
     def take_due(self) -> bool:
         """Take the due times that have passed, and count the missed ones.
@@ -212,6 +271,8 @@ class Task:
         :return: the run, which has ended already if the method is synchronous.
         """
         run = self.run = Run(self.name, self._clock.seconds(), variables.copy())
+        if self.term is not None and self.term.fencing is not None:
+            context = attrs.evolve(context, fencing=self.term.fencing)
         self._runs += 1
         metrics.tasks_now.at(*self._labels).value = 1
         self._last_start = run.started
@@ -244,6 +305,11 @@ class Task:
             last_lateness=self._last_lateness,
             max_lateness=self._max_lateness,
             next_due=self.schedule.due,
+            scope=self.scope,
+            cron=None if self.declaration.cron is None else self.declaration.cron.text,
+            timezone=None if self.declaration.cron is None else self.declaration.cron.zone_name,
+            leads=self.leads,
+            fencing=None if self.term is None else self.term.fencing,
         )
 
     def _call(self, context: RequestContext) -> Any:
@@ -258,10 +324,12 @@ class Task:
 
     def _time_out(self, run: Run) -> None:
         assert self.declaration.timeout is not None  # begin() sets the timer only with a timeout.
-        run.timeout = TaskTimeoutError(self.name, self.declaration.timeout)
+        if run.error is not None:
+            return  # it was cancelled already
+        run.error = TaskTimeoutError(self.name, self.declaration.timeout)
         self._timeouts += 1
         note("task", f"{self.name} timed out")
-        run.run_in_context(_log.warn, "{error}", error=run.timeout, task=self.name)
+        run.run_in_context(_log.warn, "{error}", error=run.error, task=self.name)
         run.cancel()
 
     def _end(self, run: Run, outcome: Any) -> None:
@@ -285,8 +353,8 @@ def _describe_outcome(outcome: Any) -> str:
 
 def _outcome_label(run: Run, outcome: Any) -> str:
     """Return the outcome label under which a run is counted."""
-    if run.timeout is not None:
-        return "timed_out"
+    if run.error is not None:
+        return "timed_out" if isinstance(run.error, TaskTimeoutError) else "cancelled"
     if not isinstance(outcome, Failure):
         return "done"
     return "cancelled" if run.cancelled and outcome.check(CancelledError) else "failed"

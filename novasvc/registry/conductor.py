@@ -3,7 +3,7 @@
 :mod:`novasvc.registry.remote` is its client, :mod:`novasvc.registry.encoding` the form of its arguments and results.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import attrs
@@ -14,6 +14,7 @@ from novasvc.context import RequestContext
 from novasvc.manager import Manager
 from novasvc.registry.encoding import encode_record, read_query
 from novasvc.registry.errors import DatabaseError, ServiceNotFoundError
+from novasvc.registry.lease import LeaseRequest
 from novasvc.registry.record import ServiceChanges
 from novasvc.rpc.errors import InvalidArgumentsError
 
@@ -24,6 +25,8 @@ PAGE_VERSION = "1.1"
 """The first version with page and count."""
 PROVE_WRITABLE_VERSION = "1.2"
 """The first version with prove_writable."""
+LEASES_VERSION = "1.3"
+"""The first version with hold_leases, release_leases and list_leases."""
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -45,7 +48,8 @@ class Conductor(Manager):
     # After a crash of a conductor, another one repeats the idempotent operations. A second register
     # finds the row of the first. A second beat counts one too many, and the node was alive. A second
     # delete finds no row, as intended, and ids are never reused. But a second update could undo
-    # what an operator has changed since the first, so update is not idempotent.
+    # what an operator has changed since the first, so update is not idempotent. A second hold_leases renews what the
+    # first has taken.
 
     @_expose(idempotent=True)
     async def register(
@@ -116,3 +120,22 @@ class Conductor(Manager):
     def delete(self, context: RequestContext, service_id: int) -> Deferred[None]:
         """Soft-delete the row."""
         return self.attachments.registry.delete(service_id)
+
+    @_expose(version=LEASES_VERSION, idempotent=True)
+    async def hold_leases(self, context: RequestContext, request: LeaseRequest) -> Any:
+        """Renew the leases that the owner has, and take those that are free.
+
+        :param request: an object with the fields of :class:`novasvc.registry.lease.LeaseRequest`.
+        :return: a list of objects with the fields of :class:`novasvc.registry.lease.Lease`.
+        """
+        return [attrs.asdict(lease) for lease in await self.attachments.registry.hold_leases(request)]
+
+    @_expose(version=LEASES_VERSION, idempotent=True)
+    def release_leases(self, context: RequestContext, topic: str, owner: str, tasks: Sequence[str]) -> Deferred[None]:
+        """Free the leases of an owner."""
+        return self.attachments.registry.release_leases(topic, owner, tasks)
+
+    @_expose(version=LEASES_VERSION, idempotent=True)
+    async def list_leases(self, context: RequestContext) -> Any:
+        """Read all leases."""
+        return [attrs.asdict(lease) for lease in await self.attachments.registry.list_leases()]

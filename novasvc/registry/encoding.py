@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import attrs
 
+from novasvc.registry.lease import Lease, Leases
 from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
 from novasvc.registry.record import Records, ServiceRecord
 from novasvc.rpc.errors import InvalidArgumentsError
@@ -25,6 +26,7 @@ def _fields(kind: Any) -> dict[str, tuple[type, ...]]:
 
 
 _FIELDS, _QUERY, _TOTALS = _fields(ServiceRecord), _fields(ServiceQuery), _fields(ServiceTotals)
+_LEASE = _fields(Lease)
 
 
 def check_type(name: str, value: Any, types: tuple[type, ...]) -> Any:
@@ -80,6 +82,11 @@ def read_page(value: Any) -> ServicePage:
 def read_totals(value: Any) -> ServiceTotals:
     """Decode totals."""
     return ServiceTotals(**_read_fields("totals", value, _TOTALS))
+
+
+def read_leases(value: Any) -> Leases:
+    """Decode a list of leases."""
+    return [Lease(**_read_fields("lease", lease, _LEASE)) for lease in check_type("answer", value, (list,))]
 
 
 def read_query(method: str, query: Mapping[str, Any]) -> ServiceQuery:

@@ -1,7 +1,7 @@
 """A registry in memory, under the same contract as the SQL one."""
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -13,7 +13,9 @@ from zope.interface import implementer
 from novasvc.errors import NovasvcError
 from novasvc.interfaces import IServiceRegistry
 from novasvc.registry.errors import DatabaseConflictError, ServiceNotFoundError
+from novasvc.registry.lease import LeaseRequest, Leases
 from novasvc.registry.liveness import is_up
+from novasvc.registry.memory_leases import MemoryLeases
 from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
 from novasvc.registry.record import Records, ServiceChanges, ServiceRecord
 
@@ -39,6 +41,10 @@ class MemoryRegistry:
     _rows: list[ServiceRecord] = attrs.field(factory=list, init=False)
     _deleted: list[ServiceRecord] = attrs.field(factory=list, init=False)
     _last_id: int = attrs.field(default=0, init=False)
+    _leases: MemoryLeases = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._leases = MemoryLeases(self._clock)
 
     def open(self) -> Deferred[None]:
         """See :class:`novasvc.interfaces.IServiceRegistry` for this and the other methods."""
@@ -162,6 +168,28 @@ class MemoryRegistry:
             self._deleted.append(row)
 
         return self._answer(delete)
+
+    def hold_leases(self, request: LeaseRequest) -> Deferred[Leases]:
+        """Renew the leases that the owner has, and take those that are free."""
+
+        def hold() -> Leases:
+            self._check_writable()
+            return self._leases.hold(request)
+
+        return self._answer(hold)
+
+    def release_leases(self, topic: str, owner: str, tasks: Sequence[str]) -> Deferred[None]:
+        """Free the leases of an owner."""
+
+        def release() -> None:
+            self._check_writable()
+            self._leases.release(topic, owner, tasks)
+
+        return self._answer(release)
+
+    def list_leases(self) -> Deferred[Leases]:
+        """Read all leases, ordered by topic and task."""
+        return self._answer(self._leases.all)
 
     def _answer(self, operation: Callable[[], _T]) -> Deferred[_T]:
         def answer() -> _T:

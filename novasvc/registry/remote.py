@@ -1,6 +1,6 @@
 """The registry, reached through a conductor."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -11,9 +11,24 @@ from zope.interface import implementer
 from novasvc import rpc
 from novasvc.context import RequestContext
 from novasvc.interfaces import IServiceRegistry
-from novasvc.registry.conductor import NAMESPACE, PAGE_VERSION, PROVE_WRITABLE_VERSION, TOPIC, VERSION
-from novasvc.registry.encoding import read_nothing, read_page, read_record, read_records, read_totals
+from novasvc.registry.conductor import (
+    LEASES_VERSION,
+    NAMESPACE,
+    PAGE_VERSION,
+    PROVE_WRITABLE_VERSION,
+    TOPIC,
+    VERSION,
+)
+from novasvc.registry.encoding import (
+    read_leases,
+    read_nothing,
+    read_page,
+    read_record,
+    read_records,
+    read_totals,
+)
 from novasvc.registry.errors import DatabaseError, DatabaseUnavailableError, ServiceNotFoundError
+from novasvc.registry.lease import LeaseRequest, Leases
 from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
 from novasvc.registry.record import Records, ServiceChanges, ServiceRecord
 from novasvc.rpc.errors import (
@@ -126,6 +141,18 @@ class RemoteRegistry:
     def delete(self, service_id: int) -> Deferred[None]:
         """See IServiceRegistry."""
         return self._ask(read_nothing, "delete", service_id=service_id)
+
+    def hold_leases(self, request: LeaseRequest) -> Deferred[Leases]:
+        """See IServiceRegistry. An older conductor lacks the method: DatabaseError."""
+        return self._ask(read_leases, "hold_leases", LEASES_VERSION, request=attrs.asdict(request))
+
+    def release_leases(self, topic: str, owner: str, tasks: Sequence[str]) -> Deferred[None]:
+        """See IServiceRegistry."""
+        return self._ask(read_nothing, "release_leases", LEASES_VERSION, topic=topic, owner=owner, tasks=list(tasks))
+
+    def list_leases(self) -> Deferred[Leases]:
+        """See IServiceRegistry."""
+        return self._ask(read_leases, "list_leases", LEASES_VERSION)
 
     def _ask(self, read: Callable[[Any], _T], method: str, since: str = VERSION, /, **args: Any) -> Deferred[_T]:
         asking = self._conductor.prepare(version=since).call(RequestContext.admin(), method, **args)

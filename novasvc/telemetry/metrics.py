@@ -227,6 +227,20 @@ task_seconds = histogram(
     "task",
     bounds=(0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0),
 )
+tasks_led = gauge(
+    "novasvc_task_led",
+    "1 while this process leads a task that one process of the node or of the fleet runs, else 0.",
+    "manager",
+    "task",
+)
+task_leads = counter(
+    "novasvc_task_lead_changes_total",
+    "Changes of the lead of a task in this process: gained, lost (its lease was not renewed in time).",
+    "manager",
+    "task",
+    "change",
+    most=2 * MAX_LABEL_SETS,
+)
 tasks_now = gauge("novasvc_task_running", "1 while the task is running.", "manager", "task")
 
 # -- broker and database -----------------------------------------------------------------------------

@@ -16,8 +16,8 @@ from novasvc.transport.memory import MemoryBroker, MemoryTransport
 def memory_runtime(clock: Clock | None = None, *, seed: int = 0, **settings: Any) -> Runtime:
     """Make a runtime without servers, in which the test controls the time.
 
-    ``runtime.reactor`` is the Clock: advance it. ``clock.advance(0)`` delivers messages. Blocking
-    functions run at once, in the test's own thread.
+    ``runtime.reactor`` is the Clock: advance it. It is also the wall clock of cron lines, from 1970 on.
+    ``clock.advance(0)`` delivers messages. Blocking functions run at once, in the test's own thread.
 
     :param clock: a Clock to share with other parts; None makes one.
     :param seed: seed of the random source; the same seed gives the same delays.
@@ -35,6 +35,7 @@ def memory_runtime(clock: Clock | None = None, *, seed: int = 0, **settings: Any
         database=SharedConnection("database", lambda: registry),
         run_blocking=_run_now,
         random_source=random.Random(seed),  # noqa: S311 - a test's
+        wall_clock=time.seconds,
     )
 
 

@@ -4,12 +4,15 @@ from collections.abc import Awaitable, Callable
 from typing import Any, get_args
 
 import attrs
+from twisted.internet import reactor
 from twisted.internet.defer import Deferred, DeferredList, gatherResults
+from twisted.internet.task import Clock, deferLater
 from twisted.trial.unittest import TestCase
 from zope.interface.verify import verifyObject
 
 from novasvc.errors import DatabaseConflictError, ServiceNotFoundError
 from novasvc.interfaces import IServiceRegistry
+from novasvc.registry.lease import Lease, LeaseRequest
 from novasvc.registry.query import ServiceQuery, ServiceTotals, Sort
 from novasvc.registry.record import ServiceChanges, ServiceRecord
 
@@ -345,6 +348,132 @@ class RegistryContract(TestCase):
         record = await self.registry.update(first.id, ServiceChanges(disabled=True, disabled_reason=reason))
         self.assertEqual((record.host, record.disabled_reason), (host, reason))
         self.assertEqual([row.id for row in await self.registry.list(host, None, None)], [first.id])
+
+    # -- leases --------------------------------------------------------------------------------------
+
+    async def hold(self, owner: str, *tasks: str, seconds: float = 30, **given: Any) -> list[Lease]:
+        request = LeaseRequest(
+            topic=given.get("topic", "shop"),
+            holder=f"host of {owner}",
+            owner=owner,
+            seconds=seconds,
+            tasks=tasks or ("nightly",),
+            runs=given.get("runs", {}),
+        )
+        leases: list[Lease] = await self.registry.hold_leases(request)
+        return leases
+
+    async def expire(self, task: str = "nightly") -> None:
+        """Let the lease of a task end: its holder shortens it, and a moment passes on the database's clock."""
+        (lease,) = [each for each in await self.registry.list_leases() if each.task == task]
+        await self.hold(lease.owner or "", task, seconds=0.001)
+        while (await self.registry.list_leases())[0].expires_in > 0:
+            await self.pass_time(0.002)
+
+    async def pass_time(self, seconds: float) -> None:
+        """Wait; a registry on a Clock advances it."""
+        clock = getattr(self.registry, "_clock", reactor)
+        passing = deferLater(clock, seconds)
+        if isinstance(clock, Clock):
+            clock.advance(seconds)
+        await passing
+
+    async def test_first_lease(self) -> None:
+        """The first contender gets a lease with the fencing number 1, for the time it asked for."""
+        self.assertEqual(await self.registry.list_leases(), [])
+        (lease,) = await self.hold("a")
+        self.assertEqual((lease.topic, lease.task, lease.fencing), ("shop", "nightly", 1))
+        self.assertEqual((lease.owner, lease.holder), ("a", "host of a"))
+        self.assertTrue(25 < lease.expires_in <= 30, lease)
+        self.assertTrue(0 <= lease.held_for < 5, lease)
+        self.assertIsNone(lease.acquired_at.tzinfo)
+        self.assertEqual((lease.last_run_at, lease.ran_ago, lease.last_due), (None, None, None))
+        self.assertFalse(lease.is_free)
+
+    async def test_second_contender(self) -> None:
+        """While a lease lasts, another contender does not get it, and is told who has it."""
+        await self.hold("a")
+        (lease,) = await self.hold("b")
+        self.assertEqual((lease.owner, lease.holder, lease.fencing), ("a", "host of a", 1))
+
+    async def test_renewed_lease(self) -> None:
+        """A renewed lease ends later, and keeps its fencing number and the time when it was acquired."""
+        (first,) = await self.hold("a", seconds=5)
+        (again,) = await self.hold("a", seconds=60)
+        self.assertEqual((again.fencing, again.acquired_at, again.owner), (1, first.acquired_at, "a"))
+        self.assertTrue(50 < again.expires_in <= 60, again)
+
+    async def test_ended_lease(self) -> None:
+        """A lease that has ended goes to the next contender, under the next fencing number."""
+        await self.hold("a")
+        await self.expire()
+        (free,) = await self.registry.list_leases()
+        self.assertTrue(free.is_free)
+        (lease,) = await self.hold("b")
+        self.assertEqual((lease.owner, lease.fencing, lease.holder), ("b", 2, "host of b"))
+        self.assertGreaterEqual(lease.acquired_at, free.acquired_at)
+        self.assertEqual([each.owner for each in await self.hold("a")], ["b"])
+
+    async def test_ended_lease_of_the_same_owner(self) -> None:
+        """An owner whose lease has ended gets it under a new fencing number: others may have had it meanwhile."""
+        await self.hold("a")
+        await self.expire()
+        self.assertEqual([lease.fencing for lease in await self.hold("a")], [2])
+
+    async def test_released_lease(self) -> None:
+        """A released lease is free at once, keeps its row, and its number grows; others' leases are not released."""
+        await self.hold("a")
+        self.assertIsNone(await self.registry.release_leases("shop", "b", ["nightly"]))
+        self.assertEqual([lease.owner for lease in await self.hold("b")], ["a"])
+        self.assertIsNone(await self.registry.release_leases("shop", "a", ["nightly", "no such"]))
+        (free,) = await self.registry.list_leases()
+        self.assertEqual((free.holder, free.owner, free.fencing, free.is_free), (None, None, 1, True))
+        self.assertEqual([(lease.owner, lease.fencing) for lease in await self.hold("b")], [("b", 2)])
+
+    async def test_several_leases(self) -> None:
+        """One request is about several tasks, each with a lease of its own; other topics' leases are apart."""
+        await self.hold("a", "one")
+        found = await self.hold("b", "two", "one")
+        self.assertEqual([(lease.task, lease.owner) for lease in found], [("one", "a"), ("two", "b")])
+        await self.hold("c", "one", topic="other")
+        found = await self.registry.list_leases()
+        self.assertEqual(
+            [(lease.topic, lease.task, lease.owner) for lease in found],
+            [("other", "one", "c"), ("shop", "one", "a"), ("shop", "two", "b")],
+        )
+
+    async def test_exact_names(self) -> None:
+        """Names of topics and tasks that differ in case or accents are different names."""
+        names = ("nightly", "Nightly", "n\u00efghtly", "'; --")
+        found = await self.hold("a", *names)
+        self.assertEqual(sorted(lease.task for lease in found), sorted(names))
+
+    async def test_runs(self) -> None:
+        """A holder's run is stamped, with its due time, and the next holder is told; runs of others are not."""
+        await self.hold("a", runs={"nightly": 1_790_000_000.5})
+        (lease,) = await self.hold("b", runs={"nightly": 5.0})
+        self.assertEqual(lease.last_due, 1_790_000_000.5)
+        assert lease.last_run_at is not None
+        self.assertTrue(0 <= (lease.ran_ago or 0) < 5, lease)
+        await self.expire()
+        (lease,) = await self.hold("b")
+        self.assertEqual((lease.owner, lease.last_due), ("b", 1_790_000_000.5))
+        self.assertEqual([each.last_due for each in await self.hold("b", runs={"nightly": None})], [None])
+
+    async def test_contention(self) -> None:
+        """Of many contenders for a new, an ended or a released lease exactly one gets it."""
+        for fencing in (1, 2, 3):
+            found = await gatherResults([self.contend(f"owner {number}") for number in range(8)])
+            holders = {leases[0].owner for leases in found}
+            self.assertEqual(len(holders), 1, holders)
+            self.assertEqual({leases[0].fencing for leases in found}, {fencing})
+            if fencing == 1:
+                await self.expire()
+            else:
+                await self.registry.release_leases("shop", holders.pop(), ["nightly"])
+
+    def contend(self, owner: str) -> Deferred[list[Lease]]:
+        return Deferred.fromCoroutine(self.hold(owner))
 
 
 def make_registry_tests(fixture: Fixture) -> type[RegistryContract]:

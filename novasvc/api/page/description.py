@@ -32,6 +32,7 @@ _TABLES: Mapping[str, Mapping[str, type]] = {
     "tasks": {
         "name": str, "spacing": float, "runs": int, "failures": int, "missed": int, "running": bool,
         "last_lateness": float, "max_lateness": float, "last_duration": float, "next_due_in": float,
+        "scope": str, "cron": str, "timezone": str, "leads": bool, "fencing": int,
     },
     "methods": {
         "method": str, "namespace": str, "version": str, "calls": int, "errors": int, "in_flight": int,

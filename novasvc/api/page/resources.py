@@ -10,6 +10,7 @@ from novasvc.api.page.calls import call_node
 from novasvc.api.page.description import NodeDescriptions
 from novasvc.api.page.events import Events
 from novasvc.api.page.fleet import FleetPage
+from novasvc.api.page.leases import LeasesPage
 from novasvc.api.page.login import LoginPage
 from novasvc.api.page.node import NodePage
 from novasvc.api.page.pages import Pages
@@ -19,7 +20,9 @@ from novasvc.api.page.view import Views
 from novasvc.api.watch import Watch
 from novasvc.registry.record import ServiceRecord
 
-PAGE_APPS = tuple(resource.app for resource in (FleetPage, NodePage, ActionPages, LoginPage, Events, Assets))
+PAGE_APPS = tuple(
+    resource.app for resource in (FleetPage, NodePage, LeasesPage, ActionPages, LoginPage, Events, Assets)
+)
 """The Klein apps of the page, for its description."""
 
 
@@ -50,6 +53,7 @@ def make_page_resources(backend: Backend, access: Access) -> dict[bytes, Any]:
         b"": FleetPage(access, watch, views, pages).app.resource(),
         b"action": ActionPages(backend, access, watch, pages).app.resource(),
         b"node": NodePage(backend, access, watch, descriptions, pages).app.resource(),
+        b"leases": LeasesPage(backend, access, pages).app.resource(),
         b"login": login,
         b"logout": login,
         b"events": Events(access, watch, streams).app.resource(),

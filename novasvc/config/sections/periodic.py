@@ -1,9 +1,11 @@
 """Periodic tasks."""
 
+from typing import Literal
+
 import attrs
 
 from novasvc.config.definition import setting
-from novasvc.config.types import BOOLEAN, NUMBER
+from novasvc.config.types import BOOLEAN, NUMBER, choice
 
 
 @attrs.frozen(kw_only=True, slots=False)
@@ -28,4 +30,18 @@ class PeriodicSection:
     )
     run_external_periodic_tasks: bool = setting(
         "Run also the periodic tasks that may run in another process (external_process_ok).", BOOLEAN, default=True
+    )
+    default_task_scope: Literal["node", "worker"] = setting(
+        "Scope of the periodic tasks that are declared without one: node runs them in one worker of each node, worker "
+        "in each worker process, as in Nova.",
+        choice("node", "worker"),
+        default="node",
+    )
+    task_lease_time: float = setting(
+        'Length of the leases of periodic tasks with scope="fleet". If the node that has one dies, another takes over '
+        "within two lease times.",
+        NUMBER,
+        default=30.0,
+        unit="seconds",
+        minimum=1,
     )

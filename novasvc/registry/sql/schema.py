@@ -7,9 +7,11 @@ The database has no column defaults, as in Nova: every insert writes all columns
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     Column,
     DateTime,
+    Double,
     Index,
     Integer,
     MetaData,
@@ -18,10 +20,11 @@ from sqlalchemy import (
     Table,
     UniqueConstraint,
 )
+from sqlalchemy.dialects import mysql
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
-REVISIONS = ("0001",)
+REVISIONS = ("0001", "0002")
 """The migrations, oldest first. Repeated here, so that a check of the schema does not import Alembic."""
 
 HEAD = REVISIONS[-1]
@@ -61,6 +64,28 @@ services = Table(
     mariadb_charset="utf8mb4",
 )
 """One row per service. ``deleted`` is 0 in a live row, and the row's own id in a deleted one. Source: Nova's table."""
+
+# MariaDB rounds times to seconds, and compares text without regard to case, unless it is told otherwise.
+_MOMENT = DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
+_EXACT = String(255).with_variant(mysql.VARCHAR(255, collation="utf8mb4_bin"), "mysql", "mariadb")
+
+leases = Table(
+    "novasvc_leases",
+    metadata,
+    Column("topic", _EXACT, nullable=False),
+    Column("task", _EXACT, nullable=False),
+    Column("holder", String(255)),
+    Column("owner", String(36)),
+    Column("fencing", BigInteger, nullable=False),
+    Column("acquired_at", _MOMENT, nullable=False),
+    Column("expires_at", _MOMENT, nullable=False),
+    Column("last_run_at", _MOMENT),
+    Column("last_due", Double),
+    PrimaryKeyConstraint("topic", "task", name="novasvc_leases_pkc"),
+    mysql_charset="utf8mb4",
+    mariadb_charset="utf8mb4",
+)
+"""One row per task that runs once in a fleet; see :class:`novasvc.registry.lease.Lease`. Not one of Nova's tables."""
 
 revision = Table(VERSION_TABLE, metadata, Column("version_num", String(32), nullable=False))
 revision.append_constraint(PrimaryKeyConstraint("version_num", name=f"{VERSION_TABLE}_pkc"))

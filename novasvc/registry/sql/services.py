@@ -1,7 +1,7 @@
 """The service registry in a database that this process reaches directly."""
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection
@@ -11,11 +11,12 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from novasvc.interfaces import IServiceRegistry
-from novasvc.registry.errors import DatabaseConflictError, MigrationNeededError
+from novasvc.registry.errors import DatabaseConflictError, DatabaseLockedError, MigrationNeededError
+from novasvc.registry.lease import LeaseRequest, Leases
 from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
 from novasvc.registry.record import Records, ServiceChanges, ServiceRecord
+from novasvc.registry.sql import leases, rows, sqlite
 from novasvc.registry.sql import migrate as migration
-from novasvc.registry.sql import rows, sqlite
 from novasvc.registry.sql.address import DatabaseAddress
 from novasvc.registry.sql.beats import BeatBatches
 from novasvc.registry.sql.diagnosis import diagnose
@@ -124,6 +125,18 @@ class ServiceRegistry:
         """See IServiceRegistry."""
         return self._engine.run(lambda connection: rows.delete(connection, service_id))
 
+    def hold_leases(self, request: LeaseRequest) -> Deferred[Leases]:
+        """See IServiceRegistry."""
+        return Deferred.fromCoroutine(self._hold_leases(request))
+
+    def release_leases(self, topic: str, owner: str, tasks: Sequence[str]) -> Deferred[None]:
+        """See IServiceRegistry."""
+        return self._engine.run(lambda connection: leases.release(connection, topic, owner, tasks))
+
+    def list_leases(self) -> Deferred[Leases]:
+        """See IServiceRegistry."""
+        return self._engine.run(leases.read_all)
+
     # -- in the reactor's thread -------------------------------------------------------------------
 
     async def _register(self, host: str, binary: str, topic: str | None, version: int) -> ServiceRecord:
@@ -141,6 +154,14 @@ class ServiceRegistry:
         except DatabaseConflictError as error:
             problem = f"another service of host {host!r} has the topic {topic!r}"
             raise DatabaseConflictError(error.url, problem) from error
+
+    async def _hold_leases(self, request: LeaseRequest) -> Leases:
+        try:
+            return await self._engine.run(lambda connection: leases.hold(connection, request))
+        except (DatabaseConflictError, DatabaseLockedError):
+            # Another process has inserted the row of a lease meanwhile, see Note [Two processes want a lease]; InnoDB
+            # may also end one of several such transactions as a deadlock.
+            return await self._engine.run(lambda connection: leases.hold(connection, request))
 
     def _beat_alone(self, service_id: int) -> Deferred[None]:
         return self._write(lambda connection: rows.beat(connection, service_id))

@@ -74,7 +74,7 @@ class DescribeTests(SynchronousTestCase):
             "      version 1.2; raises LookupError, OutOfStock, Closed; idempotent; timeout 5 s\n\n"
             "types\n  Line  {item: string, amount: integer = 1}\n\n"
             "errors\n  OutOfStock(item: str, left: int = 0)  shop.errors\n      An item is out of stock.\n"
-            f"  Closed  {__name__}\n\ntasks\n  count  every 60 s"
+            f"  Closed  {__name__}\n\ntasks\n  count  every 60 s, once a node"
         )
         self.assertEqual(described(self.answer), expected)
         self.assertIn("  ping(arg: Any)", described(self.answer, everything=True).replace("typing.", ""))

@@ -167,6 +167,11 @@ class DescribeTests(NodeCase):
                     "max_lateness": 1.0,
                     "last_duration": 0.0,
                     "next_due_in": 59.0,
+                    "scope": "node",
+                    "cron": None,
+                    "timezone": None,
+                    "leads": True,
+                    "fencing": None,
                 }
             ],
         )

@@ -59,7 +59,8 @@ class ConductorTests(ConductorCase):
     def test_what_may_run_twice(self) -> None:
         """All operations but update are idempotent."""
         methods = {method.name: method.exposure.idempotent for method in Endpoints(Conductor("c1"))}
-        expected = dict.fromkeys(("register", "beat", "prove_writable", "get", "list", "page", "count", "delete"), True)
+        reads_and_writes = ("register", "beat", "prove_writable", "get", "list", "page", "count", "delete")
+        expected = dict.fromkeys((*reads_and_writes, "hold_leases", "release_leases", "list_leases"), True)
         self.assertEqual(methods, {**expected, "update": False})
 
     def test_other_exchange(self) -> None:

@@ -1,4 +1,4 @@
-// Keeps the page of a node up to date: loads it every few seconds, and replaces the parts that have changed.
+// Keeps the pages of a node and of the leases up to date: loads the page every few seconds, and replaces the parts that have changed.
 
 import { say, sayLive } from "./banner.js";
 

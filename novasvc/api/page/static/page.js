@@ -6,4 +6,4 @@ import { watchNode } from "./node.js";
 
 confirmInDialogs();
 if (document.getElementById("grid")) watchFleet();
-if (document.getElementById("node")) watchNode();
+if (document.querySelector("[data-live]")) watchNode();

@@ -1,0 +1,123 @@
+"""Rows of the table ``novasvc_leases``: what one transaction reads and writes, in a worker thread."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Select, bindparam, insert, select, update
+
+from novasvc.registry.lease import Lease, LeaseRequest, Leases
+from novasvc.registry.sql.schema import database_ago, database_now, leases
+
+# Note [Two processes want a lease]
+#
+# Both read the same row. Each changes it only if it still has the fencing number that was read, so the second changes
+# nothing, at READ COMMITTED (PostgreSQL) as at REPEATABLE READ (InnoDB), where an UPDATE sees what others have
+# committed. If there is no row yet, both insert one, and the second fails with a conflict of the primary key; it reads
+# the row of the first when it tries again. Rows are changed in the order of their names, so that two processes do not
+# wait for each other. The snapshot of a transaction in InnoDB would still show the loser the lease as it was; a locking
+# read shows who has it.
+
+_ORDER = (leases.c.topic, leases.c.task)
+_READ = select(leases, database_now().label("now")).order_by(*_ORDER)
+_OF_TOPIC = _READ.where(leases.c.topic == bindparam("of_topic"))
+_LOCKED = _OF_TOPIC.with_for_update(read=True)
+_ONE = (leases.c.topic == bindparam("of_topic")) & (leases.c.task == bindparam("of_task"))
+_OURS = _ONE & (leases.c.owner == bindparam("of_owner"))
+_END = database_ago(bindparam("minus"))
+"""The end of a lease that begins now: as many seconds ahead as ``minus`` is below 0."""
+
+_RENEW = update(leases).where(_OURS, leases.c.expires_at > database_now()).values(expires_at=_END)
+_TAKE = (
+    update(leases)
+    .where(_ONE, leases.c.fencing == bindparam("of_fencing"))
+    .values(
+        holder=bindparam("new_holder"),
+        owner=bindparam("new_owner"),
+        fencing=leases.c.fencing + 1,
+        acquired_at=database_now(),
+        expires_at=_END,
+    )
+)
+_RAN = (
+    update(leases)
+    .where(_OURS, leases.c.expires_at > database_now())
+    .values(last_run_at=database_now(), last_due=bindparam("new_due"))
+)
+_RELEASE = update(leases).where(_OURS).values(holder=None, owner=None, expires_at=database_now())
+
+
+def read_all(connection: Connection) -> Leases:
+    """Read all leases, ordered by topic and task."""
+    return [_lease(row) for row in connection.execute(_READ).mappings()]
+
+
+def hold(connection: Connection, request: LeaseRequest) -> Leases:
+    """Renew and take leases; see :meth:`novasvc.interfaces.IServiceRegistry.hold_leases`.
+
+    :raises IntegrityError: another transaction has inserted the row of a lease since; retry.
+    """
+    present = _of_tasks(connection, request, _OF_TOPIC)
+    lost = False
+    for task in sorted(request.tasks):
+        key = {"of_topic": request.topic, "of_task": task}
+        found = present.get(task)
+        if found is None:
+            _insert(connection, request, task)
+        elif not (found.owner == request.owner and _renewed(connection, request, key)) and found.is_free:
+            values = {"of_fencing": found.fencing, "new_holder": request.holder[:255], "new_owner": request.owner}
+            taken = connection.execute(_TAKE, {**key, **values, "minus": -request.seconds})
+            lost = lost or not taken.rowcount
+        if task in request.runs:
+            connection.execute(_RAN, {**key, "of_owner": request.owner, "new_due": request.runs[task]})
+    return list(_of_tasks(connection, request, _LOCKED if lost else _OF_TOPIC).values())
+
+
+def release(connection: Connection, topic: str, owner: str, tasks: Sequence[str]) -> None:
+    """Free the leases of an owner."""
+    for task in sorted(tasks):
+        connection.execute(_RELEASE, {"of_topic": topic, "of_task": task, "of_owner": owner})
+
+
+def _of_tasks(connection: Connection, request: LeaseRequest, statement: Select[Any]) -> dict[str, Lease]:
+    rows = connection.execute(statement, {"of_topic": request.topic}).mappings()
+    return {row["task"]: _lease(row) for row in rows if row["task"] in request.tasks}
+
+
+def _renewed(connection: Connection, request: LeaseRequest, key: Mapping[str, str]) -> bool:
+    values = {**key, "of_owner": request.owner, "minus": -request.seconds}
+    return bool(connection.execute(_RENEW, values).rowcount)
+
+
+def _insert(connection: Connection, request: LeaseRequest, task: str) -> None:
+    connection.execute(
+        insert(leases).values(
+            topic=request.topic,
+            task=task,
+            holder=request.holder[:255],
+            owner=request.owner,
+            fencing=1,
+            acquired_at=database_now(),
+            expires_at=database_ago(bindparam("minus", -request.seconds)),
+            last_run_at=None,
+            last_due=None,
+        )
+    )
+
+
+def _lease(row: Mapping[Any, Any]) -> Lease:
+    now: datetime = row["now"]
+    last_run_at: datetime | None = row["last_run_at"]
+    return Lease(
+        topic=row["topic"],
+        task=row["task"],
+        holder=row["holder"],
+        owner=row["owner"],
+        fencing=row["fencing"],
+        acquired_at=row["acquired_at"],
+        held_for=(now - row["acquired_at"]).total_seconds(),
+        expires_in=(row["expires_at"] - now).total_seconds(),
+        last_run_at=last_run_at,
+        ran_ago=None if last_run_at is None else (now - last_run_at).total_seconds(),
+        last_due=row["last_due"],
+    )
