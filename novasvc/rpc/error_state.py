@@ -188,10 +188,7 @@ def _restores(
 
 def _reduced(error: Exception) -> tuple[Any, ...] | None:
     """Return the arguments with which pickle would call an error's class; None if it would do something else."""
-    try:
-        reduced: Any = error.__reduce__()
-    except Exception:  # noqa: BLE001 - users' code
-        return None
+    reduced: Any = error.__reduce__()
     if isinstance(reduced, tuple) and reduced[0] is type(error) and isinstance(reduced[1], tuple):
         return reduced[1]
     return None

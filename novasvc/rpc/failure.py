@@ -50,6 +50,7 @@ _ERRORS = "novasvc.errors"
 _ORIGIN = "novasvc_origin"
 _BASES = "novasvc_bases"
 _FIELDS = "__novasvc_fields__"
+"""The attribute with what was received, of an error that was not raised as itself, to be passed on unchanged."""
 _PASSED_ON = ("args", "kwargs", OWN_ARGS, STATE, _BASES)
 _LONGEST_REASON = 300
 
@@ -89,10 +90,19 @@ def encode_error(
 def _fields(error: BaseException, *, of_another_call: bool) -> dict[str, Any]:
     """Return the fields of an error but its traceback and its origin; see :func:`encode_error`."""
     error_class = type(error)
-    if isinstance(error, RemoteError):
-        received: Mapping[str, Any] = vars(error).get(_FIELDS, {"args": [error.value]})
+    received: Mapping[str, Any] | None = vars(error).get(_FIELDS)
+    if received is not None:  # an error of another service that was not raised as itself here
+        names = ("class", "module", "message")
         passed_on = {name: received[name] for name in _PASSED_ON if name in received}
-        return {"class": error.exc_type, "module": error.module, "message": error.value, "kwargs": {}, **passed_on}
+        return {"kwargs": {}, **{name: _text_or_empty(received.get(name)) for name in names}, **passed_on}
+    if isinstance(error, RemoteError):
+        return {
+            "class": error.exc_type,
+            "module": error.module,
+            "message": error.value,
+            "args": [error.value],
+            "kwargs": {},
+        }
     fields = {
         "class": error_class.__name__,
         "module": error_class.__module__,
@@ -203,6 +213,7 @@ def _registered(name: WireName, fields: Mapping[str, Any]) -> tuple[Exception | 
     except Exception as problem:  # noqa: BLE001 - a class of another version can raise anything
         return None, f"{type(problem).__name__}: {safe_str(problem)}"[:_LONGEST_REASON]
     if own is None:
+        vars(error)[_FIELDS] = fields
         add_note(error, f"Raised as its base class: {name} is not registered in this process")
     return error, ""
 

@@ -114,12 +114,60 @@ class SplitError(Exception):
         self.items, self.when = items.split(","), when.isoformat()
 
 
+class MessageError(Exception):
+    """Has no attributes at all."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message)
+
+
+class PositionalError(Exception):
+    def __init__(self, item: str, /, left: int = 0, *others: Any) -> None:
+        super().__init__(item, left, *others)
+        self.item, self.left = item, left
+
+
+class OrderedError(Exception):
+    def __init__(self, item: str, /, text: str = "", left: int = 0) -> None:
+        super().__init__(text)
+        self.item, self.left = item, left
+
+
+class CopiedError(Exception):
+    """Pickle is to call a function."""
+
+    def __reduce__(self) -> Any:
+        return CopiedError.make, self.args
+
+    @classmethod
+    def make(cls, *args: Any) -> "CopiedError":
+        return cls(*args)
+
+
+class StrictError(Exception):
+    """Its constructor refuses what it has stored."""
+
+    def __init__(self, item: str) -> None:
+        super().__init__(item)
+        self.item = item.encode("ascii").hex()
+        if len(item) > 4:
+            raise ValueError(item)
+
+
+class NovaLikeError(Exception):
+    """Has an attribute that is called kwargs, and does not take it."""
+
+    def __init__(self, item: str) -> None:
+        super().__init__(item)
+        self.item, self.kwargs = item, {"color": "green"}
+
+
 class DiskError(OSError):
     pass
 
 
 class SlotError(Exception):
-    __slots__ = ("path",)
+    __slots__ = ("path", "unset")
 
     def __init__(self, place: str) -> None:
         super().__init__(place)
@@ -146,6 +194,12 @@ EXAMPLES: tuple[Exception, ...] = (
     CodedError(1),
     AnyError("a", 2, code=3),
     SplitError("a,b", WHEN),
+    MessageError("hello"),
+    PositionalError("tea", 2, 3),
+    OrderedError("tea", "text", 7),
+    CopiedError("x"),
+    StrictError("tea"),
+    NovaLikeError("tea"),
     DiskError(28, "full", "/x"),
     SlotError("/x"),
     BareError(),

@@ -38,6 +38,14 @@ class Retired(OutOfStock):
         self.since = 2025
 
 
+@rpc.error
+class Broken(OutOfStock):
+    """Registered by itself."""
+
+    def __init__(self, item: str) -> None:
+        super().__init__(item, 0)
+
+
 class Unregistered(Exception):  # noqa: N818 - as above
     pass
 
@@ -51,6 +59,8 @@ class Stock:
             raise Unregistered("no cups", 7)
         if item == "jar":
             raise Retired(item)
+        if item == "mug":
+            raise Broken(item)
         if amount > 2:
             raise OutOfStock(item, 2)
         if amount < 0:
@@ -182,31 +192,59 @@ class RegisteredTests(PassedCase):
             ["Raised by stock.reserve on h2 worker 3, through order.buy on h1; request req-1"],
         )
 
+    def test_derived_between(self) -> None:
+        """A service that knows only the base class of an error passes the error on to a caller that knows more."""
+        received: list[Any] = []
+
+        class Between:
+            def __init__(self, client: rpc.Client) -> None:
+                self.client = client.prepare(topic="stock")
+
+            @rpc.expose
+            async def buy(self, context: RequestContext, item: str) -> Any:
+                forgotten = error_classes._classes.pop(WireName(__name__, "Broken"))
+                try:
+                    await self.client.call(context, "reserve", item=item)
+                except OutOfStock as error:
+                    received.append(error)
+                    raise
+                finally:
+                    error_classes.add(forgotten)
+
+        self.serve(Target("between", "h1"), Between(self.order.client))
+        error = self.raised("between", "buy", item="mug")
+        self.assertEqual((type(received[0]), type(error), error.item), (OutOfStock, Broken, "mug"))
+        self.assertEqual(str(error), str(Broken("mug")))
+
     def test_unregistered_between(self) -> None:
         """A service that did not register an error passes it on to a caller that did."""
         seen: list[Exception] = []
         call = self.order.client.prepare(topic="stock").call
 
         async def buy(context: RequestContext, **args: Any) -> Any:
-            known = WireName(__name__, "OutOfStock")
             classes = error_classes._classes
-            del classes[known]
+            known = {WireName(__name__, kind.__name__): kind for kind in (OutOfStock, Broken)}
+            for name in known:
+                del classes[name]
             calling = call(context, "reserve", **args)
             calling.addErrback(lambda failure: seen.append(failure.value) or failure)  # type: ignore[func-returns-value]
             try:
                 return await calling
             finally:
-                classes[known] = OutOfStock
+                classes.update(known)
 
         class Between:
             @rpc.expose
-            def buy(self, context: RequestContext, item: str, amount: int) -> Any:
+            def buy(self, context: RequestContext, item: str, amount: int = 1) -> Any:
                 return buy(context, item=item, amount=amount)
 
         self.serve(Target("between", "h1"), Between())
         error = self.raised("between", "buy", item="tea", amount=3)
         self.assertIsInstance(seen[0], RemoteError)
         self.assertEqual((type(error), error.left), (OutOfStock, 2))
+        error = self.raised("between", "buy", item="mug")
+        self.assertIsInstance(seen[1], RemoteError)
+        self.assertEqual((type(error), error.item), (Broken, "mug"))
 
 
 class ErrorOfErrorTests(PassedCase):
