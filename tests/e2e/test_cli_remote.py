@@ -210,7 +210,7 @@ class RemoteCommandTests(TestCase):
     @pytest.mark.slow
     @pytest.mark.timeout(180)
     def test_gather_workers(self) -> None:
-        """Of a node with several workers one answers each time; a cancellation reaches the worker that runs the call."""
+        """Of a node with several workers one answers; a cancellation reaches the worker that runs the call."""
         (self.folder / "desk.toml").write_text(
             '[[service]]\nbinary = "desk"\ntopic = "desk"\nmanager = "desks.Desk"\nworkers = 3\n'
         )

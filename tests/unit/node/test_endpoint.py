@@ -33,6 +33,7 @@ class Worker(Manager):
     def __init__(self, host: str) -> None:
         super().__init__(host)
         self.waiting: Deferred[str] = Deferred()
+        self.copying: Deferred[str] = Deferred()
         self.task: Deferred[None] | None = None
         self.runs = 0
 
@@ -55,7 +56,7 @@ class Worker(Manager):
     @rpc.expose
     def copy(self, context: RequestContext) -> Deferred[str]:
         context.progress(0.4, "x" * 999)
-        return self.waiting
+        return self.copying
 
     @periodic_task(spacing=60)
     def sweep(self, context: RequestContext) -> Deferred[None] | None:
@@ -143,9 +144,10 @@ class DescribeTests(NodeCase):
         self.assertEqual((copying["method"], copying["fraction"], copying["text"]), ("copy", 0.4, "x" * 200))
         self.assertEqual((waiting["method"], waiting["seconds"]), ("wait", 3.0))
         self.assertNotIn("fraction", waiting)
-        self.manager.waiting.callback("done")
+        for each in (self.manager.waiting, self.manager.copying):
+            each.callback("done")
         self.clock.pump([0, 0])
-        self.assertEqual([calling.called for calling in calls], [True, True])
+        self.assertEqual([self.successResultOf(calling) for calling in calls], ["done", "done"])
 
     def test_tasks(self) -> None:
         """Its tasks are told with their figures, and when they are due again."""
