@@ -36,6 +36,7 @@ class Call:
         :meth:`novasvc.interfaces.IDelivery.hold`.
     :ivar message_lost: the broker seems to have lost the message; see Note [Void deliveries] in
         novasvc.rpc.awaiting_redelivery.
+    :ivar reporter: what the method's context reports its progress to.
     :ivar progress: what the method has reported last; see :mod:`novasvc.rpc.progress`.
     :ivar progress_timer: publishes the progress when the next message is due.
     :ivar progress_at: seconds on the clock when the progress was last published.
@@ -59,6 +60,7 @@ class Call:
     answered: bool = attrs.field(default=False, init=False)
     held: bool = attrs.field(default=False, init=False)
     message_lost: bool = attrs.field(default=False, init=False)
+    reporter: Any = attrs.field(default=None, init=False)
     progress: Progress | None = attrs.field(default=None, init=False)
     progress_timer: IDelayedCall | None = attrs.field(default=None, init=False)
     progress_at: float = attrs.field(default=-inf, init=False)

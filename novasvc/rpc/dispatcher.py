@@ -32,6 +32,9 @@ from novasvc.telemetry.metrics import DeliveryMetrics, MethodMetrics
 
 _log = Logger()
 
+_LONGEST_TIMEOUT = 31_536_000.0
+"""Seconds, a year: a longer timeout of a caller with keepalives is none."""
+
 
 class Dispatcher:
     """Turn one server's deliveries into calls, and begin the calls; or settle what cannot be run.
@@ -370,7 +373,8 @@ class Dispatcher:
         # A longer TTL is the caller's real deadline. Our clients send that, too.
         if deadline is not None and keepalive is not None and deadline - now <= keepalive:
             timeout = None if request.options is None else request.options.get("timeout")
-            deadline = now + timeout if isinstance(timeout, int | float) and timeout > 0 else None
+            known = isinstance(timeout, int | float) and 0 < timeout <= _LONGEST_TIMEOUT
+            deadline = now + timeout if known and timeout is not None else None
         call = Call(delivery, request, method, self._scope.copy(), deliveries, expires_at, deadline, now)
         call.args = args
         if taken_over:

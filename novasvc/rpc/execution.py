@@ -22,7 +22,7 @@ from novasvc.rpc.gather_claims import GatherClaims
 from novasvc.rpc.ledger import Ledger
 from novasvc.rpc.message import ReplyTo, Request, encode_failure, encode_keepalive, encode_result
 from novasvc.rpc.origin import Origin, origin_of
-from novasvc.rpc.progress import ProgressReports
+from novasvc.rpc.progress import ProgressReports, Reporter
 from novasvc.rpc.recent import RecentReplies
 from novasvc.rpc.target import Target
 from novasvc.telemetry.flight import note
@@ -161,7 +161,10 @@ class Execution:
             self._ledger.settle(call)
         timeout = call.method.exposure.timeout
         deadline = call.deadline if timeout is None else _earlier(call.deadline, call.began + timeout)
-        context = RequestContext.from_wire(call.request.context, deadline, partial(self._progress.report, call))
+        reporter = Reporter()
+        reporter.call, reporter.method, reporter.reports = call, call.method.name, self._progress
+        call.reporter = reporter
+        context = RequestContext.from_wire(call.request.context, deadline, reporter)
         call.scope.run(current_context.set, context)
         call.request_id = context.request_id
         note("call", f"{call.method.name} began {call.request_id}")
@@ -225,6 +228,8 @@ class Execution:
             self.running.pop(call, None)
             metrics.now.value -= 1
             metrics.seconds.observe(self._clock.seconds() - call.began)
+            # The context refers to the call, which refers to the context: that would be left to the garbage collector.
+            call.reporter.call = None
             if call.progress is not None:
                 self._progress.ended(call)
             if call.running is not None:

@@ -74,7 +74,7 @@ class Gathering:
             print(reply.host, reply.result)
         print("missing:", gathering.missing)
 
-    :param stop: called once, at the end, with whether it was cancelled.
+    :param stop: called once, at the end, with the outcome; see :meth:`end`.
     """
 
     def __init__(self, stop: Callable[["Gathering", str], None]) -> None:

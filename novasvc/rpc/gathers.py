@@ -42,6 +42,7 @@ class _Pending:
     :param target: the topic, as a fanout.
     :param until: seconds on the clock.
     :param timer: ends it then.
+    :param sending: the transport's Deferred; cancelled at the end, if the message was not sent.
     """
 
     gathering: Gathering
@@ -106,8 +107,7 @@ class Gathers:
             return gathering
         pending = self._pending[msg_id] = _Pending(gathering, target, method, request_id, now, now + timeout)
         pending.timer = self._clock.callLater(timeout, gathering.end, "timed_out")
-        sending = pending.sending = Deferred.fromCoroutine(self._send(msg_id, pending, encode))
-        sending.addErrback(self._not_sent, gathering)
+        Deferred.fromCoroutine(self._send(msg_id, pending, encode)).addErrback(self._not_sent, gathering)
         if self._hosts is not None:
             asking = self._hosts(target.topic)
             asking.addCallbacks(
@@ -133,7 +133,9 @@ class Gathers:
         address = self._address or await self._open()
         body = encode(reply_to=ReplyTo(msg_id, address))
         left = pending.until - self._clock.seconds()
-        await self._transport.send(pending.target, body, left, True)
+        if msg_id in self._pending:  # It may have ended while the address was opened.
+            pending.sending = self._transport.send(pending.target, body, left, True)
+            await pending.sending
 
     async def _open(self) -> str:
         address: str = await self._transport.open_replies(self._receive)

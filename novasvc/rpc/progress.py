@@ -43,19 +43,15 @@ class ProgressReports:
         self._running = running
 
     def report(self, call: Call, fraction: float, text: str) -> None:
-        """Take a report of a call's method, in any thread. After the method's end it is ignored, and logged once."""
-        late = call not in self._running
-        if late and call.progress_due:
-            return
+        """Take a report of a running call's method, in any thread."""
         call.progress = Progress(fraction, text[:MAX_TEXT])
         if call.progress_due:
             return  # A loop that reports a million times a second must not flood the reactor.
         call.progress_due = True
-        take = self._ignore if late else self._publish_or_wait
         if IReactorFromThreads.providedBy(self._clock) and not isInIOThread():
-            IReactorFromThreads(self._clock).callFromThread(take, call)
+            IReactorFromThreads(self._clock).callFromThread(self._publish_or_wait, call)
         else:
-            take(call)
+            self._publish_or_wait(call)
 
     def ended(self, call: Call) -> None:
         """Drop the report that waits to be sent. Called at the end of a method that has reported."""
@@ -63,15 +59,6 @@ class ProgressReports:
         if call.progress_timer is not None:
             call.progress_timer.cancel()
             call.progress_timer = None
-
-    def _ignore(self, call: Call) -> None:
-        # progress_due stays set, so that this is logged once.
-        call.scope.copy().run(
-            _log.warn,
-            "{method} reported progress after its end, which is ignored: the method must return after the work that "
-            "reports it",
-            method=call.method.name,
-        )
 
     def _publish_or_wait(self, call: Call) -> None:
         wait = call.progress_at + INTERVAL - self._clock.seconds()
@@ -94,6 +81,35 @@ class ProgressReports:
         body = encode_keepalive(reply_to.msg_id, call.progress)
         sending: Deferred[Any] = self._transport.reply(reply_to.address, body, _PATIENCE)
         sending.addErrback(lambda failure: _log.debug("a report of progress was not sent: {e}", e=failure.value))
+
+
+class Reporter:
+    """What a method's context reports to.
+
+    :ivar call: None after the method's end: a context may live longer than its call, and the call refers to it.
+    :ivar method: the method's name.
+    :ivar reports: of the server.
+    """
+
+    # Made for every call, so without a constructor.
+    __slots__ = ("call", "method", "reports", "told")
+    call: Call | None
+    method: str
+    reports: ProgressReports
+    told: bool
+
+    def __call__(self, fraction: float, text: str) -> None:
+        """Take a report, in any thread. After the method's end it is ignored, and logged once."""
+        call = self.call
+        if call is not None:
+            self.reports.report(call, fraction, text)
+        elif not hasattr(self, "told"):
+            self.told = True
+            _log.warn(
+                "{method} reported progress after its end, which is ignored: the method must return after the work "
+                "that reports it",
+                method=self.method,
+            )
 
 
 def pass_on(report: Any, on_progress: OnProgress) -> None:

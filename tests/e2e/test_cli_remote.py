@@ -35,7 +35,9 @@ class Desk(Manager):
     def fail(self, context):
         raise LookupError("no such desk\\x1b[2J\\nhere")
     @rpc.expose
-    async def work(self, context):
+    async def work(self, context, begins=False):
+        if begins:
+            self.note(context, "begun")
         context.progress(0.25, "first\x1b[2J")
         try:
             await Deferred()
@@ -156,6 +158,7 @@ class RemoteCommandTests(TestCase):
         self.assertLess(time.monotonic() - begun, 10)
         self.assertEqual([q for q in shared_broker().queues(vhost) if q.startswith("reply_")], [])
 
+    @pytest.mark.slow
     def test_progress(self) -> None:
         """On a terminal a bar shows the progress of the method; an interrupt cancels the method."""
         self.node("h1")
@@ -203,6 +206,30 @@ class RemoteCommandTests(TestCase):
         self.assertEqual(gathering.wait(), 1, gathering.output)
         answers = {answer["host"]: answer for answer in map(json.loads, gathering.output.splitlines())}
         self.assertEqual(answers["h3"], {"host": "h3", "error": "LookupError: lost"})
+
+    @pytest.mark.slow
+    @pytest.mark.timeout(180)
+    def test_gather_workers(self) -> None:
+        """Of a node with several workers one answers; a cancellation reaches the worker that runs the call."""
+        (self.folder / "desk.toml").write_text(
+            '[[service]]\nbinary = "desk"\ntopic = "desk"\nmanager = "desks.Desk"\nworkers = 3\n'
+        )
+        state = {"NOVASVC_STATE_DIR": str(self.folder / "state"), "PYTHONPATH": str(self.folder)}
+        options = ["--transport-url", self.url, "--host", "h1", "--config", "desk.toml"]
+        command = [program("twistd"), "-n", "--pidfile=", "novasvc", *options]
+        node = Process(self, command, self.folder, **state)
+        for _ in range(3):
+            node.wait_for("desk@h1 is running")
+        call = [program("novasvc"), "--transport-url", self.url, "call", "desk"]
+        for number in range(1, 4):
+            gathering = Process(self, [*call, "note", "text=x", "--gather"], self.folder, **state)
+            self.assertEqual((gathering.wait(), gathering.output), (0, "h1: null\n"))
+            self.assertEqual(self.notes("h1", number), ["x"] * number)
+        working = Process(self, [*call, "work", "begins=true"], self.folder, **state)
+        self.assertEqual(self.notes("h1", 4)[3:], ["begun"])
+        self.assertEqual(working.stop(signal.SIGINT), 130)
+        self.assertEqual(self.notes("h1", 5)[4:], ["cancelled"])
+        self.assertEqual(node.stop(), -signal.SIGTERM)
 
     def test_interrupted_while_it_connects(self) -> None:
         """An interrupt while the broker does not answer ends the command at once."""
