@@ -116,8 +116,8 @@ class Faults:
     - ``replies=True`` selects the replies to these requests instead; ``host`` is then the host that answers.
     - ``times`` is the most messages that the fault is applied to.
     - ``after`` is the number of messages that pass before.
-    - ``optional=True`` permits a fault to select no message. Any other one fails the test when its fleet stops, because a
-      misspelt name would otherwise go unnoticed.
+    - ``optional=True`` permits a fault to select no message. Any other one fails the test when its fleet stops,
+      because a misspelt name would otherwise go unnoticed.
     """
 
     def __init__(self) -> None:

@@ -1,10 +1,9 @@
 """Several managers together in memory, on a clock that the test advances."""
 
 import random
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Self, TypeVar, cast, overload
 
-from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from novasvc import rpc
@@ -21,28 +20,24 @@ from novasvc.registry.record import Records, ServiceRecord
 from novasvc.rpc.errors import RPCTimeoutError
 from novasvc.rpc.target import Target
 from novasvc.testing.client import FleetClient
-from novasvc.testing.clock import SteppedClock
-from novasvc.testing.errors import NotSettledError, UnknownNodeError
+from novasvc.testing.errors import UnknownNodeError
 from novasvc.testing.faults import Faults
 from novasvc.testing.metrics import MetricsSince
 from novasvc.testing.node import FleetNode
 from novasvc.testing.runtime import make_runtime
+from novasvc.testing.time import LIMIT, FleetTime
 from novasvc.testing.traffic import SentMessage
 from novasvc.testing.transport import FleetTransport, Network
-from novasvc.testing.waiting import Answer, has_result, run_awaitable
+from novasvc.testing.waiting import Answer
 from novasvc.testing.work import work_under_way
 
 _M = TypeVar("_M")
-_T = TypeVar("_T")
 
 HOST = "host1"
 """The host of nodes for which the test names none."""
 
 CALLER = "test"
 """The host of the test's own calls."""
-
-LIMIT = 300.0
-"""Seconds on the fleet's clock that one wait may take."""
 
 _SERVICE_OPTIONS = {
     "report_interval": None,
@@ -56,7 +51,7 @@ _SERVICE_OPTIONS = {
 _REQUESTS = "call", "cast", "fanout"
 
 
-class Fleet:
+class Fleet(FleetTime):
     """Managers on one or several hosts, with a broker, a registry and a clock in memory.
 
     Each node runs as it would in a process: its hooks, calls, contracts, heartbeats and periodic tasks. Messages are
@@ -72,15 +67,14 @@ class Fleet:
     :param limit: seconds on the fleet's clock that one wait may take.
     :param seed: seed of the random delays.
     :param settings: fields of :class:`novasvc.config.Settings` for all hosts. ``periodic_fuzzy_delay`` is 0 by default.
-    :ivar clock: the clock, also the reactor of the managers.
+    :ivar nodes: its nodes, in the order in which they were made.
     :ivar registry: the ``services`` table; set its ``outage`` to an error to take the database away.
     """
 
     def __init__(self, *, limit: float = LIMIT, seed: int = 0, **settings: Any) -> None:
-        self.clock = SteppedClock()
+        super().__init__(limit)
         self.registry = MemoryRegistry(self.clock)
         self.nodes: list[FleetNode[Any]] = []
-        self._limit = limit
         self._random = random.Random(seed)  # noqa: S311 - a test's
         self._settings = {"periodic_fuzzy_delay": 0, **settings}
         self._network = Network(self.clock)
@@ -351,73 +345,12 @@ class Fleet:
     def _on(self, hosts: Iterable[str]) -> list[FleetTransport]:
         return [transport for transport in self._network.transports if transport.host in hosts]
 
-    # -- time --------------------------------------------------------------------------------------
-
-    def seconds(self) -> float:
-        """Return the time of the fleet: seconds since it was made."""
-        return self.clock.seconds()
-
-    def advance(self, seconds: float) -> None:
-        """Advance the time, from each due time to the next: heartbeats, tasks, timeouts, delays of the managers.
-
-        :param seconds: >= 0; with 0 only what is due now is done.
-        """
-        self._check_outside("advance")
-        self.clock.advance(seconds)
-
-    def settle(self, limit: float | None = None) -> None:
-        """Advance the time until nothing is under way: no message, call, task, event, start or stop.
-
-        Heartbeats and tasks that fall due meanwhile are done. The time does not advance for later ones, nor for delays that
-        nothing under way waits for; :meth:`advance` does that.
-
-        :param limit: seconds on the fleet's clock; the fleet's own by default.
-        :raises NotSettledError: something is still under way then, or can never end. The error names it.
-        """
-        self._check_outside("settle")
-        self.clock.advance(0)
-        self._step_until(lambda: not self.under_way(), "settle()", limit)
-
-    def run(self, awaitable: Awaitable[_T], limit: float | None = None) -> _T:
-        """Wait for a Deferred or a coroutine, and return its result; the time is advanced as far as is needed.
-
-        :param limit: seconds on the fleet's clock for each Deferred that is waited for; the fleet's own by default.
-        :raises NotSettledError: it does not end within that time, or never. The error names what is still under way.
-        """
-        self._check_outside("run")
-        return run_awaitable(awaitable, lambda waiting: self._finish(waiting, limit))
-
-    def answer(self, deferred: Deferred[_T]) -> Answer[_T]:
-        """Return a Deferred that can be awaited in any ``async def`` test, because that advances the time."""
-        return Answer(deferred.addErrback(self._explain), self._finish)
-
     def under_way(self) -> list[str]:
         """Return what is under way, one sentence each: messages, calls, tasks, events, starts and stops."""
         return work_under_way(self.nodes, self._clients, self._network)
 
-    def _finish(self, waiting: Deferred[Any], limit: float | None = None) -> None:
-        """Advance the time until a Deferred has fired. Within a call of the clock, leave that to the outer wait."""
-        if not self.clock.stepping:
-            self._step_until(lambda: has_result(waiting), "the wait for a result", limit)
-
-    def _step_until(self, done: Callable[[], bool], what: str, limit: float | None) -> None:
-        limit = self._limit if limit is None else limit
-        end = self.seconds() + limit
-        while not done():
-            if not self.clock.step(end):
-                raise self._not_settled(what, limit)
-
-    def _not_settled(self, what: str, limit: float) -> NotSettledError:
-        still = "; ".join(self.under_way()) or "nothing of the fleet"
-        if self.clock.next_call() is None:
-            problem = f"nothing is due any more, and still under way is: {still}"
-        else:
-            problem = f"after {limit:g} s of the fleet's time, still under way is: {still}"
-        remedy = "managers must wait on self.attachments.reactor, and a test must fire the Deferreds that it made"
-        return NotSettledError(what, problem, remedy)
-
     def _explain(self, failure: Failure) -> Failure:
-        """Add what became of the request to the error of a call that timed out: the test's author asks for that next."""
+        """Add to the error of a call that timed out what became of its message."""
         error = failure.value
         if isinstance(error, RPCTimeoutError):
             topic = error.target.partition(".")[0]
@@ -425,9 +358,3 @@ class Fleet:
             if sent:
                 error.add_note(f"In the fleet: {sent[-1]!r}. A manager must wait on self.attachments.reactor.")
         return failure
-
-    def _check_outside(self, wanted: str) -> None:
-        if self.clock.stepping:
-            raise StateError(
-                "the fleet", "advancing the time", f"{wanted}; await the Deferred with fleet.run() instead"
-            )

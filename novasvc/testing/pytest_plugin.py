@@ -6,6 +6,7 @@ for a fixture, and it leaves all tests alone that ask for none.
 
 import inspect
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +18,12 @@ if TYPE_CHECKING:
 
 # Note [Async tests]
 #
-# Only one plugin can run an `async def` test. This one runs those that ask for `fleet` and that no other plugin has
-# claimed: pytest-asyncio and anyio wrap or mark the tests that are theirs. Under them `await fleet.call(...)` works as
-# well, because it does not suspend the test; see novasvc.testing.waiting.Answer.
+# Only one plugin can run an `async def` test. This one runs those that have a Fleet among their arguments, and that no
+# other plugin has claimed: pytest-asyncio and anyio wrap or mark the tests that are theirs. Under them
+# `await fleet.call(...)` works as well, because it does not suspend the test; see novasvc.testing.waiting.Answer.
+
+_OTHERS = "asyncio", "anyio", "trio", "twisted", "inlineCallbacks"
+"""Markers of the tests that other plugins run."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -46,17 +50,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run an ``async def`` test that asks for ``fleet``; see Note [Async tests]."""
-    fleet = pyfuncitem.funcargs.get("fleet")
-    claimed = any(pyfuncitem.get_closest_marker(name) for name in ("asyncio", "anyio", "trio", "twisted"))
-    if fleet is None or claimed or not inspect.iscoroutinefunction(pyfuncitem.obj):
+    """Run an ``async def`` test that has a fleet among its arguments; see Note [Async tests]."""
+    module = sys.modules.get("novasvc.testing.fleet")
+    if module is None or not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None  # without the module no fixture has made a fleet
+    fleet = next((value for value in pyfuncitem.funcargs.values() if isinstance(value, module.Fleet)), None)
+    if fleet is None or any(pyfuncitem.get_closest_marker(name) for name in _OTHERS):
         return None
-    from novasvc.testing.fleet import Fleet  # noqa: PLC0415 - see the module's docstring
-
-    if not isinstance(fleet, Fleet):  # a fixture of the project's own
-        return None
-    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}  # noqa: SLF001 - as pytest's own runner
-    fleet.run(pyfuncitem.obj(**arguments))
+    names = inspect.signature(pyfuncitem.obj).parameters
+    fleet.run(pyfuncitem.obj(**{name: value for name, value in pyfuncitem.funcargs.items() if name in names}))
     return True
 
 
@@ -71,7 +73,7 @@ def fleet() -> "Iterator[Fleet]":
 
 @pytest.fixture
 def novasvc_virtual_host(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Return the URL of a new, empty virtual host of RabbitMQ, deleted after the test; skip the test without a broker."""
+    """Return the URL of a new virtual host of RabbitMQ, deleted after the test; without a broker skip the test."""
     broker = _given(request, "broker")
     if broker is None:
         pytest.skip("it needs RabbitMQ: give --novasvc-broker URL, or the variable TEST_NOVASVC_BROKER")

@@ -33,7 +33,7 @@ class SentMessage:
     :ivar received_by: the hosts that it was delivered to, in order; more than one for a fanout or after a fault.
     :ivar answered_by: the host that answered it; None without an answer. The answer may be lost on its way.
     :ivar result: the result, JSON values.
-    :ivar error: the error that it was answered with, as "OutOfStockError: no tea"; None if it was answered with a result.
+    :ivar error: the error that it was answered with, as "OutOfStockError: no tea"; None if with a result.
     """
 
     kind: str

@@ -129,6 +129,8 @@ class FleetTransport(MemoryTransport):
     def send(self, target: Target, body: bytes, ttl: float | None, mandatory: bool) -> Deferred[None]:  # noqa: FBT001 - the interface's signature
         """Send a request; see ITransport."""
         expires_at = None if ttl is None else self._clock.seconds() + ttl
+        if self._network.disconnected and self._broker.route(target.exchange or self._exchange, target):
+            mandatory = False  # a queue whose consumers have lost their connection is still bound
         message = self._network.traffic.note_request(self.host, target, body)
 
         def send() -> Deferred[None]:

@@ -18,8 +18,8 @@ class FleetMixin:
     @cached_property
     def fleet(self) -> Fleet:
         """The fleet of this test, made when it is first used."""
-        if not isinstance(self, TestCase) and not hasattr(self, "addCleanup"):
-            raise TypeError(f"{type(self).__name__} is no test case: it has no addCleanup")
+        if not isinstance(self, TestCase):
+            raise TypeError(f"{type(self).__name__} is no test case; derive it from one, after FleetMixin")
         fleet = Fleet(**self.fleet_settings)
         self.addCleanup(fleet.stop)
         return fleet

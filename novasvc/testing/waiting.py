@@ -47,15 +47,17 @@ def run_awaitable(awaitable: Awaitable[_T], finish: Callable[[Deferred[Any]], No
         waiting = steps.send(None)
         while True:
             try:
-                if not isinstance(waiting, Deferred):
-                    raise TypeError(
-                        f"awaited {waiting!r}, which is no Deferred: a test that needs asyncio's loop runs in it, "
-                        "and awaits there what the fleet returns"
-                    )
-                finish(waiting)
+                finish(_checked(waiting))
             except Exception as error:  # noqa: BLE001 - the coroutine shows where it waits, and cleans up
                 waiting = steps.throw(error)
             else:
                 waiting = steps.send(None)
     except StopIteration as stop:
         return stop.value  # type: ignore[no-any-return]
+
+
+def _checked(waiting: Any) -> Deferred[Any]:
+    if isinstance(waiting, Deferred):
+        return waiting
+    problem = f"awaited {waiting!r}, which is no Deferred; let asyncio's loop run a test that awaits asyncio's futures"
+    raise TypeError(problem)
