@@ -9,7 +9,7 @@ from twisted.internet.task import Clock, LoopingCall
 
 from novasvc.testing.errors import BusyClockError
 
-CALLS_AT_ONE_MOMENT = 100_000
+CALLS_AT_ONE_MOMENT = 20_000
 """The most calls that are due at one moment; more are taken for a loop without an end."""
 
 

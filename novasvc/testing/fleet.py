@@ -39,15 +39,6 @@ HOST = "host1"
 CALLER = "test"
 """The host of the test's own calls."""
 
-_SERVICE_OPTIONS = {
-    "report_interval": None,
-    "periodic_enable": None,
-    "periodic_fuzzy_delay": None,
-    "periodic_interval_max": None,
-    "db_allowed": True,
-}
-"""The parameters of a Service between its manager and the arguments of the manager, with their defaults."""
-
 _REQUESTS = "call", "cast", "fanout"
 
 
@@ -97,7 +88,6 @@ class Fleet(FleetTime):
         self,
         manager: Callable[..., _M],
         /,
-        *args: Any,
         host: str = ...,
         topic: str | None = ...,
         binary: str | None = ...,
@@ -110,7 +100,6 @@ class Fleet(FleetTime):
         self,
         manager: str,
         /,
-        *args: Any,
         host: str = ...,
         topic: str | None = ...,
         binary: str | None = ...,
@@ -118,11 +107,10 @@ class Fleet(FleetTime):
         **options: Any,
     ) -> FleetNode[Any]: ...
 
-    def start(self, manager: Callable[..., Any] | str, /, *args: Any, **given: Any) -> FleetNode[Any]:
+    def start(self, manager: Callable[..., Any] | str, /, **given: Any) -> FleetNode[Any]:
         """Start a node, and advance the time until it runs.
 
         :param manager: the class, a factory, or "package.module:Class".
-        :param args: for the manager's constructor.
         :param host: the host's name.
         :param topic: the topic; by default the name of the class, as ``novasvc run`` takes it: TeaShop is "tea_shop".
         :param binary: the binary; by default "novasvc-" and the topic.
@@ -132,7 +120,7 @@ class Fleet(FleetTime):
         :raises StartError: it does not start; the error says which step failed, and why.
         :raises ManagerError: the manager cannot be made.
         """
-        node = self.add(manager, *args, **given)
+        node = self.add(manager, **given)
         node.start()
         return node
 
@@ -140,7 +128,6 @@ class Fleet(FleetTime):
         self,
         manager: Callable[..., Any] | str,
         /,
-        *args: Any,
         host: str = HOST,
         topic: str | None = None,
         binary: str | None = None,
@@ -154,9 +141,7 @@ class Fleet(FleetTime):
         binary = binary or f"novasvc-{topic}"
         Target(topic, host)  # an invalid name is an error here, and not in the start
         options.setdefault("runtime", self.runtime(host, worker))
-        # Positional arguments of the manager come after those of the service.
-        intervals = (options.pop(name, default) for name, default in _SERVICE_OPTIONS.items()) if args else ()
-        node: FleetNode[Any] = FleetNode(self, Service(host, binary, topic, manager, *intervals, *args, **options))
+        node: FleetNode[Any] = FleetNode(self, Service(host, binary, topic, manager, **options))
         self.nodes.append(node)
         return node
 
@@ -208,6 +193,7 @@ class Fleet(FleetTime):
         finally:
             for transport in list(self._network.transports):
                 transport.close()
+        self.clock.advance(0)
         if check:
             self.faults.check_used()
 
@@ -268,10 +254,10 @@ class Fleet(FleetTime):
         return self._network.traffic.select(None, event_type, ("event",))
 
     def _to(self, target: str) -> rpc.Client:
-        topic, dot, server = target.partition(".")
-        if dot and any(node.topic == target for node in self.nodes):  # a topic with a dot
-            topic, server = target, ""
-        return self.client(topic=topic, server=server or None)
+        # A topic may have dots, if a node serves it.
+        topics = [node.topic for node in self.nodes if f"{target}.".startswith(f"{node.topic}.")]
+        topic = max(topics, key=len, default=target.partition(".")[0])
+        return self.client(topic=topic, server=target[len(topic) + 1 :] or None)
 
     def _transport(self, host: str) -> FleetTransport:
         transport = self._transports.get(host)

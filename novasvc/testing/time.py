@@ -84,6 +84,8 @@ class FleetTime:
         end = self.seconds() + limit
         while not done():
             if not self.clock.step(end):
+                if self.clock.next_call() is not None:
+                    self.clock.advance(end - self.seconds())
                 raise self._not_settled(what, limit)
 
     def _not_settled(self, what: str, limit: float) -> NotSettledError:

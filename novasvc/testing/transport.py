@@ -1,6 +1,6 @@
 """A transport in memory that remembers what is sent, injects faults, and can be disconnected."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -70,6 +70,7 @@ class FleetTransport(MemoryTransport):
         self._network = network
         self.host = host
         self._outbox: deque[tuple[Deferred[None], Callable[[], Deferred[None]]]] = deque()
+        self._copies: Counter[bytes] = Counter()
         self._inbox: deque[tuple[Callable[[bytes], None], bytes]] = deque()
 
     @property
@@ -200,7 +201,11 @@ class FleetTransport(MemoryTransport):
     def _receive(self, receiver: Callable[[IDelivery], None], delivery: IDelivery) -> None:
         """Receive a delivery, or do to it what a fault says."""
         message = self._network.traffic.find(delivery.body)
-        fault = None if message is None else self._network.faults.find(message, self.host)
+        fault = None
+        if self._copies[delivery.body]:
+            self._copies[delivery.body] -= 1  # the copy that a fault has made; it is not copied again
+        elif message is not None:
+            fault = self._network.faults.find(message, self.host)
         if message is None or fault is None or fault.kind == "duplicate":
             self._hand_over(receiver, delivery, message)
         if fault is None or message is None:
@@ -209,7 +214,13 @@ class FleetTransport(MemoryTransport):
             delivery.ack()
         elif fault.kind == "delay":
             self._network.delay(fault.seconds, message, partial(self._hand_over, receiver, delivery, message))
-        elif message.kind == "event":
+        elif fault.kind == "duplicate":
+            self._copy(delivery, message)
+
+    def _copy(self, delivery: IDelivery, message: SentMessage) -> None:
+        """Send a copy of a delivery to this host."""
+        self._copies[delivery.body] += 1
+        if message.kind == "event":
             MemoryTransport.post(self, message.queue, delivery.body)
         else:
             MemoryTransport.send(self, Target(message.topic, self.host), delivery.body, delivery.expires_in, False)
