@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 # other plugin has claimed: pytest-asyncio and anyio wrap or mark the tests that are theirs. Under them
 # `await fleet.call(...)` works as well, because it does not suspend the test; see novasvc.testing.waiting.Answer.
 
-_OTHERS = "asyncio", "anyio", "trio", "twisted", "inlineCallbacks"
+_MARKERS = "asyncio", "anyio", "trio", "twisted"
 """Markers of the tests that other plugins run."""
+
+_TWISTED = "_pytest_twisted_mark"
+"""The attribute by which pytest-twisted knows the tests that it runs: those with its decorators."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -55,7 +58,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     if module is None or not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None  # without the module no fixture has made a fleet
     fleet = next((value for value in pyfuncitem.funcargs.values() if isinstance(value, module.Fleet)), None)
-    if fleet is None or any(pyfuncitem.get_closest_marker(name) for name in _OTHERS):
+    claimed = hasattr(pyfuncitem.obj, _TWISTED) or any(pyfuncitem.get_closest_marker(name) for name in _MARKERS)
+    if fleet is None or claimed:
         return None
     names = inspect.signature(pyfuncitem.obj).parameters
     fleet.run(pyfuncitem.obj(**{name: value for name, value in pyfuncitem.funcargs.items() if name in names}))

@@ -8,9 +8,10 @@ from typing import Any
 import attrs
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
 
 from novasvc.interfaces import IDelivery, IListener
-from novasvc.rpc.errors import TransportFullError
+from novasvc.rpc.errors import RPCError, TransportFullError
 from novasvc.rpc.target import Target
 from novasvc.testing.clock import SteppedClock
 from novasvc.testing.faults import BROKER, Faults
@@ -48,7 +49,7 @@ class Network:
         waiting: Deferred[None] = deferLater(self.clock, seconds, lambda: None)
         self.delayed[waiting] = message
         waiting.addCallback(end)
-        waiting.addCallback(lambda _: do())
+        waiting.addCallback(lambda _: do()).addErrback(_lose)
 
 
 class FleetTransport(MemoryTransport):
@@ -221,9 +222,11 @@ class FleetTransport(MemoryTransport):
         """Send a copy of a delivery to this host."""
         self._copies[delivery.body] += 1
         if message.kind == "event":
-            MemoryTransport.post(self, message.queue, delivery.body)
+            copying = MemoryTransport.post(self, message.queue, delivery.body)
         else:
-            MemoryTransport.send(self, Target(message.topic, self.host), delivery.body, delivery.expires_in, False)
+            target = Target(message.topic, self.host)
+            copying = MemoryTransport.send(self, target, delivery.body, delivery.expires_in, mandatory=False)
+        copying.addErrback(_lose)
 
     def _hand_over(
         self, receiver: Callable[[IDelivery], None], delivery: IDelivery, message: SentMessage | None
@@ -237,3 +240,8 @@ class FleetTransport(MemoryTransport):
         if message is not None:
             message.received_by.append(self.host)
         receiver(delivery)
+
+
+def _lose(failure: Failure) -> None:
+    """Lose a message that was delayed or copied: its queue is full, or its host has stopped meanwhile."""
+    failure.trap(RPCError)
