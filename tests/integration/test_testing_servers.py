@@ -72,7 +72,10 @@ class DatabaseTests(TestCase):
         """A database that somebody is still connected to is not deleted; the error says so."""
         server = shared_database(PostgreSQL)
         url = server.url(server.system)
-        with self.assertRaisesRegex(ServerSetupError, "DROP DATABASE failed.*close what is connected"), database(url) as own:
+        with (
+            self.assertRaisesRegex(ServerSetupError, "DROP DATABASE failed.*close what is connected"),
+            database(url) as own,
+        ):
             engine = DatabaseAddress.parse(own).make_engine(connections=1, wait_timeout=5)
             self.addCleanup(server.execute, f"DROP DATABASE {urlsplit(own).path[1:]}")
             self.addCleanup(engine.dispose)

@@ -66,7 +66,9 @@ class NodeTests(FleetCase):
         self.fleet.start(Stock, host="a")
         self.fleet.start(Stock, host="b")
         self.assertEqual(self.fleet.node("stock.b").host, "b")
-        self.assertRaisesRegex(UnknownNodeError, "2 nodes have it; there are: stock.a, stock.b", self.fleet.node, "stock")
+        self.assertRaisesRegex(
+            UnknownNodeError, "2 nodes have it; there are: stock.a, stock.b", self.fleet.node, "stock"
+        )
         self.assertRaisesRegex(UnknownNodeError, "no node has it", self.fleet.node, "stok")
         self.assertRaisesRegex(UnknownNodeError, "no such host; there are: a, b", self.fleet.disconnect, "c")
 

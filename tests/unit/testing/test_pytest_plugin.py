@@ -47,7 +47,9 @@ class PluginTests(TestCase):
         self.addCleanup(os.environ.pop, "PYTEST_DISABLE_PLUGIN_AUTOLOAD", None)
         plugins = ("-p", "no:cacheprovider", "-p", "novasvc.testing.pytest_plugin", "-p", "anyio")
         done = self.python("-m", "pytest", "-rA", "--tb=short", "-W", "error", *plugins, *options, "test_it.py")
-        lines = [line.split(" ", 2) for line in done.stdout.splitlines() if "test_it.py::" in line and line[0] in "PFES"]
+        lines = [
+            line.split(" ", 2) for line in done.stdout.splitlines() if "test_it.py::" in line and line[0] in "PFES"
+        ]
         outcomes: dict[str, str] = {}
         for outcome, name, *_ in lines:
             outcomes.setdefault(name.removeprefix("test_it.py::"), outcome)
