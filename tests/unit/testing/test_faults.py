@@ -308,7 +308,7 @@ class AnyFaultTests(SynchronousTestCase):
         )
     )
     def test_ends(self, faults: list[tuple[str, str | None, bool, int]]) -> None:
-        """Whatever happens to messages, each call ends with its result or its timeout, and the fleet settles and stops."""
+        """Whatever happens to messages, each call ends with its result or its timeout, and the fleet stops."""
         with Fleet() as fleet:
             nodes = [fleet.start(Stock, host=host, items=100) for host in ("a", "b")]
             for kind, host, replies, after in faults:
