@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, Self
 
 from twisted.internet.defer import Deferred
 
@@ -13,18 +13,19 @@ from novasvc.testing.waiting import Answer
 class FleetClient:
     """A :class:`novasvc.rpc.Client` whose Deferreds advance the fleet's time when they are awaited.
 
-    It has the methods of the client, and ``prepare`` returns another one of this class.
+    It has the methods of the client. A client that they return is of this class, too, and so is an asynchronous
+    iterator: each of its steps advances the time.
 
-    :param client: the client.
+    :param source: the client, or the iterator.
     :param answer: makes an Answer of a Deferred.
     """
 
-    def __init__(self, client: rpc.Client, answer: Callable[[Deferred[Any]], Answer[Any]]) -> None:
-        self._client = client
+    def __init__(self, source: Any, answer: Callable[[Deferred[Any]], Answer[Any]]) -> None:
+        self._source = source
         self._answer = answer
 
     def __getattr__(self, name: str) -> Any:
-        value = getattr(self._client, name)
+        value = getattr(self._source, name)
         if not callable(value):
             return value
 
@@ -33,6 +34,17 @@ class FleetClient:
             result = value(*args, **kwargs)
             if isinstance(result, Deferred):
                 return self._answer(result)
-            return FleetClient(result, self._answer) if isinstance(result, rpc.Client) else result
+            mine = isinstance(result, rpc.Client) or hasattr(result, "__anext__")
+            return FleetClient(result, self._answer) if mine else result
 
         return call
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        return await self._answer(Deferred.fromCoroutine(_step(self._source)))
+
+
+async def _step(iterator: Any) -> Any:
+    return await anext(iterator)

@@ -27,7 +27,6 @@ class SentMessage:
     :param method: the method's name; of an event its type, such as "order.placed"; "" if the message is malformed.
     :param args: the arguments by name, JSON values; of an event the payload.
     :param context: the context that was sent with it.
-    :param queue: of an event, the queue that it was sent to; "" otherwise.
     :param sender: the host that sent it.
     :param sent_at: seconds on the fleet's clock.
     :ivar received_by: the hosts that it was delivered to, in order; more than one for a fanout or after a fault.
@@ -44,7 +43,6 @@ class SentMessage:
     context: RequestContext
     sender: str
     sent_at: float
-    queue: str = ""
     received_by: list[str] = attrs.field(factory=list, init=False)
     answered_by: str | None = attrs.field(default=None, init=False)
     result: Any = attrs.field(default=None, init=False)
@@ -101,9 +99,7 @@ class Traffic:
         fields = _fields(body)
         kind, payload = fields.get("event_type"), fields.get("payload")
         topic = queue.rpartition(".")[0] or queue
-        return self._note(
-            fields, sender, kind="event", topic=topic, server=None, method=kind, args=payload, queue=queue
-        )
+        return self._note(fields, sender, kind="event", topic=topic, server=None, method=kind, args=payload)
 
     def note_reply(self, sender: str, body: bytes) -> SentMessage | None:
         """Remember the reply to a request; return the request, or None for a keepalive or an unknown one."""

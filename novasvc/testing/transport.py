@@ -18,6 +18,7 @@ from novasvc.testing.faults import BROKER, Faults
 from novasvc.testing.traffic import SentMessage, Traffic
 from novasvc.transport.errors import BrokerUnavailableError
 from novasvc.transport.memory import QUEUE_BOUND, MemoryBroker, MemoryTransport
+from novasvc.transport.memory.broker import Message
 
 
 @attrs.define(eq=False)
@@ -180,13 +181,13 @@ class FleetTransport(MemoryTransport):
         """Consume a target's messages; see ITransport."""
         if not self.connected:
             return fail(self._lost())
-        return super().listen(target, partial(self._receive, receiver), prefetch)
+        return super().listen(target, partial(self._receive, receiver, None), prefetch)
 
     def consume(self, queue: str, receiver: Callable[[IDelivery], None], prefetch: int) -> Deferred[IListener]:
         """Consume from one queue; see ITransport."""
         if not self.connected:
             return fail(self._lost())
-        return super().consume(queue, partial(self._receive, receiver), prefetch)
+        return super().consume(queue, partial(self._receive, receiver, queue), prefetch)
 
     def open_replies(self, receiver: Callable[[bytes], None]) -> Deferred[str]:
         """Create a reply address; see ITransport."""
@@ -199,12 +200,15 @@ class FleetTransport(MemoryTransport):
 
         return super().open_replies(receive)
 
-    def _receive(self, receiver: Callable[[IDelivery], None], delivery: IDelivery) -> None:
-        """Receive a delivery, or do to it what a fault says."""
+    def _receive(self, receiver: Callable[[IDelivery], None], queue: str | None, delivery: IDelivery) -> None:
+        """Receive a delivery, or do to it what a fault says.
+
+        :param queue: that it was consumed from; None for those of a server.
+        """
         message = self._network.traffic.find(delivery.body)
         fault = None
         if self._copies[delivery.body]:
-            self._copies[delivery.body] -= 1  # the copy that a fault has made; it is not copied again
+            self._copies[delivery.body] -= 1  # the copy that a fault has made: no fault is applied to it
         elif message is not None:
             fault = self._network.faults.find(message, self.host)
         if message is None or fault is None or fault.kind == "duplicate":
@@ -216,17 +220,10 @@ class FleetTransport(MemoryTransport):
         elif fault.kind == "delay":
             self._network.delay(fault.seconds, message, partial(self._hand_over, receiver, delivery, message))
         elif fault.kind == "duplicate":
-            self._copy(delivery, message)
-
-    def _copy(self, delivery: IDelivery, message: SentMessage) -> None:
-        """Send a copy of a delivery to this host."""
-        self._copies[delivery.body] += 1
-        if message.kind == "event":
-            copying = MemoryTransport.post(self, message.queue, delivery.body)
-        else:
-            target = Target(message.topic, self.host)
-            copying = MemoryTransport.send(self, target, delivery.body, delivery.expires_in, mandatory=False)
-        copying.addErrback(_lose)
+            # To the queue of this host, or to the one that it was consumed from. If that is full, the copy is lost.
+            names = (message.topic, self.host) if queue is None else (queue, None)
+            if self._broker.queue(self._exchange, *names).put(Message(delivery.body, delivery.expires_at)):
+                self._copies[delivery.body] += 1
 
     def _hand_over(
         self, receiver: Callable[[IDelivery], None], delivery: IDelivery, message: SentMessage | None
@@ -243,5 +240,5 @@ class FleetTransport(MemoryTransport):
 
 
 def _lose(failure: Failure) -> None:
-    """Lose a message that was delayed or copied: its queue is full, or its host has stopped meanwhile."""
+    """Lose a message that was delayed: its queue is full, or its host has stopped meanwhile."""
     failure.trap(RPCError)

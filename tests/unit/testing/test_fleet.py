@@ -23,6 +23,7 @@ from novasvc.errors import (
 )
 from novasvc.rpc.notification import Notification
 from novasvc.testing import Fleet, FleetMixin
+from novasvc.testing.client import FleetClient
 from tests.unit.testing.parts import Orders, Stock
 
 
@@ -202,6 +203,38 @@ class CallTests(FleetCase):
         self.assertRaises(RPCTimeoutError, self.fleet.run, client.call(RequestContext(), "hang"))
         self.assertEqual((self.fleet.seconds(), self.fleet.messages()[0].sender), (3, "web1"))
         self.assertEqual(client.pending, 0)
+
+    def test_iterator(self) -> None:
+        """Asynchronous iterators of a client can be read in any coroutine, step by step."""
+        self.fleet.start(Stock)
+        calls = [self.fleet.call("stock", "wait", seconds=seconds) for seconds in (1, 2)]
+
+        class Answers:
+            answered = 0
+
+            async def __anext__(self) -> Any:
+                if not calls:
+                    raise StopAsyncIteration
+                return await calls.pop(0).addCallback(lambda seconds: seconds)
+
+            def all(self) -> Deferred[str]:
+                return deferLater(clock, 3, lambda: "all")
+
+        class Asking:
+            def gather(self) -> Answers:
+                return Answers()
+
+        clock = self.fleet.clock
+        client: Any = FleetClient(Asking(), self.fleet.answer)
+
+        async def test() -> Any:
+            answers = client.gather()
+            seen = [answer async for answer in answers]
+            return seen, await answers.all(), answers.answered
+
+        with self.assertRaises(StopIteration) as stopped:
+            test().send(None)
+        self.assertEqual(stopped.exception.value, ([1, 2], "all", 0))
 
     def test_timeout_note(self) -> None:
         """The error of a call without an answer says what became of its message."""
