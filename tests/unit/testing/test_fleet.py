@@ -206,8 +206,8 @@ class CallTests(FleetCase):
 
     def test_iterator(self) -> None:
         """Asynchronous iterators of a client can be read in any coroutine, step by step."""
-        self.fleet.start(Stock)
-        calls = [self.fleet.call("stock", "wait", seconds=seconds) for seconds in (1, 2)]
+        clock = self.fleet.clock
+        calls = [deferLater(clock, seconds, clock.seconds) for seconds in (1, 2)]
 
         class Answers:
             answered = 0
@@ -215,7 +215,7 @@ class CallTests(FleetCase):
             async def __anext__(self) -> Any:
                 if not calls:
                     raise StopAsyncIteration
-                return await calls.pop(0).addCallback(lambda seconds: seconds)
+                return await calls.pop(0)
 
             def all(self) -> Deferred[str]:
                 return deferLater(clock, 3, lambda: "all")
@@ -224,7 +224,6 @@ class CallTests(FleetCase):
             def gather(self) -> Answers:
                 return Answers()
 
-        clock = self.fleet.clock
         client: Any = FleetClient(Asking(), self.fleet.answer)
 
         async def test() -> Any:
