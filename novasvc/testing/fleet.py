@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Iterable
 from typing import Any, Self, TypeVar, cast, overload
+from weakref import WeakSet
 
 from twisted.python.failure import Failure
 
@@ -19,6 +20,7 @@ from novasvc.registry.memory import MemoryRegistry
 from novasvc.registry.record import Records, ServiceRecord
 from novasvc.rpc.errors import RPCTimeoutError
 from novasvc.rpc.target import Target
+from novasvc.telemetry import metrics
 from novasvc.testing.client import FleetClient
 from novasvc.testing.errors import UnknownNodeError
 from novasvc.testing.faults import Faults
@@ -40,6 +42,10 @@ CALLER = "test"
 """The host of the test's own calls."""
 
 _REQUESTS = "call", "cast", "fanout"
+
+
+_running: "WeakSet[Fleet]" = WeakSet()
+"""The fleets that are not stopped."""
 
 
 class Fleet(FleetTime):
@@ -72,6 +78,10 @@ class Fleet(FleetTime):
         self._runtimes: dict[tuple[str, int | None], Runtime] = {}
         self._transports: dict[str, FleetTransport] = {}
         self._clients: dict[str, rpc.Client] = {}
+        if not _running:
+            # A family keeps 128 label sets and counts further ones under "other", which many tests would reach.
+            metrics.reset()
+        _running.add(self)
         self._metrics = MetricsSince()
         self._stopped = False
 
@@ -185,6 +195,7 @@ class Fleet(FleetTime):
         if self._stopped:
             return
         self._stopped = True
+        _running.discard(self)
         self.faults.clear()
         for host in list(self._network.disconnected):
             self.reconnect(host)
@@ -288,6 +299,8 @@ class Fleet(FleetTime):
 
     def metric(self, name: str, /, **labels: str) -> float:
         """Return by how much a counter has grown, or the number of observations, since the fleet was made.
+
+        Metrics belong to the process, and are cleared when a fleet is made while no other one runs.
 
         :param name: as in docs/metrics.md: "novasvc_rpc_server_calls_total".
         :param labels: only the samples with these labels; the sum of several.

@@ -22,6 +22,8 @@ from novasvc.errors import (
     UnknownTaskError,
 )
 from novasvc.rpc.notification import Notification
+from novasvc.telemetry import metrics
+from novasvc.telemetry.instruments import MAX_LABEL_SETS
 from novasvc.testing import Fleet, FleetMixin
 from novasvc.testing.client import FleetClient
 from tests.unit.testing.parts import Orders, Stock
@@ -410,6 +412,15 @@ class SeenTests(FleetCase):
         self.assertEqual(self.fleet.metric("novasvc_rpc_server_duration_seconds", method="count"), 2)
         self.assertRaises(KeyError, self.fleet.metric, "novasvc_unknown")
         self.assertRaises(KeyError, self.fleet.metric, name, metod="count")
+
+    def test_many_metrics(self) -> None:
+        """The metrics of earlier tests do not fill the families of this one."""
+        for number in range(MAX_LABEL_SETS):
+            metrics.called.at(f"topic{number}", "m", "done")
+        with Fleet() as fleet:
+            fleet.start(Stock)
+            fleet.run(fleet.call("stock", "count"))
+            self.assertEqual(fleet.metric("novasvc_rpc_client_calls_total", topic="stock", method="count"), 1)
 
     def test_seed(self) -> None:
         """Random delays are the same in each run of a test."""
