@@ -4,26 +4,37 @@ What a manager's author needs is here; the nova.service names are in :mod:`novas
 Importing the package installs no reactor.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from novasvc import _moved, rpc
+from novasvc import _moved
 from novasvc._version import __version__
-from novasvc.context import RequestContext
-from novasvc.manager import Manager
-from novasvc.periodic import periodic_task
 
 if TYPE_CHECKING:
+    from novasvc import rpc
+    from novasvc.context import RequestContext
+    from novasvc.manager import Manager
     from novasvc.node.tree import ServiceTree
+    from novasvc.periodic import periodic_task
 
 __all__ = ["Manager", "RequestContext", "ServiceTree", "__version__", "periodic_task", "rpc"]
 
 _moved.install()
 
+_MODULES = {
+    "Manager": "novasvc.manager",
+    "RequestContext": "novasvc.context",
+    "ServiceTree": "novasvc.node.tree",
+    "periodic_task": "novasvc.periodic",
+}
+
 
 def __getattr__(name: str) -> Any:
-    # Imported when it is used: it brings Automat along, which the novasvc command does not need to print its help.
-    if name == "ServiceTree":
-        from novasvc.node.tree import ServiceTree  # noqa: PLC0415
-
-        return ServiceTree
+    # Imported when it is used: pytest imports this package in every project that has it installed, for its plugin, and
+    # the novasvc command needs little of it to print its help.
+    if name == "rpc":
+        return import_module("novasvc.rpc")
+    if name in _MODULES:
+        value = globals()[name] = getattr(import_module(_MODULES[name]), name)
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

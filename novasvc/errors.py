@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from novasvc.reactor.threads import NoThreadError as NoThreadError
     from novasvc.registry.errors import *
     from novasvc.rpc.errors import *
+    from novasvc.testing.errors import *
     from novasvc.transport.errors import *
 
 
@@ -84,6 +85,7 @@ _SOURCES = (
     "novasvc.net.errors",
     "novasvc.manager",
     "novasvc.reactor.threads",
+    "novasvc.testing.errors",
 )
 """The modules that define the other public errors."""
 

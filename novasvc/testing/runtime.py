@@ -8,7 +8,9 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import Clock
 
 from novasvc.config import Settings
+from novasvc.interfaces import IServiceRegistry, ITransport
 from novasvc.node.runtime import Runtime, SharedConnection
+from novasvc.reactor.backoff import jittered_backoff
 from novasvc.registry.memory import MemoryRegistry
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
 
@@ -16,7 +18,8 @@ from novasvc.transport.memory import MemoryBroker, MemoryTransport
 def memory_runtime(clock: Clock | None = None, *, seed: int = 0, **settings: Any) -> Runtime:
     """Make a runtime without servers, in which the test controls the time.
 
-    ``runtime.reactor`` is the Clock: advance it. It is also the wall clock of cron lines, from 1970 on.
+    :class:`novasvc.testing.Fleet` is more convenient. ``runtime.reactor`` is the Clock: advance it. It is also the wall
+    clock of cron lines, from 1970 on.
     ``clock.advance(0)`` delivers messages. Blocking functions run at once, in the test's own thread.
 
     :param clock: a Clock to share with other parts; None makes one.
@@ -26,16 +29,37 @@ def memory_runtime(clock: Clock | None = None, *, seed: int = 0, **settings: Any
     time = clock or Clock()
     broker, registry = MemoryBroker(), MemoryRegistry(time)
     configuration = Settings(**settings)
+
+    def connect() -> ITransport:
+        return MemoryTransport(broker, clock=time, exchange=configuration.control_exchange)
+
+    return make_runtime(configuration, time, connect, registry, random.Random(seed))  # noqa: S311 - a test's
+
+
+def make_runtime(
+    settings: Settings,
+    clock: Clock,
+    connect: Callable[[], ITransport],
+    registry: IServiceRegistry,
+    random_source: random.Random,
+    worker: int | None = None,
+) -> Runtime:
+    """Make a runtime of parts that need no server.
+
+    :param connect: makes a transport, unopened.
+    :param registry: shared by all runtimes that are to see each other's services.
+    :param worker: the number of the worker whose process this stands for; None without a supervisor.
+    """
     return Runtime(
-        settings=configuration,
-        reactor=time,
-        broker=SharedConnection(
-            "broker", lambda: MemoryTransport(broker, clock=time, exchange=configuration.control_exchange)
-        ),
+        settings=settings,
+        reactor=clock,
+        broker=SharedConnection("broker", connect),
         database=SharedConnection("database", lambda: registry),
         run_blocking=_run_now,
-        random_source=random.Random(seed),  # noqa: S311 - a test's
-        wall_clock=time.seconds,
+        worker=worker,
+        random_source=random_source,
+        wall_clock=clock.seconds,
+        retry=jittered_backoff(random_source=random_source),
     )
 
 

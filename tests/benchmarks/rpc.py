@@ -116,7 +116,7 @@ class Bench:
         try:
             yield self.broker.url(vhost)
         finally:
-            self.broker.delete_vhost(vhost)
+            self.broker.delete(vhost)
 
     def _calls(self, peer: Peer, in_flight: int) -> Point:
         # A call before its server was ever there is lost: one starts after the other is ready.

@@ -33,8 +33,8 @@ class BrokerTests(SynchronousTestCase):
         vhost = vhost_url(self).rpartition("/")[2]
         self.assertEqual(self.broker.queues(vhost), {})
         self.assertEqual(self.broker.connections(vhost), 0)
-        self.broker.delete_vhost(vhost)
-        self.assertRaises(ErlangError, self.broker.delete_vhost, vhost)
+        self.broker.delete(vhost)
+        self.assertRaises(ErlangError, self.broker.delete, vhost)
         self.broker.eval(f'rabbit_vhost:add(<<"{vhost}">>, <<"test">>).')
 
     def test_queues(self) -> None:

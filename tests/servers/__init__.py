@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 from unittest import TestCase
 
+from novasvc.testing import temporary_database, temporary_virtual_host
 from tests.servers.certificates import Certificates
 from tests.servers.databases import DatabaseServer, MariaDB, PostgreSQL
 from tests.servers.proxy import Proxy
@@ -28,6 +29,7 @@ __all__ = [
     "database_url",
     "denying_broker",
     "fragile_broker",
+    "managed_broker",
     "shared_broker",
     "shared_database",
     "vhost_url",
@@ -70,6 +72,12 @@ def denying_broker() -> Broker:
     return _running(broker)
 
 
+@cache
+def managed_broker() -> Broker:
+    """Return a node with the management API, which the other nodes do not run."""
+    return _running(Broker(_directory(), management=True))
+
+
 def vhost_url(test: TestCase, broker: Broker | None = None) -> str:
     """Return the URL of a new, empty vhost that is deleted after the test.
 
@@ -77,9 +85,7 @@ def vhost_url(test: TestCase, broker: Broker | None = None) -> str:
     :param broker: where; the shared one by default.
     """
     broker = broker or shared_broker()
-    vhost = broker.new_vhost()
-    test.addCleanup(broker.delete_vhost, vhost)
-    return broker.url(vhost)
+    return temporary_virtual_host(test, broker.url(), broker)
 
 
 @cache
@@ -91,9 +97,7 @@ def shared_database(kind: type[DatabaseServer]) -> DatabaseServer:
 def database_url(test: TestCase, kind: type[DatabaseServer]) -> str:
     """Return the URL of a new, empty database that is deleted after the test; see :func:`vhost_url`."""
     server = shared_database(kind)
-    database = server.new_database()
-    test.addCleanup(server.delete_database, database)
-    return server.url(database)
+    return temporary_database(test, server.url(server.system))
 
 
 def _directory() -> Path:

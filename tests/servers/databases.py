@@ -3,7 +3,7 @@
 In a script::
 
     with PostgreSQL(directory) as server:
-        print(server.url(server.new_database()))
+        print(server.url(server.system))
 """
 
 import os
@@ -15,7 +15,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Self
-from uuid import uuid4
 
 import sqlalchemy
 
@@ -139,16 +138,6 @@ class DatabaseServer:
         found = re.match(r"[\d.]+", version)
         assert found is not None
         return found[0]
-
-    def new_database(self) -> str:
-        """Make an empty database; return its name."""
-        database = f"d_{uuid4().hex}"
-        self.execute(f"CREATE DATABASE {database}")
-        return database
-
-    def delete_database(self, database: str) -> None:
-        """Delete a database that nobody is connected to any more."""
-        self.execute(f"DROP DATABASE {database}")
 
 
 class PostgreSQL(DatabaseServer):

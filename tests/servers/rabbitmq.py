@@ -46,7 +46,7 @@ class Broker:
     :param certificates: it listens with TLS, too, at :attr:`tls_port`, as ``server``; a client
         need not have a certificate, but if it has one, that is checked.
     :param settings: further lines of rabbitmq.conf.
-    :param plugins: names of plugins to enable, with those that they need.
+    :param management: it runs the management API, at :attr:`management_url`.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Broker:
         site: Site | None = None,
         certificates: Certificates | None = None,
         settings: Sequence[str] = (),
-        plugins: Sequence[str] = (),
+        management: bool = False,
     ) -> None:
         installation = site.installation if site is not None else Installation.chosen()
         installed = installation.find(f"{SCRIPTS.parent}/lib/rabbitmq_server-*/plugins")
@@ -74,9 +74,11 @@ class Broker:
         self._installation = installation
         self._directory = directory / name
         self._directory.mkdir(parents=True)
-        self.port, self.tls_port, distribution, control = free_ports(4)
+        self.port, self.tls_port, self._management_port, distribution, control = free_ports(5)
         self._process: subprocess.Popen[bytes] | None = None
-        self._link_plugins(installed[-1], plugins)
+        self._link_plugins(installed[-1], management=management)
+        if management:
+            settings = (*settings, "management.tcp.ip = 127.0.0.1", f"management.tcp.port = {self._management_port}")
         self._write_settings(settings)
         self._environment = self._site.environment | {
             # Its scripts then become the node by exec, and do not wait beside it.
@@ -104,13 +106,13 @@ class Broker:
     def _path(self, name: str) -> str:
         return str(self._directory / name)
 
-    def _link_plugins(self, installed: Path, enabled: Sequence[str]) -> None:
+    def _link_plugins(self, installed: Path, *, management: bool) -> None:
         (self._directory / "plugins").mkdir()
         for plugin in self._installation.find(f"{installed}/*"):
             name = plugin.name.split("-")[0]
-            if OPTIONAL.match(name) is None or name in enabled:
+            if management or OPTIONAL.match(name) is None:
                 (self._directory / "plugins" / plugin.name).symlink_to(plugin)
-        (self._directory / "enabled_plugins").write_text(f"[{', '.join(enabled)}].\n")
+        (self._directory / "enabled_plugins").write_text("[rabbitmq_management].\n" if management else "[].\n")
 
     def _write_settings(self, settings: Sequence[str]) -> None:
         (self._directory / "none").touch()
@@ -258,6 +260,11 @@ class Broker:
         user, password = (quote(text, "") for text in login)
         return f"amqp://{user}:{password}@127.0.0.1:{port or self.port}/{quote(vhost, '')}"
 
+    @property
+    def management_url(self) -> str:
+        """The URL of its management API, with the user guest."""
+        return f"http://guest:guest@127.0.0.1:{self._management_port}"
+
     def eval(self, expression: str) -> str:
         """Evaluate an Erlang expression that ends in a full stop; return its value as Erlang writes it."""
         return self._site.evaluate(self.node, expression)
@@ -265,11 +272,17 @@ class Broker:
     def new_vhost(self) -> str:
         """Make a vhost in which guest may do everything; return its name."""
         vhost = f"v-{uuid4().hex}"
-        self.eval(f"rabbit_vhost:add({binary(vhost)}, {binary('test')}).")
-        self.permit("guest", vhost)
+        self.create(vhost)
         return vhost
 
-    def delete_vhost(self, vhost: str) -> None:
+    # These two are novasvc.testing.servers.VirtualHosts. A node that runs the management API needs 2 s more to start.
+
+    def create(self, vhost: str) -> None:
+        """Make a vhost in which guest may do everything."""
+        self.eval(f"rabbit_vhost:add({binary(vhost)}, {binary('test')}).")
+        self.permit("guest", vhost)
+
+    def delete(self, vhost: str) -> None:
         """Delete a vhost with all that is in it; those who are connected to it are cut off."""
         self.eval(f"ok = rabbit_vhost:delete({binary(vhost)}, {binary('test')}).")
 

@@ -1,53 +1,42 @@
-"""A registry in memory, reached through a conductor and a broker in memory, on a Clock."""
+"""A registry in memory, reached through a conductor, in a fleet."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from twisted.internet.defer import Deferred
-from twisted.internet.task import Clock
 from twisted.logger import LogLevel, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
+from novasvc.interfaces import ITransport
 from novasvc.manager import Manager
 from novasvc.registry.conductor import Conductor
 from novasvc.registry.remote import RemoteRegistry
 from novasvc.service import Service
-from novasvc.testing import memory_runtime
+from novasvc.testing import FleetMixin
 
 
-class ConductorCase(SynchronousTestCase):
+class ConductorCase(FleetMixin, SynchronousTestCase):
     """A test with a registry in memory, reached through a conductor and a broker in memory."""
 
+    fleet_settings: ClassVar[dict[str, Any]] = {"periodic_enable": False}
+
     def setUp(self) -> None:
-        self.runtime = memory_runtime(periodic_enable=False)
-        self.clock: Clock = self.runtime.reactor
-        self.registry: Any = self.done(self.runtime.database.acquire())
-        self.services: list[Service] = []
-        self.addCleanup(self.stop_all)
-
-    def stop_all(self) -> None:
-        for service in reversed(self.services):
-            service.stop()
-            self.turn()
-
-    def done(self, coroutine: Any) -> Any:
-        return self.successResultOf(Deferred.fromCoroutine(coroutine))
-
-    def turn(self) -> None:
-        """Deliver messages and replies."""
-        self.clock.pump([0] * 12)
+        self.clock = self.fleet.clock
+        self.registry: Any = self.fleet.registry
 
     def conductor(self, manager: type[Manager] = Conductor) -> Service:
-        service = Service("c1", "novasvc-conductor", "conductor", manager, runtime=self.runtime)
-        self.services.append(service)
-        self.successResultOf(service.start())
-        return service
+        return self.fleet.start(manager, host="c1", topic="conductor").service
 
     def remote(self) -> RemoteRegistry:
-        registry: RemoteRegistry = self.done(self.runtime.conductor.acquire())
+        registry: RemoteRegistry = self.fleet.run(Deferred.fromCoroutine(self.fleet.runtime("h1").conductor.acquire()))
         return registry
 
+    def transport(self) -> ITransport:
+        transport: ITransport = self.fleet.run(Deferred.fromCoroutine(self.fleet.runtime("h1").broker.acquire()))
+        return transport
+
     def ask(self, asked: Deferred[Any]) -> Deferred[Any]:
-        self.turn()
+        """Do what is due now."""
+        self.fleet.advance(0)
         return asked
 
     def log(self) -> list[str]:

@@ -35,13 +35,20 @@ class Message:
 
     :param expires_at: seconds on the clock; None is never.
     :param deliveries: number of earlier deliveries that were not settled.
+    :param losses: how many of them were lost with a connection, and not with their process.
     :param probe: called on delivery in place of the listener's receiver; None for a request.
     """
 
     body: bytes
     expires_at: float | None
     deliveries: int = 0
+    losses: int = 0
     probe: Callable[[], None] | None = None
+
+    def set_deliveries(self, deliveries: int) -> None:
+        """Set the number of earlier deliveries, as a server that gives the message back says it."""
+        self.deliveries = deliveries
+        self.losses = min(self.losses, deliveries)
 
 
 class Consumer(Protocol):
@@ -101,7 +108,7 @@ class Queue:
 
         :param deliveries: number of deliveries to record.
         """
-        message.deliveries = deliveries
+        message.set_deliveries(deliveries)
         self.messages.append(message)
         self._broker.schedule(self)
 

@@ -3,14 +3,12 @@
 import dataclasses
 from typing import Any
 
-from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc import Manager, periodic_task, rpc
 from novasvc.cli.describe import described
 from novasvc.context import RequestContext
-from novasvc.service import Service
-from novasvc.testing import memory_runtime
+from novasvc.testing import FleetMixin
 
 
 @rpc.error(name="shop.errors.OutOfStock")
@@ -53,18 +51,11 @@ class Stock(Manager):
         """Count."""
 
 
-class DescribeTests(SynchronousTestCase):
+class DescribeTests(FleetMixin, SynchronousTestCase):
     def setUp(self) -> None:
-        runtime = memory_runtime()
-        self.service = Service("h1", "novasvc-stock", "stock", Stock, runtime=runtime)
-        self.successResultOf(self.service.start())
-        self.addCleanup(self.service.stop)
-        client = rpc.Client(
-            self.successResultOf(Deferred.fromCoroutine(runtime.broker.acquire())), clock=runtime.reactor
-        )
-        asking = client.prepare(topic="stock", namespace="node", version="1.1").call(RequestContext(), "interface")
-        runtime.reactor.pump([0] * 12)
-        self.answer: dict[str, Any] = self.successResultOf(asking)
+        self.fleet.start(Stock, host="h1")
+        client = self.fleet.client(topic="stock", namespace="node", version="1.1")
+        self.answer: dict[str, Any] = self.fleet.run(client.call(RequestContext(), "interface"))
 
     def test_text(self) -> None:
         """Methods are shown as callers write them, with what their decorator says; tasks with their spacing."""

@@ -6,15 +6,14 @@ from typing import Any, ClassVar
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.task import Clock, deferLater
+from twisted.internet.task import deferLater
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc import Manager, RequestContext, rpc
 from novasvc.context import current_context
 from novasvc.errors import MethodTimeoutError, RPCError, ServiceDrainingError, UndeliverableError
 from novasvc.periodic import periodic_task
-from novasvc.service import Service
-from novasvc.testing import memory_runtime
+from novasvc.testing import FleetMixin
 
 SECONDS = 2.0
 """That B takes before it calls A back."""
@@ -81,44 +80,26 @@ class Middle(Manager):
         return await client.call(RequestContext(), "confirm", depth=depth)
 
 
-class DrainCase(SynchronousTestCase):
+class DrainCase(FleetMixin, SynchronousTestCase):
     """Two nodes A and one B; the first A is the one that stops."""
 
-    settings: ClassVar[dict[str, Any]] = {}
+    fleet_settings: ClassVar[dict[str, Any]] = {"periodic_enable": False}
 
     def setUp(self) -> None:
-        self.clock = Clock()
-        settings = {"graceful_shutdown_timeout": 60.0, "periodic_enable": False, **self.settings}
-        self.runtime = memory_runtime(self.clock, **settings)
-        self.a, self.other, self.b = (
-            Service(host, f"nv-{topic}", topic, manager, runtime=self.runtime)
-            for host, topic, manager in (("a", "origin", Origin), ("other", "origin", Origin), ("b", "middle", Middle))
+        self.b, self.other, self.a = (
+            self.fleet.start(manager, host=host).service
+            for manager, host in ((Middle, "b"), (Origin, "other"), (Origin, "a"))
         )
-        for service in (self.a, self.other, self.b):
-            service.start()
-        for service in (self.b, self.other, self.a):
-            self.addCleanup(self.stop, service)
-        self.run_for(1.0)
-        self.client: rpc.Client = self.other.manager.attachments.rpc.prepare(topic="origin", timeout=50.0)
-
-    def stop(self, service: Service) -> None:
-        if service.state not in {"stopped", "failed"}:
-            service.stop()
-            self.run_for(65.0)
-
-    def run_for(self, seconds: float) -> None:
-        for _ in range(int(seconds / STEP)):
-            self.clock.advance(STEP)
-            self.clock.pump([0] * 12)
+        self.client: rpc.Client = self.other.rpc.prepare(topic="origin", timeout=50.0)
 
     def call(self, method: str, server: str | None = "a", **args: Any) -> Deferred[Any]:
         calling = self.client.prepare(server=server).call(RequestContext(), method, **args)
-        self.clock.pump([0] * 4)
+        self.fleet.advance(0)
         return calling
 
     def drain(self) -> Deferred[None]:
         stopping = self.a.stop()
-        self.clock.pump([0] * 4)
+        self.fleet.advance(0)
         return stopping
 
 
@@ -129,7 +110,7 @@ class OperationTests(DrainCase):
         calls = {kind: self.call(kind) for kind in kinds}
         stopped = self.drain()
         self.assertNoResult(stopped)
-        self.run_for(SECONDS + 1)
+        self.fleet.advance(SECONDS + 1)
         for kind, calling in calls.items():
             self.assertEqual(self.successResultOf(calling), "confirmed", kind)
         self.successResultOf(stopped)
@@ -138,23 +119,23 @@ class OperationTests(DrainCase):
         """So does one whose calls go to and fro more than once."""
         calling = self.call("operate", depth=4)
         stopped = self.drain()
-        self.run_for(4 * SECONDS + 1)
+        self.fleet.advance(4 * SECONDS + 1)
         self.assertEqual(self.successResultOf(calling), "confirmed")
         self.successResultOf(stopped)
 
     def test_cast(self) -> None:
         """So does one for which nobody waits."""
         self.client.prepare(server="a").cast(RequestContext(), "operate_and_tell_nobody")
-        self.clock.pump([0] * 4)
+        self.fleet.advance(0)
         self.drain()
-        self.run_for(SECONDS + 1)
+        self.fleet.advance(SECONDS + 1)
         self.assertEqual(self.a.manager.outcomes, ["confirmed"])
 
     def test_task(self) -> None:
         """So does the run of a periodic task."""
         self.a.tasks.begin("task")
         self.drain()
-        self.run_for(SECONDS + 1)
+        self.fleet.advance(SECONDS + 1)
         self.assertEqual(self.a.manager.outcomes, ["confirmed"])
 
     def test_both_drain(self) -> None:
@@ -162,7 +143,7 @@ class OperationTests(DrainCase):
         calling = self.call("operate", depth=3)
         self.drain()
         stopped = self.b.stop()
-        self.run_for(3 * SECONDS + 1)
+        self.fleet.advance(3 * SECONDS + 1)
         self.assertEqual(self.successResultOf(calling), "confirmed")
         self.successResultOf(stopped)
 
@@ -173,9 +154,9 @@ class OperationTests(DrainCase):
         for _ in range(100):
             for _ in range(chance.randrange(8)):
                 pending.append(self.call("operate", chance.choice(("a", None)), depth=chance.randint(1, 3)))
-                self.run_for(chance.randrange(8) * STEP)
+                self.fleet.advance(chance.randrange(8) * STEP)
             stopped = self.drain()
-            self.run_for(6 * SECONDS + 1)
+            self.fleet.advance(6 * SECONDS + 1)
             self.successResultOf(stopped)
             for calling in pending:
                 self.assertEqual(self.successResultOf(calling), "confirmed")
@@ -192,31 +173,30 @@ class NothingNewTests(DrainCase):
         ]
         stopped = self.a.stop()
         self.assertEqual(self.a.state, "draining")
-        self.run_for(1.0)
+        self.fleet.advance(1.0)
         self.failureResultOf(calls[0], ServiceDrainingError)
         for calling in calls[1:]:
             self.assertEqual(self.successResultOf(calling), "other")
-        self.run_for(SECONDS)
+        self.fleet.advance(SECONDS)
         self.successResultOf(stopped)
         self.assertEqual(self.a.manager.began, ["operate", "confirm"])
 
     def test_while_it_starts(self) -> None:
         """Nor does anything when its start is cut short after it has begun to consume."""
-        starting = Service("slow", "nv-origin", "origin", SlowStarter, runtime=self.runtime)
-        self.addCleanup(self.stop, starting)
+        starting = self.fleet.add(SlowStarter, host="slow", topic="origin").service
         starting.start().addErrback(lambda _: None)
-        self.clock.pump([0] * 4)
+        self.fleet.advance(0)
         starting.stop()
         self.failureResultOf(self._called("slow"), ServiceDrainingError)
 
     def _called(self, server: str) -> Deferred[Any]:
         calling = self.call("unrelated", server)
-        self.run_for(STEP)
+        self.fleet.advance(STEP)
         return calling
 
     def test_after_the_end(self) -> None:
         """When it has ended, nobody is there."""
-        self.stop(self.a)
+        self.fleet.run(self.a.stop())
         self.failureResultOf(self._called("a"), UndeliverableError)
 
     def test_restarted(self) -> None:
@@ -224,10 +204,10 @@ class NothingNewTests(DrainCase):
         self.call("operate")
         self.drain()
         self.client.prepare(server="a").cast(RequestContext(), "unrelated")
-        self.run_for(SECONDS + 1)
+        self.fleet.advance(SECONDS + 1)
         self.assertNotIn("unrelated", self.a.manager.began)
         self.successResultOf(self.a.start())
-        self.clock.pump([0] * 4)
+        self.fleet.advance(0)
         self.assertIn("unrelated", self.a.manager.began)
 
 
@@ -242,29 +222,29 @@ class SlowStarter(Origin):
 
 
 class PeriodicTests(DrainCase):
-    settings: ClassVar[dict[str, Any]] = {"periodic_enable": True, "periodic_fuzzy_delay": 0.0}
+    fleet_settings: ClassVar[dict[str, Any]] = {}
 
     def test_no_run(self) -> None:
         """No periodic task begins while its node drains."""
         self.call("operate", depth=5)
         stopped = self.drain()
         before = self.a.manager.began.count("task")
-        self.run_for(4 * SECONDS)
+        self.fleet.advance(4 * SECONDS)
         self.assertNoResult(stopped)
         self.assertEqual(self.a.manager.began.count("task"), before)
 
 
 class DeadlineTests(DrainCase):
-    settings: ClassVar[dict[str, Any]] = {"graceful_shutdown_timeout": 3.0}
+    fleet_settings: ClassVar[dict[str, Any]] = {**DrainCase.fleet_settings, "graceful_shutdown_timeout": 3.0}
 
     def test_bounded(self) -> None:
         """An operation that goes on by calling back has no longer than any other."""
         calling = self.call("operate", depth=20)
         stopped = self.drain()
-        self.run_for(3.0 + STEP)
+        self.fleet.advance(3.0 + STEP)
         self.successResultOf(stopped)
         self.failureResultOf(calling, MethodTimeoutError)
-        self.run_for(SECONDS)
+        self.fleet.advance(SECONDS)
         self.flushLoggedErrors(MethodTimeoutError, UndeliverableError)  # in B, of its calls back
 
 

@@ -18,7 +18,7 @@ from novasvc.node.endpoint import NodeAPI
 from novasvc.periodic import periodic_task
 from novasvc.service import Service
 from novasvc.telemetry.flight import note
-from novasvc.testing import memory_runtime
+from novasvc.testing import FleetMixin, memory_runtime
 from novasvc.workers.errors import ControlError
 from novasvc.workers.signals import Signals
 from tests.support.control_rig import ControlCase
@@ -74,31 +74,20 @@ class AtOnce:
         function()
 
 
-class NodeCase(SynchronousTestCase):
+class NodeCase(FleetMixin, SynchronousTestCase):
     """A node in memory, called over its own RPC."""
 
     def setUp(self) -> None:
         record_flight(self)
-        self.runtime = memory_runtime(host="h1", periodic_fuzzy_delay=0)
-        self.clock = self.runtime.reactor
         # Figures are the process's, by topic: no two tests share one.
         self.topic = self.id()[-60:]
-        self.service = Service("h1", "nova-work", self.topic, Worker, runtime=self.runtime)
-        self.successResultOf(self.service.start())
+        self.service = self.fleet.start(Worker, host="h1", binary="nova-work", topic=self.topic).service
         self.manager = self.service.manager
-        self.addCleanup(self.stop)
-        transport = self.successResultOf(Deferred.fromCoroutine(self.runtime.broker.acquire()))
-        self.client = rpc.Client(transport, clock=self.clock)
-
-    def stop(self) -> None:
-        if self.service.state == "running":
-            self.service.stop()
-        self.clock.pump([1.0] * 70)
 
     def call(self, method: str, namespace: str | None = "node", **args: Any) -> Deferred[Any]:
-        client = self.client.prepare(topic=self.topic, server="h1", namespace=namespace, version="1.0")
+        client = self.fleet.client("h1", topic=self.topic, server="h1", namespace=namespace, version="1.0")
         calling = client.call(RequestContext(), method, **args)
-        self.clock.pump([0, 0])
+        self.fleet.advance(0)
         return calling
 
     def describe(self) -> dict[str, Any]:
@@ -117,7 +106,7 @@ class DescribeTests(NodeCase):
 
     def test_identity(self) -> None:
         """A node says who it is, what runs, and for how long."""
-        self.clock.advance(90)
+        self.fleet.advance(90)
         told = self.describe()
         expected = {
             "host": "h1",
@@ -151,7 +140,7 @@ class DescribeTests(NodeCase):
 
     def test_tasks(self) -> None:
         """Its tasks are told with their figures, and when they are due again."""
-        self.clock.advance(61)
+        self.fleet.clock.jump(61)
         self.assertEqual(
             self.describe()["tasks"],
             [
@@ -184,10 +173,10 @@ class DescribeTests(NodeCase):
         self.flushLoggedErrors(ValueError)
         self.failureResultOf(self.call("refuse", None), KeyError)
         waiting = self.call("wait", None)
-        self.clock.advance(0.2)
+        self.fleet.advance(0.2)
         self.assertEqual([self.method("wait")[name] for name in ("calls", "in_flight", "mean")], [0, 1, None])
         self.manager.waiting.callback("done")
-        self.clock.advance(0)
+        self.fleet.advance(0)
         self.successResultOf(waiting)
         row = self.method("wait")
         self.assertEqual([row[name] for name in ("calls", "errors", "in_flight", "version")], [1, 0, 0, "1.2"])
@@ -201,7 +190,7 @@ class DescribeTests(NodeCase):
     def test_timed_out(self) -> None:
         """A method that is cut short at its caller's deadline is an error, once."""
         waiting = self.call("wait", None)
-        self.clock.pump([61.0, 0])
+        self.fleet.advance(61)
         self.failureResultOf(waiting)
         self.assertEqual([self.method("wait")[name] for name in ("calls", "errors", "in_flight")], [1, 1, 0])
 
@@ -228,12 +217,12 @@ class RunTaskTests(NodeCase):
 
     def test_runs(self) -> None:
         """A task is run at once, and is due again one spacing later."""
-        self.clock.advance(30)
+        self.fleet.advance(30)
         self.assertEqual(self.successResultOf(self.call("run_task", name="sweep")), {"started": True})
         self.assertEqual(self.manager.runs, 1)
-        self.clock.advance(59)
+        self.fleet.advance(59)
         self.assertEqual(self.manager.runs, 1)
-        self.clock.advance(1)
+        self.fleet.advance(1)
         self.assertEqual(self.manager.runs, 2)
 
     def test_running(self) -> None:
@@ -266,17 +255,17 @@ class DrainTests(NodeCase):
     def test_service(self) -> None:
         """In a process that is not novasvc's own the service stops alone, after the answer."""
         self.assertEqual(self.successResultOf(self.call("drain")), {"draining": "service"})
-        self.clock.advance(0)
+        self.fleet.advance(0)
         self.assertEqual(self.service.state, "stopped")
 
     def test_finishes(self) -> None:
         """What was begun is finished."""
         waiting = self.call("wait", None)
         self.successResultOf(self.call("drain"))
-        self.clock.advance(0)
+        self.fleet.advance(0)
         self.assertEqual(self.service.state, "draining")
         self.manager.waiting.callback("done")
-        self.clock.advance(0)
+        self.fleet.advance(0)
         self.assertEqual(self.successResultOf(waiting), "done")
         self.assertEqual(self.service.state, "stopped")
 

@@ -29,7 +29,7 @@ from novasvc.periodic import periodic_task
 from novasvc.registry.liveness import is_up
 from novasvc.service import Service
 from novasvc.telemetry.logs import FieldsObserver
-from novasvc.testing import memory_runtime
+from novasvc.testing import Fleet, memory_runtime
 from tests.support.flight_rig import record_flight, said
 
 
@@ -83,18 +83,13 @@ class ServiceTestCase(SynchronousTestCase):
     """A node in memory."""
 
     def make(self, **settings: Any) -> Service:
-        self.runtime = memory_runtime(**{"host": "h1", "periodic_fuzzy_delay": 0, **settings})
-        self.clock = self.runtime.reactor
-        self.service = Service("h1", "nova-diary", "diary", Diarist, runtime=self.runtime)
+        self.fleet = Fleet(**settings)
+        self.addCleanup(self.fleet.stop)
+        self.clock = self.fleet.clock
+        self.runtime = self.fleet.runtime("h1")
+        self.service = self.fleet.add(Diarist, host="h1", binary="nova-diary", topic="diary").service
         self.diary = self.service.manager.diary
-        self.addCleanup(self.stop_it)
         return self.service
-
-    def stop_it(self) -> None:
-        if self.service.state not in {"initial", "stopped", "failed"}:
-            self.service.manager.work.callback("done") if not self.service.manager.work.called else None
-            self.service.stop()
-            self.clock.pump([1.0] * 70)
 
     def started(self, **settings: Any) -> Service:
         service = self.make(**settings)
@@ -102,8 +97,7 @@ class ServiceTestCase(SynchronousTestCase):
         return service
 
     def rows(self) -> list[Any]:
-        registry = self.successResultOf(Deferred.fromCoroutine(self.runtime.database.acquire()))
-        return self.successResultOf(registry.list(None, None, None))
+        return self.fleet.rows()
 
     def told(self, level: NamedConstant) -> list[str]:
         """Return a list that fills with what is logged at a level from now on."""
@@ -120,7 +114,7 @@ class ServiceTestCase(SynchronousTestCase):
     def call(self, method: str, **args: Any) -> Deferred[Any]:
         client = self.service.rpc.prepare(topic="diary")
         called = client.call(RequestContext(), method, **args)
-        self.clock.pump([0] * 6)
+        self.fleet.advance(0)
         return called
 
 
@@ -154,7 +148,7 @@ class StartTests(ServiceTestCase):
         recorder = record_flight(self)
         service = self.started()
         service.stop()
-        self.clock.pump([1.0] * 5)
+        self.fleet.advance(5)
         states = ("starting", "running", "draining", "stopped")
         self.assertEqual(said(recorder, "node"), [f"nova-diary@h1 is {state}" for state in states])
 
@@ -207,7 +201,7 @@ class StartTests(ServiceTestCase):
                 rf"nova-diary@h1 did not start; step {hook} failed: ValueError: no disk \(.*test_service.py:\d+",
             )
             self.assertEqual(service.state, "failed")
-            self.clock.advance(0)
+            self.fleet.advance(0)
             self.assertEqual(self.clock.getDelayedCalls(), [])
             # The traceback was logged as well, at debug level.
             self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
@@ -238,11 +232,11 @@ class StartTests(ServiceTestCase):
         registry = self.registry()
         registry.outage = DatabaseUnavailableError("sqlite:///x", "away")
         started = service.start()
-        self.clock.pump([1.0] * 100)
+        self.fleet.advance(100)
         self.assertNoResult(started)
         self.assertEqual(service.node.waiting_for, "database")
         registry.outage = None
-        self.clock.pump([1.0] * 31)
+        self.fleet.advance(31)
         self.successResultOf(started)
         self.assertIsNone(service.node.waiting_for)
 
@@ -288,15 +282,15 @@ class StartTests(ServiceTestCase):
     def test_periodic_tasks(self) -> None:
         """Periodic tasks run by themselves once the node runs, and in a pass that is asked for."""
         service = self.started()
-        self.clock.pump([1.0] * 5)
+        self.fleet.advance(5)
         self.assertEqual(service.manager.runs, 1)
-        self.clock.advance(4)
+        self.fleet.advance(4)
         self.assertAlmostEqual(self.successResultOf(service.periodic_tasks()), 1.0)
 
     def test_periodic_disabled(self) -> None:
         """With periodic_enable off no task runs by itself."""
         service = self.started(periodic_enable=False)
-        self.clock.pump([1.0] * 20)
+        self.fleet.advance(20)
         self.assertEqual(service.manager.runs, 0)
 
     def test_events_are_the_nodes(self) -> None:
@@ -306,7 +300,7 @@ class StartTests(ServiceTestCase):
         globalLogPublisher.addObserver(observer)
         self.addCleanup(globalLogPublisher.removeObserver, observer)
         self.started()
-        self.clock.advance(10)
+        self.fleet.advance(10)
         of_novasvc = [event for event in events if str(event.get("log_namespace")).startswith("novasvc.node")]
         self.assertTrue(of_novasvc)
         events.clear()
@@ -323,7 +317,7 @@ class UnbeatenTests(ServiceTestCase):
     def test_row(self) -> None:
         """The service registers and runs; its row is never beaten, and is down in time. A stop is as ever."""
         service = self.started(report_interval=0)
-        self.clock.pump([10] * 7)
+        self.fleet.advance(70)
         (row,) = self.rows()
         self.assertEqual((row.report_count, row.last_seen_up), (0, None))
         self.assertFalse(is_up(row, 60))
@@ -352,7 +346,7 @@ class StopTests(ServiceTestCase):
         self.assertEqual(self.diary[-1], "cleanup_host")
         self.assertEqual(len(self.rows()), 1)
         self.assertEqual(service.state, "stopped")
-        self.clock.advance(0)
+        self.fleet.advance(0)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_finishes_calls(self) -> None:
@@ -361,15 +355,15 @@ class StopTests(ServiceTestCase):
         other = Service("h2", "nova-diary", "diary2", Diarist, runtime=self.runtime)
         self.successResultOf(other.start())
         called = other.rpc.prepare(topic="diary").call(RequestContext(), "wait_for_work")
-        self.clock.pump([0] * 4)
+        self.fleet.advance(0)
         stopped = service.stop()
         before = self.rows()[0].report_count
-        self.clock.pump([10, 10])
+        self.fleet.advance(20)
         self.assertEqual(self.rows()[0].report_count, before + 2)
         self.assertNoResult(stopped)
         self.assertEqual(service.state, "draining")
         service.manager.work.callback("done")
-        self.clock.pump([0] * 6)
+        self.fleet.advance(0)
         self.assertEqual(self.successResultOf(called), "done")
         self.successResultOf(stopped)
         self.successResultOf(other.stop())
@@ -382,9 +376,9 @@ class StopTests(ServiceTestCase):
         called = self.call("wait_for_work")
         called.addErrback(lambda _: None)
         stopped = service.stop()
-        self.clock.advance(6.9)
+        self.fleet.advance(6.9)
         self.assertNoResult(stopped)
-        self.clock.pump([0.2, 0, 0, 0, 0])
+        self.fleet.advance(0.2)
         self.successResultOf(stopped)
         self.assertEqual(cancelled, [service.manager.work])
 
@@ -398,13 +392,13 @@ class StopTests(ServiceTestCase):
         self.successResultOf(other.start())
         self.addCleanup(lambda: self.successResultOf(other.stop()))
         calling = other.rpc.prepare(topic="diary").call(RequestContext(), "wait_for_work")
-        self.clock.pump([0] * 6)
+        self.fleet.advance(0)
         told = self.told(LogLevel.warn)
         stopped = service.stop()
         if hurry_after is not None:
-            self.clock.advance(hurry_after)
+            self.fleet.advance(hurry_after)
             service.hurry()
-        self.clock.pump([7.1, 0, 0, 0, 0] if hurry_after is None else [0] * 6)
+        self.fleet.advance(7.1 if hurry_after is None else 0)
         self.successResultOf(stopped)
         return str(self.failureResultOf(calling, MethodTimeoutError).value), told
 
@@ -413,7 +407,7 @@ class StopTests(ServiceTestCase):
         error, told = self.cut_call(self.started(graceful_shutdown_timeout=7))
         self.assertEqual(
             error,
-            "'wait_for_work' was cancelled after 7.1 s: nova-diary@h1 was shutting down: "
+            "'wait_for_work' was cancelled after 7 s: nova-diary@h1 was shutting down: "
             "graceful_shutdown_timeout (7 s) expired; "
             "raise that setting there if its methods take longer, and see what this one did before calling again",
         )
@@ -451,9 +445,9 @@ class StopTests(ServiceTestCase):
         service = self.started(graceful_shutdown_timeout=5)
         service.manager.answers["cleanup_host"] = Deferred()
         stopped = service.stop()
-        self.clock.advance(4.9)
+        self.fleet.advance(4.9)
         self.assertNoResult(stopped)
-        self.clock.advance(0.2)
+        self.fleet.advance(0.2)
         self.successResultOf(stopped)
 
     def test_everything_hangs(self) -> None:
@@ -465,9 +459,9 @@ class StopTests(ServiceTestCase):
         for leg in (self.runtime.broker, self.runtime.database):
             self.patch(type(leg), "release", lambda _self: Deferred())
         stopped = service.stop()
-        self.clock.pump([4.9])
+        self.fleet.advance(4.9)
         self.assertNoResult(stopped)
-        self.clock.pump([0.02] * 25)
+        self.fleet.advance(0.5)
         self.successResultOf(stopped)
 
     def test_cleanup_that_tidies(self) -> None:
@@ -477,9 +471,9 @@ class StopTests(ServiceTestCase):
         tidying: Deferred[None] = Deferred()
         service.manager.cleanup_host = lambda: hang_and_tidy(tidying)
         stopped = service.stop()
-        self.clock.advance(4.9)
+        self.fleet.advance(4.9)
         self.assertNoResult(stopped)
-        self.clock.advance(0.2)
+        self.fleet.advance(0.2)
         self.successResultOf(stopped)
         self.assertEqual(told, ["nova-diary@h1 stops waiting for cleanup_host: the deadline has passed"])
         tidying.errback(ValueError("at last"))
@@ -492,9 +486,9 @@ class StopTests(ServiceTestCase):
         tidying: Deferred[None] = Deferred()
         service.manager.init_host = lambda: hang_and_tidy(tidying)
         started, stopped = service.start(), service.stop()
-        self.clock.advance(4.9)
+        self.fleet.advance(4.9)
         self.assertNoResult(stopped)
-        self.clock.advance(0.2)
+        self.fleet.advance(0.2)
         self.successResultOf(stopped)
         self.failureResultOf(started, StateError)
         self.assertEqual(told, ["nova-diary@h1 stops waiting for init_host: the deadline has passed"])
@@ -520,7 +514,7 @@ class StopTests(ServiceTestCase):
         service.manager.work = Deferred(lambda _: self.diary.append("work was cancelled"))
         self.call("wait_for_work").addErrback(lambda _: None)
         stopped = service.stop()
-        self.clock.pump([7.1, 0, 0, 0, 0])
+        self.fleet.advance(7.1)
         self.successResultOf(stopped)
         self.assertEqual(self.diary[-2:], ["work was cancelled", "cleanup_host"])
 
@@ -544,7 +538,7 @@ class StopTests(ServiceTestCase):
         self.assertEqual(service.node.record.id, 1)
         registry = self.successResultOf(Deferred.fromCoroutine(self.runtime.database.acquire()))
         self.successResultOf(registry.delete(1))
-        self.clock.advance(10)
+        self.fleet.advance(10)
         self.assertEqual(service.node.record.id, 2)
         self.successResultOf(service.kill())
         self.assertEqual(self.rows(), [])
@@ -581,7 +575,7 @@ class StopTests(ServiceTestCase):
         self.failureResultOf(service.start(), StateError)
         self.assertFalse(service.running)
         service.manager.work.callback("done")
-        self.clock.pump([0] * 4)
+        self.fleet.advance(0)
         self.successResultOf(stopped)
 
     def test_running(self) -> None:
@@ -716,7 +710,7 @@ class AtOnceTests(ServiceTestCase):
         """Stop a node with a call under way, and have it hurry."""
         self.service.manager.work = Deferred(lambda _: self.diary.append("work was cancelled"))
         self.call("wait_for_work").addErrback(lambda _: None)
-        self.clock.pump([0, 0])
+        self.fleet.advance(0)
         stopped = self.service.stop()
         self.assertNoResult(stopped)
         self.service.hurry()
@@ -727,7 +721,7 @@ class AtOnceTests(ServiceTestCase):
         self.started(graceful_shutdown_timeout=0)
         told = self.told(LogLevel.warn)
         stopped = self.cut()
-        self.clock.pump([0] * 5)
+        self.fleet.advance(0)
         self.successResultOf(stopped)
         self.assertEqual(self.diary[-2:], ["work was cancelled", "cleanup_host"])
         self.assertIn("nova-diary@h1: told to stop immediately: cancelling 1 call and 0 periodic tasks", told)
@@ -739,7 +733,7 @@ class AtOnceTests(ServiceTestCase):
         service.manager.answers["cleanup_host"] = tidying = Deferred()
         stopped = service.stop()
         service.hurry()
-        self.clock.advance(0.4)
+        self.fleet.advance(0.4)
         self.assertNoResult(stopped)
         tidying.callback(None)
         self.successResultOf(stopped)
@@ -750,13 +744,13 @@ class AtOnceTests(ServiceTestCase):
         service.manager.cleanup_host = lambda: hang_and_tidy(Deferred())
         service.manager.work = Deferred.fromCoroutine(hang_and_tidy(Deferred()))
         self.call("wait_for_work").addErrback(lambda _: None)
-        self.clock.pump([0, 0])
+        self.fleet.advance(0)
         told = self.told(LogLevel.error)
         began = self.clock.seconds()
         stopped = service.stop()
         service.hurry()
         while not stopped.called and self.clock.seconds() < began + 2:
-            self.clock.advance(0.01)
+            self.fleet.advance(0.01)
         self.successResultOf(stopped)
         self.assertLess(self.clock.seconds(), began + 1)
         self.assertEqual(
@@ -768,12 +762,12 @@ class AtOnceTests(ServiceTestCase):
         """A node that waits for its turn to stop has no more time either."""
         service = self.started()
         service.hurry()
-        self.clock.advance(5)
+        self.fleet.advance(5)
         service.manager.work = Deferred(lambda _: self.diary.append("work was cancelled"))
         self.call("wait_for_work").addErrback(lambda _: None)
-        self.clock.pump([0, 0])
+        self.fleet.advance(0)
         stopped = service.stop()
-        self.clock.pump([0] * 5)
+        self.fleet.advance(0)
         self.successResultOf(stopped)
         self.assertIn("work was cancelled", self.diary)
 
@@ -784,21 +778,21 @@ class AtOnceTests(ServiceTestCase):
         service.start().addErrback(lambda _: None)
         stopped = service.stop()
         service.hurry()
-        self.clock.advance(0.49)
+        self.fleet.advance(0.49)
         self.assertNoResult(stopped)
-        self.clock.pump([0.02, 0.5])
+        self.fleet.advance(0.52)
         self.successResultOf(stopped)
 
     def test_next_time(self) -> None:
         """A node that is started again has all the time it is given."""
         service = self.started()
         stopped = self.cut()
-        self.clock.pump([0] * 5)
+        self.fleet.advance(0)
         self.successResultOf(stopped)
         self.successResultOf(service.start())
         service.manager.work = Deferred()
         self.call("wait_for_work").addErrback(lambda _: None)
-        self.clock.pump([0, 0])
+        self.fleet.advance(0)
         stopped = service.stop()
-        self.clock.advance(30)
+        self.fleet.advance(30)
         self.assertNoResult(stopped)

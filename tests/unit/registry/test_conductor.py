@@ -1,6 +1,6 @@
 """Tests for the conductor, and for a node that uses it, on a Clock and in memory."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -18,7 +18,6 @@ from novasvc.registry.conductor import Conductor
 from novasvc.registry.record import ServiceChanges
 from novasvc.rpc import Endpoints
 from novasvc.service import Service
-from novasvc.testing import memory_runtime
 from tests.support.conductor_rig import ConductorCase
 
 
@@ -26,7 +25,7 @@ class ConductorTests(ConductorCase):
     """Tests for the conductor's messages."""
 
     def call(self, method: str, **args: Any) -> Deferred[Any]:
-        client = self.services[0].rpc.prepare(topic="conductor", namespace="registry", version="1.0")
+        client = self.fleet.client(topic="conductor", namespace="registry", version="1.0")
         return self.ask(client.call(RequestContext(), method, **args))
 
     def test_row_on_the_wire(self) -> None:
@@ -63,13 +62,14 @@ class ConductorTests(ConductorCase):
         expected = dict.fromkeys((*reads_and_writes, "hold_leases", "release_leases", "list_leases"), True)
         self.assertEqual(methods, {**expected, "update": False})
 
+
+class ExchangeTests(ConductorCase):
+    fleet_settings: ClassVar[dict[str, Any]] = {"periodic_enable": False, "control_exchange": "other"}
+
     def test_other_exchange(self) -> None:
         """A conductor is found in the control exchange of the settings."""
-        self.runtime = memory_runtime(control_exchange="other")
-        self.clock = self.runtime.reactor
         self.conductor()
-        remote = self.remote()
-        changed = self.successResultOf(self.ask(remote.update(1, ServiceChanges(forced_down=True))))
+        changed = self.successResultOf(self.ask(self.remote().update(1, ServiceChanges(forced_down=True))))
         self.assertTrue(changed.forced_down)
 
 
@@ -80,15 +80,15 @@ class NodeTests(ConductorCase):
         def refuse() -> Any:
             raise AssertionError("it reached for the database")
 
-        # The same broker as the conductor's, and a database that must not be touched.
+        # A database that must not be touched.
+        runtime = self.fleet.runtime("h1")
         self.apart: Runtime = attrs.evolve(
-            self.runtime,
-            settings=attrs.evolve(self.runtime.settings, **settings),
+            runtime,
+            settings=attrs.evolve(runtime.settings, **settings),
             database=SharedConnection("database", refuse),
         )
-        service = Service("h1", "nova-x", "x", Manager, db_allowed=False, runtime=self.apart)
-        self.services.append(service)
-        return service
+        node = self.fleet.add(Manager, host="h1", topic="x", binary="nova-x", db_allowed=False, runtime=self.apart)
+        return node.service
 
     def started(self) -> Service:
         service = self.node()
@@ -104,8 +104,7 @@ class NodeTests(ConductorCase):
         self.conductor()
         service = self.started()
         self.assertEqual((self.row().binary, self.row().report_count), ("nova-x", 1))
-        self.clock.advance(10)
-        self.turn()
+        self.fleet.advance(10)
         self.assertEqual((self.row().report_count, self.row().age), (2, 0.0))
         listed = service.manager.attachments.registry.list(None, None, None)
         self.assertEqual([row.host for row in self.successResultOf(self.ask(listed))], ["h1", "c1"])
@@ -115,15 +114,13 @@ class NodeTests(ConductorCase):
         log = self.log()
         service = self.node()
         started = self.ask(service.start())
-        self.clock.pump([1.0] * 100)
+        self.fleet.advance(100)
         self.assertNoResult(started)
         self.assertEqual(service.node.waiting_for, "conductor")
         self.assertEqual(len(log), 1, log)
         self.assertIn("the conductor is unavailable; retrying", log[0])
-        self.services.remove(service)
         self.conductor()
-        self.services.append(service)
-        self.clock.pump([1.0] * 31)
+        self.fleet.advance(31)
         self.successResultOf(started)
         self.assertIsNone(service.node.waiting_for)
         self.assertGreater(self.row().report_count, 0)
@@ -133,10 +130,10 @@ class NodeTests(ConductorCase):
         self.conductor()
         self.registry.outage = DatabaseUnavailableError("u", "away")
         started = self.ask(self.node().start())
-        self.clock.pump([1.0] * 5)
+        self.fleet.advance(5)
         self.assertNoResult(started)
         self.registry.outage = None
-        self.clock.pump([1.0] * 31)
+        self.fleet.advance(31)
         self.successResultOf(started)
 
     def test_fail_fast(self) -> None:
@@ -145,7 +142,7 @@ class NodeTests(ConductorCase):
         self.assertIn(
             "nova-x@h1 did not start; step registration failed: database conductor: no node serves", str(error)
         )
-        self.turn()
+        self.fleet.advance(0)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_stop_while_waiting(self) -> None:
@@ -154,7 +151,7 @@ class NodeTests(ConductorCase):
         started = self.ask(service.start())
         self.successResultOf(service.stop())
         self.failureResultOf(started, StateError)
-        self.turn()
+        self.fleet.advance(0)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_outage(self) -> None:
@@ -163,12 +160,12 @@ class NodeTests(ConductorCase):
         self.started()
         self.successResultOf(self.ask(conductor.stop()))
         log = self.log()
-        self.clock.pump([1.0] * 90)
+        self.fleet.advance(90)
         self.assertEqual(len(log), 1, log)
         self.assertIn("model server went away: database conductor: no node serves the topic", log[0])
         before = self.row().report_count
         self.successResultOf(self.ask(conductor.start()))
-        self.clock.pump([1.0] * 30)
+        self.fleet.advance(30)
         self.assertGreater(self.row().report_count, before)
         self.assertLess(self.row().age, 30)
 
@@ -177,16 +174,15 @@ class NodeTests(ConductorCase):
         self.conductor()
         self.started()
         self.successResultOf(self.registry.delete(self.row().id))
-        self.clock.advance(10)
-        self.turn()
+        self.fleet.advance(10)
         self.assertEqual(self.row().report_count, 1)
 
     def test_stop(self) -> None:
         """After a stop the row stays, and no call is pending."""
-        service = self.started_with_conductor()
+        conductor, service = self.conductor(), self.started()
         self.successResultOf(self.ask(service.stop()))
         self.assertIsNotNone(self.row())
-        self.successResultOf(self.ask(self.services[0].stop()))
+        self.successResultOf(self.ask(conductor.stop()))
         self.assertEqual(self.clock.getDelayedCalls(), [])
         self.assertIsNone(self.apart.broker._resource)
 
@@ -206,10 +202,10 @@ class NodeTests(ConductorCase):
 
     def test_kill_without_conductor(self) -> None:
         """kill() without a conductor stops the node, and fails."""
-        service = self.started_with_conductor()
-        self.successResultOf(self.ask(self.services[0].stop()))
+        conductor, service = self.conductor(), self.started()
+        self.successResultOf(self.ask(conductor.stop()))
         killed = self.ask(service.kill())
-        self.clock.pump([1.0] * 30)
+        self.fleet.advance(30)
         self.failureResultOf(killed, DatabaseUnavailableError)
         self.assertEqual(service.state, "stopped")
 

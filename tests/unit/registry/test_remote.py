@@ -68,7 +68,7 @@ class ErrorsTests(ConductorCase):
 
     def silence(self) -> None:
         """Replace the conductor by a server that never replies."""
-        transport = self.done(self.runtime.broker.acquire())
+        transport = self.transport()
         self.successResultOf(transport.listen(Target("conductor", "c1"), lambda delivery: None, 10))
 
     def conductor_before(self, beat: Callable[[int], Any]) -> Service:
@@ -81,13 +81,13 @@ class ErrorsTests(ConductorCase):
     def test_unconfirmed(self) -> None:
         """An unconfirmed idempotent operation is sent again; an update is not, and counts as an outage."""
         self.conductor()
-        transport = ForgetfulTransport(self.done(self.runtime.broker.acquire()))
+        transport = ForgetfulTransport(self.transport())
         remote = RemoteRegistry(Client(transport, clock=self.clock))
         record = self.successResultOf(self.ask(remote.register("h1", "novasvc-agent", "agent", 1)))
         self.successResultOf(self.ask(remote.beat(record.id)))
         self.assertEqual(len(transport.sent), 4)
         changing = self.ask(remote.update(record.id, ServiceChanges(disabled=True)))
-        self.clock.advance(1)
+        self.fleet.advance(1)
         self.assertIn("was lost meanwhile", self.failureResultOf(changing, DatabaseUnavailableError).value.problem)
         self.assertEqual(len(transport.sent), 5)
 
@@ -119,9 +119,9 @@ class ErrorsTests(ConductorCase):
         """A conductor that does not answer is an outage after TIMEOUT seconds."""
         self.silence()
         asked = self.ask(self.remote().beat(1))
-        self.clock.advance(TIMEOUT - 0.1)
+        self.fleet.advance(TIMEOUT - 0.1)
         self.assertNoResult(asked)
-        self.clock.advance(0.2)
+        self.fleet.advance(0.2)
         error = self.failureResultOf(asked, DatabaseUnavailableError).value
         self.assertEqual(error.problem, "it did not answer in time")
 
@@ -130,8 +130,7 @@ class ErrorsTests(ConductorCase):
         cancelled: list[Any] = []
         service = self.conductor_before(lambda _: Deferred(cancelled.append))
         asked = self.ask(self.remote().beat(1))
-        self.clock.advance(TIMEOUT)
-        self.turn()
+        self.fleet.advance(TIMEOUT)
         self.failureResultOf(asked, DatabaseUnavailableError)
         self.assertEqual(len(cancelled), 1)
         self.assertEqual(service.node.server.in_flight, 0)
@@ -147,7 +146,7 @@ class ErrorsTests(ConductorCase):
 
     def test_cancelled(self) -> None:
         """A cancelled call is forgotten."""
-        transport = self.done(self.runtime.broker.acquire())
+        transport = self.transport()
         client = Client(transport, clock=self.clock)
         self.conductor()
         asked = RemoteRegistry(client).beat(1)

@@ -11,7 +11,8 @@ class AwaitingRedeliveryTests(RPCCase):
     def lose_broker(self, *, redelivers: bool) -> None:
         """End the session without redeliveries, and consume again."""
         listener: Any = self.server._listener
-        listener.redelivers, listener.ended = redelivers, True
+        session = listener._session
+        session.redelivers, session.ended = redelivers, True
         listener.cancel()
         self.server._listener = self.successResultOf(self.transport.listen(TARGET, listener._receiver, 2))
 

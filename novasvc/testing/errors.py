@@ -1,0 +1,33 @@
+"""Errors of the helpers for tests."""
+
+from novasvc.errors import ProblemError
+
+
+class NotSettledError(ProblemError):
+    """The time of a fleet was advanced to its limit, or nothing is due any more, and something still waits.
+
+    The problem names what waits; the subject is the wait that was given up.
+    """
+
+
+class BusyClockError(ProblemError):
+    """The calls that are due at one moment do not end: each schedules another for the same moment.
+
+    The subject is the function that was called last.
+    """
+
+    about = "the clock does not get past {}"
+
+
+class UnusedFaultError(ProblemError):
+    """A fault was injected that no message met. The subject is the fault."""
+
+
+class UnknownNodeError(ProblemError):
+    """No node of the fleet has this name. The subject is the name."""
+
+    about = "node {!r}"
+
+
+class ServerSetupError(ProblemError):
+    """A server for tests refused to make or to delete something. The subject is its URL, without a password."""
