@@ -146,7 +146,9 @@ class ProgramTests(TestCase):
         hello, through, wrong, invalid, nothing, closed, again, left = self.run_program(PLAIN)
         self.assertEqual([hello, through], ["echo hello", "through by thread"])
         self.assertIn("ReactorThreadError", wrong)
-        self.assertEqual(invalid, "echo InvalidArgumentsError invalid arguments for 'echo': value: expected str, got int")
+        self.assertEqual(
+            invalid, "echo InvalidArgumentsError invalid arguments for 'echo': value: expected str, got int"
+        )
         self.assertIn("nothing NoSuchMethodError", nothing)
         self.assertEqual((closed, again), ("closed TransportClosedError", "again hello"))
         self.assertIn("left open", left)

@@ -59,7 +59,6 @@ class BlockingCase(TestCase):
         self.addCleanup(self.client.close)
         return BlockingClient(self.client, reactor=reactor, **options)
 
-
     async def _end(self, server: rpc.Server) -> None:
         for hanging in self.desk.hanging:
             if not hanging.called:
