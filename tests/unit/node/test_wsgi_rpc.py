@@ -98,7 +98,7 @@ class EnvironTests(WSGICase):
         await stopping
 
     async def test_stopped(self) -> None:
-        """When the time of a stop is over, or it hurries, a call that waits ends with an error, and its thread with it."""
+        """When a stop takes too long, or hurries, a call that waits ends with an error, and its thread with it."""
         web = await self.start()
         caller = await connect(web.port or 0)
         caller.transport.write(LAST.replace(b"/ ", b"/hang "))

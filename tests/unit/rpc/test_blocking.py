@@ -98,7 +98,7 @@ class CallTests(BlockingCase):
         self.assertIn("not topc", str(error))
 
     async def test_context(self) -> None:
-        """The call is made in the context variables of its thread: a new request context has the thread's request id."""
+        """The call is made in the thread's context variables: a new request context has the thread's request id."""
         client = await self.make()
 
         def serve() -> Any:
