@@ -1,6 +1,7 @@
 """JSON Schemas: what msgspec leaves out of them, and one set of definitions for many methods."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -136,7 +137,7 @@ def merge_definitions(
         names: dict[str, str] = {}
         for name in sorted(own):
             text = f"{name} {json.dumps({each: own[each] for each in sorted(_reached(name, own))}, sort_keys=True)}"
-            short = name.rpartition(".")[2]
+            short = re.sub(r"[^\w\-]", "_", name.rpartition(".")[2], flags=re.ASCII) or "Type"
             number = 1
             while texts.get(names.setdefault(name, short), text) != text:
                 number += 1
