@@ -31,6 +31,8 @@ from novasvc.rpc.shape import Shape, shape_of_arguments, shape_of_result
 _PLAIN = (type(None), bool, int, float, str)
 """Types that JSON has: a result of one of them is checked only."""
 
+_ATOMS = frozenset(_PLAIN)
+
 _BINARY = (msgspec.inspect.BytesType, msgspec.inspect.ByteArrayType, msgspec.inspect.MemoryViewType)
 """Refused in arguments: a client sends bytes as text, msgspec would read that as base64."""
 
@@ -195,6 +197,8 @@ def as_dicts(value: Any) -> Any:
     msgspec reads the ``__dict__`` of a dataclass. In one that it has made itself, from an argument, a field that was
     not given is missing there: its default is found in the class. A field that is ``msgspec.UNSET`` is left out.
     """
+    if type(value) in _ATOMS:
+        return value
     if isinstance(value, list | tuple):
         return [as_dicts(each) for each in value]
     if isinstance(value, datetime):
