@@ -1,6 +1,7 @@
 """The base class of users' managers, and the functions that import and make a manager by name."""
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from importlib import import_module
 from inspect import Parameter, signature
 from typing import Any
@@ -15,6 +16,7 @@ from novasvc.errors import ProblemError, describe
 from novasvc.interfaces import IManager, IServiceRegistry
 from novasvc.periodic import TaskRunner
 from novasvc.rpc import Client
+from novasvc.rpc.blocking import BlockingClient
 
 
 class ManagerError(ProblemError):
@@ -43,6 +45,11 @@ class ManagerResources:
     registry: IServiceRegistry
     run_blocking: Callable[..., Deferred[Any]]
     worker: int | None = None
+
+    @cached_property
+    def blocking(self) -> BlockingClient:
+        """The RPC client for methods that run in a thread: each call waits there for its result."""
+        return BlockingClient(self.rpc, reactor=self.reactor)
 
 
 Attachments = ManagerResources

@@ -10,6 +10,7 @@ from twisted.web.resource import IResource
 from zope.interface import implementer
 
 from novasvc.api.access import Access
+from novasvc.api.asyncapi import AsyncAPI
 from novasvc.api.backend import Backend
 from novasvc.api.errors import APIError
 from novasvc.api.gateway import Gateway
@@ -87,6 +88,7 @@ def make_api_root(backend: Backend, access: Access) -> APIRoot:
         b"v1": Gateway(backend, access).app.resource(),
         b"v1/leases": Leases(backend, access).app.resource(),
         b"openapi.json": OpenAPI(_operations()).app.resource(),
+        b"asyncapi.json": AsyncAPI(backend, access).app.resource(),
     }
     resources |= make_page_resources(backend, access)
     resources[b""] = Index(resources[b""])
@@ -97,5 +99,5 @@ def make_api_root(backend: Backend, access: Access) -> APIRoot:
 
 def _operations() -> Iterator[tuple[str, str, Operation]]:
     yield from OSServices.operations()
-    for app in (Gateway.app, Leases.app, HealthResource.app, MetricsResource.app, *PAGE_APPS):
+    for app in (Gateway.app, Leases.app, HealthResource.app, MetricsResource.app, AsyncAPI.app, *PAGE_APPS):
         yield from operations_of(app)

@@ -11,9 +11,7 @@ from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.output import printable
 from novasvc.cli.remote import read_target, run_with_client, wait_for_reply
 from novasvc.context import RequestContext
-
-_FRAMEWORK = frozenset({"node", "baseapi"})
-"""Namespaces that every service has."""
+from novasvc.rpc.asyncapi import FRAMEWORK, make_asyncapi
 
 _TIMEOUT = 5.0
 
@@ -23,15 +21,30 @@ _TIMEOUT = 5.0
 @click.option("--server", metavar="HOST", help="The host, if the topic itself contains a dot.")
 @click.option("--all", "everything", is_flag=True, help="Also the methods that every service has.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, with the JSON Schemas of the methods.")
+@click.option("--asyncapi", is_flag=True, help="Print the methods as an AsyncAPI 3 document.")
 @pass_command_context
-def describe(context: CommandContext, target: str, server: str | None, everything: bool, as_json: bool) -> None:  # noqa: FBT001 - click's
-    """Show the methods of a service of TOPIC, or of the one on HOST: arguments, results, errors; and its tasks."""
+def describe(
+    context: CommandContext,
+    target: str,
+    server: str | None,
+    everything: bool,  # noqa: FBT001 - click's
+    as_json: bool,  # noqa: FBT001 - click's
+    asyncapi: bool,  # noqa: FBT001 - click's
+) -> None:
+    """Show the methods of a service of TOPIC, or of the one on HOST: arguments, results, errors; and its tasks.
+
+    The API serves the AsyncAPI document of all services at /asyncapi.json.
+    """
     rpc_target = attrs.evolve(read_target(target, server), namespace="node", version="1.1")
 
     async def work(client: Any, _reactor: Any) -> None:
         asking = client.prepare(timeout=_TIMEOUT, idempotent=True).call(RequestContext.admin(), "interface")
         answer = await wait_for_reply(asking)
-        click.echo(json.dumps(answer) if as_json else described(answer, everything=everything))
+        if asyncapi:
+            document = make_asyncapi([answer], exchange=context.configuration.settings.control_exchange)
+            click.echo(json.dumps(document, indent=2))
+        else:
+            click.echo(json.dumps(answer) if as_json else described(answer, everything=everything))
 
     run_with_client(context.configuration.settings, rpc_target, work)
 
@@ -43,7 +56,7 @@ def described(answer: dict[str, Any], *, everything: bool = False) -> str:
     :param everything: also the methods of the framework's namespaces.
     """
     lines = [f"{answer['topic']} on {answer['host']} ({answer['binary']})", "", "methods"]
-    methods = [row for row in answer["methods"] if everything or row["namespace"] not in _FRAMEWORK]
+    methods = [row for row in answer["methods"] if everything or row["namespace"] not in FRAMEWORK]
     for row in methods:
         lines.append(f"  {row['method']}{row['signature']}")
         notes = [f"namespace {row['namespace']}"] if row["namespace"] else []

@@ -1,5 +1,6 @@
 """The site of a WSGI application (PEP 3333)."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from novasvc.http.access_log import AccessLog
@@ -20,6 +21,7 @@ class WSGISite(Site):
     :param threads: requests that it answers at a time.
     :param queue: requests that may wait for a thread; more get 503.
     :param multiprocess: whether other processes serve the same application.
+    :param environ: further entries of each request's environ.
     """
 
     def __init__(
@@ -33,11 +35,16 @@ class WSGISite(Site):
         threads: int = THREADS,
         queue: int = QUEUE,
         multiprocess: bool = False,
+        environ: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(None, limits=limits, reactor=reactor, log=log, name=name)
         self.app = app
         self.pool = ThreadPool(reactor, threads=threads, queue=queue)
-        self._common = {"wsgi.multiprocess": multiprocess, "wsgi.errors": ErrorLog(self.pool.reactor_queue, name)}
+        self._common = {
+            **(environ or {}),
+            "wsgi.multiprocess": multiprocess,
+            "wsgi.errors": ErrorLog(self.pool.reactor_queue, name),
+        }
 
     def make_request(self, channel: LimitedChannel, head: Head) -> WSGIRequest:
         """Make the request of a head; see :class:`~novasvc.http.channel.LimitedChannel`."""

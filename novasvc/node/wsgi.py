@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock, maybeDeferred
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -20,11 +20,15 @@ from novasvc.node.runtime import Runtime, process_runtime
 from novasvc.node.signature import hides
 from novasvc.node.specification import NodeSpecification
 from novasvc.rpc import Client
+from novasvc.rpc.blocking import BlockingClient
 from novasvc.telemetry.flight import note
 from novasvc.telemetry.logs import pluralize
 from novasvc.workers.specification import check_constructor
 
 _log = Logger()
+
+RPC = "novasvc.rpc"
+"""Key of the environ: a :class:`novasvc.blocking.Client`. It connects to the broker at its first call."""
 
 
 @implementer(IRebuildable, ISpecified)
@@ -85,6 +89,8 @@ class WSGIService(HTTPService):
         self._transport: ITransport | None = None
         self._registry: IServiceRegistry | None = None
         self._client: Client | None = None
+        self._connecting = DeferredLock()
+        self._blocking: BlockingClient | None = None
         self._step = ""
         self._listen_on(f"the API {name}", api.listen, api.listen_port)
 
@@ -160,6 +166,8 @@ class WSGIService(HTTPService):
             raise self._start_error(self._step, error) from error
 
     async def _start_parts(self) -> None:
+        # Not in the constructor: twistd forks between the two.
+        self._blocking = BlockingClient(self._connected_client, reactor=self.runtime.reactor)
         self._step = "application"
         self.app = self.loader.load_app(self.name)
         self._step = "manager"
@@ -175,13 +183,26 @@ class WSGIService(HTTPService):
     async def _attach(self, manager: Any) -> None:
         runtime = self.runtime
         self._step = "transport"
-        self._transport = await runtime.broker.acquire()
-        self._client = make_client(runtime, self._transport, lambda: self._registry)
+        client = await self._connected_client()
         self._step = "registry"
         self._registry = await self._registry_connection.acquire()
         delay, interval = runtime.settings.periodic_fuzzy_delay, runtime.settings.periodic_interval_max
         tasks = make_tasks(manager, runtime, fuzzy_delay=delay, interval_max=interval)
-        attach_resources(manager, runtime, self._client, self._registry, tasks)
+        attach_resources(manager, runtime, client, self._registry, tasks)
+
+    async def _connected_client(self) -> Client:
+        """Return the RPC client; connect to the broker on the first call, as an application may never use it.
+
+        :raises BrokerError: the broker cannot be used; the next call tries again.
+        """
+        await self._connecting.acquire()
+        try:
+            if self._client is None:
+                self._transport = await self.runtime.broker.acquire()
+                self._client = make_client(self.runtime, self._transport, lambda: self._registry)
+            return self._client
+        finally:
+            self._connecting.release()
 
     @property
     def _registry_connection(self) -> Any:
@@ -198,6 +219,9 @@ class WSGIService(HTTPService):
                 left = pluralize(self._site.pool.busy, "request")
                 _log.warn("{name} has stopped with {left} still running in threads", name=self.name, left=left)
             self._site.pool.close()
+        # Requests had their time: those that still run in threads must not wait for a reply any more.
+        if self._blocking is not None:
+            self._blocking.close()
         if self._registry is not None and self.manager is not None:
             await self._stop_step("cleanup_host", self.manager.cleanup_host)
         if self._client is not None:
@@ -231,6 +255,7 @@ class WSGIService(HTTPService):
             name=self.name,
             threads=settings.wsgi_default_pool_size,
             multiprocess=self.runtime.worker is not None,
+            environ={RPC: self._blocking},
         )
         return self._with_tls(self._site, self._tls)
 

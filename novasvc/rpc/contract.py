@@ -3,6 +3,9 @@
 Arguments arrive as JSON. Those that have an annotation are checked and converted before the method runs: to
 dataclasses, attrs classes, enums, datetimes, UUIDs and whatever else msgspec can make of JSON, nested as deep as one
 likes. A result is checked and converted to JSON in the same way. What has no annotation, or ``Any``, stays as it is.
+
+A field that a dataclass does not have is refused, and a time without an offset is in UTC: see the notes in
+:mod:`novasvc.rpc.shape`.
 """
 
 import collections.abc
@@ -10,7 +13,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Iterator
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any, NotRequired, TypedDict, Union
 from uuid import UUID
@@ -22,9 +25,13 @@ from twisted.internet.defer import Deferred
 from novasvc.errors import DeclarationError
 from novasvc.rpc.errors import InvalidArgumentsError, ResultNotSerializableError
 from novasvc.rpc.payload import object_fields, primitive
+from novasvc.rpc.schema import add_time_formats
+from novasvc.rpc.shape import Shape, shape_of_arguments, shape_of_result
 
 _PLAIN = (type(None), bool, int, float, str)
 """Types that JSON has: a result of one of them is checked only."""
+
+_ATOMS = frozenset(_PLAIN)
 
 BINARY = (msgspec.inspect.BytesType, msgspec.inspect.ByteArrayType, msgspec.inspect.MemoryViewType)
 """Refused in arguments: a client sends bytes as text, msgspec would read that as base64."""
@@ -45,6 +52,7 @@ class Contract:
     :param method: the method's name, for errors.
     :param arguments: a TypedDict of the annotated arguments, for ``msgspec.convert``; None if there are none.
     :param result: the type of the result; Any if it has no annotation.
+    :ivar shape: what the arguments are read by before they are converted; None if there is nothing to read.
     :ivar plain_result: the type of a result that is JSON already; NotImplemented, which is no type, if it is not.
     """
 
@@ -52,10 +60,20 @@ class Contract:
     arguments: Any
     result: Any
     plain_result: Any = attrs.field(init=False)
+    shape: Shape | None = attrs.field(init=False)
 
     @plain_result.default
     def _plain_result(self) -> Any:
         return self.result if self.result in _PLAIN else NotImplemented
+
+    @shape.default
+    def _shape(self) -> Shape | None:
+        return None if self.arguments is None else shape_of_arguments(self.arguments)
+
+    @property
+    def result_shape(self) -> Shape | None:
+        """What a caller reads the result by before it converts it; unknown fields, a newer service's, are accepted."""
+        return shape_of_result(self.result)
 
     def invalid_arguments(self, error: Exception) -> InvalidArgumentsError:
         """Describe arguments that cannot be converted.
@@ -70,9 +88,7 @@ class Contract:
         :raises ResultNotSerializableError: it is not of its type.
         """
         try:
-            # A copy, in which nested dataclasses and the like are dicts. What JSON lacks, and OpenStack's services
-            # convert in their own way, is left to the encoder, so that peers see what they always saw.
-            plain = msgspec.to_builtins(as_dicts(result), builtin_types=_LEFT, str_keys=True, enc_hook=primitive)
+            plain = as_json(result)
             msgspec.convert(plain, self.result, builtin_types=_LEFT, str_keys=True)
         except Exception as error:  # noqa: BLE001 - users' classes may raise anything
             raise ResultNotSerializableError(self.method, _described(error, "the result")) from None
@@ -84,6 +100,8 @@ class Contract:
         (given, returned), shared = msgspec.json.schema_components(
             (arguments, self.result), ref_template="#/$defs/{name}"
         )
+        for kind, schema in ((arguments, given), (self.result, returned)):
+            add_time_formats(kind, schema, shared)
         return {"arguments": given, "result": returned, "$defs": shared}
 
 
@@ -170,16 +188,30 @@ def types_without_json(information: Any, refused: tuple[type, ...], seen: set[in
             yield from types_without_json(getattr(information, name), refused, seen)
 
 
+def as_json(value: Any) -> Any:
+    """Convert a value to what the encoder of messages takes: JSON, and the types that the encoder converts."""
+    # A copy, in which nested dataclasses and the like are dicts. What JSON lacks, and OpenStack's services convert in
+    # their own way, is left to the encoder, so that peers see what they always saw.
+    return msgspec.to_builtins(as_dicts(value), builtin_types=_LEFT, str_keys=True, enc_hook=primitive)
+
+
 def as_dicts(value: Any) -> Any:
-    """Return a value with its dataclasses and attrs objects as dicts of all their fields, however nested.
+    """Return a value with its dataclasses and attrs objects as dicts of all their fields, and its times in UTC.
 
     msgspec reads the ``__dict__`` of a dataclass. In one that it has made itself, from an argument, a field that was
-    not given is missing there: its default is found in the class.
+    not given is missing there: its default is found in the class. A field that is ``msgspec.UNSET`` is left out.
     """
+    if type(value) in _ATOMS:
+        return value
     if isinstance(value, list | tuple):
         return [as_dicts(each) for each in value]
+    if isinstance(value, datetime):
+        # The encoder drops the offset.
+        return value if value.tzinfo is None else value.astimezone(UTC)
     found = value if isinstance(value, dict) else object_fields(value)
-    return value if found is None else {key: as_dicts(each) for key, each in found.items()}
+    if found is None:
+        return value
+    return {key: as_dicts(each) for key, each in found.items() if each is not msgspec.UNSET}
 
 
 def _described(error: BaseException, what: str) -> str:

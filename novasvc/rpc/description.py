@@ -1,7 +1,7 @@
 """Describe exposed methods, for people and for programs that write clients."""
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from novasvc.rpc.endpoint import Method
@@ -13,7 +13,8 @@ def describe_methods(methods: Iterable[Method]) -> list[dict[str, Any]]:
 
     :return: {"method", "namespace": str or None, "version", "signature": "(item: str, amount: int = 1) -> str",
         "summary": the first line of the docstring, "raises": names of the expected exceptions, "idempotent": bool,
-        "timeout": seconds or None, "schema": see :meth:`novasvc.rpc.contract.Contract.schema`, or None} each.
+        "timeout": seconds or None, "schema": see :meth:`novasvc.rpc.contract.Contract.schema`, or None, "parameters":
+        see :func:`_parameters`} each.
     """
     ordered = sorted(methods, key=lambda method: (method.exposure.namespace or "", method.name))
     return [
@@ -27,6 +28,7 @@ def describe_methods(methods: Iterable[Method]) -> list[dict[str, Any]]:
             "idempotent": method.exposure.idempotent,
             "timeout": method.exposure.timeout,
             "schema": None if method.contract is None else method.contract.schema(),
+            "parameters": list(_parameters(method)),
         }
         for method in ordered
     ]
@@ -57,6 +59,26 @@ def _constructor(error: type[Exception]) -> str:
     signature = inspect.signature(error.__init__)
     parameters = list(signature.parameters.values())[1:]
     return str(signature.replace(parameters=parameters, return_annotation=signature.empty))
+
+
+def _parameters(method: Method) -> Iterator[dict[str, Any]]:
+    """Yield what a call passes, in order: {"name", "required": bool, "keyword_only": bool, "open": bool}.
+
+    A parameter that is open takes arguments of any further names. "default" is there if there is one that JSON has.
+    """
+    for each in list(inspect.signature(method.function).parameters.values())[1:]:
+        if each.kind is not each.VAR_POSITIONAL:
+            optional = each.default is not each.empty or each.kind is each.VAR_KEYWORD
+            row = {
+                "name": each.name,
+                "required": not optional,
+                "keyword_only": each.kind is each.KEYWORD_ONLY,
+                "open": each.kind is each.VAR_KEYWORD,
+            }
+            yield {**row, "default": each.default} if type(each.default) in _PLAIN else row
+
+
+_PLAIN = (type(None), bool, int, str)
 
 
 def _signature(method: Method) -> str:

@@ -361,7 +361,8 @@ class Dispatcher:
         if contract is not None and contract.arguments is not None:
             # Inlined: every call passes here.
             try:
-                converted = convert(args, contract.arguments, str_keys=True)
+                fitting = args if contract.shape is None else contract.shape.fit(args)
+                converted = convert(fitting, contract.arguments, str_keys=True)
             except Exception as error:  # noqa: BLE001 - users' classes may raise anything when they are made
                 raise contract.invalid_arguments(error) from None
             # msgspec leaves out the arguments without annotations.

@@ -356,3 +356,40 @@ class RemoteError(RPCError):
     def __str__(self) -> str:
         text = with_origin(self, f"remote error: {self.exc_type} {self.value}")
         return f"{text}; not raised as {self.module}.{self.exc_type}: {self.reason}" if self.reason else text
+
+
+class ReactorThreadError(RPCError):
+    """A blocking call was made in the reactor's thread, which would wait for itself."""
+
+    def __str__(self) -> str:
+        return (
+            "a blocking call in the reactor's thread would wait for itself for ever; await a call of "
+            "novasvc.rpc.Client there, such as manager.attachments.rpc, or run the caller in a thread: by "
+            "@rpc.expose(blocking=True) or manager.attachments.run_blocking"
+        )
+
+
+class ReactorStoppedError(RPCError):
+    """A blocking call was made while the reactor of its client does not run."""
+
+    def __str__(self) -> str:
+        return (
+            "the reactor of this client does not run, so no reply can arrive; call while it runs, or, in a program "
+            "without a reactor, make the client with novasvc.blocking.connect()"
+        )
+
+
+@attrs.define
+class ForkedClientError(RPCError):
+    """A blocking client, or the reactor, belongs to the process that this process was forked from.
+
+    :param parent: the process id.
+    """
+
+    parent: int
+
+    def __str__(self) -> str:
+        return (
+            f"the client's reactor runs in process {self.parent}, which forked this one, and does not run here; fork "
+            "first, and call novasvc.blocking.connect() in each process afterwards"
+        )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import date, datetime
 from decimal import Decimal
 from enum import Enum
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Any
 from uuid import UUID
@@ -63,11 +64,16 @@ def _plain_object(value: object) -> Any:
 
 def object_fields(value: Any) -> dict[str, Any] | None:
     """Return the fields of a dataclass or attrs object, as they are; None for anything else."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    if attrs.has(type(value)):
-        return {field.name: getattr(value, field.name) for field in attrs.fields(type(value))}
-    return None
+    kind: Any = type(value)
+    names = _field_names(kind)
+    return None if names is None else {name: getattr(value, name) for name in names}
+
+
+@lru_cache(maxsize=1024)
+def _field_names(kind: type) -> tuple[str, ...] | None:
+    if dataclasses.is_dataclass(kind):
+        return tuple(field.name for field in dataclasses.fields(kind))
+    return tuple(field.name for field in attrs.fields(kind)) if attrs.has(kind) else None
 
 
 # Note [JSON at a few microseconds]

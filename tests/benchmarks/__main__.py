@@ -5,7 +5,7 @@ import importlib
 import json
 from pathlib import Path
 
-BENCHMARKS = ("fleet", "http", "node", "prefork", "reachability", "rpc")
+BENCHMARKS = ("contracts", "fleet", "http", "node", "prefork", "reachability", "rpc")
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import decimal
 import enum
 import uuid
 from collections.abc import Awaitable
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 import attrs
 import msgspec
@@ -17,6 +17,7 @@ from novasvc import rpc
 from novasvc.context import RequestContext
 from novasvc.errors import DeclarationError, InvalidArgumentsError, ResultNotSerializableError
 from novasvc.rpc.contract import Contract, contract_of
+from novasvc.rpc.payload import dumps, loads
 from tests.support.rpc_rig import RPCCase
 
 
@@ -54,7 +55,9 @@ class ContractCase(SynchronousTestCase):
 
     def converted(self, function: Any, args: dict[str, Any]) -> Any:
         """Convert arguments as the dispatcher does."""
-        return msgspec.convert(args, self.contract(function).arguments, str_keys=True)
+        contract = self.contract(function)
+        fitting = args if contract.shape is None else contract.shape.fit(args)
+        return msgspec.convert(fitting, contract.arguments, str_keys=True)
 
     def refused(self, function: Any, **args: Any) -> str:
         error = self.assertRaises(msgspec.ValidationError, self.converted, function, args)
@@ -109,6 +112,133 @@ class ArgumentsTests(ContractCase):
         def take(self: Any, context: Any, by_number: dict[int, str]) -> None: ...
 
         self.assertEqual(self.converted(take, {"by_number": {"7": "a"}}), {"by_number": {7: "a"}})
+
+
+class UnknownFieldTests(ContractCase):
+    """See Note [Unknown fields] in novasvc.rpc.shape."""
+
+    def test_refused(self) -> None:
+        """A field that a class does not have is refused, however nested; the error has the path and the fields."""
+
+        def place(self: Any, context: Any, order: Order, by_name: dict[str, Line] | None = None) -> None: ...
+
+        order = {"number": NUMBER, "lines": [{"item": "tea"}]}
+        self.assertEqual(
+            self.refused(place, order={**order, "lines": [{"item": "tea"}, {"item": "tea", "amout": 2}]}),
+            "invalid arguments for 'm': order.lines[1]: object contains unknown field amout; its fields are: amount, "
+            "item, unit",
+        )
+        self.assertIn("'m': order: object contains unknown field gift", self.refused(place, order={**order, "gift": 1}))
+        named = {"a": {"item": "tea", "x": 1}}
+        self.assertIn("by_name.a: object contains unknown field x", self.refused(place, order=order, by_name=named))
+
+    def test_kinds(self) -> None:
+        """Tuples, unions, TypedDicts, recursive and tagged classes are read, too."""
+
+        def take(
+            self: Any,
+            context: Any,
+            pair: tuple[int, Line] | Line,
+            typed: Typed,
+            tree: Tree,
+            either: Small | Large,
+        ) -> None: ...
+
+        right: dict[str, Any] = {
+            "pair": [1, {"item": "tea"}],
+            "typed": {"line": {"item": "tea"}},
+            "tree": {"children": [{"children": []}]},
+            "either": {"type": "Large", "lines": [{"item": "tea"}]},
+        }
+        converted = self.converted(take, right)
+        self.assertEqual((converted["pair"], converted["either"]), ((1, Line("tea")), Large([Line("tea")])))
+        wrong = {"item": "tea", "x": 1}
+        for name, value, path in (
+            ("pair", [1, wrong], "pair[1]"),
+            ("pair", wrong, "pair"),
+            ("typed", {"line": wrong}, "typed.line"),
+            ("typed", {"x": 1}, "typed"),
+            ("tree", {"children": [{"children": [{"x": 1}]}]}, "tree.children[0].children[0]"),
+            ("either", {"type": "Large", "lines": [wrong]}, "either.lines[0]"),
+        ):
+            expected = f"'m': {path}: object contains unknown field x"
+            self.assertIn(expected, self.refused(take, **{**right, name: value}))
+
+    def test_structs(self) -> None:
+        """A msgspec.Struct decides by itself: by default it accepts what it does not know."""
+
+        def take(self: Any, context: Any, open_one: Small, closed: Closed) -> None: ...
+
+        right = {"open_one": {"type": "Small", "number": 1, "new": 1}, "closed": {"number": 1}}
+        self.assertEqual(self.converted(take, right), {"open_one": Small(1), "closed": Closed(1)})
+        error = self.refused(take, **{**right, "closed": {"number": 1, "new": 1}})
+        self.assertIn("closed: object contains unknown field new", error)
+
+    def test_many(self) -> None:
+        """An error stays short, however many names a caller sends, and however long they are."""
+
+        def take(self: Any, context: Any, line: Line) -> None: ...
+
+        error = self.refused(take, line={f"{'x' * 1000}{number}": 1 for number in range(1000)})
+        self.assertLess(len(error), 1000)
+
+    def test_nothing_to_read(self) -> None:
+        """A contract without objects and times has no shape, and its calls pay nothing."""
+
+        def take(self: Any, context: Any, names: list[str], counts: dict[str, int], unit: Unit) -> None: ...
+
+        self.assertIsNone(self.contract(take).shape)
+
+
+EAST = dt.timezone(dt.timedelta(hours=2))
+NOON = dt.datetime(2026, 11, 29, 12, tzinfo=dt.UTC)
+
+
+class TimeTests(ContractCase):
+    """See Note [Times without an offset] in novasvc.rpc.shape."""
+
+    def test_arguments(self) -> None:
+        """A time without an offset is in UTC; one with an offset keeps it; the method always gets an aware one."""
+
+        def take(self: Any, context: Any, at: dt.datetime, more: dict[str, list[dt.datetime | None]]) -> None: ...
+
+        more = {"a": ["2026-11-29T12:00:00.000000", None, "2026-11-29T14:00:00+02:00"]}
+        converted = self.converted(take, {"at": "2026-11-29 12:00:00", "more": more})
+        self.assertEqual(converted, {"at": NOON, "more": {"a": [NOON, None, NOON]}})
+        self.assertEqual(converted["more"]["a"][2].utcoffset(), dt.timedelta(hours=2))
+        self.assertIn("at: invalid RFC3339 encoded datetime", self.refused(take, at="noon", more={}))
+
+    def test_naive(self) -> None:
+        """A method that asks for naive times gets them."""
+
+        def take(self: Any, context: Any, at: Annotated[dt.datetime, msgspec.Meta(tz=False)]) -> None: ...
+
+        self.assertIsNone(self.converted(take, {"at": "2026-11-29T12:00:00"})["at"].tzinfo)
+
+    def test_results(self) -> None:
+        """A time in a result is converted to UTC before its offset is dropped; a naive one is sent as it is."""
+
+        def read(self: Any, context: Any) -> list[dt.datetime]: ...
+
+        east, naive = NOON.astimezone(EAST), NOON.replace(tzinfo=None)
+        plain = self.contract(read).convert_result([NOON, east, naive])
+        self.assertEqual(loads(dumps(plain, "value")), ["2026-11-29T12:00:00.000000"] * 3)
+
+    def test_schema(self) -> None:
+        """Times have their format in the schemas, wherever they are."""
+
+        def read(
+            self: Any, context: Any, at: dt.datetime | None, many: list[dt.datetime], order: Order | list[dt.datetime]
+        ) -> tuple[int, dt.datetime]: ...
+
+        schema = self.contract(read).schema()
+        time = {"type": "string", "format": "date-time"}
+        given = schema["$defs"]["m_arguments"]["properties"]
+        self.assertIn(time, given["at"]["anyOf"])
+        self.assertEqual(given["many"]["items"], time)
+        self.assertIn({"type": "array", "items": time}, given["order"]["anyOf"])
+        self.assertIn(time, schema["$defs"]["Order"]["properties"]["due"]["anyOf"])
+        self.assertEqual(schema["result"]["prefixItems"][1], time)
 
 
 class ResultTests(ContractCase):
@@ -231,6 +361,22 @@ class Tree:
     children: "list[Tree]"
 
 
+class Typed(TypedDict, total=False):
+    line: Line
+
+
+class Small(msgspec.Struct, tag=True):
+    number: int
+
+
+class Large(msgspec.Struct, tag=True):
+    lines: list[Line]
+
+
+class Closed(msgspec.Struct, forbid_unknown_fields=True):
+    number: int
+
+
 class Shop:
     """An endpoint that notes what it was called with."""
 
@@ -278,6 +424,9 @@ class CallTests(RPCCase):
         calling = self.call("place", line={"item": 7}, when="2026-11-29")
         error = self.failureResultOf(calling, InvalidArgumentsError).value
         self.assertEqual((error.method, error.problem), ("place", "line.item: expected str, got int"))
+        calling = self.call("place", line={"item": "tea", "amout": 2}, when="2026-11-29")
+        error = self.failureResultOf(calling, InvalidArgumentsError).value
+        self.assertEqual(error.problem, "line: object contains unknown field amout; its fields are: amount, item, unit")
         self.assertEqual(self.diary.calls, [])
 
     def test_peers(self) -> None:
