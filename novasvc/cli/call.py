@@ -65,7 +65,7 @@ def call(
         # Print now: closing the connections may take a moment.
         click.echo(json.dumps(result) if as_json else readable(result))
 
-    run_with_client(context.configuration.settings, target, work)
+    run_with_client(context.configuration.settings, target, work, (method, arguments))
 
 
 def readable(result: Any) -> str:

@@ -14,6 +14,7 @@ import click
 from novasvc._version import __version__
 from novasvc.cli.command_context import CommandContext
 from novasvc.cli.output import printable, printable_lines
+from novasvc.cli.suggestion import SuggestingGroup
 from novasvc.errors import NovasvcError, describe
 from novasvc.rpc.errors import RPCError
 from novasvc.workers.errors import CommandRejectedError
@@ -22,7 +23,7 @@ _USAGE = 2
 _INTERRUPTED = 130
 
 
-class LazyGroup(click.Group):
+class LazyGroup(SuggestingGroup):
     """Imports a subcommand only when it is used: `service` needs Twisted, `config` does not."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

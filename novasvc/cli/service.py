@@ -7,6 +7,7 @@ import click
 from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.output import Output, output_options, printable
 from novasvc.cli.service_selector import ServiceSelector, selector_options
+from novasvc.cli.suggestion import SuggestingGroup
 from novasvc.interfaces import IServiceRegistry
 from novasvc.registry.liveness import is_up
 from novasvc.registry.record import ServiceChanges, ServiceRecord
@@ -19,7 +20,7 @@ LONG_COLUMNS = ("Disabled Reason", "Forced Down")
 _MAX_REASON_LENGTH = 255
 
 
-@click.group()
+@click.group(cls=SuggestingGroup)
 def service() -> None:
     """List the registered services, enable and disable them."""
 

@@ -8,12 +8,13 @@ import click
 from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.control import ask
 from novasvc.cli.output import Output, output_options, printable
+from novasvc.cli.suggestion import SuggestingGroup
 
 COLUMNS = ("Number", "Server", "PID", "State", "Since", "Restarts", "Memory", "Trouble")
 _MIB = 1024 * 1024
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=SuggestingGroup, invoke_without_command=True)
 @output_options
 @pass_command_context
 def workers(context: CommandContext, output: Output) -> None:
