@@ -133,6 +133,9 @@ def describe(error: BaseException) -> str:
     """Describe an exception in one line: class, text with passwords masked, and where it was raised."""
     text = _PASSWORD.sub(r"\1***@", " ".join(str(error).split()))
     what = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    if isinstance(error, SyntaxError) and error.filename:
+        line = f": {' '.join(error.text.split())}" if error.text else ""
+        return f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno}{line})"
     frames = extract_tb(error.__traceback__)
     # Frames of Twisted and of the import system only pass the exception on: name the innermost frame of other code.
     own = [frame for frame in frames if "/twisted/" not in frame.filename and not frame.filename.startswith("<frozen")]

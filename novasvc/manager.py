@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from inspect import Parameter, signature
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -143,6 +144,14 @@ def make_manager(manager: str | Callable[..., Any], *args: Any, **kwargs: Any) -
     return made
 
 
+def _remedy(module: str) -> str:
+    """Return what to do about a module that is not found."""
+    path = Path.cwd().joinpath(*module.split("."))
+    if path.is_dir() or path.with_suffix(".py").is_file():
+        return f"it is in the current directory: set PYTHONPATH=., or use `novasvc run {module}...`"
+    return "check the name, install it, or add its folder to PYTHONPATH"
+
+
 def _load(path: str) -> Callable[..., Any]:
     module_name, _, name = path.replace(":", ".").rpartition(".")
     if not module_name:
@@ -151,7 +160,7 @@ def _load(path: str) -> Callable[..., Any]:
         module = import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            problem, remedy = f"there is no module {error.name!r}", "install it, or add its folder to PYTHONPATH"
+            problem, remedy = f"there is no module {error.name!r}", _remedy(error.name)
         else:
             problem = f"{module_name} imports {error.name!r}, which is not installed"
             remedy = f"install {error.name}"

@@ -1,7 +1,7 @@
 """The arguments of a call on the command line: NAME=VALUE, where a VALUE may be JSON."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import click
@@ -48,7 +48,7 @@ def _doubt(value: str, error: Exception) -> str:
     return ""
 
 
-def sent_as_strings(arguments: dict[str, Any], problem: str) -> Iterable[str]:
+def sent_as_strings(arguments: Mapping[str, Any], problem: str) -> Iterable[str]:
     """Yield a note for each string that a service refused and that begins like a number.
 
     :param problem: of an InvalidArgumentsError; names the refused argument as "$.name" or "name".

@@ -50,9 +50,10 @@ def _run_and_watch(arguments: Sequence[str], settings: Settings, directory: Path
     from novasvc.transport.local.restarts import RestartFile  # noqa: PLC0415
 
     command = [sys.executable, "-c", _AGAIN, str(os.getpid()), *arguments]
+    nodes = [(service.topic, service.host) for service in settings.services]
     try:
         # Callers on this host wait while the node restarts.
-        file = None if settings.uses_broker else RestartFile(settings.socket_dir, [s.topic for s in settings.services])
+        file = None if settings.uses_broker else RestartFile(settings.socket_dir, nodes)
     except OSError:
         file = None  # The node says what is wrong with the directory.
     if file is None:

@@ -1,8 +1,10 @@
 """The wiring of `twistd novasvc` and .tac files: from options to a service tree."""
 
 import os
+import re
 import sys
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -48,7 +50,9 @@ class Options(usage.Options):
         try:
             super().parseOptions(options)
         except usage.UsageError as error:
-            sys.exit(f"novasvc: {str(error).rstrip('.')}; `twistd novasvc --help` lists the options")
+            sys.exit(
+                f"novasvc: {str(error).rstrip('.')}; {_meant(str(error))}`twistd novasvc --help` lists the options"
+            )
 
     def postOptions(self) -> None:
         """Load the settings; exit if they are invalid."""
@@ -56,6 +60,14 @@ class Options(usage.Options):
             self.configuration = read(self)
         except NovasvcError as error:
             sys.exit(f"novasvc: {error}")
+
+
+def _meant(problem: str) -> str:
+    """Return a suggestion for an unknown option that a usage error names; "" if no option is similar."""
+    wrong = re.search(r"option --?(\S+) not recognized", problem)
+    names = ["config", "reload", *(option.name for option in option_table())]
+    close = get_close_matches(wrong[1], names, n=1) if wrong else []
+    return f"did you mean --{close[0]}? " if close else ""
 
 
 def read(options: Mapping[str, Any]) -> Configuration:

@@ -3,12 +3,13 @@
 import fcntl
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 import attrs
 
+from novasvc.rpc.target import Target
 from novasvc.transport.local.outgoing import check_private
 
 SUFFIX = ".restarts"
@@ -28,12 +29,12 @@ class Restarting:
     """A node that another process restarts whenever its code changes.
 
     :param pid: the process that restarts it.
-    :param topics: the topics that the node serves.
+    :param nodes: topic and host of each node in the process.
     :param ended: how the node ended, such as "with status 1", if it starts only when a file changes; else "".
     """
 
     pid: int
-    topics: tuple[str, ...]
+    nodes: frozenset[tuple[str, str]]
     ended: str
 
 
@@ -41,14 +42,14 @@ class RestartFile:
     """The file of a process that restarts a node.
 
     :param directory: of the sockets; made with mode 0700 if it does not exist.
-    :param topics: the topics that the node serves.
+    :param nodes: topic and host of each node in the process.
     :raises OSError: the directory cannot be used.
     """
 
-    def __init__(self, directory: Path, topics: Sequence[str]) -> None:
+    def __init__(self, directory: Path, nodes: Iterable[tuple[str, str]]) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         check_private(directory)
-        self._topics = list(topics)
+        self._nodes = sorted(nodes)
         self._path = directory / f"{os.getpid()}{SUFFIX}"
         new = self._path.with_suffix(".new")
         # CLOEXEC, the default, keeps the lock from the node. Renamed when it is locked: see the note above.
@@ -59,7 +60,7 @@ class RestartFile:
 
     def write(self, ended: str) -> None:
         """Say that the node runs or starts (""), or how it ended."""
-        text = json.dumps({"topics": self._topics, "ended": ended}).encode()
+        text = json.dumps({"nodes": self._nodes, "ended": ended}).encode()
         # The same number of octets or more: a reader never sees a part of it.
         os.pwrite(self._descriptor, text.ljust(os.fstat(self._descriptor).st_size), 0)
 
@@ -70,11 +71,11 @@ class RestartFile:
         os.close(self._descriptor)
 
 
-def restarting(directory: Path, topic: str | None = None) -> Restarting | None:
-    """Return the node of a topic that is restarted when its code changes; None if there is none.
+def restarting(directory: Path, target: Target | None = None) -> Restarting | None:
+    """Return a node that is restarted when its code changes; None if there is none.
 
     :param directory: of the sockets.
-    :param topic: None for any.
+    :param target: only a node that serves this target; None for any.
     """
     try:
         check_private(directory)
@@ -83,9 +84,13 @@ def restarting(directory: Path, topic: str | None = None) -> Restarting | None:
         return None
     for path in paths:
         found = _read(path)
-        if found is not None and (topic is None or topic in found.topics):
+        if found is not None and (target is None or _serves(found, target)):
             return found
     return None
+
+
+def _serves(found: Restarting, target: Target) -> bool:
+    return any(topic == target.topic and target.server in {None, host} for topic, host in found.nodes)
 
 
 def _read(path: Path) -> Restarting | None:
@@ -98,7 +103,11 @@ def _read(path: Path) -> Restarting | None:
     except BlockingIOError:
         with suppress(ValueError, KeyError, TypeError):
             content = json.loads(os.pread(descriptor, _SIZE, 0))
-            return Restarting(int(path.stem), tuple(map(str, content["topics"])), str(content["ended"]))
+            return Restarting(
+                int(path.stem),
+                frozenset((str(topic), str(host)) for topic, host in content["nodes"]),
+                str(content["ended"]),
+            )
     else:
         with suppress(OSError):
             path.unlink()

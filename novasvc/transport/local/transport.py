@@ -99,7 +99,7 @@ class LocalTransport:
         clock: Any = self._sockets.reactor
         began = clock.seconds()
         while not await self._sent_to_other(target, body, ttl):
-            node = restarting(self._sockets.directory, target.topic)
+            node = restarting(self._sockets.directory, target)
             if node is None:
                 await self._memory.send(target, body, ttl, mandatory)
                 return
