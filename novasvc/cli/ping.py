@@ -5,6 +5,7 @@ from typing import Any
 import attrs
 import click
 
+from novasvc.cli import candidates
 from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.output import printable
 from novasvc.cli.remote import TIMEOUT, Seconds, read_target, run_with_client, wait_for_reply
@@ -13,8 +14,13 @@ from novasvc.rpc.errors import RPCError
 
 
 @click.command()
-@click.argument("target", metavar="TOPIC[.HOST]")
-@click.option("--server", metavar="HOST", help="The host, if the topic itself contains a dot.")
+@click.argument("target", metavar="TOPIC[.HOST]", shell_complete=candidates.targets)
+@click.option(
+    "--server",
+    metavar="HOST",
+    help="The host, if the topic itself contains a dot.",
+    shell_complete=candidates.hosts,
+)
 @click.option("--count", type=click.IntRange(min=1), default=3, show_default=True, help="Number of calls.")
 @click.option(
     "--interval", type=Seconds(min=0), default=0.5, show_default=True, metavar="SECONDS", help="Time between two calls."

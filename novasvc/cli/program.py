@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -77,22 +78,9 @@ class LazyGroup(SuggestingGroup):
 @click.option("--transport-url", metavar="URL", help="URL of the broker, for call, cast and ping.")
 @click.version_option(__version__, prog_name="novasvc", message="%(prog)s %(version)s")
 @click.pass_context
-def program(
-    context: click.Context,
-    files: Sequence[Path],
-    database_url: str | None,
-    state_dir: str | None,
-    control_socket: str | None,
-    transport_url: str | None,
-) -> None:
+def program(context: click.Context, **options: Any) -> None:
     """Manage services and their workers, call them, and manage the database and the settings."""
-    options = {
-        "database-url": database_url,
-        "state-dir": state_dir,
-        "control-socket": control_socket,
-        "transport-url": transport_url,
-    }
-    context.obj = CommandContext(tuple(files), options, os.environ)
+    context.obj = CommandContext.of(options)
 
 
 def main() -> None:

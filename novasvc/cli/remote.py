@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import attrs
 import click
 
+from novasvc.cli import candidates
 from novasvc.cli.arguments import read_arguments
 from novasvc.config import Settings
 from novasvc.errors import NovasvcError, ProblemError
@@ -51,17 +52,25 @@ def read_version(_context: click.Context, _option: click.Parameter, text: str | 
     return text
 
 
-def read_target(text: str, server: str | None = None) -> Target:
-    """Parse TOPIC or TOPIC.HOST; the host starts after the first dot.
+def parse_target(text: str, server: str | None = None) -> Target:
+    """Parse TOPIC or TOPIC.HOST, as :func:`read_target`.
 
-    :param server: the host, if the topic itself contains dots.
+    :raises InvalidTargetError: the topic or the host is not valid.
     """
     topic, host = text, server
     if server is None:
         topic, dot, rest = text.partition(".")
         host = rest if dot else None
+    return Target(topic, host)
+
+
+def read_target(text: str, server: str | None = None) -> Target:
+    """Parse TOPIC or TOPIC.HOST; the host starts after the first dot.
+
+    :param server: the host, if the topic itself contains dots.
+    """
     try:
-        return Target(topic, host)
+        return parse_target(text, server)
     except InvalidTargetError as error:
         raise click.UsageError(str(error), click.get_current_context(silent=True)) from None
 
@@ -69,10 +78,15 @@ def read_target(text: str, server: str | None = None) -> Target:
 def request_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add TOPIC[.HOST], METHOD, NAME=VALUE and their options; the command gets ``target`` and ``arguments``."""
 
-    @click.argument("target", metavar="TOPIC[.HOST]")
-    @click.argument("method", required=False, metavar="METHOD")
-    @click.argument("arguments", metavar="[NAME=VALUE]...", nargs=-1)
-    @click.option("--server", metavar="HOST", help="The host, if the topic itself contains a dot.")
+    @click.argument("target", metavar="TOPIC[.HOST]", shell_complete=candidates.targets)
+    @click.argument("method", required=False, metavar="METHOD", shell_complete=candidates.methods)
+    @click.argument("arguments", metavar="[NAME=VALUE]...", nargs=-1, shell_complete=candidates.arguments)
+    @click.option(
+        "--server",
+        metavar="HOST",
+        help="The host, if the topic itself contains a dot.",
+        shell_complete=candidates.hosts,
+    )
     @click.option(
         "--version",
         metavar="X.Y",

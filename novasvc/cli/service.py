@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import click
 
+from novasvc.cli import candidates
 from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.output import Output, output_options, printable
 from novasvc.cli.service_selector import ServiceSelector, selector_options
@@ -26,8 +27,8 @@ def service() -> None:
 
 
 @service.command("list")
-@click.option("--host", help="List only services of this host.")
-@click.option("--binary", help="List only services of this binary name.")
+@click.option("--host", help="List only services of this host.", shell_complete=candidates.service_hosts)
+@click.option("--binary", help="List only services of this binary name.", shell_complete=candidates.binaries)
 @click.option("--long", "long_", is_flag=True, help="Print more columns.")
 @click.option("--check", is_flag=True, help="Exit with status 1 if a listed service is down, or if none is listed.")
 @output_options
