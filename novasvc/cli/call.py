@@ -45,8 +45,11 @@ def call(
 ) -> None:
     """Call METHOD of a service of TOPIC, or of the one on HOST, and print the result.
 
-    In TOPIC.HOST, the host starts after the first dot. A VALUE that is valid JSON is passed as JSON, any other as a
-    string: count=3 is a number, name=disk a string, name='"3"' a string as well, 'sizes=[1,2]' a list.
+    In TOPIC.HOST, the host starts after the first dot. `novasvc describe TOPIC` lists the methods.
+
+    A VALUE that is valid JSON is passed as JSON, any other as a string: count=3 is a number, name=disk a string,
+    'name="3"' a string as well, 'sizes=[1, 2]' a list, force=true a boolean, and count=3x the string "3x". The shell
+    removes quotes, so JSON with quotes or spaces stands in single quotes.
 
     With --fanout every service of the topic runs the method, and no result is returned.
     """

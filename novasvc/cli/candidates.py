@@ -29,6 +29,9 @@ _CALL = 1.0
 _ALL = 2.0
 """Seconds for everything, after which the process ends."""
 
+_SAFE = re.compile(r"[\w.:@+=-]+")
+"""What a shell takes as it is. A name from another host may have other characters."""
+
 _Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
 
@@ -43,8 +46,7 @@ def _candidates(find: Callable[[CommandContext, click.Context, str], Iterable[st
         except (Exception, SystemExit, KeyboardInterrupt):  # noqa: BLE001 - see the module
             return []
         items = [each if isinstance(each, CompletionItem) else CompletionItem(each) for each in found]
-        # A shell would break lines, or worse, at control characters from another host.
-        return [item for item in items if item.value.startswith(incomplete) and item.value.isprintable()]
+        return [item for item in items if item.value.startswith(incomplete) and _SAFE.fullmatch(item.value)]
 
     return complete
 
@@ -76,8 +78,9 @@ def targets(context: CommandContext, _click: click.Context, incomplete: str) -> 
 
 @_candidates
 def hosts(context: CommandContext, command: click.Context, _incomplete: str) -> Iterable[str]:
-    """Return the hosts that serve the topic of the command."""
-    return sorted(_topics(context).get(command.params["target"], ()))
+    """Return the hosts that serve the topic of the command; all hosts if click has not read the topic yet."""
+    topic = command.params.get("target")
+    return sorted({host for name, hosts in _topics(context).items() if topic in {None, name} for host in hosts})
 
 
 @_candidates
@@ -90,7 +93,9 @@ def methods(context: CommandContext, command: click.Context, _incomplete: str) -
 @_candidates
 def arguments(context: CommandContext, command: click.Context, incomplete: str) -> Iterable[str]:
     """Return NAME= for each argument of the method that is not given yet."""
-    if "=" in incomplete:
+    # bash splits words at "=": behind it is a value.
+    position, words = int(os.environ.get("COMP_CWORD", "0")), os.environ.get("COMP_WORDS", "").split("\n")
+    if "=" in incomplete or "=" in words[max(position - 1, 0) : position + 1]:
         return []
     # Without the default values, which may contain such names.
     signatures = [row["signature"] for row in _methods(context, command) if row["method"] == command.params["method"]]

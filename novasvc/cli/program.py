@@ -78,7 +78,7 @@ class LazyGroup(SuggestingGroup):
 @click.option("--transport-url", metavar="URL", help="URL of the broker, for call, cast and ping.")
 @click.version_option(__version__, prog_name="novasvc", message="%(prog)s %(version)s")
 @click.pass_context
-def program(context: click.Context, **options: Any) -> None:
+def program(context: click.Context, /, **options: Any) -> None:
     """Manage services and their workers, call them, and manage the database and the settings."""
     context.obj = CommandContext.of(options)
 
