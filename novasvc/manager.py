@@ -149,7 +149,7 @@ def _remedy(module: str) -> str:
     path = Path.cwd().joinpath(*module.split("."))
     if path.is_dir() or path.with_suffix(".py").is_file():
         return f"it is in the current directory: set PYTHONPATH=., or use `novasvc run {module}...`"
-    return "check the name, install it, or add its folder to PYTHONPATH"
+    return "install it, or add its folder to PYTHONPATH"
 
 
 def _load(path: str) -> Callable[..., Any]:

@@ -47,9 +47,9 @@ def call(
 
     In TOPIC.HOST, the host starts after the first dot. `novasvc describe TOPIC` lists the methods.
 
-    A VALUE that is valid JSON is passed as JSON, any other as a string: count=3 is a number, name=disk a string,
-    'name="3"' a string as well, 'sizes=[1, 2]' a list, force=true a boolean, and count=3x the string "3x". The shell
-    removes quotes, so JSON with quotes or spaces stands in single quotes.
+    A VALUE that is valid JSON is passed as JSON, any other as a string. So count=3 is a number, name=disk a string,
+    force=true a boolean, 'sizes=[1, 2]' a list, 'name="3"' a string, and count=3x a string as well. The shell removes
+    quotes: write JSON that has quotes or spaces in single quotes.
 
     With --fanout every service of the topic runs the method, and no result is returned.
     """

@@ -135,7 +135,7 @@ async def _of_target(
         meant = nearest(target.topic, topics)
         if meant:
             return f"{text}; did you mean the topic {meant!r}?"
-        return f"{text}; topics here: {names(topics)}" if topics else text
+        return f"{text}; {f'topics here: {names(topics)}' if topics else 'start one, or check the state_dir'}"
     if target.server is None:
         return text
     if any(row["method"] == target.server for row in await described_methods(asking)):

@@ -16,6 +16,7 @@ from novasvc.config import Configuration, Settings, load, option_table
 from novasvc.errors import NovasvcError
 from novasvc.node.tree import ServiceTree
 from novasvc.reactor.monotonic import use_monotonic_clock
+from novasvc.run.pidfile import check_pid_file
 from novasvc.run.process_launcher import ProcessLauncher
 from novasvc.run.process_tree import ProcessTree
 from novasvc.run.services import deployments, make_parts
@@ -55,8 +56,9 @@ class Options(usage.Options):
             )
 
     def postOptions(self) -> None:
-        """Load the settings; exit if they are invalid."""
+        """Load the settings; exit if they are invalid, or if another process has the pid file."""
         try:
+            check_pid_file(getattr(self, "parent", None))
             self.configuration = read(self)
         except NovasvcError as error:
             sys.exit(f"novasvc: {error}")
