@@ -14,6 +14,8 @@ from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.config import Settings, option_table
 from novasvc.config.load import load_leniently
 
+_TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*[.:][^\W\d]\w*")
+
 _OURS = ("state-dir", "database-url", "transport-url", "control-socket")
 """Options in front of the command's name that the node takes, too."""
 
@@ -35,6 +37,7 @@ def run(context: CommandContext, target: str, watch: bool, options: tuple[str, .
     """
     here = os.getcwd()  # noqa: PTH109 - for sys.path
     os.environ["PYTHONPATH"] = os.pathsep.join(part for part in (here, os.environ.get("PYTHONPATH", "")) if part)
+    _check_target(target)
     arguments = _arguments(context, target, options)
     if watch:
         return _run_and_watch(arguments, _settings(context, target, options), Path(here))
@@ -42,6 +45,21 @@ def run(context: CommandContext, target: str, watch: bool, options: tuple[str, .
         sys.path.insert(0, here)
     run_twistd(arguments)
     return 0
+
+
+def _check_target(target: str) -> None:
+    """Check that a manager is named by module and class.
+
+    :raises UsageError: it is not; with the name that was probably meant.
+    """
+    if _TARGET.fullmatch(target):
+        return
+    # As a shell completes it: shop/stock.py, shop/stock.py:Stock
+    module, _, name = target.partition(":")
+    module = module.removesuffix(".py").strip("./").replace("/", ".")
+    meant = f"{module}:{name or module.rpartition('.')[2].title()}"
+    example = f"did you mean {meant}?" if _TARGET.fullmatch(meant) else "such as shop.stock:Stock."
+    raise click.UsageError(f"{target!r} is not PACKAGE.MODULE:CLASS; {example}", click.get_current_context(silent=True))
 
 
 def _run_and_watch(arguments: Sequence[str], settings: Settings, directory: Path) -> int:
