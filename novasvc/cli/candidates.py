@@ -97,11 +97,11 @@ def arguments(context: CommandContext, command: click.Context, incomplete: str) 
     position, words = int(os.environ.get("COMP_CWORD", "0")), os.environ.get("COMP_WORDS", "").split("\n")
     if "=" in incomplete or "=" in words[max(position - 1, 0) : position + 1]:
         return []
-    # Without the default values, which may contain such names.
-    signatures = [row["signature"] for row in _methods(context, command) if row["method"] == command.params["method"]]
-    schemas = [re.findall(r"(?:^\(|, )(\w+)(?=[:=,)])", signature) for signature in signatures]
+    from novasvc.cli.hints import argument_names  # noqa: PLC0415 - others do not need it
+
     given = {text.partition("=")[0] for text in command.params["arguments"] or ()}
-    return [f"{name}=" for names in schemas for name in names if name not in given]
+    rows = [row for row in _methods(context, command) if row["method"] == command.params["method"]]
+    return [f"{name}=" for row in rows for name in argument_names(row["signature"]) if name not in given]
 
 
 @_candidates

@@ -170,12 +170,19 @@ def _of_arguments(
     row = next((row for row in rows if row["method"] == error.method and row["namespace"] == target.namespace), None)
     parts = [str(error), *sent_as_strings(arguments, error.problem)]
     if row is not None:
-        known = re.findall(r"(\w+)(?=[:=,)])", row["signature"].partition(" -> ")[0])
+        known = argument_names(row["signature"])
         for name in arguments:
             meant = None if name in known else nearest(name, {*known} - {*arguments})
             parts += [f"did you mean {meant}=?"] if meant else []
         parts.append(f"it takes {row['signature'].partition(' -> ')[0]}")
     return "; ".join(parts) if len(parts) > 1 else None
+
+
+def argument_names(signature: str) -> list[str]:
+    """Return the names of the arguments in a signature, such as "(item: str, amount: int = 1) -> str"."""
+    # Texts that are default values may contain what looks like an argument.
+    without_texts = re.sub(r"""'(\\.|[^'\\])*'|"(\\.|[^"\\])*\"""", "''", signature)
+    return re.findall(r"(?:^\(|, )(\w+)(?=[:=,)])", without_texts)
 
 
 def names(known: Any) -> str:

@@ -61,7 +61,7 @@ def new(name: str, class_name: str) -> None:
         "class": class_name,
         "module": topic,
         "topic": topic,
-        "binary": f"{name}-{topic.replace('_', '-')}",
+        "binary": f"novasvc-{topic}",  # as `novasvc run` names it: a host has one service of a topic
         "version": __version__,
     }
     directory = Path.cwd() / name

@@ -51,7 +51,7 @@ class BashTests(TestCase):
         """Return what bash offers, without a word on standard error."""
         given = {**unmeasured("NOVASVC_"), **self.environment, **environment}
         given["PATH"] = f"{self.folder}/bin:{given['PATH']}"
-        script = COMPLETE.replace("WORDS", shlex.join(["novasvc", *words]))
+        script = COMPLETE.replace("(WORDS)", f"({shlex.join(['novasvc', *words])})")
         ran = subprocess.run(
             ["bash", "--norc", "-c", script], env=given, capture_output=True, text=True, timeout=PATIENCE, check=False
         )

@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from unittest import TestCase
 
@@ -42,7 +43,7 @@ class ReloadTests(TestCase):
     def node(self, *options: str) -> Process:
         node = self.begin("run", "shop:Stock", "--reload", *options)
         self.addCleanup(end_group, node)
-        node.wait_for(" describe stock")
+        node.wait_for(" describe ")
         return node
 
     def call(self, *arguments: str) -> tuple[int, str]:
@@ -124,7 +125,5 @@ class ReloadTests(TestCase):
 
 def end_group(process: Process) -> None:
     """Kill what a process has left in its process group."""
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process.popen.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass

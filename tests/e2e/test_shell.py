@@ -130,7 +130,7 @@ class TerminalTests(ShellCase):
         if pid == 0:
             os.chdir(self.folder)
             environment = {**unmeasured("NOVASVC_"), **self.environment, "TERM": "dumb", "INPUTRC": os.devnull}
-            os.execve(program("novasvc"), ["novasvc", "shell"], environment)
+            os.execve(program("novasvc"), ["novasvc", "shell"], environment)  # noqa: S606 - this process is a fork
         self.pid = pid
         self.shown = ""
         self.addCleanup(self.end)
@@ -181,7 +181,7 @@ class TerminalTests(ShellCase):
         self.type('await call("stock", "count")\n')
         self.wait_for(r"\r\n7\r\n>>> ")
         # Tab completes topics, methods and Python's own names.
-        self.type('await call("sto\t", "cou\t")\n')
+        self.type('await call("sto\t, "cou\t)\n')  # readline closes the quotes
         self.wait_for(r"\r\n7\r\n>>> ")
         self.type("contex\t.is_adm\t\n")
         self.wait_for(r"\r\nTrue\r\n>>> ")

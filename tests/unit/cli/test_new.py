@@ -90,7 +90,7 @@ class ProjectTests(SynchronousTestCase):
         (service,) = load([Path("lamps/lamps.toml")], {}, {}).settings.services
         self.assertEqual(
             (service.binary, service.topic, service.manager),
-            ("lamps-table-lamp", "table_lamp", "lamps.table_lamp.TableLamp"),
+            ("novasvc-table_lamp", "table_lamp", "lamps.table_lamp.TableLamp"),
         )
         unit = configparser.RawConfigParser(strict=False)
         unit.optionxform = str  # type: ignore[assignment,method-assign]
