@@ -16,6 +16,9 @@ from novasvc.config.load import load_leniently
 
 _TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*[.:][^\W\d]\w*")
 
+_LOOK = 0.5
+"""Seconds to ask the other processes of this host what they serve."""
+
 _OURS = ("state-dir", "database-url", "transport-url", "control-socket")
 """Options in front of the command's name that the node takes, too."""
 
@@ -39,8 +42,10 @@ def run(context: CommandContext, target: str, watch: bool, options: tuple[str, .
     os.environ["PYTHONPATH"] = os.pathsep.join(part for part in (here, os.environ.get("PYTHONPATH", "")) if part)
     _check_target(target)
     arguments = _arguments(context, target, options)
+    settings = _settings(context, target, options)
+    _warn_of_others(settings)
     if watch:
-        return _run_and_watch(arguments, _settings(context, target, options), Path(here))
+        return _run_and_watch(arguments, settings, Path(here))
     if here not in sys.path:
         sys.path.insert(0, here)
     run_twistd(arguments)
@@ -60,6 +65,22 @@ def _check_target(target: str) -> None:
     meant = f"{module}:{name or module.rpartition('.')[2].title()}"
     example = f"did you mean {meant}?" if _TARGET.fullmatch(meant) else "such as shop.stock:Stock."
     raise click.UsageError(f"{target!r} is not PACKAGE.MODULE:CLASS; {example}", click.get_current_context(silent=True))
+
+
+def _warn_of_others(settings: Settings) -> None:
+    """Warn if another process of this host serves the same topic for the same host."""
+    if settings.uses_broker:
+        return
+    from novasvc.transport.local.directory import served_topics  # noqa: PLC0415 - `--help` does not need it
+
+    served = served_topics(settings.socket_dir, _LOOK)
+    for service in settings.services:
+        if service.host in served.get(service.topic, ()):
+            click.echo(
+                f"novasvc: another process serves {service.topic} on {service.host} already, and the two share its "
+                "calls; end one, or give this one another --topic, --host or --state-dir",
+                err=True,
+            )
 
 
 def _run_and_watch(arguments: Sequence[str], settings: Settings, directory: Path) -> int:
