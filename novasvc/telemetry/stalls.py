@@ -21,6 +21,12 @@ LOGGED = 1.0
 _SILENCE = 30.0
 """Seconds between two such log events."""
 
+_RECENT, _SHOWN = 20, 3
+"""Events that are looked at, and most that are logged: what blocked the reactor is among the last."""
+
+_OF_USERS = frozenset({"call", "task"})
+"""Kinds of events that are about code of the users'."""
+
 
 class StallWatch:
     """Stamp heartbeats from a reactor's timer, and record those that were late.
@@ -66,12 +72,12 @@ class StallWatch:
         if late < LOGGED or now < self._silent_until:
             return
         self._silent_until = now + _SILENCE
-        ran = next((e for e in reversed(list(self._recorder.events())) if e.kind in {"call", "task"}), None)
+        ran = [f"{event.kind} {event.text}" for event in self._recorder.events(_RECENT) if event.kind in _OF_USERS]
         _log.warn(
             "the reactor was blocked for {late:.1f} s{ran}; let functions that block run in a thread: "
             "@rpc.expose(blocking=True), or self.attachments.run_blocking(function)",
             late=late,
-            ran="" if ran is None else f" (last {ran.kind}: {ran.text})",
+            ran=f" (last events: {'; '.join(ran[-_SHOWN:])})" if ran else "",
         )
 
     def _beat(self) -> None:
