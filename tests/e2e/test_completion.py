@@ -27,7 +27,7 @@ class Stock(Manager):
 # bash calls the function as after a Tab, and offers what it leaves in COMPREPLY. It splits words at "=".
 COMPLETE = """
 source <(novasvc completion bash)
-compopt() { options+=" $*"; }
+compopt() { options="$1 $2"; }
 COMP_WORDS=(WORDS)
 COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
 _novasvc_completion novasvc
@@ -89,7 +89,7 @@ class BashTests(TestCase):
         ):
             self.assertEqual(sorted(self.complete(*words)), sorted(expected), words)
         self.complete("call", "stock", "reserve", "am")
-        self.assertEqual(self.options, "options: -o nospace")
+        self.assertEqual(self.options, "options:-o nospace")
 
     def test_workers(self) -> None:
         """Numbers of workers, and names of servers, are completed from the supervisor."""

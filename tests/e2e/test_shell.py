@@ -133,13 +133,14 @@ class TerminalTests(ShellCase):
             os.execve(program("novasvc"), ["novasvc", "shell"], environment)  # noqa: S606 - this process is a fork
         self.pid = pid
         self.shown = ""
+        self.addCleanup(os.close, self.terminal)
         self.addCleanup(self.end)
 
     def end(self) -> None:
         if self.pid:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
-        os.close(self.terminal)
+            self.pid = 0
 
     def wait_for(self, pattern: str) -> str:
         """Wait until the terminal shows something; what it shows later is for the next call."""
@@ -212,7 +213,6 @@ class TerminalTests(ShellCase):
         history = self.folder / "state" / "shell_history"
         self.assertEqual(history.stat().st_mode & 0o777, 0o600)
         self.assertIn('await call("stock", "count")', history.read_text())
-        os.close(self.terminal)
 
         self.shell()
         self.wait_for(">>> ")
