@@ -136,11 +136,22 @@ def describe(error: BaseException) -> str:
     """Describe an exception in one line: class, text with passwords masked, and where it was raised."""
     text = _PASSWORD.sub(r"\1***@", " ".join(str(error).split()))
     what = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    frames = extract_tb(error.__traceback__)
+    if isinstance(error, SyntaxError) and error.filename:
+        line = f": {' '.join(error.text.split())}" if error.text else ""
+        return f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno}{line})"
+    frames = list(extract_tb(error.__traceback__))
+    if isinstance(error, NovasvcError):
+        # The code that used novasvc wrongly is of interest, not where novasvc noticed it.
+        frames = [frame for frame in frames if not frame.filename.startswith(_PACKAGE)] or frames
     # Frames of Twisted and of the import system only pass the exception on: name the innermost frame of other code.
-    own = [frame for frame in frames if "/twisted/" not in frame.filename and not frame.filename.startswith("<frozen")]
+    own = [frame for frame in frames if "/twisted/" not in frame.filename and not _is_import(frame.filename)]
     place = next(iter(reversed(own or frames)), None)
     return what if place is None else f"{what} ({place.filename}:{place.lineno} in {place.name})"
 
 
+def _is_import(filename: str) -> bool:
+    return filename.startswith("<frozen") or filename.endswith("/importlib/__init__.py")
+
+
+_PACKAGE = __file__.rpartition("/")[0] + "/"
 _PASSWORD = re.compile(r"(://[^:/@\s]*:)[^@/\s]*@")

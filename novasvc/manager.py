@@ -1,9 +1,11 @@
 """The base class of users' managers, and the functions that import and make a manager by name."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
 from functools import cached_property
 from importlib import import_module
-from inspect import Parameter, signature
+from inspect import Parameter, Signature, signature
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -117,11 +119,16 @@ def check_manager(path: str, /, **kwargs: Any) -> None:
     try:
         accepted.bind(**kwargs)
     except TypeError as error:
-        names = ", ".join(
-            str(parameter.replace(annotation=Parameter.empty)) for parameter in accepted.parameters.values()
-        )
-        problem = f"its constructor takes ({names}), but was given ({', '.join(kwargs)}): {error}"
-        raise ManagerError(path, problem, "fix the constructor, or the options in its [[service]] table") from None
+        raise _mismatch(path, accepted, kwargs, error) from None
+
+
+def _mismatch(path: str, accepted: Signature, given: Iterable[str], error: TypeError) -> ManagerError:
+    names = ", ".join(str(parameter.replace(annotation=Parameter.empty)) for parameter in accepted.parameters.values())
+    problem = f"its constructor takes ({names}), but was given ({', '.join(given)}): {error}"
+    remedy = "fix the constructor, or the options in its [[service]] table"
+    if "host" not in accepted.parameters:
+        remedy = "its first parameter is host: def __init__(self, host): super().__init__(host)"
+    return ManagerError(path, problem, remedy)
 
 
 def make_manager(manager: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -135,12 +142,18 @@ def make_manager(manager: str | Callable[..., Any], *args: Any, **kwargs: Any) -
     """
     factory = _load(manager) if isinstance(manager, str) else manager
     path = manager if isinstance(manager, str) else f"{factory.__module__}.{factory.__qualname__}"
+    if isinstance(factory, type) and not IManager.implementedBy(factory):
+        raise ManagerError(path, "it does not provide IManager", "derive the class from novasvc.Manager")
     try:
         made = factory(*args, **kwargs)
+    except TypeError as error:
+        if error.__traceback__ is not None and error.__traceback__.tb_next is None:  # not even called
+            raise _mismatch(
+                path, signature(factory), [*(type(arg).__name__ for arg in args), *kwargs], error
+            ) from error
+        raise _raised(path, error, args, kwargs) from error
     except (Exception, SystemExit) as error:
-        given = ", ".join([*(type(arg).__name__ for arg in args), *kwargs])
-        remedy = f"fix it, or the arguments it was given ({given})"
-        raise ManagerError(path, f"its constructor raised {describe(error)}", remedy) from error
+        raise _raised(path, error, args, kwargs) from error
     if not IManager.providedBy(made):
         raise ManagerError(
             path,
@@ -148,6 +161,21 @@ def make_manager(manager: str | Callable[..., Any], *args: Any, **kwargs: Any) -
             "derive the class from novasvc.Manager",
         )
     return made
+
+
+def _raised(path: str, error: BaseException, args: Sequence[object], kwargs: Iterable[str]) -> ManagerError:
+    given = ", ".join([*(type(arg).__name__ for arg in args), *kwargs])
+    remedy = f"fix it, or the arguments it was given ({given})"
+    return ManagerError(path, f"its constructor raised {describe(error)}", remedy)
+
+
+def _remedy(module: str) -> str:
+    """Return what to do about a module that is not found."""
+    path = Path.cwd().joinpath(*module.split("."))
+    if path.is_dir() or path.with_suffix(".py").is_file():
+        return f"it is in the current directory: set PYTHONPATH=., or use `novasvc run {module}...`"
+    close = get_close_matches(module, [each.stem for each in Path.cwd().glob("*") if each.stem.isidentifier()], n=1)
+    return (f"did you mean {close[0]!r}? Or " if close else "") + "install it, or add its folder to PYTHONPATH"
 
 
 def _load(path: str) -> Callable[..., Any]:
@@ -158,7 +186,7 @@ def _load(path: str) -> Callable[..., Any]:
         module = import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            problem, remedy = f"there is no module {error.name!r}", "install it, or add its folder to PYTHONPATH"
+            problem, remedy = f"there is no module {error.name!r}", _remedy(error.name)
         else:
             problem = f"{module_name} imports {error.name!r}, which is not installed"
             remedy = f"install {error.name}"
@@ -168,8 +196,12 @@ def _load(path: str) -> Callable[..., Any]:
     try:
         loaded: Callable[..., Any] = getattr(module, name)
     except AttributeError:
-        classes = [key for key, value in vars(module).items() if isinstance(value, type) and not key.startswith("_")]
-        remedy = f"it has: {', '.join(sorted(classes))}" if classes else "it has no classes"
+        classes = [
+            key
+            for key, value in vars(module).items()
+            if isinstance(value, type) and not value.__module__.startswith("novasvc.") and key[0] != "_"
+        ]
+        remedy = f"it has: {', '.join(sorted(classes))}" if classes else "it defines no classes"
         raise ManagerError(path, f"{module_name} has no {name!r}", remedy) from None
     if not callable(loaded):
         raise ManagerError(path, f"it is a {type(loaded).__name__}, not a class", 'write "package.module.Class"')

@@ -51,8 +51,11 @@ def call(
 ) -> int:
     """Call METHOD of a service of TOPIC, or of the one on HOST, and print the result.
 
-    In TOPIC.HOST, the host starts after the first dot. A VALUE that is valid JSON is passed as JSON, any other as a
-    string: count=3 is a number, name=disk a string, name='"3"' a string as well, 'sizes=[1,2]' a list.
+    In TOPIC.HOST, the host starts after the first dot. `novasvc describe TOPIC` lists the methods.
+
+    A VALUE that is valid JSON is passed as JSON, any other as a string. So count=3 is a number, name=disk a string,
+    force=true a boolean, 'sizes=[1, 2]' a list, 'name="3"' a string, and count=3x a string as well. The shell removes
+    quotes: write JSON that has quotes or spaces in single quotes.
 
     With --fanout every service of the topic runs the method, and no result is returned. With --gather each of them
     answers, until all have that are up according to the registry, or the timeout; the exit status is 1 if one failed or
@@ -83,7 +86,7 @@ def call(
         click.echo(json.dumps(result) if as_json else readable(result))
         return 0
 
-    return run_with_client(context.configuration.settings, target, work)
+    return run_with_client(context.configuration.settings, target, work, (method, arguments))
 
 
 def readable(result: Any) -> str:

@@ -24,4 +24,4 @@ def cast(context: CommandContext, target: Target, method: str, arguments: dict[s
     async def work(client: Any, _reactor: Any) -> None:
         await client.cast(RequestContext.admin(), method, **arguments)
 
-    run_with_client(context.configuration.settings, target, work)
+    run_with_client(context.configuration.settings, target, work, (method, arguments))

@@ -1,5 +1,6 @@
 """What all commands share: the settings, and access to the registry."""
 
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,15 @@ class CommandContext:
     files: tuple[Path, ...]
     options: Mapping[str, Any]
     environ: Mapping[str, str]
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> "CommandContext":
+        """Make a context of the options in front of the command's name, and of the environment.
+
+        :param options: parameters of :func:`novasvc.cli.program.program` -> value.
+        """
+        given = {name.replace("_", "-"): value for name, value in options.items() if name not in {"files", "version"}}
+        return cls(tuple(options.get("files") or ()), given, os.environ)
 
     @cached_property
     def configuration(self) -> Configuration:

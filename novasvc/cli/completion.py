@@ -3,6 +3,13 @@
 import click
 from click.shell_completion import get_completion_class
 
+_NO_SPACE = """\
+    if [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *= ]]; then
+        compopt -o nospace
+    fi
+
+"""
+
 
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
@@ -13,4 +20,6 @@ def completion(context: click.Context, shell: str) -> None:
     assert complete is not None
     script = complete(context.find_root().command, {}, "novasvc", "_NOVASVC_COMPLETE")
     # Not script.source(): for bash, it starts a bash to ask for its version.
-    click.echo(script.source_template % script.source_vars())
+    source = script.source_template % script.source_vars()
+    # No space after NAME=, where the value follows.
+    click.echo(source.replace("    return 0\n", _NO_SPACE + "    return 0\n", 1) if shell == "bash" else source)

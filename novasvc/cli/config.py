@@ -10,13 +10,14 @@ import click
 
 from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.output import Output, output_options, printable
+from novasvc.cli.suggestion import SuggestingGroup
 from novasvc.config.definition import text_of
 from novasvc.config.errors import ConfigurationError
 from novasvc.config.load import load_leniently
 from novasvc.config.show import rows
 
 
-@click.group()
+@click.group(cls=SuggestingGroup)
 def config() -> None:
     """Show the settings, and check configuration files."""
 

@@ -5,9 +5,10 @@ from types import ModuleType
 import click
 
 from novasvc.cli.command_context import CommandContext, pass_command_context
+from novasvc.cli.suggestion import SuggestingGroup
 
 
-@click.group()
+@click.group(cls=SuggestingGroup)
 def db() -> None:
     """Manage the database schema."""
 

@@ -7,6 +7,7 @@ from typing import Any
 import attrs
 import click
 
+from novasvc.cli import candidates
 from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.output import printable
 from novasvc.cli.remote import read_target, run_with_client, wait_for_reply
@@ -17,8 +18,13 @@ _TIMEOUT = 5.0
 
 
 @click.command(epilog="Example: novasvc describe agent")
-@click.argument("target", metavar="TOPIC[.HOST]")
-@click.option("--server", metavar="HOST", help="The host, if the topic itself contains a dot.")
+@click.argument("target", metavar="TOPIC[.HOST]", shell_complete=candidates.targets)
+@click.option(
+    "--server",
+    metavar="HOST",
+    help="The host, if the topic itself contains a dot.",
+    shell_complete=candidates.hosts,
+)
 @click.option("--all", "everything", is_flag=True, help="Also the methods that every service has.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, with the JSON Schemas of the methods.")
 @click.option("--asyncapi", is_flag=True, help="Print the methods as an AsyncAPI 3 document.")

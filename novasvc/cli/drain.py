@@ -2,6 +2,7 @@
 
 import click
 
+from novasvc.cli import candidates
 from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.control import ControlClient
 from novasvc.cli.remote import TIMEOUT
@@ -12,7 +13,12 @@ _MARGIN = 10.0
 
 @click.command()
 @click.option(
-    "--worker", "number", type=click.IntRange(min=0), metavar="N", help="Drain only this worker; a new one replaces it."
+    "--worker",
+    "number",
+    type=click.IntRange(min=0),
+    metavar="N",
+    shell_complete=candidates.worker_numbers,
+    help="Drain only this worker; a new one replaces it.",
 )
 @click.option(
     "--timeout",

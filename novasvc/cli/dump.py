@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from novasvc.cli import candidates
 from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.control import ask
 from novasvc.cli.output import printable, printable_lines
@@ -14,7 +15,14 @@ from novasvc.workers.errors import NoSuchWorkerError
 
 
 @click.command()
-@click.option("--worker", "number", type=click.IntRange(min=0), metavar="N", help="Dump only this worker.")
+@click.option(
+    "--worker",
+    "number",
+    type=click.IntRange(min=0),
+    metavar="N",
+    shell_complete=candidates.worker_numbers,
+    help="Dump only this worker.",
+)
 @click.option(
     "--timeout",
     type=TIMEOUT,

@@ -5,16 +5,22 @@ from typing import Any
 import attrs
 import click
 
+from novasvc.cli import candidates
 from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.output import printable
 from novasvc.cli.remote import TIMEOUT, Seconds, read_target, run_with_client, wait_for_reply
 from novasvc.context import RequestContext
-from novasvc.rpc.errors import RPCError
+from novasvc.rpc.errors import RPCError, UndeliverableError
 
 
 @click.command()
-@click.argument("target", metavar="TOPIC[.HOST]")
-@click.option("--server", metavar="HOST", help="The host, if the topic itself contains a dot.")
+@click.argument("target", metavar="TOPIC[.HOST]", shell_complete=candidates.targets)
+@click.option(
+    "--server",
+    metavar="HOST",
+    help="The host, if the topic itself contains a dot.",
+    shell_complete=candidates.hosts,
+)
 @click.option("--count", type=click.IntRange(min=1), default=3, show_default=True, help="Number of calls.")
 @click.option(
     "--interval", type=Seconds(min=0), default=0.5, show_default=True, metavar="SECONDS", help="Time between two calls."
@@ -39,6 +45,9 @@ def ping(context: CommandContext, target: str, server: str | None, count: int, i
     async def work(client: Any, reactor: Any) -> int:
         from twisted.internet.task import deferLater  # noqa: PLC0415 - `--help` does not need it
 
+        from novasvc.cli.hints import explained  # noqa: PLC0415
+
+        unserved: RPCError | None = None
         pinging, answered = client.prepare(timeout=timeout, idempotent=True), 0
         for number in range(1, count + 1):
             if number > 1:
@@ -47,12 +56,16 @@ def ping(context: CommandContext, target: str, server: str | None, count: int, i
             try:
                 answer = await wait_for_reply(pinging.call(RequestContext.admin(), "ping", arg=number))
             except RPCError as error:
+                unserved = error if isinstance(error, UndeliverableError) else None
                 click.echo(f"{number}: {printable(error)}", err=True)
             else:
                 answered += 1
                 service = answer.get("service") if isinstance(answer, dict) else answer
                 click.echo(f"{number}: {printable(service)} responded in {(reactor.seconds() - begun) * 1000:.1f} ms")
         click.echo(f"{answered} of {count} calls answered")
+        if unserved is not None:
+            hint = await explained(unserved, context.configuration.settings, client, reactor, rpc_target, ("", {}))
+            click.echo(f"novasvc: {hint}", err=True)
         return 0 if answered == count else 1
 
     return run_with_client(context.configuration.settings, rpc_target, work)

@@ -8,12 +8,14 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import click
 
 from novasvc._version import __version__
 from novasvc.cli.command_context import CommandContext
 from novasvc.cli.output import printable, printable_lines
+from novasvc.cli.suggestion import SuggestingGroup
 from novasvc.errors import NovasvcError, describe
 from novasvc.rpc.errors import RPCError
 from novasvc.rpc.origin import with_origin
@@ -22,26 +24,14 @@ _USAGE = 2
 _INTERRUPTED = 130
 
 
-class LazyGroup(click.Group):
+class LazyGroup(SuggestingGroup):
     """Imports a subcommand only when it is used: `service` needs Twisted, `config` does not."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of the subcommands in the order of the help."""
-        work = [
-            "run",
-            "service",
-            "lease",
-            "workers",
-            "drain",
-            "reload",
-            "dump",
-            "call",
-            "cast",
-            "ping",
-            "describe",
-            "stub",
-        ]
-        return [*work, "token", "login", "db", "config", "completion"]
+        work = ["new", "run", "service", "lease", "workers", "drain", "reload", "dump"]
+        calls = ["call", "cast", "ping", "describe", "stub", "shell"]
+        return [*work, *calls, "token", "login", "db", "config", "completion"]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a subcommand; return None if there is none of this name."""
@@ -75,22 +65,9 @@ class LazyGroup(click.Group):
 @click.option("--transport-url", metavar="URL", help="URL of the broker, for call, cast and ping.")
 @click.version_option(__version__, prog_name="novasvc", message="%(prog)s %(version)s")
 @click.pass_context
-def program(
-    context: click.Context,
-    files: Sequence[Path],
-    database_url: str | None,
-    state_dir: str | None,
-    control_socket: str | None,
-    transport_url: str | None,
-) -> None:
+def program(context: click.Context, /, **options: Any) -> None:
     """Manage services and their workers, call them, and manage the database and the settings."""
-    options = {
-        "database-url": database_url,
-        "state-dir": state_dir,
-        "control-socket": control_socket,
-        "transport-url": transport_url,
-    }
-    context.obj = CommandContext(tuple(files), options, os.environ)
+    context.obj = CommandContext.of(options)
 
 
 def main() -> None:

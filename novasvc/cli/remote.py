@@ -1,17 +1,19 @@
 """What `call`, `cast` and `ping` share: target, arguments, RPC client."""
 
-import json
 import math
-from collections.abc import Awaitable, Callable
+import shlex
+from collections.abc import Awaitable, Callable, Mapping
 from functools import wraps
 from typing import Any, TypeVar
 
 import attrs
 import click
 
+from novasvc.cli import candidates
+from novasvc.cli.arguments import read_arguments
 from novasvc.config import Settings
 from novasvc.errors import NovasvcError, ProblemError
-from novasvc.rpc.errors import InvalidTargetError, RemoteError, UndeliverableError
+from novasvc.rpc.errors import InvalidTargetError, RemoteError, RPCError, UndeliverableError
 from novasvc.rpc.origin import origin_of, set_origin
 from novasvc.rpc.target import Target
 
@@ -51,47 +53,41 @@ def read_version(_context: click.Context, _option: click.Parameter, text: str | 
     return text
 
 
-def read_target(text: str, server: str | None = None) -> Target:
-    """Parse TOPIC or TOPIC.HOST; the host starts after the first dot.
+def parse_target(text: str, server: str | None = None) -> Target:
+    """Parse TOPIC or TOPIC.HOST, as :func:`read_target`.
 
-    :param server: the host, if the topic itself contains dots.
+    :raises InvalidTargetError: the topic or the host is not valid.
     """
     topic, host = text, server
     if server is None:
         topic, dot, rest = text.partition(".")
         host = rest if dot else None
+    return Target(topic, host)
+
+
+def read_target(text: str, server: str | None = None) -> Target:
+    """Parse TOPIC or TOPIC.HOST; the host starts after the first dot.
+
+    :param server: the host, if the topic itself contains dots.
+    """
     try:
-        return Target(topic, host)
+        return parse_target(text, server)
     except InvalidTargetError as error:
         raise click.UsageError(str(error), click.get_current_context(silent=True)) from None
-
-
-def read_arguments(texts: tuple[str, ...]) -> dict[str, Any]:
-    """Parse NAME=VALUE arguments; a value that is valid JSON is passed as JSON, any other as a string."""
-    arguments: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        problem = ""
-        if not equals or not name.isidentifier():
-            problem = f"{text!r} is not NAME=VALUE."
-        elif name in arguments:
-            problem = f"The argument {name!r} is given twice."
-        if problem:
-            raise click.UsageError(problem, click.get_current_context(silent=True))
-        try:
-            arguments[name] = json.loads(value)
-        except ValueError:
-            arguments[name] = value
-    return arguments
 
 
 def request_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add TOPIC[.HOST], METHOD, NAME=VALUE and their options; the command gets ``target`` and ``arguments``."""
 
-    @click.argument("target", metavar="TOPIC[.HOST]")
-    @click.argument("method")
-    @click.argument("arguments", metavar="[NAME=VALUE]...", nargs=-1)
-    @click.option("--server", metavar="HOST", help="The host, if the topic itself contains a dot.")
+    @click.argument("target", metavar="TOPIC[.HOST]", shell_complete=candidates.targets)
+    @click.argument("method", required=False, metavar="METHOD", shell_complete=candidates.methods)
+    @click.argument("arguments", metavar="[NAME=VALUE]...", nargs=-1, shell_complete=candidates.arguments)
+    @click.option(
+        "--server",
+        metavar="HOST",
+        help="The host, if the topic itself contains a dot.",
+        shell_complete=candidates.hosts,
+    )
     @click.option(
         "--version",
         metavar="X.Y",
@@ -104,6 +100,7 @@ def request_options(function: Callable[..., Any]) -> Callable[..., Any]:
     def with_request(
         *args: Any,
         target: str,
+        method: str | None,
         arguments: tuple[str, ...],
         server: str | None,
         version: str | None,
@@ -112,67 +109,114 @@ def request_options(function: Callable[..., Any]) -> Callable[..., Any]:
         **kwargs: Any,
     ) -> Any:
         parsed = read_target(target, server)
+        _check_method(target, method, arguments)
         if fanout and parsed.server is not None:
             raise click.UsageError(
                 f"--fanout sends to every service of a topic, but {parsed} names one.",
                 click.get_current_context(silent=True),
             )
         parsed = attrs.evolve(parsed, version=version, namespace=namespace, fanout=fanout)
-        return function(*args, target=parsed, arguments=read_arguments(arguments), **kwargs)
+        return function(*args, target=parsed, method=method, arguments=read_arguments(arguments), **kwargs)
 
     return with_request
 
 
-def run_with_client(settings: Settings, target: Target, function: Callable[[Any, Any], Awaitable[_T]]) -> _T:
+def _check_method(target: str, method: str | None, arguments: tuple[str, ...]) -> None:
+    """Check that there is a method, and that it is none of the arguments.
+
+    :raises UsageError: with the command that was probably meant.
+    """
+    if method and "=" not in method:
+        return
+    context = click.get_current_context(silent=True)
+    command = "novasvc call" if context is None else context.command_path
+    problem = f"{method!r} is an argument, and METHOD is missing." if method else "METHOD is missing."
+    topic, dot, name = target.partition(".")
+    if dot and name.isidentifier():
+        given = " ".join(map(shlex.quote, [method, *arguments] if method else []))
+        remedy = (
+            f"In TOPIC.HOST, a host follows the dot. Did you mean `{command} {topic} {name} {given}".rstrip() + "`?"
+        )
+    else:
+        remedy = f"`novasvc describe {target}` lists the methods."
+    raise click.UsageError(f"{problem} {remedy}", context)
+
+
+def run_with_client(
+    settings: Settings,
+    target: Target,
+    function: Callable[[Any, Any], Awaitable[_T]],
+    request: tuple[str, Mapping[str, Any]] = ("", {}),
+) -> _T:
     """Connect to the broker, call the function on the reactor, and disconnect.
 
     :param function: takes a :class:`novasvc.rpc.Client` for the target, and the reactor.
+    :param request: the method that the function calls, and its arguments, for the error if the call fails.
     :raises ProblemError: there is no broker, and no service of this user runs on this host.
     :raises BrokerError: the broker cannot be used.
     """
     if not settings.uses_broker:
-        _require_process(settings)
+        require_process(settings)
     # Imported here, because `--help` needs neither Twisted nor AMQP.
     from twisted.internet.defer import Deferred  # noqa: PLC0415
 
+    from novasvc.cli.hints import explained  # noqa: PLC0415
     from novasvc.cli.reactor import run_on_reactor  # noqa: PLC0415
     from novasvc.interfaces import ITransport  # noqa: PLC0415
-    from novasvc.rpc import Client  # noqa: PLC0415
 
     async def work(reactor: Any) -> _T:
-        transport = _make_transport(settings, reactor)
-        client = Client(
-            transport,
-            clock=reactor,
-            timeout=settings.rpc_response_timeout,
-            target=target,
-            mandatory=True,
-            explain=lambda target: Deferred.fromCoroutine(_explain(settings, reactor, target)).addTimeout(
-                _EXPLAIN_TIMEOUT, reactor
-            ),
-            hosts=lambda topic: Deferred.fromCoroutine(_up_hosts(settings, reactor, topic)).addTimeout(
-                _EXPLAIN_TIMEOUT, reactor
-            ),
-        )
+        transport = make_transport(settings, reactor)
+        client = make_client(settings, transport, reactor, target)
         try:
             await transport.open()
             return await function(client, reactor)
+        except RPCError as error:
+            # From None: the explained error has the text of its cause.
+            raise await explained(error, settings, client, reactor, target, request) from None
         finally:
             closing = Deferred.fromCoroutine(close(client, transport)).addTimeout(_CLOSE_TIMEOUT, reactor)
             # Errors of the close are ignored: the process exits, and its connections with it.
             await closing.addErrback(lambda _: None)
 
-    async def close(client: Client, transport: ITransport) -> None:
+    async def close(client: Any, transport: ITransport) -> None:
         await client.close()
         await transport.close()
 
     return run_on_reactor(work)
 
 
-def _require_process(settings: Settings) -> None:
-    from novasvc.transport.local.outgoing import any_process  # noqa: PLC0415 - see run_with_client
+def make_client(settings: Settings, transport: Any, reactor: Any, target: Target | None) -> Any:
+    """Make a :class:`novasvc.rpc.Client` whose errors say what the registry knows of a target."""
+    from twisted.internet.defer import Deferred  # noqa: PLC0415 - see run_with_client
 
-    if not any_process(settings.socket_dir):
+    from novasvc.rpc import Client  # noqa: PLC0415
+
+    def explain(target: Target) -> Any:
+        return Deferred.fromCoroutine(_explain(settings, reactor, target)).addTimeout(_EXPLAIN_TIMEOUT, reactor)
+
+    def hosts(topic: str) -> Any:
+        return Deferred.fromCoroutine(_up_hosts(settings, reactor, topic)).addTimeout(_EXPLAIN_TIMEOUT, reactor)
+
+    return Client(
+        transport,
+        clock=reactor,
+        timeout=settings.rpc_response_timeout,
+        target=target,
+        mandatory=True,
+        explain=explain,
+        hosts=hosts,
+    )
+
+
+def require_process(settings: Settings) -> None:
+    """Check that a process of this user on this host serves something, or is about to.
+
+    :raises ProblemError: none does.
+    """
+    from novasvc.transport.local.outgoing import any_process  # noqa: PLC0415 - see run_with_client
+    from novasvc.transport.local.restarts import restarting  # noqa: PLC0415
+
+    if not any_process(settings.socket_dir) and restarting(settings.socket_dir) is None:
         problem = f"no service of this user runs on this host with state_dir = {str(settings.state_dir)!r}"
         remedy = (
             "start one, give its --state-dir, or give the URL of the services' broker: --transport-url "
@@ -182,7 +226,8 @@ def _require_process(settings: Settings) -> None:
         raise ProblemError(f"transport_url = {settings.transport_url!r}", problem, remedy)
 
 
-def _make_transport(settings: Settings, reactor: Any) -> Any:
+def make_transport(settings: Settings, reactor: Any) -> Any:
+    """Make the transport of a command, unopened."""
     if settings.uses_broker:
         from novasvc.transport.amqp.configured import configured_transport  # noqa: PLC0415 - see run_with_client
 

@@ -4,11 +4,20 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from getopt import GetoptError, getopt
 from pathlib import Path
 
 import click
 
 from novasvc.cli.command_context import CommandContext, pass_command_context
+from novasvc.config import Settings, option_table
+from novasvc.config.load import load_leniently
+
+_TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*[.:][^\W\d]\w*")
+
+_LOOK = 0.5
+"""Seconds to ask the other processes of this host what they serve."""
 
 _OURS = ("state-dir", "database-url", "transport-url", "control-socket")
 """Options in front of the command's name that the node takes, too."""
@@ -31,17 +40,82 @@ def run(context: CommandContext, target: str, watch: bool, options: tuple[str, .
     """
     here = os.getcwd()  # noqa: PTH109 - for sys.path
     os.environ["PYTHONPATH"] = os.pathsep.join(part for part in (here, os.environ.get("PYTHONPATH", "")) if part)
+    _check_target(target)
+    arguments = _arguments(context, target, options)
+    settings = _settings(context, target, options)
+    _warn_of_others(settings)
     if watch:
-        from novasvc.run.watch import run_again_when_changed  # noqa: PLC0415 - of this option alone
-
-        return run_again_when_changed([sys.executable, "-c", _AGAIN, *_arguments(context, target, options)], Path(here))
+        return _run_and_watch(arguments, settings, Path(here))
     if here not in sys.path:
         sys.path.insert(0, here)
-    run_twistd(_arguments(context, target, options))
+    run_twistd(arguments)
     return 0
 
 
-_AGAIN = "import sys; from novasvc.cli.run import run_twistd; sys.path.insert(0, ''); run_twistd(sys.argv[1:])"
+def _check_target(target: str) -> None:
+    """Check that a manager is named by module and class.
+
+    :raises UsageError: it is not; with the name that was probably meant.
+    """
+    if _TARGET.fullmatch(target):
+        return
+    # As a shell completes it: shop/stock.py, shop/stock.py:Stock
+    module, _, name = target.partition(":")
+    module = module.removesuffix(".py").strip("./").replace("/", ".")
+    meant = f"{module}:{name or module.rpartition('.')[2].title()}"
+    example = f"did you mean {meant}?" if _TARGET.fullmatch(meant) else "such as shop.stock:Stock."
+    raise click.UsageError(f"{target!r} is not PACKAGE.MODULE:CLASS; {example}", click.get_current_context(silent=True))
+
+
+def _warn_of_others(settings: Settings) -> None:
+    """Warn if another process of this host serves the same topic for the same host."""
+    if settings.uses_broker:
+        return
+    from novasvc.transport.local.directory import served_topics  # noqa: PLC0415 - `--help` does not need it
+
+    served = served_topics(settings.socket_dir, _LOOK)
+    for service in settings.services:
+        if service.host in served.get(service.topic, ()):
+            click.echo(
+                f"novasvc: another process serves {service.topic} on {service.host} already, and the two share its "
+                "calls; end one, or give this one another --topic, --host or --state-dir",
+                err=True,
+            )
+
+
+def _run_and_watch(arguments: Sequence[str], settings: Settings, directory: Path) -> int:
+    # Imported here, because only this option needs them.
+    from novasvc.run.watch import run_again_when_changed  # noqa: PLC0415
+    from novasvc.transport.local.restarts import RestartFile  # noqa: PLC0415
+
+    command = [sys.executable, "-c", _AGAIN, str(os.getpid()), *arguments]
+    nodes = [(service.topic, service.host) for service in settings.services]
+    try:
+        # Callers on this host wait while the node restarts.
+        file = None if settings.uses_broker else RestartFile(settings.socket_dir, nodes)
+    except OSError:
+        file = None  # The node says what is wrong with the directory.
+    if file is None:
+        return run_again_when_changed(command, directory, lambda _: None)
+    try:
+        return run_again_when_changed(command, directory, file.write)
+    finally:
+        file.close()
+
+
+_AGAIN = "import sys; from novasvc.cli.run import run_watched; sys.path.insert(0, ''); run_watched(*sys.argv[1:])"
+
+
+def run_watched(parent: str, *arguments: str) -> None:
+    """Run twistd in this process, and end when the process that watches the files ends.
+
+    :param parent: process id of that process.
+    :param arguments: of twistd.
+    """
+    from novasvc.run.watch import end_with_parent  # noqa: PLC0415 - see _run_and_watch
+
+    end_with_parent(int(parent))
+    run_twistd(arguments)
 
 
 def run_twistd(arguments: Sequence[str]) -> None:
@@ -66,6 +140,20 @@ def _arguments(context: CommandContext, target: str, options: Sequence[str]) -> 
     defaults = [("--topic", topic), ("--binary", f"novasvc-{topic}"), ("--periodic-fuzzy-delay", "0")]
     given += [part for name, value in defaults if name not in named for part in (name, value)]
     return ["--nodaemon", "--pidfile=", "novasvc", "--manager", target, *given, *options]
+
+
+def _settings(context: CommandContext, target: str, options: Sequence[str]) -> Settings:
+    """Return the settings of the node, as far as they are valid: the node itself reports the errors."""
+    names = [option.name if option.flag else f"{option.name}=" for option in option_table()]
+    given = {"manager": target, "topic": topic_of(target), **context.options}
+    files = list(context.files)
+    with suppress(GetoptError):
+        for name, value in getopt(list(options), "", [*names, "config="])[0]:
+            if name == "--config":
+                files.append(Path(value))
+            else:
+                given[name.removeprefix("--")] = value or True
+    return load_leniently(files, context.environ, given).configuration.settings
 
 
 def topic_of(target: str) -> str:

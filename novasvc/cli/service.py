@@ -7,9 +7,11 @@ from typing import NoReturn, get_args
 
 import click
 
+from novasvc.cli import candidates
 from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.output import Output, output_options, printable
 from novasvc.cli.service_selector import ServiceSelector, selector_options
+from novasvc.cli.suggestion import SuggestingGroup
 from novasvc.interfaces import IServiceRegistry
 from novasvc.registry.liveness import is_up
 from novasvc.registry.query import ServicePage, ServiceQuery, Sort
@@ -25,14 +27,14 @@ LONG_COLUMNS = ("Disabled Reason", "Forced Down")
 _MAX_REASON_LENGTH = 255
 
 
-@click.group()
+@click.group(cls=SuggestingGroup)
 def service() -> None:
     """List the registered services, enable and disable them."""
 
 
 @service.command("list")
-@click.option("--host", help="List only services of this host.")
-@click.option("--binary", help="List only services of this binary name.")
+@click.option("--host", help="List only services of this host.", shell_complete=candidates.service_hosts)
+@click.option("--binary", help="List only services of this binary name.", shell_complete=candidates.binaries)
 @click.option("--topic", help="List only services of this topic.")
 @click.option("--state", type=click.Choice(["up", "down"]), help="List only services that are up, or down.")
 @click.option("--status", type=click.Choice(["enabled", "disabled"]), help="List only enabled or disabled services.")

@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 import click
 
+from novasvc.cli import candidates
 from novasvc.errors import ProblemError
 from novasvc.interfaces import IServiceRegistry
 from novasvc.registry.errors import ServiceNotFoundError
@@ -58,10 +59,10 @@ class ServiceSelector:
 def selector_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the arguments and options that select a service; the command gets them as ``selector``."""
 
-    @click.argument("service", required=False, metavar="[ID|UUID|HOST]")
-    @click.argument("binary_argument", required=False, metavar="[BINARY]")
-    @click.option("--host", help="Host of the service.")
-    @click.option("--binary", help="Binary name of the service.")
+    @click.argument("service", required=False, metavar="[ID|UUID|HOST]", shell_complete=candidates.services)
+    @click.argument("binary_argument", required=False, metavar="[BINARY]", shell_complete=candidates.binaries)
+    @click.option("--host", help="Host of the service.", shell_complete=candidates.service_hosts)
+    @click.option("--binary", help="Binary name of the service.", shell_complete=candidates.binaries)
     @wraps(function)
     def with_selection(
         *args: Any,

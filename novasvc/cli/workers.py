@@ -5,15 +5,17 @@ from typing import Any
 
 import click
 
+from novasvc.cli import candidates
 from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.control import ask
 from novasvc.cli.output import Output, output_options, printable
+from novasvc.cli.suggestion import SuggestingGroup
 
 COLUMNS = ("Number", "Server", "PID", "State", "Since", "Restarts", "Memory", "Trouble")
 _MIB = 1024 * 1024
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=SuggestingGroup, invoke_without_command=True)
 @output_options
 @pass_command_context
 def workers(context: CommandContext, output: Output) -> None:
@@ -27,7 +29,9 @@ def workers(context: CommandContext, output: Output) -> None:
 
 @workers.command("set")
 @click.argument("count", metavar="N", type=click.IntRange(min=1))
-@click.option("--server", metavar="NAME", help="The server to resize, if there are several.")
+@click.option(
+    "--server", metavar="NAME", help="The server to resize, if there are several.", shell_complete=candidates.servers
+)
 @pass_command_context
 def set_(context: CommandContext, count: int, server: str | None) -> None:
     """Set the number of workers to N, until the supervisor exits or a reload changes the configured number."""

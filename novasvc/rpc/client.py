@@ -1,9 +1,9 @@
 """The RPC client: send calls, casts and fanouts to a target."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import inf
-from typing import Any
+from typing import Any, Never
 
 import attrs
 from twisted.internet.defer import Deferred, fail
@@ -162,7 +162,7 @@ class Client:
         """
         return compatible(self._version_cap, version)
 
-    def call(self, context: RequestContext, method: str, /, **args: Any) -> Deferred[Any]:
+    def call(self, context: RequestContext, method: str, /, *positional: Never, **args: Any) -> Deferred[Any]:
         """Call a method and wait for its result.
 
         :param context: sent with the call. Its deadline applies if it is earlier than the timeout, and so does that of
@@ -186,7 +186,11 @@ class Client:
         :raises RemoteError: the method raised an error that is neither a Python built-in, nor registered with
             :func:`novasvc.rpc.error`, nor one of :data:`novasvc.errors.WIRE_ERRORS`; those are raised with their own
             class. :func:`novasvc.rpc.origin_of` says which service raised an error.
+        :raises TypeError: at once: an argument is not given by name, or the first parameter is no context.
+        :raises ProblemError: at once: called in another thread than that of the reactor.
         """
+        if positional or not isinstance(context, RequestContext):
+            raise _misused("call", context, method, positional)
         try:
             target = self._target
             if target is None or self._version_cap is not None:
@@ -285,7 +289,7 @@ class Client:
         named = target.topic, method
         return Deferred.fromCoroutine(call_with_retries(retry, self._clock, timeout, attempt, named))
 
-    def cast(self, context: RequestContext, method: str, /, **args: Any) -> Deferred[None]:
+    def cast(self, context: RequestContext, method: str, /, *positional: Never, **args: Any) -> Deferred[None]:
         """Send a message that runs a method, and do not wait for a result.
 
         :return: Deferred[None], fired when the broker has confirmed the message. A confirm does not mean
@@ -299,7 +303,11 @@ class Client:
         :raises UnconfirmedError: the connection was lost before the broker confirmed the message, and the
             cast is not idempotent, or could not be sent again. The method may or may not run.
         :raises TransportClosedError: the client or the transport was closed.
+        :raises TypeError: at once: see :meth:`call`.
+        :raises ProblemError: at once: see :meth:`call`.
         """
+        if positional or not isinstance(context, RequestContext):
+            raise _misused("cast", context, method, positional)
         try:
             return self._cast(self._checked_target(), context, method, args)
         except RPCError as error:
@@ -337,6 +345,15 @@ class Client:
         if self._version_cap is not None and not compatible(self._version_cap, target.version):
             raise RPCVersionCapError(str(target.version), self._version_cap)
         return target
+
+
+def _misused(name: str, context: object, method: object, positional: Sequence[object]) -> TypeError:
+    """Return the error for a call whose parameters are in the wrong places."""
+    example = f'write {name}(context, "method", name=value)'
+    if not isinstance(context, RequestContext):
+        return TypeError(f"{name}() takes a RequestContext first, not {context!r:.80}; {example}")
+    given = ", ".join(f"{value!r:.80}" for value in positional)
+    return TypeError(f"{name}() of {method!r} takes arguments by name, but got {given}; {example}")
 
 
 async def _send_with_retries(send: Callable[[], Deferred[None]]) -> None:

@@ -1,14 +1,17 @@
 """Pending calls: calls that wait for their replies, and the shared reply address."""
 
 from math import inf
+from threading import get_ident
 from typing import Any, Protocol
 
 import attrs
 from twisted.internet.defer import Deferred, DeferredList, fail
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
+from twisted.python import threadable
 from twisted.python.failure import Failure
 
+from novasvc.errors import ProblemError
 from novasvc.interfaces import ITransport
 from novasvc.reactor.abandon import completion
 from novasvc.rpc.cancellation import send_cancellation
@@ -47,6 +50,10 @@ _CANCEL_PATIENCE = 1.0
 """Seconds that a client waits at its close until the transport has its cancellations."""
 _REPLY_GRACE = 0.25
 """Seconds to wait for a reply that was received already, after the publishing connection is lost."""
+
+
+_reactor: Any = threadable
+"""Its ioThread is the thread in which the reactor runs; None before the reactor runs."""
 
 
 class EncodeCall(Protocol):
@@ -178,6 +185,9 @@ class PendingCalls:
 
         :raises TransportClosedError: it was called.
         """
+        # A message sent from another thread would wait until the reactor happens to wake up.
+        if _reactor.ioThread is not None and _reactor.ioThread != get_ident():
+            raise _in_other_thread()
         if self._closed:
             raise TransportClosedError("sending")
 
@@ -209,6 +219,9 @@ class PendingCalls:
         :param on_progress: takes the reports of the method.
         :return: Deferred of the result; see :meth:`novasvc.rpc.Client.call`.
         """
+        # A message sent from another thread would wait until the reactor happens to wake up.
+        if _reactor.ioThread is not None and _reactor.ioThread != get_ident():
+            raise _in_other_thread()
         if self._closed:
             return fail(TransportClosedError("sending"))
         if timeout is not None and timeout <= 0:
@@ -473,6 +486,12 @@ class PendingCalls:
         self._set_deadline(msg_id, pending)
         # A failed lookup only leaves the error without the registry's answer.
         explain(pending.target).addCallbacks(remember, lambda _: None)
+
+
+def _in_other_thread() -> ProblemError:
+    problem = "it was used in another thread than the reactor's, such as that of a method with blocking=True"
+    remedy = "call from there with twisted.internet.threads.blockingCallFromThread(reactor, client.call, ...)"
+    return ProblemError("RPC client", problem, remedy)
 
 
 def _confirmed(_: None, pending: _Pending) -> None:

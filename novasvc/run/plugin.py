@@ -1,8 +1,10 @@
 """The wiring of `twistd novasvc` and .tac files: from options to a service tree."""
 
 import os
+import re
 import sys
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +16,7 @@ from novasvc.config import Configuration, Settings, load, option_table
 from novasvc.errors import NovasvcError
 from novasvc.node.tree import ServiceTree
 from novasvc.reactor.monotonic import use_monotonic_clock
+from novasvc.run.pidfile import check_pid_file
 from novasvc.run.process_launcher import ProcessLauncher
 from novasvc.run.process_tree import ProcessTree
 from novasvc.run.services import deployments, make_parts
@@ -48,14 +51,25 @@ class Options(usage.Options):
         try:
             super().parseOptions(options)
         except usage.UsageError as error:
-            sys.exit(f"novasvc: {str(error).rstrip('.')}; `twistd novasvc --help` lists the options")
+            sys.exit(
+                f"novasvc: {str(error).rstrip('.')}; {_meant(str(error))}`twistd novasvc --help` lists the options"
+            )
 
     def postOptions(self) -> None:
-        """Load the settings; exit if they are invalid."""
+        """Load the settings; exit if they are invalid, or if another process has the pid file."""
         try:
+            check_pid_file(getattr(self, "parent", None))
             self.configuration = read(self)
         except NovasvcError as error:
             sys.exit(f"novasvc: {error}")
+
+
+def _meant(problem: str) -> str:
+    """Return a suggestion for an unknown option that a usage error names; "" if no option is similar."""
+    wrong = re.search(r"option --?(\S+) not recognized", problem)
+    names = ["config", "reload", *(option.name for option in option_table())]
+    close = get_close_matches(wrong[1], names, n=1) if wrong else []
+    return f"did you mean --{close[0]}? " if close else ""
 
 
 def read(options: Mapping[str, Any]) -> Configuration:

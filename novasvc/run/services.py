@@ -118,7 +118,7 @@ class Deployment:
     @property
     def preload(self) -> list[str]:
         """The modules of its managers, imported before the fork."""
-        return [part.manager.rpartition(".")[0] for part in self.services]
+        return [part.manager.replace(":", ".").rpartition(".")[0] for part in self.services]
 
     def build(self, reactor: Any) -> ServiceTree:
         """Make the nodes; see :class:`~novasvc.interfaces.ISpecification`."""

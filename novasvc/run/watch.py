@@ -1,11 +1,12 @@
 """Restart a process when the Python files of a directory change; for developing."""
 
+import ctypes
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,12 +21,16 @@ _DRAIN = 10.0
 
 _SKIPPED = frozenset({"node_modules", "__pycache__", "site-packages", "build", "dist"})
 
+_PR_SET_PDEATHSIG = 1
+"""Source: prctl(2)."""
 
-def run_again_when_changed(command: Sequence[str], directory: Path) -> int:
+
+def run_again_when_changed(command: Sequence[str], directory: Path, report: Callable[[str], object]) -> int:
     """Run a command, and run it again whenever a Python file below a directory is changed, added or removed.
 
     If the command ends by itself, for instance because a file has a syntax error, it runs again after the next change.
 
+    :param report: called with how the command has ended by itself, such as "with status 1", and with "" before it runs.
     :return: the exit status of the command that ran when this process got SIGINT or SIGTERM.
     """
     stopping: list[int] = []
@@ -33,18 +38,30 @@ def run_again_when_changed(command: Sequence[str], directory: Path) -> int:
         signal.signal(number, lambda number, _frame: stopping.append(number))
     while True:
         seen = snapshot(directory)
+        report("")
         running = subprocess.Popen(command)  # noqa: S603 - the caller's own command
-        changed, told = None, False
+        changed, ended = None, False
         while not stopping and changed is None:
             time.sleep(INTERVAL)
-            if running.poll() is not None and not told:
-                told = True
+            if running.poll() is not None and not ended:
+                ended = True
                 _tell(f"it ended {_how(running.returncode)}; it starts again when a file changes")
+                report(_how(running.returncode))
             changed = first_change(seen, snapshot(directory))
         _end(running)
         if changed is None:
             return running.returncode if running.returncode >= 0 else 128 - running.returncode
         _tell(f"{os.path.relpath(changed, directory)} changed, starting again")
+
+
+def end_with_parent(parent: int) -> None:
+    """Have the kernel send SIGTERM to this process when its parent ends, even by SIGKILL.
+
+    :param parent: the parent's process id; if it has ended already, the signal is sent now.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def snapshot(directory: Path) -> dict[str, int]:

@@ -15,6 +15,18 @@ _log = Logger()
 STALL = 0.5
 """Seconds of lateness that are recorded as a stall: the reactor was blocked, or the process got no CPU time."""
 
+LOGGED = 1.0
+"""Seconds of lateness that are also logged."""
+
+_SILENCE = 30.0
+"""Seconds between two such log events."""
+
+_RECENT, _SHOWN = 20, 3
+"""Events that are looked at, and most that are logged: what blocked the reactor is among the last."""
+
+_OF_USERS = frozenset({"call", "task"})
+"""Kinds of events that are about code of the users'."""
+
 
 class StallWatch:
     """Stamp heartbeats from a reactor's timer, and record those that were late.
@@ -40,6 +52,7 @@ class StallWatch:
         self._monotonic = monotonic
         self._interval = interval
         self._due = 0.0
+        self._silent_until = 0.0
         self._beating = LoopingCall(self._beat)
         self._beating.clock = clock
 
@@ -54,11 +67,25 @@ class StallWatch:
         if self._beating.running:
             self._beating.stop()
 
+    def _log(self, now: float, late: float) -> None:
+        """Log a long stall, with what ran last, but not each time: an overloaded host stalls often."""
+        if late < LOGGED or now < self._silent_until:
+            return
+        self._silent_until = now + _SILENCE
+        ran = [f"{event.kind} {event.text}" for event in self._recorder.events(_RECENT) if event.kind in _OF_USERS]
+        _log.warn(
+            "the reactor was blocked for {late:.1f} s{ran}; let functions that block run in a thread: "
+            "@rpc.expose(blocking=True), or self.attachments.run_blocking(function)",
+            late=late,
+            ran=f" (last events: {'; '.join(ran[-_SHOWN:])})" if ran else "",
+        )
+
     def _beat(self) -> None:
         now = self._monotonic()
         late, self._due = max(0.0, now - self._due), now + self._interval
         metrics.lag_seconds.at().observe(late)
         metrics.last_lag.at().value = late
         if late > STALL:
+            self._log(now, late)
             self._recorder.note("stall", f"the reactor was {late:.1f} s late")
         self._recorder.beat(now)

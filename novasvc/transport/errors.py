@@ -65,3 +65,31 @@ class DeclarationDeniedError(BrokerError):
         "set amqp_durable_queues or rabbit_quorum_queue for all services and clients of this control exchange, "
         "or permit the feature on the broker"
     )
+
+
+@attrs.define
+class ServiceRestartingError(RPCError):
+    """The service restarts because its code changed, or ended with an error in its code; it was not called.
+
+    :param target: target as text.
+    :param pid: the process that restarts the service: `novasvc run --reload`.
+    :param waited: seconds that the caller waited for it.
+    :param ended: how the service ended, if it starts only when a file changes; else "".
+    """
+
+    target: str
+    pid: int
+    waited: float
+    ended: str = ""
+
+    def __str__(self) -> str:
+        restarts = f"`novasvc run --reload` (pid {self.pid})"
+        if self.ended:
+            return (
+                f"{self.target} does not run: it ended {self.ended}, and {restarts} starts it when a file changes; "
+                "the reason is in the output of that command"
+            )
+        return (
+            f"{self.target} is restarting, and did not serve within {self.waited:g} s; "
+            f"see the output of {restarts}, or try again"
+        )

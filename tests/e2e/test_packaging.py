@@ -233,6 +233,16 @@ class PackagingTests(SynchronousTestCase):
         installation.install(self.wheel)
         self.assertGreater(int(installation.evaluate(IMPORT_ALL)), 20)
 
+    @pytest.mark.timeout(LIMIT)
+    def test_new_project(self) -> None:
+        """A project that an installation from a wheel creates is tested with this installation, and passes."""
+        installation = self.installation()
+        installation.install(self.wheel)
+        run(installation.environment / "bin" / "novasvc", "new", "shop", cwd=installation.elsewhere)
+        project = installation.elsewhere / "shop"
+        self.assertEqual((project / ".novasvc-python").read_text().strip(), str(installation.python))
+        self.assertIn("PASSED (successes=3)", run(project / "tests" / "run", cwd=project))
+
     def test_wheel_contents(self) -> None:
         """A wheel contains the package with its data and, under twisted/, only our plugin."""
         with zipfile.ZipFile(self.wheel) as wheel:

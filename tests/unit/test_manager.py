@@ -26,6 +26,11 @@ class NoManager:
         self.host = host
 
 
+def dict_of(**kwargs: Any) -> dict[str, Any]:
+    """Return no manager."""
+    return kwargs
+
+
 NOT_A_CLASS = 7
 
 
@@ -89,9 +94,10 @@ class MakeManagerTests(SynchronousTestCase):
         self.assertIn("it is a int, not a class", self.problem("some_managers.NOT_A_CLASS"))
 
     def test_not_a_manager(self) -> None:
-        """An object that does not provide IManager is refused; the error names the base class."""
+        """A class that does not provide IManager, or a function that makes none, is refused with the base class."""
+        self.assertIn("it made a dict, which does not provide IManager", self.problem(dict_of))
         self.assertIn(
-            "it made a NoManager, which does not provide IManager; derive the class from novasvc.Manager",
+            "it does not provide IManager; derive the class from novasvc.Manager",
             self.problem("some_managers.NoManager"),
         )
 
@@ -99,5 +105,5 @@ class MakeManagerTests(SynchronousTestCase):
         """A constructor that raises is reported with the error and the names, not the values, of its arguments."""
         text = self.problem("some_managers.Good", colour="hunter2")
         self.assertIn("unexpected keyword argument 'colour'", text)
-        self.assertIn("fix it, or the arguments it was given (host, colour)", text)
+        self.assertIn("but was given (host, colour)", text)
         self.assertNotIn("hunter2", text)

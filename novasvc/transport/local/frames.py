@@ -41,7 +41,7 @@ UNREAD = 32 * 1024 * 1024
 UNREAD_LIMIT = 8 * UNREAD
 """Octets that a peer may leave unread before its connection is aborted."""
 
-_LENGTH = Struct("!I")
+LENGTH = Struct("!I")
 
 
 class FrameProtocol(Protocol):
@@ -95,21 +95,21 @@ class FrameProtocol(Protocol):
             if self._unread > UNREAD_LIMIT:
                 self.abort()
                 return
-        self.transport.writeSequence((_LENGTH.pack(len(text) + 1 + len(body)), text, b"\n", body))
+        self.transport.writeSequence((LENGTH.pack(len(text) + 1 + len(body)), text, b"\n", body))
 
     def dataReceived(self, data: bytes) -> None:
         """Receive some octets; handle the frames that are complete."""
         received = self._received
         received += data
-        while self.usable and len(received) >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(received)
-            end = _LENGTH.size + length
+        while self.usable and len(received) >= LENGTH.size:
+            (length,) = LENGTH.unpack_from(received)
+            end = LENGTH.size + length
             if length > LONGEST:
                 self.abort()
             elif len(received) < end:
                 return
             else:
-                frame = bytes(received[_LENGTH.size : end])
+                frame = bytes(received[LENGTH.size : end])
                 del received[:end]
                 self._handle(frame)
 

@@ -5,12 +5,15 @@ from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred, DeferredList, succeed
+from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from novasvc.interfaces import IDelivery, IListener, ITransport
-from novasvc.rpc.errors import TransportFullError, UndeliverableError
+from novasvc.rpc.errors import TransportClosedError, TransportFullError, UndeliverableError
 from novasvc.rpc.target import Target
+from novasvc.transport.errors import ServiceRestartingError
+from novasvc.transport.local.restarts import restarting
 from novasvc.transport.local.sockets import HostSockets
 from novasvc.transport.memory import MemoryTransport
 
@@ -25,6 +28,12 @@ from novasvc.transport.memory import MemoryTransport
 #
 # The socket's name is never used twice. So a socket that refuses connections belonged to a process that was killed, and
 # whoever finds it may remove it.
+
+RESTART = 10.0
+"""Seconds that a request waits for a server whose node restarts because its code has changed."""
+
+_INTERVAL = 0.1
+"""Seconds between two looks for the server."""
 
 
 @implementer(ITransport)
@@ -87,6 +96,25 @@ class LocalTransport:
         return Deferred.fromCoroutine(send(target, body, ttl, mandatory=mandatory))
 
     async def _send_to_one(self, target: Target, body: bytes, ttl: float | None, *, mandatory: bool) -> None:
+        clock: Any = self._sockets.reactor
+        began = clock.seconds()
+        while not await self._sent_to_other(target, body, ttl):
+            node = restarting(self._sockets.directory, target)
+            if node is None:
+                await self._memory.send(target, body, ttl, mandatory)
+                return
+            waited = clock.seconds() - began
+            if node.ended or waited >= RESTART:
+                raise ServiceRestartingError(str(target), node.pid, round(waited, 1), node.ended)
+            await deferLater(clock, _INTERVAL)
+            if self._closed:
+                raise TransportClosedError("sending")
+
+    async def _sent_to_other(self, target: Target, body: bytes, ttl: float | None) -> bool:
+        """Send a request to another process that has a server for it; return False if there is none.
+
+        :raises TransportFullError: none of them takes it.
+        """
         others, full = self._sockets.others, None
         for connection in await others.serving(target, self._exchange):
             try:
@@ -97,10 +125,10 @@ class LocalTransport:
                 full = error
                 continue
             others.used(connection)
-            return
+            return True
         if full is not None:
             raise full
-        await self._memory.send(target, body, ttl, mandatory)
+        return False
 
     async def _send_to_all(self, target: Target, body: bytes, ttl: float | None, *, mandatory: bool) -> None:
         others = await self._sockets.others.serving(target, self._exchange)

@@ -5,10 +5,11 @@ from click.testing import CliRunner
 from twisted.internet.defer import CancelledError
 from twisted.trial.unittest import SynchronousTestCase
 
+from novasvc.cli.arguments import read_arguments
 from novasvc.cli.call import readable
 from novasvc.cli.command_context import CommandContext
 from novasvc.cli.program import program
-from novasvc.cli.remote import read_arguments, read_target, wait_for_reply
+from novasvc.cli.remote import read_target, wait_for_reply
 from novasvc.errors import NoSuchMethodError, RemoteError
 from novasvc.rpc.origin import Origin, set_origin
 from novasvc.rpc.target import Target

@@ -1,6 +1,7 @@
 """Tests for novasvc.telemetry.stalls: a reactor's heartbeats, and those that came late."""
 
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.telemetry.flight import FlightRecorder
@@ -38,6 +39,22 @@ class StallWatchTests(SynchronousTestCase):
         self.assertEqual(self.stalls(), ["the reactor was 2.1 s late"])
         self.clock.advance(60)
         self.assertEqual(self.stalls()[1:], ["the reactor was 59.0 s late"])
+
+    def test_logged(self) -> None:
+        """A long stall is logged with what ran last, and the next one only after a while."""
+        self.recorder.note("task", "slow_task began")
+        self.recorder.note("node", "of no interest")
+        with capturedLogs() as logs:
+            self.clock.advance(1.8)  # 0.8 s late: not worth a line
+            self.assertEqual(logs, [])
+            self.clock.advance(3.5)
+            self.clock.advance(3.5)
+        (text,) = [formatEvent(event) for event in logs]
+        self.assertIn("the reactor was blocked for 2.5 s (last events: task slow_task began); let functions", text)
+        with capturedLogs() as logs:
+            self.clock.pump([1.0] * 30)
+            self.clock.advance(4)
+        self.assertEqual(len(logs), 1)
 
     def test_clock_is_set(self) -> None:
         """Somebody who sets the reactor's clock makes no stall, and the stamps go on as before."""
