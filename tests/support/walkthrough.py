@@ -5,6 +5,7 @@ import re
 import signal
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from unittest import TestCase
 
@@ -42,8 +43,9 @@ def commands(block: str) -> Iterator[Command]:
 
 def matches(shown: tuple[str, ...], output: str) -> bool:
     """Return whether an output is what a page shows."""
-    pattern = "\n".join(".*" if line == "..." else _ANY.sub("[^\n]*", re.escape(line)) for line in shown)
-    return re.fullmatch(pattern, output.rstrip("\n"), re.DOTALL) is not None
+    lines = (".*" if line == "..." else _ANY.sub("[^\n]*", re.escape(line)) + "\n" for line in shown)
+    pattern = "".join(lines)
+    return re.fullmatch(pattern, f"{output.rstrip()}\n", re.DOTALL) is not None
 
 
 class Walkthrough:
@@ -105,7 +107,9 @@ class Walkthrough:
         environment = {"PATH": f"{bin_folder}:{os.environ['PATH']}", "PYTHONPATH": ".", "PYTHONWARNINGS": "ignore"}
         environment["NOVASVC_STATE_DIR"] = str(self._folder / "state")
         environment |= self._exported | self._settings
-        return Process(self._test, ["bash", "-c", f"set -m; {line}"], self._folder, **environment)
+        process = Process(self._test, ["bash", "-c", line], self._folder, **environment)
+        self._test.addCleanup(_kill, process)  # before Process's own clean-up, which knows no children
+        return process
 
     def _start(self, line: str) -> None:
         process = self._process(line)
@@ -131,6 +135,14 @@ class Walkthrough:
     def stop(self) -> None:
         """Stop what runs, the last one first."""
         for process in reversed(self.running.values()):
-            os.killpg(process.popen.pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):
+                os.killpg(process.popen.pid, signal.SIGTERM)
             process.wait()
         self.running.clear()
+
+
+def _kill(process: Process) -> None:
+    """Kill a process with its children, if it still runs."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.popen.pid, signal.SIGKILL)
+    process.popen.wait()
