@@ -1,12 +1,15 @@
 """Tests that follow the guides: they save each file, run each command, and compare the output."""
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from unittest import TestCase
 
 import pytest
 
 from tests.e2e.process import ROOT
+from tests.servers import vhost_url
+from tests.servers.process import free_ports
 from tests.support.walkthrough import Walkthrough
 
 GUIDES = ROOT / "docs" / "guides"
@@ -17,11 +20,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 class GuideTests(TestCase):
     """The guides, each in an empty folder."""
 
-    def reader(self, **settings: str) -> Walkthrough:
-        """Make a reader in an empty folder."""
+    def reader(self, instead: Mapping[str, str] | None = None, **settings: str) -> Walkthrough:
+        """Make a reader in an empty folder; see :class:`Walkthrough`."""
         holder = tempfile.TemporaryDirectory()
         self.addCleanup(holder.cleanup)
-        reader = Walkthrough(self, Path(holder.name), settings)
+        reader = Walkthrough(self, Path(holder.name), settings, instead)
         self.addCleanup(reader.stop)
         return reader
 
@@ -33,3 +36,21 @@ class GuideTests(TestCase):
         reader.stop()
         reader.follow(alone)
         self.assertGreater(reader.ran, 10)
+
+    def test_operate_a_fleet(self) -> None:
+        """The guide's commands work in the guide's order, on one host with a broker."""
+        (port,) = free_ports(1)
+        fleet, script = (GUIDES / "operate-a-fleet.md").read_text().split("\n## Other ways to run it\n")
+        instead = {"127.0.0.1:8774": f"127.0.0.1:{port}"}
+        reader = self.reader(instead, NOVASVC_TRANSPORT_URL=vhost_url(self), NOVASVC_API_LISTEN_PORT=str(port))
+        reader.follow(fleet)
+        reader.stop()
+        reader.follow(script)
+        self.assertGreater(reader.ran, 20)
+
+    def test_http(self) -> None:
+        """The application of docs/http.md is served as the page says, on a free port."""
+        (port,) = free_ports(1)
+        reader = self.reader({"8080": str(port)})
+        reader.follow((ROOT / "docs" / "http.md").read_text())
+        self.assertEqual(reader.ran, 2)

@@ -115,11 +115,11 @@ class Walkthrough:
         process = self._process(line)
         self.running[line] = process
         config = re.search(r"--config (\S+)", line)
-        services = (self._folder / config.group(1)).read_text().count("[[service]]") if config else 1
-        if "--workers" in line:
+        settings = (self._folder / config.group(1)).read_text() if config else ""
+        if "workers" in line + settings or "serve_" in line:
             process.wait_for("the supervisor is running")
         else:
-            for _ in range(services):
+            for _ in range(settings.count("[[service]]") or 1):
                 process.wait_for(_RUNS)
 
     def _finish(self, line: str, shown: tuple[str, ...]) -> None:
