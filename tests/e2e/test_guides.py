@@ -54,3 +54,15 @@ class GuideTests(TestCase):
         reader = self.reader({"8080": str(port)})
         reader.follow((ROOT / "docs" / "http.md").read_text())
         self.assertEqual(reader.ran, 2)
+
+    def test_from_nova_service(self) -> None:
+        """The manager that was moved from Nova runs with Nova's settings, and is called."""
+        reader = self.reader()
+        reader.follow((GUIDES / "from-nova-service.md").read_text())
+        self.assertEqual(reader.ran, 5)
+
+    def test_from_nameko_and_celery(self) -> None:
+        """The translated examples run, and are called."""
+        reader = self.reader()
+        reader.follow((GUIDES / "from-nameko-and-celery.md").read_text())
+        self.assertEqual(reader.ran, 5)
