@@ -64,26 +64,13 @@ class ReadmeTests(TestCase):
         self.assertEqual(first, RUN)
         node = self.shell(first)
         node.wait_for("is running", patience=300)
-        for command in others + self.commands("Manage services"):
+        for command in others:
             self.done(command)
         os.killpg(node.popen.pid, signal.SIGTERM)
         node.wait()
-
-        self.fleet()
-
         self.write_examples()
         self.first_service()
-        check, run = self.commands("Write a manager")
-        self.assertIn("greeter.toml", check)
-        self.done(check)
-        greeter = self.shell(run)
-        greeter.wait_for("novasvc-greeter@.* is running")
-        os.killpg(greeter.popen.pid, signal.SIGTERM)
-        greeter.wait()
-
-        self.watch_and_ask()
-        self.serve()
-        self.workers()
+        self.fleet()
 
     def first_service(self) -> None:
         """Run the shop, call it, and ask what it offers."""
@@ -96,60 +83,20 @@ class ReadmeTests(TestCase):
         os.killpg(shop.popen.pid, signal.SIGTERM)
         shop.wait()
 
-    def serve(self) -> None:
-        """Serve an application as README says, on a free port."""
-        (command,) = self.commands("Serve applications")
-        served = self.shell(command.replace("=8080", "=0"))
-        port = served.wait_for(r"listening on 127\.0\.0\.1:(\d+)").group(1)
-        served.wait_for("the API hello is running")
-        with urlopen(f"http://127.0.0.1:{port}/", timeout=PATIENCE) as answer:
-            self.assertEqual(answer.read(), b"good morning, 127.0.0.1\n")
-        os.killpg(served.popen.pid, signal.SIGTERM)
-        served.wait()
-
-    def watch_and_ask(self) -> None:
-        """Open the page and query the API as README says, except for the port."""
-        self.environment["NOVASVC_API_LISTEN_PORT"] = "0"
-        (command,) = self.commands("Watch a fleet")
-        served = self.shell(command)
-        address = served.wait_for(r"page +http://(\S+)/").group(1)
-        with urlopen(Request(f"http://{address}/", headers={"Accept": "text/html"}), timeout=PATIENCE) as page:
-            self.assertIn("<h1", page.read().decode())
-        for question in self.commands("Ask the API"):
-            self.assertIn("127.0.0.1:8774", question)
-            answer = self.done(question.replace("127.0.0.1:8774", address))
-            self.assertRegex(answer, r'"ready": true|novasvc_build_info|"services": \[{|"result": {"1m"', question)
-        os.killpg(served.popen.pid, signal.SIGTERM)
-        served.wait()
-        del self.environment["NOVASVC_API_LISTEN_PORT"]
-
     def fleet(self) -> None:
-        """Run README's commands for a fleet, with the tests' broker."""
-        url, run, *others = self.commands("A fleet")
+        """Run README's commands for a fleet, with the tests' broker, and open the page, on a free port."""
+        url, run, *others = self.commands("Run a fleet")
         self.assertEqual(url, "export NOVASVC_TRANSPORT_URL=amqp://guest:guest@127.0.0.1:5672/")
-        self.environment["NOVASVC_TRANSPORT_URL"] = vhost_url(self)
-        node = self.shell(run)
-        node.wait_for("is running")
-        for command in others:
-            self.done(command)
-        os.killpg(node.popen.pid, signal.SIGTERM)
-        node.wait()
-        del self.environment["NOVASVC_TRANSPORT_URL"]
-
-    def workers(self) -> None:
-        """Run README's commands for workers, with the tests' broker."""
-        run, *others, script = self.commands("Workers")
-        self.environment["NOVASVC_TRANSPORT_URL"] = vhost_url(self)
+        self.environment |= {"NOVASVC_TRANSPORT_URL": vhost_url(self), "NOVASVC_API_LISTEN_PORT": "0"}
         supervisor = self.shell(run)
+        address = supervisor.wait_for(r"listening on (127\.0\.0\.1:\d+)").group(1)
         supervisor.wait_for("the supervisor is running")
         for command in others:
             self.done(command)
+        with urlopen(Request(f"http://{address}/", headers={"Accept": "text/html"}), timeout=PATIENCE) as page:
+            self.assertIn("<h1", page.read().decode())
+        os.killpg(supervisor.popen.pid, signal.SIGTERM)
         supervisor.wait()
-        served = self.shell(script)
-        served.wait_for("the supervisor is running")
-        os.killpg(served.popen.pid, signal.SIGTERM)
-        self.assertEqual(served.wait(), 0, served.output)
-        del self.environment["NOVASVC_TRANSPORT_URL"]
 
     def test_test_command(self) -> None:
         """README's test command can be run."""

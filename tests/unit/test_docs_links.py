@@ -8,9 +8,9 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 _ROOT = Path(__file__).parents[2]
-_PAGES = sorted([*_ROOT.glob("*.md"), *_ROOT.glob("docs/*.md")])
+_PAGES = sorted([*_ROOT.glob("*.md"), *_ROOT.glob("docs/**/*.md"), *_ROOT.glob("examples/**/*.md")])
 _LINK = re.compile(r"\]\(((?!https?:)[^)\s]+)\)")
-_PATH = re.compile(r"`((?:docs|novasvc|tap|tests|twisted)/[\w./-]+)`")
+_PATH = re.compile(r"`((?:docs|examples|novasvc|tap|tests|twisted)/[\w./-]+)`")
 _FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 _TERMS = 15
 """Terms of our own that a reader would have to learn: fewer than this."""
@@ -35,7 +35,7 @@ def found(pattern: re.Pattern[str]) -> Iterator[tuple[Path, str]]:
 
 
 class DocumentationTests(SynchronousTestCase):
-    """README.md, CONTRIBUTING.md, SECURITY.md and docs/."""
+    """README.md, CONTRIBUTING.md, SECURITY.md, docs/ and the READMEs of examples/."""
 
     def test_links(self) -> None:
         """Each relative link leads to a file, and each anchor to a heading of it."""

@@ -1,0 +1,102 @@
+"""Tests that run each example as its README says."""
+
+import json
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from unittest import TestCase
+
+import pytest
+
+from tests.e2e.process import PATIENCE, ROOT
+from tests.servers import vhost_url
+from tests.servers.process import free_ports, missing
+from tests.support.walkthrough import Command, Walkthrough
+
+EXAMPLES = ROOT / "examples"
+LINES = 150
+"""Lines of an example, without its README: fewer than this."""
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+class ExampleTests(TestCase):
+    """The examples, each in a copy of its folder."""
+
+    def example(self, name: str, **settings: str) -> Walkthrough:
+        """Follow the README of an example."""
+        holder = tempfile.TemporaryDirectory()
+        self.addCleanup(holder.cleanup)
+        self.folder = Path(holder.name) / name
+        shutil.copytree(EXAMPLES / name, self.folder, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+        reader = Walkthrough(self, self.folder, settings, {"127.0.0.1:8080": f"127.0.0.1:{settings.get('PORT', '')}"})
+        reader.follow((self.folder / "README.md").read_text())
+        self.addCleanup(reader.stop)
+        return reader
+
+    def test_shop(self) -> None:
+        """Two managers call each other; an order that cannot be filled changes nothing; the example's tests pass."""
+        reader = self.example("shop")
+        self.assertEqual(reader.ran, 6)
+        reader.run(Command("novasvc call stock left --json", ('{"tea": 8, "cup": 2}',)))
+        reader.run(Command("python -m pytest -q -p no:cacheprovider test_shop.py", ("...", "1 passed in ...")))
+
+    def test_scheduler(self) -> None:
+        """Instances go to the live host with the fewest; a disabled host gets none."""
+        self.example("scheduler").run(Command("novasvc call compute.node1 count", ("1",)))
+
+    def test_composed(self) -> None:
+        """A node in another application's tree answers that application's web server, and stops with it."""
+        reader = self.example("composed", PORT=str(free_ports(1)[0]))
+        (process,) = reader.running.values()
+        reader.stop()
+        self.assertRegex(process.output, r"visits-greeter@\S+ .*is draining|visits-greeter@\S+ is stopped")
+
+    def test_jobs(self) -> None:
+        """A job whose worker is killed runs again in another worker, and its result is kept."""
+        reader = self.example("jobs", NOVASVC_TRANSPORT_URL=vhost_url(self))
+        pid = self.folder / "jobs" / "nightly.pid"
+        self.wait_until(pid.exists)
+        first = int(pid.read_text())
+        os.kill(first, signal.SIGKILL)
+        result = self.folder / "jobs" / "nightly.json"
+        self.wait_until(result.exists)
+        self.assertNotEqual(int(pid.read_text()), first)
+        self.assertEqual(json.loads(result.read_text())["status"], 0)
+        reader.run(
+            Command("novasvc call jobs result id=nightly --json", ('{"status": 0, "output": "", "worker": ...}',))
+        )
+        refused = Command(
+            "novasvc call jobs run id=b program=rm", ("novasvc: ... LookupError ... no program 'rm'; ...",)
+        )
+        reader.run(refused)
+        reader.run(Command("novasvc call jobs result id=../b", ("novasvc: invalid arguments for 'result': id: ...",)))
+
+    def test_oslo(self) -> None:
+        """A client and a server written with oslo.messaging share the broker with a node between them."""
+        if find_spec("oslo_messaging") is None:
+            raise missing("oslo.messaging; pip install -e '.[interop]'")
+        url = vhost_url(self).replace("amqp:", "rabbit:")
+        self.assertEqual(self.example("oslo", NOVASVC_TRANSPORT_URL=url).ran, 5)
+
+    def test_lines(self) -> None:
+        """Each example is short, has a README, and is in the table of examples/README.md."""
+        table = (EXAMPLES / "README.md").read_text()
+        for folder in EXAMPLES.iterdir():
+            if folder.is_dir() and not folder.name.startswith((".", "_")):
+                self.assertIn(f"({folder.name}/README.md)", table)
+                self.assertTrue((folder / "README.md").exists())
+                files = [path for path in folder.rglob("*") if path.suffix in {".py", ".toml", ".tac", ".ini"}]
+                self.assertLess(sum(len(path.read_text().splitlines()) for path in files), LINES, folder.name)
+
+    def wait_until(self, holds: Callable[[], bool]) -> None:
+        """Wait for a condition."""
+        deadline = time.monotonic() + PATIENCE
+        while not holds():
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.05)

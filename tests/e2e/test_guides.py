@@ -1,0 +1,68 @@
+"""Tests that follow the guides: they save each file, run each command, and compare the output."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from unittest import TestCase
+
+import pytest
+
+from tests.e2e.process import ROOT
+from tests.servers import vhost_url
+from tests.servers.process import free_ports
+from tests.support.walkthrough import Walkthrough
+
+GUIDES = ROOT / "docs" / "guides"
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
+
+
+class GuideTests(TestCase):
+    """The guides, each in an empty folder."""
+
+    def reader(self, instead: Mapping[str, str] | None = None, **settings: str) -> Walkthrough:
+        """Make a reader in an empty folder; see :class:`Walkthrough`."""
+        holder = tempfile.TemporaryDirectory()
+        self.addCleanup(holder.cleanup)
+        reader = Walkthrough(self, Path(holder.name), settings, instead)
+        self.addCleanup(reader.stop)
+        return reader
+
+    def test_write_a_service(self) -> None:
+        """The guide's shop works as the guide says, and the guide's tests pass."""
+        together, alone = (GUIDES / "write-a-service.md").read_text().split("\n## Settings\n")
+        reader = self.reader()
+        reader.follow(together)
+        reader.stop()
+        reader.follow(alone)
+        self.assertGreater(reader.ran, 10)
+
+    def test_operate_a_fleet(self) -> None:
+        """The guide's commands work in the guide's order, on one host with a broker."""
+        (port,) = free_ports(1)
+        fleet, script = (GUIDES / "operate-a-fleet.md").read_text().split("\n## Other ways to run it\n")
+        instead = {"127.0.0.1:8774": f"127.0.0.1:{port}"}
+        reader = self.reader(instead, NOVASVC_TRANSPORT_URL=vhost_url(self), NOVASVC_API_LISTEN_PORT=str(port))
+        reader.follow(fleet)
+        reader.stop()
+        reader.follow(script)
+        self.assertGreater(reader.ran, 20)
+
+    def test_http(self) -> None:
+        """The application of docs/http.md is served as the page says, on a free port."""
+        (port,) = free_ports(1)
+        reader = self.reader({"8080": str(port)})
+        reader.follow((ROOT / "docs" / "http.md").read_text())
+        self.assertEqual(reader.ran, 2)
+
+    def test_from_nova_service(self) -> None:
+        """The manager that was moved from Nova runs with Nova's settings, and is called."""
+        reader = self.reader()
+        reader.follow((GUIDES / "from-nova-service.md").read_text())
+        self.assertEqual(reader.ran, 5)
+
+    def test_from_nameko_and_celery(self) -> None:
+        """The translated examples run, and are called."""
+        reader = self.reader()
+        reader.follow((GUIDES / "from-nameko-and-celery.md").read_text())
+        self.assertEqual(reader.ran, 5)
