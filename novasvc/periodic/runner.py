@@ -116,14 +116,20 @@ class TaskRunner:
         """Start the due times of a task: from those of an earlier leader, if they are known."""
         first_pass = max(0.0, self._first_pass - self._clock.seconds())
         declaration, schedule = task.declaration, task.schedule
+        at_once = declaration.run_immediately and term.ran_ago is None
+        # A task that never ran is due one spacing after it was led first: its leaders may all live for less.
+        since = term.known_for if term.ran_ago is None else term.ran_ago
         if isinstance(schedule, CronSchedule):
-            at_once = declaration.run_immediately and term.ran_ago is None
-            schedule.start(first_pass if at_once else None, term.last_due)
-            return
-        spacing = 0 if declaration.run_immediately else declaration.spacing
-        if term.ran_ago is not None:
-            spacing = schedule.interval - term.ran_ago
-        schedule.start(max(first_pass, spacing), not_before=first_pass)
+            last_due = term.last_due
+            if last_due is None and since is not None:
+                last_due = self._wall_clock() - since
+            schedule.start(first_pass if at_once else None, last_due)
+        elif at_once or since is None:
+            spacing = 0 if at_once else declaration.spacing
+            schedule.start(max(first_pass, spacing), not_before=first_pass)
+        else:
+            spacing = declaration.spacing if term.ran_ago is None else schedule.interval
+            schedule.start(max(first_pass, spacing - since), not_before=first_pass)
 
     def stop(self) -> Deferred[None]:
         """Begin no more runs. The lead of a task passes on when its run under way has ended.

@@ -252,7 +252,8 @@ class LeaseElection:
             came=came,
             fencing=lease.fencing,
         )
-        self._gained(candidate.task, Term(fencing=lease.fencing, ran_ago=lease.ran_ago, last_due=lease.last_due))
+        term = Term(fencing=lease.fencing, known_for=lease.known_for, ran_ago=lease.ran_ago, last_due=lease.last_due)
+        self._gained(candidate.task, term)
 
     def _expire(self, candidate: _Candidate) -> None:
         left = (1 - STOP) * self._lease_time + candidate.until - self._clock.seconds()

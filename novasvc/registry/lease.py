@@ -22,6 +22,7 @@ class Lease:
     :param acquired_at: when this holder got it, UTC without a time zone.
     :param held_for: seconds since ``acquired_at``.
     :param expires_in: seconds until it ends if it is not renewed; <= 0 if it is free.
+    :param known_for: seconds since the lease was taken for the first time, by any holder.
     :param last_run_at: when a run was last reported, by any holder, UTC without a time zone; None before the first.
     :param ran_ago: seconds since ``last_run_at``; None before the first run.
     :param last_due: the last due time that a run was reported for, Unix seconds; None for a task without cron line.
@@ -35,6 +36,7 @@ class Lease:
     acquired_at: datetime
     held_for: float
     expires_in: float
+    known_for: float
     last_run_at: datetime | None
     ran_ago: float | None
     last_due: float | None

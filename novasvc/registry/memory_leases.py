@@ -16,6 +16,7 @@ class _Row:
     holder: str | None
     owner: str | None
     fencing: int
+    created: float
     acquired: float
     expires: float
     last_run: float | None = None
@@ -40,7 +41,7 @@ class MemoryLeases:
         for task in tasks:
             row = self._rows.get((request.topic, task))
             if row is None:
-                row = _Row(request.holder, request.owner, 1, now, end)
+                row = _Row(request.holder, request.owner, 1, now, now, end)
                 self._rows[request.topic, task] = row
             elif row.owner is None or row.expires <= now:
                 row.holder, row.owner, row.fencing = request.holder, request.owner, row.fencing + 1
@@ -74,6 +75,7 @@ class MemoryLeases:
             acquired_at=_stamp(row.acquired),
             held_for=now - row.acquired,
             expires_in=row.expires - now,
+            known_for=now - row.created,
             last_run_at=None if row.last_run is None else _stamp(row.last_run),
             ran_ago=None if row.last_run is None else now - row.last_run,
             last_due=row.last_due,

@@ -411,6 +411,7 @@ class RegistryContract(TestCase):
         self.assertTrue(free.is_free)
         (lease,) = await self.hold("b")
         self.assertEqual((lease.owner, lease.fencing, lease.holder), ("b", 2, "host of b"))
+        self.assertLess(lease.held_for, lease.known_for)
         self.assertGreaterEqual(lease.acquired_at, free.acquired_at)
         self.assertEqual([each.owner for each in await self.hold("a")], ["b"])
 

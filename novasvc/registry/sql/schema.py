@@ -77,6 +77,7 @@ leases = Table(
     Column("holder", String(255)),
     Column("owner", String(36)),
     Column("fencing", BigInteger, nullable=False),
+    Column("created_at", _MOMENT, nullable=False),
     Column("acquired_at", _MOMENT, nullable=False),
     Column("expires_at", _MOMENT, nullable=False),
     Column("last_run_at", _MOMENT),

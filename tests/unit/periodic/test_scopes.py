@@ -287,6 +287,12 @@ class SuccessionTests(ScopeCase):
         """The first leader of a task begins one spacing after it got the lead."""
         self.assertEqual(self.runs_at("fleet", Term(fencing=1), 25), [10, 20])
 
+    def test_leaders_that_never_ran_it(self) -> None:
+        """A task that no leader lived long enough to run is due one spacing after it was led first."""
+        self.assertEqual(self.runs_at("fleet", Term(fencing=2, known_for=8), 15), [2, 12])
+        self.setUp()
+        self.assertEqual(self.runs_at("nightly", Term(fencing=2, known_for=DAY), 5), [1])
+
     def test_successor(self) -> None:
         """A successor goes on where the last run of the earlier leader was."""
         self.assertEqual(self.runs_at("fleet", Term(fencing=2, ran_ago=7), 25), [3, 13, 23])

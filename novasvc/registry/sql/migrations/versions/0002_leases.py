@@ -25,6 +25,7 @@ def upgrade() -> None:
         sa.Column("holder", sa.String(255)),
         sa.Column("owner", sa.String(36)),
         sa.Column("fencing", sa.BigInteger, nullable=False),
+        sa.Column("created_at", _MOMENT, nullable=False),
         sa.Column("acquired_at", _MOMENT, nullable=False),
         sa.Column("expires_at", _MOMENT, nullable=False),
         sa.Column("last_run_at", _MOMENT),
