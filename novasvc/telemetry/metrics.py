@@ -154,6 +154,7 @@ retried = counter(
     "Attempts that were made because an earlier one of the same call failed; see novasvc.rpc.Retry.",
     "topic",
     "method",
+    most=MAX_CALLED_METHODS,
 )
 casts = counter("novasvc_rpc_client_casts_total", "Casts and fanouts handed to the transport.", "topic", "method")
 
