@@ -39,8 +39,10 @@ def run_awaitable(awaitable: Awaitable[_T], finish: Callable[[Deferred[Any]], No
     The coroutine is resumed here, and not from within a call of the clock, so it may advance the time itself.
 
     :param finish: advances the time until a Deferred has fired, or raises.
-    :raises TypeError: it awaits something other than a Deferred.
+    :raises TypeError: it is not awaitable, or awaits something other than a Deferred.
     """
+    if not hasattr(awaitable, "__await__"):
+        raise TypeError(f"cannot wait for {awaitable!r}; give a Deferred or a coroutine")
     steps = awaitable.__await__()
     waiting: Any = None
     try:

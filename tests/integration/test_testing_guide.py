@@ -49,6 +49,9 @@ class GuideTests(TestCase):
         done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, env=environment)
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
         self.assertRegex(done.stdout, r"(?m)^\d+ passed in ")
+        command = [sys.executable, "-m", "twisted.trial", "test_trial", "test_real"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, env=environment)
+        self.assertRegex(done.stdout, r"PASSED \(successes=3\)", done.stderr)
 
     @pytest.mark.slow
     @pytest.mark.timeout(180)

@@ -5,13 +5,265 @@ from collections.abc import Callable
 import attrs
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 from zope.interface import implementer
 
-from novasvc.interfaces import IListener, ITransport
+from novasvc.interfaces import IDelivery, IListener, ISession, ITransport, Reachability, WriteProbe
 from novasvc.rpc.errors import TransportClosedError, TransportFullError, UndeliverableError
 from novasvc.rpc.target import Target
 from novasvc.transport.memory.broker import MemoryBroker, Message, Queue, QueueName
-from novasvc.transport.memory.listener import MemoryListener, Receiver
+
+_log = Logger()
+
+Receiver = Callable[[IDelivery], None]
+
+
+@implementer(ISession)
+@attrs.define(eq=False)
+class _Session:
+    """What a listener's deliveries arrive on, until it is closed or loses its connection; see ISession."""
+
+    ended: bool = attrs.field(default=False, init=False)
+    redelivers: bool = attrs.field(default=True, init=False)
+
+
+@implementer(IDelivery)
+@attrs.define(eq=False)
+class _Delivery:
+    """A message delivered to a listener and not settled yet; see IDelivery."""
+
+    _message: Message
+    _queue: Queue
+    _listener: "_Listener"
+    body: bytes
+    deliveries: int
+    sent_to: str
+    session: _Session
+    counts_death: bool = attrs.field(default=True, init=False)
+
+    @property
+    def deaths(self) -> int:
+        # A listener in this process loses an unsettled message by its own end, which counts as a death, or by
+        # MemoryTransport.disconnect.
+        return self.deliveries - min(self._message.losses, self.deliveries)
+
+    @property
+    def expires_at(self) -> float | None:
+        return self._message.expires_at
+
+    @property
+    def expires_in(self) -> float | None:
+        expires_at = self._message.expires_at
+        return None if expires_at is None else expires_at - self._listener.broker.seconds()
+
+    def ack(self) -> None:
+        self._listener.settle(self)
+
+    def reject(self) -> None:
+        self._listener.settle(self)
+
+    def hold(self) -> None:
+        """Do nothing: there is no consumer_timeout."""
+
+    def requeue(self, deliveries: int) -> None:
+        if self._listener.settle(self):
+            self._queue.requeue_at_tail(self._message, deliveries)
+
+    def requeue_here(self, deliveries: int) -> None:
+        if self._listener.settle(self):
+            self._message.set_deliveries(deliveries)
+            self._listener.redeliver(self._message, self._queue, self.sent_to)
+
+    def quarantine(self, reason: str) -> None:
+        if self._listener.settle(self):
+            self._listener.broker.quarantine.append((self.body, reason))
+
+    def requeue_at_head(self, losses: int) -> None:
+        self._message.losses += losses
+        self._queue.requeue_at_head(self._message)
+
+
+@implementer(IListener)
+@attrs.define(eq=False)
+class _Listener:
+    """The consumers of one server, with one prefetch for all of its queues; see IListener."""
+
+    broker: MemoryBroker
+    _topic: str
+    _receiver: Receiver
+    _prefetch: int
+    _named: dict[QueueName, Queue]
+    _fanout: Queue | None
+    live: bool = attrs.field(default=True, init=False)
+    hold_after: None = attrs.field(default=None, init=False)
+    _narrowed: bool = attrs.field(default=False, init=False)
+    _cut_off: bool = attrs.field(default=False, init=False)
+    _session: _Session = attrs.field(factory=_Session, init=False)
+    _unsettled: dict[_Delivery, None] = attrs.field(factory=dict, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        for queue in self._queues:
+            self._consume(queue)
+
+    @property
+    def _queues(self) -> tuple[Queue, ...]:
+        """The queues that it consumes from."""
+        fanout = () if self._fanout is None or self._narrowed else (self._fanout,)
+        return (*self._named.values(), *fanout)
+
+    def _consume(self, queue: Queue) -> None:
+        queue.consumers.append(self)
+        self.broker.consumers_changed()
+        self.broker.schedule(queue)
+
+    def _sent_to(self, queue: Queue) -> str:
+        if queue is self._fanout:
+            return "fanout"
+        return next(
+            ("topic" if name[2] is None else "server" for name, own in self._named.items() if own is queue), "topic"
+        )
+
+    def has_room(self) -> bool:
+        return len(self._unsettled) < self._prefetch
+
+    def receive(self, message: Message, queue: Queue) -> None:
+        if message.probe is not None:
+            message.probe()
+            return
+        self._dispatch(self._deliver(message, queue, self._sent_to(queue)))
+
+    def _deliver(self, message: Message, queue: Queue, sent_to: str) -> _Delivery:
+        delivery = _Delivery(message, queue, self, message.body, message.deliveries, sent_to, self._session)
+        self._unsettled[delivery] = None
+        return delivery
+
+    def redeliver(self, message: Message, queue: Queue, sent_to: str) -> None:
+        """Redeliver a message to this listener, in a later turn of the reactor."""
+        delivery = self._deliver(message, queue, sent_to)
+        self.broker.call_later(lambda: self._dispatch(delivery) if delivery in self._unsettled else None)
+
+    def _dispatch(self, delivery: _Delivery) -> None:
+        try:
+            self._receiver(delivery)
+        except Exception:  # noqa: BLE001 - it must not stop the delivery of other messages
+            _log.failure("unhandled exception in a message receiver")
+
+    def settle(self, delivery: _Delivery) -> bool:
+        """Mark a delivery as settled; return False if it was settled or requeued before."""
+        if delivery not in self._unsettled:
+            return False
+        had_room = self.has_room()
+        del self._unsettled[delivery]
+        if self.live and not had_room:
+            for queue in self._queues:
+                self.broker.schedule(queue)
+        return True
+
+    def cancel_topic(self, prefetch: int) -> Deferred[None]:
+        if self.live or self._cut_off:
+            self._prefetch = prefetch
+            for queue in self._queues if self.live else ():
+                if self._sent_to(queue) != "server":
+                    queue.consumers.remove(self)
+            self.broker.consumers_changed()
+            self._named = {name: queue for name, queue in self._named.items() if name[2] is not None}
+            self._narrowed = True
+            for queue in self._queues:
+                self.broker.schedule(queue)
+        return succeed(None)
+
+    def verify(self, write: WriteProbe, timeout: float) -> Deferred[Reachability]:
+        if not self.live or self._narrowed:
+            return succeed(Reachability("the listener is not consuming"))
+        repaired = self._repair()
+        name, queue = next(reversed(self._named.items()))  # the server's queue, if it has one
+        arrived: Deferred[None] = Deferred()
+
+        def arrive() -> None:
+            if not arrived.called:
+                arrived.callback(None)
+
+        probe = Message(write("", ""), self.broker.seconds() + timeout, probe=arrive)
+        if not queue.put(probe):
+            return succeed(Reachability(repaired=repaired))  # a full queue exists, and its messages are being processed
+
+        def give_up(*_: object) -> Reachability:
+            if not self.has_room():
+                return Reachability(repaired=repaired)
+            return Reachability(f"a message to {_describe(name)} did not arrive within {timeout:g} s")
+
+        verifying = arrived.addCallback(lambda _: Reachability(repaired=repaired))
+        return verifying.addTimeout(timeout, self.broker.clock, onTimeoutCancel=give_up)
+
+    def _repair(self) -> tuple[str, ...]:
+        """Register missing queues at the broker and consume from them again; return what was missing."""
+        repaired = []
+        for name, queue in self._named.items():
+            known = self.broker.has(name)
+            current = self._named[name] = self.broker.restore(name, queue)
+            consumes = self in current.consumers
+            if not consumes:
+                self._consume(current)
+            if not (known and consumes):
+                repaired.append(f"the queue {_describe(name)}")
+        if self._fanout is not None and self.broker.restore_fanout(self._topic, self._fanout):
+            repaired.append(f"the queue for fanouts of {self._topic}")
+        return tuple(repaired)
+
+    def cancel(self) -> Deferred[None]:
+        self._cut_off = False
+        self._stop_consuming()
+        return succeed(None)
+
+    def _stop_consuming(self) -> None:
+        if self.live:
+            self.live = False
+            for queue in self._queues:
+                queue.consumers.remove(self)
+            self.broker.consumers_changed()
+
+    def close(self) -> Deferred[None]:
+        self.cancel()
+        if self._fanout is not None:
+            self.broker.delete_fanout(self._topic, self._fanout)
+        self._end_session(losses=0)
+        return succeed(None)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was closed."""
+        return self._session.ended
+
+    @property
+    def unsettled(self) -> int:
+        """The number of deliveries that are not settled."""
+        return len(self._unsettled)
+
+    def disconnect(self) -> None:
+        """Stop consuming, and give unsettled deliveries back, as if the connection were lost; its queues stay."""
+        self._cut_off = self._cut_off or self.live
+        self._stop_consuming()
+        if not self.ended:
+            self._end_session(losses=1)
+            self._session = _Session()
+
+    def reconnect(self) -> None:
+        """Consume again after :meth:`disconnect`, unless it was cancelled or closed meanwhile."""
+        if self._cut_off:
+            self._cut_off, self.live = False, True
+            for queue in self._queues:
+                self._consume(queue)
+
+    def _end_session(self, *, losses: int) -> None:
+        self._session.ended = True
+        unsettled, self._unsettled = list(self._unsettled), {}
+        for delivery in reversed(unsettled):  # each goes to the head, so the oldest comes last
+            delivery.requeue_at_head(losses)
+
+
+def _describe(name: QueueName) -> str:
+    _, topic, server = name
+    return topic if server is None else f"{topic}.{server}"
 
 
 @implementer(ITransport)
@@ -28,7 +280,7 @@ class MemoryTransport:
     _clock: IReactorTime = attrs.field(kw_only=True)
     _exchange: str = attrs.field(default="nova", kw_only=True)
     _closed: bool = attrs.field(default=False, init=False)
-    _listeners: list[MemoryListener] = attrs.field(factory=list, init=False)
+    _listeners: list[_Listener] = attrs.field(factory=list, init=False)
     _addresses: list[str] = attrs.field(factory=list, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -77,7 +329,7 @@ class MemoryTransport:
         if target.server is not None:
             names.append((exchange, target.topic, target.server))
         queues = {name: broker.queue(*name) for name in names}
-        return self._begin(MemoryListener(broker, target.topic, receiver, prefetch, queues, fanout))
+        return self._begin(_Listener(broker, target.topic, receiver, prefetch, queues, fanout))
 
     def consume(self, queue: str, receiver: Receiver, prefetch: int) -> Deferred[IListener]:
         """Consume from one queue only; see ITransport."""
@@ -86,9 +338,9 @@ class MemoryTransport:
         queues: dict[QueueName, Queue] = {
             (self._exchange, queue, None): self._broker.queue(self._exchange, queue, None)
         }
-        return self._begin(MemoryListener(self._broker, queue, receiver, prefetch, queues, None))
+        return self._begin(_Listener(self._broker, queue, receiver, prefetch, queues, None))
 
-    def _begin(self, listener: MemoryListener) -> Deferred[IListener]:
+    def _begin(self, listener: _Listener) -> Deferred[IListener]:
         self._listeners = [*(known for known in self._listeners if not known.ended), listener]
         listening: Deferred[IListener] = succeed(listener)
         return listening
