@@ -51,7 +51,7 @@ class ManagerResources:
     @cached_property
     def blocking(self) -> BlockingClient:
         """The RPC client for methods that run in a thread: each call waits there for its result."""
-        return BlockingClient(self.rpc, reactor=self.reactor)
+        return BlockingClient(self.rpc, reactor=self.reactor).prepare()  # a prepared one cannot be closed
 
 
 Attachments = ManagerResources

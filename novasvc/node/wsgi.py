@@ -255,7 +255,8 @@ class WSGIService(HTTPService):
             name=self.name,
             threads=settings.wsgi_default_pool_size,
             multiprocess=self.runtime.worker is not None,
-            environ={RPC: self._blocking},
+            # A prepared one, which the application cannot close.
+            environ={} if self._blocking is None else {RPC: self._blocking.prepare()},
         )
         return self._with_tls(self._site, self._tls)
 

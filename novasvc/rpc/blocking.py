@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextvars import copy_context
+from inspect import signature
 from threading import Event, Lock
 from types import TracebackType
 from typing import Any, Self
@@ -222,6 +223,7 @@ class BlockingClient:
     ) -> None:
         self._client = client
         self._reactor = reactor
+        self._owns_calls = _calls is None
         self._calls = ReactorCalls(reactor, max_waiting) if _calls is None else _calls
         self._changes = _changes or {}
         self._closing = _close
@@ -267,12 +269,13 @@ class BlockingClient:
     def close(self) -> None:
         """End the waiting calls of all clients prepared from this one, and accept no more.
 
+        A prepared client does nothing here, because others share its connection: so does ``environ["novasvc.rpc"]``.
         A client of :func:`novasvc.blocking.connect` disconnects as well. Closing twice does nothing, and closing in a
         process that was forked leaves the parent's client as it is.
 
         :raises ReactorThreadError: this is the reactor's thread, and there is something to disconnect.
         """
-        if self._calls.is_forked:
+        if not self._owns_calls or self._calls.is_forked:
             return
         if self._closing is not None:
             self._calls.check()
@@ -299,16 +302,4 @@ class BlockingClient:
         return self._calls.run(work, str(self._changes.get("topic", "the target")), method)
 
 
-_PREPARED = frozenset(
-    {
-        "topic",
-        "server",
-        "fanout",
-        "namespace",
-        "version",
-        "timeout",
-        "call_monitor_timeout",
-        "version_cap",
-        "idempotent",
-    }
-)
+_PREPARED = frozenset(signature(Client.prepare).parameters) - {"self"}

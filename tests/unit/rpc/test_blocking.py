@@ -157,6 +157,15 @@ class StopTests(BlockingCase):
             await self.assertFailure(deferToThread(each.call, CONTEXT, "note"), TransportClosedError)
         client.close()
 
+    async def test_close_prepared(self) -> None:
+        """A prepared client cannot be closed, because others share its connection."""
+        client = await self.make()
+        with client.prepare(timeout=50) as prepared:
+            waiting = deferToThread(prepared.call, CONTEXT, "hang")
+            await until(lambda: self.desk.hanging)
+        self.desk.hanging[0].callback("done")
+        self.assertEqual(await waiting, "done")
+
     async def test_close_in_a_thread(self) -> None:
         """Any thread may close it, as the end of a with statement does."""
         client = await self.make()
