@@ -34,7 +34,7 @@ _novasvc_completion novasvc
 printf '%s\\n' "${COMPREPLY[@]}" "options:$options"
 """
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 class BashTests(TestCase):
