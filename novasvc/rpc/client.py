@@ -313,8 +313,10 @@ class Client:
         except RPCError as error:
             return fail(error)
 
-    def fanout(self, context: RequestContext, method: str, /, **args: Any) -> Deferred[None]:
+    def fanout(self, context: RequestContext, method: str, /, *positional: Never, **args: Any) -> Deferred[None]:
         """Run a method on every server of the topic; otherwise as :meth:`cast`."""
+        if positional or not isinstance(context, RequestContext):
+            raise _misused("fanout", context, method, positional)
         try:
             return self._cast(attrs.evolve(self._checked_target(), fanout=True), context, method, args)
         except RPCError as error:

@@ -34,7 +34,7 @@ _novasvc_completion novasvc
 printf '%s\\n' "${COMPREPLY[@]}" "options:$options"
 """
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 class BashTests(TestCase):
@@ -58,6 +58,14 @@ class BashTests(TestCase):
         self.assertEqual(ran.stderr, "")
         *found, self.options = ran.stdout.splitlines()
         return [word for word in found if word]
+
+    def assert_completed(self, words: list[str], expected: list[str]) -> None:
+        """Check what is offered; on a busy machine a search may come to its deadline, and is repeated."""
+        deadline = time.monotonic() + PATIENCE
+        found = sorted(self.complete(*words))
+        while not found and expected and time.monotonic() < deadline:
+            found = sorted(self.complete(*words))
+        self.assertEqual(found, sorted(expected), words)
 
     def test_nodes(self) -> None:
         """Topics, hosts, methods, arguments and registered services are completed from what runs."""
@@ -87,8 +95,8 @@ class BashTests(TestCase):
             (["service", "list", "--host", "h"], ["h1", "h2"]),
             (["service", "show", "--binary", "n"], ["novasvc-stock"]),
         ):
-            self.assertEqual(sorted(self.complete(*words)), sorted(expected), words)
-        self.complete("call", "stock", "reserve", "am")
+            self.assert_completed(words, expected)
+        self.assert_completed(["call", "stock", "reserve", "am"], ["amount="])
         self.assertEqual(self.options, "options:-o nospace")
 
     def test_workers(self) -> None:
@@ -101,7 +109,7 @@ class BashTests(TestCase):
             (["dump", "--worker", "2"], ["2"]),
             (["workers", "set", "--server", ""], ["novasvc-stock"]),
         ):
-            self.assertEqual(self.complete(*words), expected, words)
+            self.assert_completed(words, expected)
 
     def test_nobody(self) -> None:
         """Where nothing can be asked, there are no candidates, no message, and no long wait."""

@@ -147,7 +147,7 @@ LOGS = (
 )  # fmt: skip
 """Mistake, command, what the log of the node says."""
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 class MistakesTests(TestCase):

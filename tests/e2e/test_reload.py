@@ -25,7 +25,7 @@ import time
 time.sleep(2)
 """
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 class ReloadTests(TestCase):

@@ -30,7 +30,7 @@ class Stock(Manager):
         return "slept"
 """
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 class ShellCase(TestCase):

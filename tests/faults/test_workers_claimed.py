@@ -21,7 +21,7 @@ class ClaimTests(FleetCase):
         """A second supervisor ends with an error, and the first goes on; one that follows a killed one starts."""
         first = self.node("one.pid")
         before = first.ready(1)
-        self.assert_ends(self.node("one.pid"), f"Another twistd server is running, PID {first.pid}")
+        self.assert_ends(self.node("one.pid"), f"process {first.pid} is running with this pid file")
         self.assert_ends(
             self.node("two.pid"),
             rf"control socket '.*novasvc.control': another supervisor, pid {first.pid}, already uses it; stop",

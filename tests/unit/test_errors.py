@@ -7,6 +7,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from novasvc import errors
 from novasvc.errors import (
     ConfigurationError,
+    DeclarationError,
     ListenError,
     NovasvcError,
     ProblemError,
@@ -14,6 +15,7 @@ from novasvc.errors import (
     SettingError,
     describe,
 )
+from novasvc.rpc import expose
 
 
 class DescribeTests(SynchronousTestCase):
@@ -26,6 +28,20 @@ class DescribeTests(SynchronousTestCase):
 
     def stumble(self) -> None:
         raise ValueError("two\nlines")
+
+    def test_syntax(self) -> None:
+        """A syntax error is said with its own file, line and text, not with that of the import."""
+        error = self.assertRaises(SyntaxError, compile, "x = 1\nclass Stock(:\n", "shop.py", "exec")
+        self.assertEqual(describe(error), "SyntaxError: invalid syntax (shop.py:2: class Stock(:)")
+
+    def test_wrong_use(self) -> None:
+        """An error of ours is said with the line that used novasvc wrongly."""
+
+        def declare() -> None:
+            expose(timeout=-1)(declare)
+
+        error = self.assertRaises(DeclarationError, declare)
+        self.assertRegex(describe(error), r"\(.*test_errors.py:\d+ in declare\)$")
 
     def test_secrets(self) -> None:
         """A password in a URL is masked, whoever wrote it into the text."""

@@ -63,9 +63,9 @@ class ExplainedTests(SynchronousTestCase):
 
     def test_unknown(self) -> None:
         """A service that does not describe itself, such as one of oslo.messaging, leaves the error as it is."""
-        for rows in (None, [], [{}]):
-            for error in (NoSuchMethodError("x"), InvalidArgumentsError("x", "missing: y")):
-                self.assertEqual(self.text(error, "x", rows if rows != [{}] else None), "")
+        for error in (NoSuchMethodError("x"), InvalidArgumentsError("x", "missing: y")):
+            for rows in (None, []):
+                self.assertEqual(self.text(error, "x", rows), "")
         self.assertEqual(self.text(RPCTimeoutError("stock", "x", 1.0), "x", ROWS), "")
 
     def test_control_characters(self) -> None:
@@ -76,7 +76,7 @@ class ExplainedTests(SynchronousTestCase):
     def test_names(self) -> None:
         """Names are bounded, and those of arguments are read from any signature."""
         self.assertEqual(names({"b", "a"}), "a, b")
-        self.assertEqual(names(f"m{n:02}" for n in range(20))[-22:], "m05, m06, m07, and 12 more"[-22:])
+        self.assertTrue(names(f"m{n:02}" for n in range(20)).endswith(", m06, m07, and 12 more"))
         for signature, expected in (
             ("()", []),
             ("(item: str, amount: int = 1) -> dict[str, int]", ["item", "amount"]),

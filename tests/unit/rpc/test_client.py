@@ -1,11 +1,13 @@
 """Tests for novasvc.rpc.client and novasvc.rpc.replies, against a scripted server."""
 
 import json
+import threading
 from typing import Any
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
+from twisted.python import threadable
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -17,6 +19,7 @@ from novasvc.errors import (
     InvalidArgumentsError,
     InvalidTargetError,
     MethodTimeoutError,
+    ProblemError,
     RemoteError,
     RPCTimeoutError,
     RPCVersionCapError,
@@ -217,6 +220,32 @@ class CallTests(ClientCase):
         self.client.close()
         for calling in calls:
             self.failureResultOf(calling, TransportClosedError)
+
+
+class MisuseTests(ClientCase):
+    """What authors get wrong in their code is an error at once, at that line."""
+
+    def test_by_position(self) -> None:
+        """Arguments that are not named, and a forgotten context, are a TypeError that shows how to write it."""
+        for send in (self.client.call, self.client.cast, self.client.fanout):
+            kind = send.__name__
+            error = self.assertRaises(TypeError, send, CONTEXT, "echo", "tea", 2)
+            self.assertEqual(
+                str(error),
+                f"{kind}() of 'echo' takes arguments by name, but got 'tea', 2; "
+                f'write {kind}(context, "method", name=value)',
+            )
+            error = self.assertRaises(TypeError, send, "echo", "tea")
+            self.assertIn(f"{kind}() takes a RequestContext first, not 'echo'; write {kind}(", str(error))
+        self.assertEqual(self.requests, [])
+
+    def test_other_thread(self) -> None:
+        """A client that is used in another thread than the reactor's says how to call from there."""
+        self.patch(threadable, "ioThread", threading.get_ident() + 1)
+        for send in (self.client.call, self.client.cast, self.client.fanout):
+            error = self.assertRaises(ProblemError, send, CONTEXT, "echo", x=1)
+            self.assertIn("blockingCallFromThread(reactor, client.call, ...)", str(error))
+        self.assertEqual((self.requests, self.client.pending), ([], 0))
 
 
 class TimeTests(ClientCase):
