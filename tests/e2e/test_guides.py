@@ -33,9 +33,11 @@ class GuideTests(TestCase):
         together, alone = (GUIDES / "write-a-service.md").read_text().split("\n## Settings\n")
         reader = self.reader()
         reader.follow(together)
+        watch = reader.running["novasvc run watch:Watch"]
+        self.assertRegex(watch.output, r"novasvc-stock@\S+: last heartbeat \d+ s ago")
         reader.stop()
         reader.follow(alone)
-        self.assertGreater(reader.ran, 10)
+        self.assertGreater(reader.ran, 15)
 
     def test_operate_a_fleet(self) -> None:
         """The guide's commands work in the guide's order, on one host with a broker."""
