@@ -17,6 +17,7 @@ import attrs
 if TYPE_CHECKING:
     from novasvc.config.errors import *
     from novasvc.manager import ManagerError as ManagerError
+    from novasvc.middleware.errors import *
     from novasvc.net.errors import *
     from novasvc.node.errors import *
     from novasvc.periodic.errors import *
@@ -83,6 +84,7 @@ _SOURCES = (
     "novasvc.node.errors",
     "novasvc.net.errors",
     "novasvc.manager",
+    "novasvc.middleware.errors",
     "novasvc.reactor.threads",
 )
 """The modules that define the other public errors."""
@@ -101,8 +103,10 @@ WIRE_ERRORS = frozenset(
         "InvalidArgumentsError",
         "MessageFormatError",
         "MethodTimeoutError",
+        "MiddlewareError",
         "MigrationNeededError",
         "NoSuchMethodError",
+        "NotAllowedError",
         "QuarantinedError",
         "RedeliveredError",
         "ResultNotSerializableError",

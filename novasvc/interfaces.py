@@ -16,6 +16,7 @@ from zope.interface import Attribute, Interface
 from novasvc.context import RequestContext
 
 if TYPE_CHECKING:
+    from novasvc.middleware.invocation import Invocation
     from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
     from novasvc.registry.record import Records, ServiceChanges, ServiceRecord
     from novasvc.rpc.target import Target
@@ -233,6 +234,30 @@ class ITransport(Interface):
             caller still waits. None, if that is unknown, takes the transport's own bound.
         :return: Deferred[None]; succeeds if the caller is gone. Fails if the reply could not be sent in time.
             Cancelling drops a reply that is still buffered.
+        """
+
+
+# -- around invocations --------------------------------------------------------------------------
+
+
+class IMiddleware(Interface):
+    """Code around calls, methods, events, tasks and HTTP requests; see :mod:`novasvc.middleware`.
+
+    One object serves all invocations of a process, concurrently.
+    """
+
+    kinds = Attribute("frozenset of str: the kinds of invocations that it wraps; see novasvc.middleware.KINDS.")
+
+    def handle(invocation: Invocation, proceed: Callable[[Invocation], Deferred[Any]]) -> Any:
+        """Do something before and after one invocation. Called in the reactor's thread; must not block.
+
+        A deadline that passes meanwhile cancels what it waits for, as it would cancel the method.
+
+        :param Invocation invocation: what is about to happen.
+        :param proceed: the next middleware, or the call or method itself: takes the invocation, or a copy of it with
+            another context or other arguments, and returns a Deferred of the reply. Called once, and awaited.
+        :return: the reply, or a coroutine or a Deferred of it: what ``proceed`` gave, or another one; or a
+            :class:`novasvc.middleware.Answer` to answer without ``proceed``. What it raises goes to the caller.
         """
 
 

@@ -15,6 +15,7 @@ from novasvc.config.model import DEFINITIONS
 from novasvc.config.transport_url import BrokerAddress
 from novasvc.errors import NovasvcError
 from novasvc.manager import check_manager
+from novasvc.middleware import load_middleware
 from novasvc.net.errors import ListenError
 from novasvc.net.sockets import address_of, bind_tcp, port_of
 from novasvc.node.errors import DirectoryError
@@ -53,6 +54,7 @@ def problems(settings: Settings, *, running: bool, invalid: Collection[str] = ()
         (_BROKER, partial(_check_broker, settings)),
         (("database_url", "state_dir", "api", "db_allowed"), partial(_check_database, settings)),
         *_check_http(settings),
+        (("rpc_middleware",), partial(load_middleware, settings.rpc_middleware)),
     ]
     for names, check in checks:
         if {*names} & {*invalid}:

@@ -1,8 +1,10 @@
 """The site of a WSGI application (PEP 3333)."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from novasvc.http.access_log import AccessLog
+from novasvc.http.around import AroundRequests
 from novasvc.http.channel import LimitedChannel
 from novasvc.http.environ import ErrorLog, server_environ
 from novasvc.http.head import Head
@@ -20,6 +22,7 @@ class WSGISite(Site):
     :param threads: requests that it answers at a time.
     :param queue: requests that may wait for a thread; more get 503.
     :param multiprocess: whether other processes serve the same application.
+    :param middleware: what :func:`novasvc.middleware.load_middleware` takes, outermost first, around requests.
     """
 
     def __init__(
@@ -33,8 +36,10 @@ class WSGISite(Site):
         threads: int = THREADS,
         queue: int = QUEUE,
         multiprocess: bool = False,
+        middleware: Iterable[Any] = (),
     ) -> None:
         super().__init__(None, limits=limits, reactor=reactor, log=log, name=name)
+        self.around = AroundRequests.of(middleware, name)
         self.app = app
         self.pool = ThreadPool(reactor, threads=threads, queue=queue)
         self._common = {"wsgi.multiprocess": multiprocess, "wsgi.errors": ErrorLog(self.pool.reactor_queue, name)}

@@ -23,6 +23,7 @@ def make_tasks(manager: Manager, runtime: Runtime, *, fuzzy_delay: float, interv
         fuzzy_delay=fuzzy_delay,
         interval_max=interval_max,
         run_external=runtime.settings.run_external_periodic_tasks,
+        middleware=runtime.middleware,
     )
 
 
@@ -34,7 +35,13 @@ def make_client(runtime: Runtime, transport: ITransport, registry: Callable[[], 
     """
     settings, clock = runtime.settings, runtime.reactor
     explain = ServiceLookup(registry, clock, settings.service_down_time)
-    return Client(transport, clock=clock, timeout=settings.rpc_response_timeout, explain=explain)
+    return Client(
+        transport,
+        clock=clock,
+        timeout=settings.rpc_response_timeout,
+        explain=explain,
+        middleware=runtime.middleware,
+    )
 
 
 def attach_resources(

@@ -194,6 +194,7 @@ class Node:
             unstarted_record=self.runtime.unstarted_record,
             operations=self._other_operations,
             siblings=self.runtime.siblings,
+            middleware=self.runtime.middleware,
         )
         await server.start()
         self.reachability = ReachabilityCheck(

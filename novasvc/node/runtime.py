@@ -2,7 +2,8 @@
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -13,6 +14,7 @@ from zope.interface import implementer
 
 from novasvc.config import Settings, load
 from novasvc.interfaces import IServiceRegistry, ISpecification, ISpecified, ITransport
+from novasvc.middleware import load_middleware
 from novasvc.node.errors import DirectoryError
 from novasvc.reactor.backoff import RetryPolicy, jittered_backoff
 from novasvc.reactor.local import ReactorLocal
@@ -125,6 +127,7 @@ class Runtime:
     :param unstarted_record: requests that this worker has received and not begun, for its siblings; None in a process
         without siblings.
     :param siblings: asks the other workers that serve the same nodes; None without them.
+    :param given_middleware: what :func:`novasvc.middleware.load_middleware` takes; the setting rpc_middleware by default.
     :param retry: takes the number of failures to connect, returns the seconds to wait.
     """
 
@@ -138,6 +141,9 @@ class Runtime:
     siblings: Siblings | None = attrs.field()
     random_source: random.Random = attrs.field(factory=random.Random)
     retry: RetryPolicy = attrs.field(factory=jittered_backoff)
+    given_middleware: Sequence[Any] = attrs.field(
+        default=attrs.Factory(lambda self: self.settings.rpc_middleware, takes_self=True)
+    )
     conductor: SharedConnection[IServiceRegistry] = attrs.field(init=False)
 
     @worker.default
@@ -155,6 +161,14 @@ class Runtime:
     @conductor.default
     def _by_conductor(self) -> SharedConnection[IServiceRegistry]:
         return ConductorConnection(self.broker, self.reactor)
+
+    @cached_property
+    def middleware(self) -> Sequence[Any]:
+        """The middleware of this process, outermost first. Imported on first use: it is the user's code.
+
+        :raises MiddlewareError: one cannot be imported or made, or is no middleware.
+        """
+        return load_middleware(self.given_middleware)
 
     def specification(self) -> "RuntimeSpecification":
         """Return what a worker makes its runtime of; see :class:`~novasvc.interfaces.ISpecified`."""

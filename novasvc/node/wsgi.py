@@ -231,6 +231,7 @@ class WSGIService(HTTPService):
             name=self.name,
             threads=settings.wsgi_default_pool_size,
             multiprocess=self.runtime.worker is not None,
+            middleware=self.runtime.middleware,
         )
         return self._with_tls(self._site, self._tls)
 

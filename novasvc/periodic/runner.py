@@ -1,6 +1,7 @@
 """The task runner: runs an object's periodic tasks."""
 
 import random
+from collections.abc import Sequence
 from contextvars import Context, copy_context
 from typing import Any
 
@@ -12,6 +13,8 @@ from twisted.python.failure import Failure
 
 from novasvc.context import RequestContext
 from novasvc.errors import DeclarationError, StateError
+from novasvc.middleware import Chain, load_middleware
+from novasvc.middleware.invocation import TASK
 from novasvc.periodic.declare import Declaration, declared_tasks, overridden_tasks
 from novasvc.periodic.errors import UnknownTaskError
 from novasvc.periodic.schedule import Schedule
@@ -38,6 +41,8 @@ class TaskRunner:
         nodes that start together.
     :param interval_max: seconds between passes if less than 60; None or 0 for 60.
     :param run_external: whether to run tasks that start other programs.
+    :param middleware: what :func:`novasvc.middleware.load_middleware` takes, outermost first, around runs.
+    :raises MiddlewareError: a middleware cannot be used.
     :raises DeclarationError: two tasks have the same name.
     Source: nova.service.Service.start, nova.manager.Manager.run_periodic_tasks.
     """
@@ -50,11 +55,14 @@ class TaskRunner:
         default=None, kw_only=True, validator=attrs.validators.optional(attrs.validators.ge(0))
     )
     _run_external: bool = attrs.field(default=True, kw_only=True)
+    _middleware: Sequence[Any] = attrs.field(default=(), kw_only=True)
     _tasks: dict[str, Task] = attrs.field(factory=dict, init=False)
+    _chain: Chain | None = attrs.field(default=None, init=False)
     _variables: Context = attrs.field(factory=copy_context, init=False)
     _state: str = attrs.field(default="idle", init=False)
 
     def __attrs_post_init__(self) -> None:
+        self._chain = Chain.of(load_middleware(self._middleware), TASK)
         for declaration in overridden_tasks(self._owner):
             self._log_not_run(declaration, f"{self._name} overrides it without @periodic_task")
         for declaration, method in declared_tasks(self._owner):
@@ -181,7 +189,7 @@ class TaskRunner:
         interval = declaration.spacing or self._pass_interval
         first = self._clock.seconds() + (0 if declaration.run_immediately else declaration.spacing)
         schedule = Schedule(self._clock, interval, first, lambda: self._on_due(task))
-        task = self._tasks[name] = Task(declaration, method, self._clock, schedule, self._name)
+        task = self._tasks[name] = Task(declaration, method, self._clock, schedule, self._name, self._chain)
 
     def _on_due(self, task: Task) -> None:
         if task.take_due():

@@ -12,6 +12,8 @@ from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
 from novasvc.context import RequestContext, current_context
+from novasvc.middleware import Chain, Invocation
+from novasvc.middleware.invocation import TASK
 from novasvc.periodic.declare import Declaration
 from novasvc.periodic.errors import TaskTimeoutError
 from novasvc.periodic.schedule import Schedule
@@ -151,6 +153,7 @@ class Task:
     :param clock: measures durations and timeouts.
     :param schedule: its due times.
     :param manager: the name of its owner's class, a label of the metrics.
+    :param chain: the middleware around runs; None without any.
     :ivar run: the run under way, or None.
     """
 
@@ -159,6 +162,7 @@ class Task:
     _clock: IReactorTime
     schedule: Schedule
     _manager: str
+    _chain: Chain | None = None
     run: Run | None = attrs.field(default=None, init=False)
     _labels: tuple[str, str] = attrs.field(init=False)
     _runs: int = attrs.field(default=0, init=False)
@@ -248,8 +252,16 @@ class Task:
 
     def _call(self, context: RequestContext) -> Any:
         current_context.set(context)
+        if self._chain is not None:
+            return self._chain.run(Invocation(kind=TASK, name=self.name, context=context), self._run_method)
         result = self._method(context)
         # Started here, inside the run's context: a coroutine keeps the context variables in which it starts.
+        return Deferred.fromCoroutine(result) if isinstance(result, CoroutineType) else result
+
+    def _run_method(self, invocation: Invocation) -> Any:
+        assert invocation.context is not None  # of a task
+        current_context.set(invocation.context)
+        result = self._method(invocation.context)
         return Deferred.fromCoroutine(result) if isinstance(result, CoroutineType) else result
 
     def _time_out(self, run: Run) -> None:

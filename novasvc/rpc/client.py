@@ -1,6 +1,7 @@
 """The RPC client: send calls, casts and fanouts to a target."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from copy import copy
 from functools import partial
 from math import inf
 from typing import Any
@@ -11,6 +12,9 @@ from twisted.internet.interfaces import IReactorTime
 
 from novasvc.context import RequestContext
 from novasvc.interfaces import ITransport
+from novasvc.middleware import SENDING, Chain, load_middleware
+from novasvc.middleware.invocation import CALL, CAST, Invocation
+from novasvc.rpc.around import send_through, target_fields
 from novasvc.rpc.errors import InvalidTargetError, RPCError, RPCVersionCapError, UnconfirmedError
 from novasvc.rpc.message import SHORTEST_KEEPALIVE, encode_request
 from novasvc.rpc.replies import MAX_RESENDS, PendingCalls, ServiceLookupFunction
@@ -39,6 +43,7 @@ class Client:
     :param mandatory: a cast that is not a fanout fails if no queue is bound for its target, as a call does.
     :param explain: looks up an unreachable target in the registry, see
         :class:`novasvc.registry.lookup.ServiceLookup`; None raises the transport's error unchanged.
+    :param middleware: what :func:`novasvc.middleware.load_middleware` takes, outermost first, around calls and casts.
     :raises ValueError: a timeout is not valid, or both timeouts are None.
 
     Source: oslo_messaging.RPCClient.
@@ -56,6 +61,7 @@ class Client:
         idempotent: bool = False,
         mandatory: bool = False,
         explain: ServiceLookupFunction | None = None,
+        middleware: Iterable[Any] = (),
         _calls: PendingCalls | None = None,
     ) -> None:
         if call_monitor_timeout is not None and not SHORTEST_KEEPALIVE <= call_monitor_timeout < inf:
@@ -73,6 +79,7 @@ class Client:
         self._idempotent = idempotent
         self._mandatory = mandatory
         self._calls = PendingCalls(transport, clock, explain) if _calls is None else _calls
+        self._chain = Chain.of(load_middleware(middleware), *SENDING) if middleware else None
 
     @property
     def pending(self) -> int:
@@ -114,7 +121,7 @@ class Client:
         """
         given = {"topic": topic, "server": server, "fanout": fanout, "namespace": namespace, "version": version}
         changes = {name: value for name, value in given.items() if value is not _UNSET}
-        return Client(
+        prepared = Client(
             self._transport,
             clock=self._clock,
             timeout=self._timeout if timeout is _UNSET else timeout,
@@ -125,6 +132,8 @@ class Client:
             mandatory=self._mandatory,
             _calls=self._calls,
         )
+        prepared._chain = self._chain
+        return prepared
 
     def can_send_version(self, version: str | None) -> bool:
         """Return whether a version is within the version cap.
@@ -155,7 +164,10 @@ class Client:
         :raises TransportClosedError: the client or the transport was closed, before the call or during it.
         :raises RemoteError: the method raised an error that is neither a Python built-in nor one of
             :data:`novasvc.errors.WIRE_ERRORS`. Built-in and wire errors are raised with their own class.
+        :raises MiddlewareError: a middleware of this client does not do what IMiddleware asks of it.
         """
+        if self._chain is not None:
+            return self._send_through(CALL, Client.call, context, method, args)
         try:
             target = self._target
             if target is None or self._version_cap is not None:
@@ -197,6 +209,8 @@ class Client:
             cast is not idempotent, or could not be sent again. The method may or may not run.
         :raises TransportClosedError: the client or the transport was closed.
         """
+        if self._chain is not None:
+            return self._send_through(CAST, Client.cast, context, method, args)
         try:
             return self._cast(self._checked_target(), context, method, args)
         except RPCError as error:
@@ -204,6 +218,8 @@ class Client:
 
     def fanout(self, context: RequestContext, method: str, /, **args: Any) -> Deferred[None]:
         """Run a method on every server of the topic; otherwise as :meth:`cast`."""
+        if self._chain is not None:
+            return self._send_through(CAST, Client.fanout, context, method, args)
         try:
             return self._cast(attrs.evolve(self._checked_target(), fanout=True), context, method, args)
         except RPCError as error:
@@ -217,6 +233,26 @@ class Client:
         :return: Deferred[None], fired when the reply address is closed.
         """
         return self._calls.close()
+
+    def _send_through(
+        self,
+        kind: str,
+        send: Callable[..., Deferred[Any]],
+        context: RequestContext,
+        method: str,
+        args: Mapping[str, Any],
+    ) -> Deferred[Any]:
+        """Send a message through the middleware; ``send`` is the method of this class that sends it."""
+        assert self._chain is not None
+        bare = copy(self)
+        bare._chain = None
+        return send_through(
+            self._chain,
+            Invocation(kind=kind, name=method, context=context, args=args, **target_fields(self._target)),
+            lambda passed: send(bare, passed.context, passed.name, **passed.args),
+            self._clock,
+            self._timeout,
+        )
 
     def _cast(self, target: Target, context: RequestContext, method: str, args: Mapping[str, Any]) -> Deferred[None]:
         self._calls.check_open()

@@ -11,6 +11,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from novasvc.interfaces import IDelivery, ITransport
+from novasvc.middleware import Chain
 from novasvc.reactor.coalesce import Waiters
 from novasvc.rpc.admission import EXTRA_ROOM, Admission, UnstartedRequest
 from novasvc.rpc.awaiting_redelivery import AwaitingRedelivery
@@ -45,6 +46,7 @@ class Dispatcher:
     :param unstarted_record: requests that dead siblings received and did not begin; None without siblings.
     :param consuming: whether a redelivery would reach this server now.
     :param hold_after: see :class:`novasvc.rpc.hold_timer.HoldTimer`.
+    :param chain: the middleware around methods; None without any.
     :ivar execution: runs the calls.
     :ivar delivery_metrics: metrics of the messages that are not run, or whose replies are lost.
     :ivar method_metrics: metrics by method.
@@ -88,6 +90,7 @@ class Dispatcher:
         unstarted_record: UnstartedRecord | None,
         consuming: Callable[[], bool],
         hold_after: Callable[[], float | None],
+        chain: Chain | None = None,
     ) -> None:
         self.delivery_metrics = DeliveryMetrics.of(target.topic)
         self.method_metrics = {
@@ -107,6 +110,8 @@ class Dispatcher:
             send_tracebacks=send_tracebacks,
             delivery_metrics=self.delivery_metrics,
             method_metrics=self.method_metrics,
+            target=target,
+            chain=chain,
             ended=self._begin_calls,
         )
         self._takeover = Takeover(unstarted_record, clock)

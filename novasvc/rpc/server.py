@@ -1,6 +1,6 @@
 """The RPC server: starts, drains and stops what serves one target."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextvars import copy_context
 from typing import Any
 
@@ -9,6 +9,8 @@ from twisted.internet.interfaces import IReactorTime
 
 from novasvc.errors import StateError
 from novasvc.interfaces import IListener, ITransport, Reachability
+from novasvc.middleware import Chain, load_middleware
+from novasvc.middleware.invocation import SERVE
 from novasvc.rpc.admission import EXTRA_ROOM, Admission, Siblings
 from novasvc.rpc.baseapi import write_ping
 from novasvc.rpc.dispatcher import Dispatcher
@@ -35,6 +37,8 @@ class Server:
     :param unstarted_record: requests that dead siblings received and did not begin; None without siblings.
     :param operations: returns the request ids of this node's other operations: periodic tasks and outgoing calls.
     :param siblings: asks this node's other workers during a drain; see :mod:`novasvc.rpc.admission`.
+    :param middleware: what :func:`novasvc.middleware.load_middleware` takes, outermost first, around methods.
+    :raises MiddlewareError: a middleware cannot be used.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class Server:
         unstarted_record: UnstartedRecord | None = None,
         operations: Callable[[], Collection[str]] = frozenset,
         siblings: Siblings | None = None,
+        middleware: Iterable[Any] = (),
     ) -> None:
         self._transport = transport
         self._target = target
@@ -68,6 +73,7 @@ class Server:
             unstarted_record=unstarted_record,
             consuming=self._is_consuming,
             hold_after=self._hold_after,
+            chain=Chain.of(load_middleware(middleware), SERVE),
         )
         self._operations = operations
         self._siblings = siblings

@@ -3,7 +3,7 @@
 import attrs
 
 from novasvc.config.definition import setting
-from novasvc.config.types import INTEGER, NAME, NUMBER, TRANSPORT_URL
+from novasvc.config.types import CLASSES, INTEGER, NAME, NUMBER, TRANSPORT_URL
 
 
 @attrs.frozen(kw_only=True, slots=False)
@@ -36,4 +36,11 @@ class RPCSection:
         INTEGER,
         default=3,
         minimum=1,
+    )
+    rpc_middleware: tuple[str, ...] = setting(
+        "Classes of middleware around calls, methods, events, periodic tasks and HTTP requests, the outermost first. "
+        "novasvc.middleware.tracing.Tracing makes OpenTelemetry's spans.",
+        CLASSES,
+        default=(),
+        default_text="none",
     )
