@@ -188,6 +188,27 @@ class ITransport(Interface):
         :param str queue: its name.
         """
 
+    def subscribe(
+        queue: str, keys: Sequence[str], receiver: Callable[[IDelivery], None], prefetch: int
+    ) -> Deferred[IListener]:
+        """Consume from a queue that gets a copy of each message published to one of the keys; see :meth:`publish`.
+
+        All who subscribe with the same queue share its messages. The queue outlives its consumers, as far as the
+        transport's queues do.
+
+        :param str queue: its name, declared if missing.
+        :param keys: routing keys, str.
+        :return: as :meth:`listen`.
+        """
+
+    def publish(key: str, body: bytes) -> Deferred[None]:
+        """Send a message to every queue that is subscribed to a key, or has its name.
+
+        :param str key: a routing key.
+        :param bytes body: the message.
+        :return: as :meth:`send`, with the same failures; UndeliverableError if there is no such queue.
+        """
+
     def post(queue: str, body: bytes) -> Deferred[None]:
         """Send a message to a queue, declared if missing, where it waits for a consumer.
 

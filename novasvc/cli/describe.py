@@ -57,6 +57,11 @@ def described(answer: dict[str, Any], *, everything: bool = False) -> str:
     types = {name: kind for row in methods for name, kind in _types(row)}
     if types:
         lines += ["", "types", *(f"  {name}  {_fields(types[name])}" for name in sorted(types))]
+    if answer.get("events"):
+        lines += ["", "events"]
+        for row in answer["events"]:
+            lines.append(f"  {', '.join(row['patterns'])}  {row['handler']}")
+            lines += [f"      {row['summary']}"] if row["summary"] else []
     if answer["tasks"]:
         lines += ["", "tasks", *(f"  {task['name']}  {_spacing(task['spacing'])}" for task in answer["tasks"])]
     return "\n".join(printable(line) for line in lines)

@@ -18,6 +18,7 @@ from novasvc.periodic.task import TaskStats
 from novasvc.rpc import expose
 from novasvc.rpc.description import describe_methods
 from novasvc.rpc.endpoint import Method
+from novasvc.rpc.event import describe_handlers
 from novasvc.telemetry import flight
 from novasvc.telemetry.metrics import MethodMetrics
 from novasvc.telemetry.timestamps import iso_time
@@ -87,10 +88,10 @@ class NodeAPI:
 
     @expose(namespace="node", version="1.1", idempotent=True)
     def interface(self, context: RequestContext) -> dict[str, Any]:
-        """Describe what callers can use: the exposed methods with their types, and the periodic tasks.
+        """Describe what callers can use: the exposed methods with their types, the events handled, the periodic tasks.
 
-        :return: {"host", "binary", "topic", "methods": see :func:`novasvc.rpc.description.describe_methods`, "tasks":
-            [{"name", "spacing": seconds}]}.
+        :return: {"host", "binary", "topic", "methods": see :func:`novasvc.rpc.description.describe_methods`, "events":
+            see :func:`novasvc.rpc.event.describe_handlers`, "tasks": [{"name", "spacing": seconds}]}.
         """
         node = self._node
         return {
@@ -98,6 +99,7 @@ class NodeAPI:
             "binary": node.identity.binary,
             "topic": node.topic,
             "methods": describe_methods(node.endpoints),
+            "events": describe_handlers(node.event_handlers),
             "tasks": [{"name": stats.name, "spacing": stats.spacing} for stats in node.tasks.stats()],
         }
 

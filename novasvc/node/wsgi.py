@@ -14,7 +14,7 @@ from novasvc.config.errors import SettingError
 from novasvc.interfaces import IRebuildable, IServiceRegistry, ISpecified, ITransport
 from novasvc.manager import make_manager
 from novasvc.node.http_service import HTTPService
-from novasvc.node.manager_resources import attach_resources, make_client, make_tasks
+from novasvc.node.manager_resources import attach_resources, make_client, make_emitter, make_tasks
 from novasvc.node.paste import Loader
 from novasvc.node.runtime import Runtime, process_runtime
 from novasvc.node.signature import hides
@@ -181,7 +181,8 @@ class WSGIService(HTTPService):
         self._registry = await self._registry_connection.acquire()
         delay, interval = runtime.settings.periodic_fuzzy_delay, runtime.settings.periodic_interval_max
         tasks = make_tasks(manager, runtime, fuzzy_delay=delay, interval_max=interval)
-        attach_resources(manager, runtime, self._client, self._registry, tasks)
+        events = make_emitter(runtime, self._transport, f"{self.name}.{runtime.settings.host}")
+        attach_resources(manager, runtime, self._client, self._registry, tasks, events)
 
     @property
     def _registry_connection(self) -> Any:

@@ -6,6 +6,9 @@ The wire format is that of oslo.messaging: see :mod:`novasvc.rpc.message`.
 from novasvc.rpc.baseapi import BaseAPI
 from novasvc.rpc.client import Client
 from novasvc.rpc.endpoint import Endpoints
+from novasvc.rpc.event import event
+from novasvc.rpc.event_emitter import EventEmitter
+from novasvc.rpc.event_listener import EventListener
 from novasvc.rpc.exposure import expose
 from novasvc.rpc.notification import Notification, Notifier
 from novasvc.rpc.notification_listener import NotificationListener
@@ -16,10 +19,13 @@ __all__ = [
     "BaseAPI",
     "Client",
     "Endpoints",
+    "EventEmitter",
+    "EventListener",
     "Notification",
     "NotificationListener",
     "Notifier",
     "Server",
+    "event",
     "expose",
     "stub",
 ]

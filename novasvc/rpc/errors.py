@@ -255,6 +255,21 @@ class MethodTimeoutError(RPCError):
 
 
 @attrs.define
+class EventTimeoutError(RPCError):
+    """A handler of an event was cancelled: it did not end within its timeout.
+
+    :param handler: name of the method.
+    :param timeout: the timeout in seconds.
+    """
+
+    handler: str
+    timeout: float
+
+    def __str__(self) -> str:
+        return f"{self.handler!r} did not handle the event within {self.timeout:g} s and was cancelled"
+
+
+@attrs.define
 class RedeliveredError(RPCError):
     """A request of a method that is not idempotent was redelivered; it is unknown whether the method ran.
 

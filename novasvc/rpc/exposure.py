@@ -102,7 +102,7 @@ def expose(
 
     def decorate(function: _Function) -> _Function:
         where = f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', repr(function))}"
-        required, allowed, reserved = _signature(function, where, blocking=blocking)
+        required, allowed, reserved = read_signature(function, where, blocking=blocking)
         try:
             parse_version(version)
         except (TypeError, ValueError):
@@ -136,7 +136,7 @@ def exposure_of(attribute: object) -> Exposure | None:
     return found if isinstance(found, Exposure) else None
 
 
-def _signature(
+def read_signature(
     function: Callable[..., Any], where: str, *, blocking: bool
 ) -> tuple[frozenset[str], frozenset[str] | None, frozenset[str]]:
     """Return the names of required, allowed (None is any) and reserved arguments.

@@ -37,6 +37,22 @@ class RPCSection:
         default=3,
         minimum=1,
     )
+    event_topic: str = setting(
+        "Notification topic of events; the same for those that emit and those that handle them.",
+        NAME,
+        default="notifications",
+        nova="oslo_messaging_notifications/topics",
+    )
+    event_attempts: int = setting(
+        "Quarantine an event after this many attempts to handle it.", INTEGER, default=5, minimum=1
+    )
+    event_retry_delay: float = setting(
+        "Time before the second attempt to handle an event; twice as long before each further one, at most 60 seconds.",
+        NUMBER,
+        default=1.0,
+        unit="seconds",
+        minimum=0,
+    )
     rpc_middleware: tuple[str, ...] = setting(
         "Classes of middleware around calls, methods, events, periodic tasks and HTTP requests, the outermost first. "
         "novasvc.middleware.tracing.Tracing makes OpenTelemetry's spans.",

@@ -1,6 +1,6 @@
 """The listener: a server's consumers on its topic, its own and its fanout queue."""
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import attrs
@@ -55,6 +55,7 @@ class Listener:
     :param prefetch: unsettled deliveries for each queue; at most 65535 (a short, AMQP 0-9-1 1.8.3.1).
     :param publisher: publishes the copies of requeued, held and quarantined messages.
     :param single_queue: consume from the topic's queue only; see ITransport.consume.
+    :param keys: further routing keys that the topic's queue is bound with; see ITransport.subscribe.
     :ivar unreadable: messages that were rejected because they could not be decoded.
     """
 
@@ -65,6 +66,7 @@ class Listener:
     prefetch: int
     publisher: Publisher
     single_queue: bool = attrs.field(default=False, kw_only=True)
+    keys: Sequence[str] = attrs.field(default=(), kw_only=True)
     unreadable: int = attrs.field(default=0, init=False)
     loopback: Loopback = attrs.field(init=False)
     _fanout_queue: str | None = attrs.field(init=False)
@@ -151,6 +153,8 @@ class Listener:
                 queues.append(topology.request_address(target))
             for queue in queues:
                 await topology.declare_request_queue(channel, self.exchange, queue, options)
+            for key in self.keys:
+                await topology.bind(channel, topology.Binding(target.topic, self.exchange, key))
             if self._fanout_queue is not None and not narrowed:
                 await topology.declare_fanout_queue(channel, target.topic, self._fanout_queue, options)
                 queues.append(self._fanout_queue)
