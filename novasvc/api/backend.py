@@ -146,6 +146,7 @@ class Backend:
                 timeout=self.settings.rpc_response_timeout,
                 explain=explain,
                 middleware=self.runtime.middleware,
+                signer=self.runtime.signer,
             )
             self._check_first_attempts()
 

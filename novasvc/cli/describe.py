@@ -50,6 +50,7 @@ def described(answer: dict[str, Any], *, everything: bool = False) -> str:
         notes += [f"version {row['version']}"] if row["version"] != "1.0" else []
         notes += [f"raises {', '.join(row['raises'])}"] if row["raises"] else []
         notes += ["idempotent"] if row["idempotent"] else []
+        notes += [f"needs {row['allow']}"] if row.get("allow") else []
         notes += [f"timeout {row['timeout']:g} s"] if row["timeout"] else []
         lines += [f"      {text}" for text in (row["summary"], "; ".join(notes)) if text]
     if not methods:

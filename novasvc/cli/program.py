@@ -28,7 +28,7 @@ class LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of the subcommands in the order of the help."""
         ours = ["service", "workers", "drain", "reload", "dump"]
-        return ["run", *ours, "call", "cast", "ping", "describe", "token", "login", "db", "config", "completion"]
+        return ["run", *ours, "call", "cast", "ping", "describe", "token", "key", "login", "db", "config", "completion"]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a subcommand; return None if there is none of this name."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Awaitable, Callable
 from functools import wraps
 from typing import Any, TypeVar
@@ -146,6 +147,7 @@ def run_with_client(settings: Settings, target: Target, function: Callable[[Any,
             timeout=settings.rpc_response_timeout,
             target=target,
             mandatory=True,
+            signer=_signer(settings),
             explain=lambda target: Deferred.fromCoroutine(_explain(settings, reactor, target)).addTimeout(
                 _EXPLAIN_TIMEOUT, reactor
             ),
@@ -163,6 +165,20 @@ def run_with_client(settings: Settings, target: Target, function: Callable[[Any,
         await transport.close()
 
     return run_on_reactor(work)
+
+
+def _signer(settings: Settings) -> Any:
+    """Return what signs the calls with the operator's key; None if no key is configured.
+
+    :raises SettingError: the file of the key cannot be used.
+    """
+    path = settings.rpc_signing_key_file
+    if path is None:
+        return None
+    from novasvc.rpc.identity_keys import read_signing_key  # noqa: PLC0415 - see run_with_client
+    from novasvc.rpc.signature import Signer  # noqa: PLC0415
+
+    return Signer(read_signing_key(path), time.time)
 
 
 def _require_process(settings: Settings) -> None:

@@ -93,7 +93,7 @@ class Chain:
                 problem, remedy = f"it called next twice for {invocation}", "call next once"
                 turn.misuse = MiddlewareError(name_of(middleware), problem, remedy)
                 raise turn.misuse
-            if not isinstance(passed, Invocation) or passed.kind != invocation.kind:
+            if getattr(passed, "kind", None) != invocation.kind:
                 problem = f"it called next with {passed!r:.100} for {invocation}"
                 turn.misuse = MiddlewareError(name_of(middleware), problem, "pass the invocation, or an evolved copy")
                 raise turn.misuse

@@ -1,7 +1,7 @@
 """OpenTelemetry: a span for each call, method, event, periodic task and HTTP request, in one trace across services.
 
-Spans and attributes of calls and methods have the names that oslo.messaging 18.3 gives them, and the trace travels in the
-context's entry ``traceparent`` (W3C Trace Context), so a trace goes through services of either library.
+Spans and attributes of calls and methods have the names that oslo.messaging 18.3 gives them, and the trace travels in
+the context's entry ``traceparent`` (W3C Trace Context), so a trace goes through services of either library.
 """
 
 import os

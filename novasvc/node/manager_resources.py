@@ -43,6 +43,7 @@ def make_client(runtime: Runtime, transport: ITransport, registry: Callable[[], 
         timeout=settings.rpc_response_timeout,
         explain=explain,
         middleware=runtime.middleware,
+        signer=runtime.signer,
     )
 
 

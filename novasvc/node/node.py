@@ -203,6 +203,7 @@ class Node:
             operations=self._other_operations,
             siblings=self.runtime.siblings,
             middleware=self.runtime.middleware,
+            authorizer=self.runtime.authorizer,
         )
         await server.start()
         if self.event_handlers:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,9 @@ from novasvc.registry.remote import RemoteRegistry
 from novasvc.registry.sql.services import connect_registry
 from novasvc.rpc import Client
 from novasvc.rpc.admission import Siblings
+from novasvc.rpc.authorization import Authorizer
+from novasvc.rpc.identity_keys import read_callers, read_signing_key
+from novasvc.rpc.signature import Signer, Verifier
 from novasvc.rpc.unstarted_record import UnstartedRecord
 from novasvc.transport.local import HostSockets, LocalTransport
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
@@ -127,7 +131,8 @@ class Runtime:
     :param unstarted_record: requests that this worker has received and not begun, for its siblings; None in a process
         without siblings.
     :param siblings: asks the other workers that serve the same nodes; None without them.
-    :param given_middleware: what :func:`novasvc.middleware.load_middleware` takes; the setting rpc_middleware by default.
+    :param given_middleware: what :func:`novasvc.middleware.load_middleware` takes; by default the setting
+        rpc_middleware.
     :param retry: takes the number of failures to connect, returns the seconds to wait.
     """
 
@@ -169,6 +174,26 @@ class Runtime:
         :raises MiddlewareError: one cannot be imported or made, or is no middleware.
         """
         return load_middleware(self.given_middleware)
+
+    @cached_property
+    def signer(self) -> Signer | None:
+        """What signs the calls of this process; None without rpc_signing_key_file.
+
+        :raises SettingError: the file cannot be used.
+        """
+        path = self.settings.rpc_signing_key_file
+        return None if path is None else Signer(read_signing_key(path), time.time)
+
+    @cached_property
+    def authorizer(self) -> Authorizer:
+        """What decides about the callers of methods with ``allow=``.
+
+        :raises SettingError: rpc_callers_file cannot be used.
+        """
+        path = self.settings.rpc_callers_file
+        if path is None:
+            return Authorizer(trust_unsigned=not self.settings.uses_broker)
+        return Authorizer(Verifier(read_callers(path), self.settings.rpc_signature_max_age, time.time))
 
     def specification(self) -> "RuntimeSpecification":
         """Return what a worker makes its runtime of; see :class:`~novasvc.interfaces.ISpecified`."""

@@ -18,6 +18,7 @@ from novasvc.rpc.around import send_through, target_fields
 from novasvc.rpc.errors import InvalidTargetError, RPCError, RPCVersionCapError, UnconfirmedError
 from novasvc.rpc.message import SHORTEST_KEEPALIVE, encode_request
 from novasvc.rpc.replies import MAX_RESENDS, PendingCalls, ServiceLookupFunction
+from novasvc.rpc.signature import Signer
 from novasvc.rpc.target import Target
 from novasvc.rpc.version import compatible
 from novasvc.telemetry import metrics
@@ -44,6 +45,7 @@ class Client:
     :param explain: looks up an unreachable target in the registry, see
         :class:`novasvc.registry.lookup.ServiceLookup`; None raises the transport's error unchanged.
     :param middleware: what :func:`novasvc.middleware.load_middleware` takes, outermost first, around calls and casts.
+    :param signer: signs all calls and casts; None leaves them unsigned.
     :raises ValueError: a timeout is not valid, or both timeouts are None.
 
     Source: oslo_messaging.RPCClient.
@@ -62,6 +64,7 @@ class Client:
         mandatory: bool = False,
         explain: ServiceLookupFunction | None = None,
         middleware: Iterable[Any] = (),
+        signer: Signer | None = None,
         _calls: PendingCalls | None = None,
     ) -> None:
         if call_monitor_timeout is not None and not SHORTEST_KEEPALIVE <= call_monitor_timeout < inf:
@@ -79,6 +82,7 @@ class Client:
         self._idempotent = idempotent
         self._mandatory = mandatory
         self._calls = PendingCalls(transport, clock, explain) if _calls is None else _calls
+        self._signer = signer
         self._chain = Chain.of(load_middleware(middleware), *SENDING) if middleware else None
 
     @property
@@ -132,7 +136,7 @@ class Client:
             mandatory=self._mandatory,
             _calls=self._calls,
         )
-        prepared._chain = self._chain
+        prepared._chain, prepared._signer = self._chain, self._signer
         return prepared
 
     def can_send_version(self, version: str | None) -> bool:
@@ -189,6 +193,7 @@ class Client:
             namespace=target.namespace,
             version=target.version,
             keepalive=self._keepalive,
+            sign=None if self._signer is None else partial(self._signer.sign, target),
         )
         return self._calls.call(
             target, method, body, timeout, self._keepalive, context.request_id, idempotent=self._idempotent
@@ -245,7 +250,7 @@ class Client:
         """Send a message through the middleware; ``send`` is the method of this class that sends it."""
         assert self._chain is not None
         bare = copy(self)
-        bare._chain = None
+        bare._chain = None  # noqa: SLF001 - a copy of this client
         return send_through(
             self._chain,
             Invocation(kind=kind, name=method, context=context, args=args, **target_fields(self._target)),
@@ -256,7 +261,14 @@ class Client:
 
     def _cast(self, target: Target, context: RequestContext, method: str, args: Mapping[str, Any]) -> Deferred[None]:
         self._calls.check_open()
-        body = encode_request(method, args, context.to_wire(), namespace=target.namespace, version=target.version)
+        body = encode_request(
+            method,
+            args,
+            context.to_wire(),
+            namespace=target.namespace,
+            version=target.version,
+            sign=None if self._signer is None else partial(self._signer.sign, target),
+        )
         metrics.casts.at(target.topic, method).value += 1
         send: Callable[[], Deferred[None]] = partial(
             self._transport.send, target, body, None, self._mandatory and not target.fanout

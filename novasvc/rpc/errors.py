@@ -222,6 +222,27 @@ class InvalidArgumentsError(RPCError):
 
 
 @attrs.define
+class NotAllowedError(RPCError):
+    """The caller may not call the method, which has ``allow=``; the method did not run.
+
+    :param method: the name that was called.
+    :param identity: the caller's identity; "" if it is not known.
+    :param needed: what the method asks for, as a noun phrase.
+    :param problem: why the identity is not known; "" if it is.
+    """
+
+    method: str
+    identity: str
+    needed: str
+    problem: str = ""
+
+    def __str__(self) -> str:
+        if self.problem:
+            return f"the caller of {self.method!r} is unknown: {self.problem}; the method needs {self.needed}"
+        return f"{self.identity!r} may not call {self.method!r}, which needs {self.needed}"
+
+
+@attrs.define
 class ResultNotSerializableError(RPCError):
     """The method ran, but its result is not serializable as JSON.
 

@@ -66,7 +66,8 @@ def event(
 
     def decorate(function: _Function) -> _Function:
         where = f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', repr(function))}"
-        if not patterns or not all(isinstance(each, str) and each.strip() for each in patterns):
+        # Bare, as in "@rpc.event", it is given the method itself.
+        if not patterns or not all(str(each).strip() and not callable(each) for each in patterns):
             problem = f"the patterns are {patterns!r}"
             raise DeclarationError(where, problem, 'name the events, as in @rpc.event("order.*")')
         if not given or not set(given) <= set(PRIORITIES):

@@ -199,7 +199,9 @@ class EventListener:
             notification = read_notification(unwrap(delivery.body))
         except MessageFormatError as error:
             self.malformed += 1
-            self._scope.copy().run(_log.warn, "an event for {topic} was dropped: {error}", topic=self._topic, error=error)
+            self._scope.copy().run(
+                _log.warn, "an event for {topic} was dropped: {error}", topic=self._topic, error=error
+            )
             delivery.reject()
             return
         handlers = [each for each in self._handlers if each.handles(notification)]
@@ -273,9 +275,7 @@ class EventListener:
     ) -> None:
         if handling not in self._handling:
             return  # The listener was closed meanwhile, and the event is delivered again.
-        failed = [
-            (each, result) for each, result in zip(handlers, results, strict=True) if isinstance(result, Failure)
-        ]
+        failed = [(each, result) for each, result in zip(handlers, results, strict=True) if isinstance(result, Failure)]
         for each, result in zip(handlers, results, strict=True):
             if not isinstance(result, Failure):
                 metrics.events_handled.at(self._topic, each.name, "done").value += 1

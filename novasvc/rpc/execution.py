@@ -181,6 +181,7 @@ class Execution:
         args = call.args
         context = scope[current_context]
         if self._chain is not None:
+            assert context is not None  # begin() has set it
             return scope.run(self._run_through, self._chain, call, context)
         if method.exposure.blocking:
             # The partial keeps the method's argument names from clashing with the parameters of run_blocking.

@@ -8,6 +8,7 @@ from typing import Any, TypeVar, overload
 import attrs
 
 from novasvc.errors import DeclarationError
+from novasvc.rpc.allowed import Allow, Allowed, read_allow
 from novasvc.rpc.errors import InvalidArgumentsError
 from novasvc.rpc.version import parse_version
 
@@ -25,6 +26,7 @@ class Exposure:
     :param required: names of the arguments that a call must pass.
     :param allowed: names of the arguments that a call may pass; None allows any except ``reserved``.
     :param reserved: the names of ``self`` and of the context, which a call must not pass.
+    :param allow: who may call it; None for everybody.
     """
 
     version: str
@@ -36,6 +38,7 @@ class Exposure:
     required: frozenset[str]
     allowed: frozenset[str] | None
     reserved: frozenset[str]
+    allow: Allowed | None = None
 
     def check(self, method: str, args: Mapping[str, Any]) -> None:
         """Check a call's arguments against the method's signature.
@@ -68,6 +71,7 @@ def expose(
     idempotent: bool = False,
     timeout: float | None = None,
     expected: tuple[type[Exception], ...] = (),
+    allow: Allow | None = None,
 ) -> Callable[[_Function], _Function]: ...
 
 
@@ -81,6 +85,7 @@ def expose(
     idempotent: bool = False,
     timeout: float | None = None,
     expected: tuple[type[Exception], ...] = (),
+    allow: Allow | None = None,
 ) -> Callable[..., Any]:
     """Expose a method to RPC callers. Use it bare or with options.
 
@@ -97,6 +102,10 @@ def expose(
     :param timeout: seconds, > 0, after which the method is cancelled and the caller gets a
         MethodTimeoutError; None for no limit. The caller's deadline applies as well.
     :param expected: exception classes that report a caller's mistake; logged at debug level, without a traceback.
+    :param allow: the callers that may call the method: an identity such as "admin", a set of them, or a function that
+        takes the identity and a :class:`novasvc.middleware.Invocation` and returns whether they may. The identity is
+        that of the key which signed the call; see the settings ``rpc_callers_file`` and ``rpc_signing_key_file``. Other
+        callers get a NotAllowedError. None allows everybody who reaches the service.
     :raises DeclarationError: the name is private, the context parameter is missing, or an option is not valid.
     """
 
@@ -121,6 +130,7 @@ def expose(
             required=required,
             allowed=allowed,
             reserved=reserved,
+            allow=None if allow is None else read_allow(allow, where),
         )
         setattr(function, _MARK, exposure)
         return function

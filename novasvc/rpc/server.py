@@ -12,6 +12,7 @@ from novasvc.interfaces import IListener, ITransport, Reachability
 from novasvc.middleware import Chain, load_middleware
 from novasvc.middleware.invocation import SERVE
 from novasvc.rpc.admission import EXTRA_ROOM, Admission, Siblings
+from novasvc.rpc.authorization import Authorizer
 from novasvc.rpc.baseapi import write_ping
 from novasvc.rpc.dispatcher import Dispatcher
 from novasvc.rpc.endpoint import Endpoints, Method
@@ -38,6 +39,7 @@ class Server:
     :param operations: returns the request ids of this node's other operations: periodic tasks and outgoing calls.
     :param siblings: asks this node's other workers during a drain; see :mod:`novasvc.rpc.admission`.
     :param middleware: what :func:`novasvc.middleware.load_middleware` takes, outermost first, around methods.
+    :param authorizer: decides about the callers of methods with ``allow=``; None allows nobody.
     :raises MiddlewareError: a middleware cannot be used.
     """
 
@@ -56,6 +58,7 @@ class Server:
         operations: Callable[[], Collection[str]] = frozenset,
         siblings: Siblings | None = None,
         middleware: Iterable[Any] = (),
+        authorizer: Authorizer | None = None,
     ) -> None:
         self._transport = transport
         self._target = target
@@ -74,6 +77,7 @@ class Server:
             consuming=self._is_consuming,
             hold_after=self._hold_after,
             chain=Chain.of(load_middleware(middleware), SERVE),
+            authorizer=authorizer,
         )
         self._operations = operations
         self._siblings = siblings

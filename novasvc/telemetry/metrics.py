@@ -62,6 +62,9 @@ deliveries = counter(
 )
 
 
+not_allowed = counter(
+    "novasvc_rpc_not_allowed_total", "Calls refused because their caller may not call the method.", "topic", "method"
+)
 events_emitted = counter(
     "novasvc_events_emitted_total",
     "Events that this process published, by outcome: sent, unrouted (nobody is subscribed), failed.",

@@ -51,17 +51,13 @@ class EventInteropTests(NotificationCase):
         for priority in ("info", "error"):
             await self.peer_notifies(peer, priority, "volume.created")
             for stock in stocks:
-                self.assertEqual(
-                    await self.next(stock), ("req-7", "volume.created", priority, "peer.host1", PAYLOAD)
-                )
+                self.assertEqual(await self.next(stock), ("req-7", "volume.created", priority, "peer.host1", PAYLOAD))
 
     async def test_to_peer(self) -> None:
         """An event of ours reaches the peer's listener, and the handlers of ours."""
         stock = await self.we_handle("one")
         name = await self.peer_listens(await self.peer())
-        emitter = rpc.EventEmitter(
-            await self.connect(), publisher_id="shop.host1", topic=self.topic, clock=reactor
-        )
+        emitter = rpc.EventEmitter(await self.connect(), publisher_id="shop.host1", topic=self.topic, clock=reactor)
         await emitter.emit(CONTEXT, "order.created", PAYLOAD, priority="error")
         report = await self.process.report(name)
         told = report["priority"], report["event_type"], report["publisher_id"], report["payload"]
@@ -79,4 +75,3 @@ class EventInteropTests(NotificationCase):
         await self.until(lambda: len(stock.seen.pending) + self.process.reported(name) == 4)
         seen = len(stock.seen.pending)
         self.assertEqual((seen, self.process.reported(name)), (2, 2))
-

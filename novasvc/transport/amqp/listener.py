@@ -13,7 +13,7 @@ from novasvc.interfaces import IDelivery, IListener, Reachability, WriteProbe
 from novasvc.reactor.abandon import completion
 from novasvc.rpc.target import Target
 from novasvc.transport.amqp import topology
-from novasvc.transport.amqp.channel import AMQPClosedError
+from novasvc.transport.amqp.channel import AMQPClosedError, Channel
 from novasvc.transport.amqp.connection import Connection
 from novasvc.transport.amqp.consumer_channel import ConsumerChannel
 from novasvc.transport.amqp.holding_queue import HoldingQueue
@@ -151,10 +151,7 @@ class Listener:
             queues = [] if narrowed else [target.topic]
             if target.server is not None:
                 queues.append(topology.request_address(target))
-            for queue in queues:
-                await topology.declare_request_queue(channel, self.exchange, queue, options)
-            for key in self.keys:
-                await topology.bind(channel, topology.Binding(target.topic, self.exchange, key))
+            await self._declare_queues(channel, queues)
             if self._fanout_queue is not None and not narrowed:
                 await topology.declare_fanout_queue(channel, target.topic, self._fanout_queue, options)
                 queues.append(self._fanout_queue)
@@ -177,6 +174,12 @@ class Listener:
             consuming.close("set-up failed")
             raise
         consuming.close("cancelled during set-up")
+
+    async def _declare_queues(self, channel: Channel, queues: Sequence[str]) -> None:
+        for queue in queues:
+            await topology.declare_request_queue(channel, self.exchange, queue, self.subscriptions.options)
+        for key in self.keys:
+            await topology.bind(channel, topology.Binding(self.topic, self.exchange, key))
 
     def verify(self, write: WriteProbe, timeout: float) -> Deferred[Reachability]:
         """Publish a probe to itself, and redeclare lost bindings; see IListener."""

@@ -41,9 +41,7 @@ class TracingTests(RPCCase):
         provider.add_span_processor(SimpleSpanProcessor(self.exporter))
         self.tracing = Tracing(provider)
         super().setUp()
-        self.client = rpc.Client(
-            self.make_transport(), clock=self.clock, target=TARGET, middleware=[self.tracing]
-        )
+        self.client = rpc.Client(self.make_transport(), clock=self.clock, target=TARGET, middleware=[self.tracing])
 
     def make_endpoint(self) -> Any:
         return Traced()

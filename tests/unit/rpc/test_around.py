@@ -1,3 +1,4 @@
+from contextlib import suppress
 from typing import Any
 
 import attrs
@@ -151,10 +152,8 @@ class ClientTests(MiddlewareCase):
 
         async def stubborn(invocation: Invocation, proceed: Any) -> Any:
             for _ in range(2):
-                try:
+                with suppress(CancelledError):
                     await Deferred()
-                except CancelledError:
-                    pass
             await hanging
 
         for middleware in (Hanging(), Around(stubborn)):

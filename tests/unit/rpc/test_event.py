@@ -93,9 +93,7 @@ class EventCase(SynchronousTestCase):
         return seen
 
     def outcomes(self, handler: str = "on_order") -> dict[str, float]:
-        return {
-            values[2]: one.value for values, one in metrics.events_handled if values[1] == handler and one.value
-        }
+        return {values[2]: one.value for values, one in metrics.events_handled if values[1] == handler and one.value}
 
     def emitted(self) -> dict[str, float]:
         return {values[0]: one.value for values, one in metrics.events_emitted if one.value}
