@@ -3,24 +3,21 @@
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextvars import Context, copy_context
-from functools import partial
 from typing import Any
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred, DeferredList, maybeDeferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
 from novasvc.context import current_context
 from novasvc.interfaces import IDelivery, IListener, ITransport
-from novasvc.middleware import Chain, Invocation
-from novasvc.middleware.invocation import EVENT
-from novasvc.reactor.abandon import abandon_on_cancel
+from novasvc.middleware import Chain
 from novasvc.reactor.coalesce import Waiters
-from novasvc.rpc.around import run_in_current_context
-from novasvc.rpc.errors import EventTimeoutError, InvalidArgumentsError, MessageFormatError
+from novasvc.rpc.errors import InvalidArgumentsError, MessageFormatError
 from novasvc.rpc.event import EventHandler
+from novasvc.rpc.event_run import HandlerRunner
 from novasvc.rpc.message import unwrap
 from novasvc.rpc.notification import Notification, read_notification
 from novasvc.telemetry import metrics
@@ -95,13 +92,12 @@ class EventListener:
         self._topic = topic
         self._handlers = handlers
         self._clock = clock
-        self._run_blocking = run_blocking
+        self._runner = HandlerRunner(topic, clock, run_blocking, chain)
         priorities = dict.fromkeys(name for each in handlers for name in each.subscription.priorities)
         self._keys = [f"{notification_topic}.{priority}" for priority in priorities]
         self._concurrency = concurrency
         self._attempts = attempts
         self._retry_delay = retry_delay
-        self._chain = chain
         self._listener: IListener | None = None
         self._handling: dict[_Handling, None] = {}
         self._done: OrderedDict[str, set[EventHandler]] = OrderedDict()
@@ -221,7 +217,7 @@ class EventListener:
         self._handling[handling] = None
         scope = self._scope.copy()
         scope.run(current_context.set, handling.notification.context)
-        runs = [self._run(handling, each, scope.copy()) for each in handlers]
+        runs = [self._runner.run(each, handling.notification, scope.copy()) for each in handlers]
         for run in runs:
             handling.running[run] = None
             run.addBoth(self._ended_one, handling, run)
@@ -233,40 +229,6 @@ class EventListener:
     def _ended_one(result: Any, handling: _Handling, run: Deferred[Any]) -> Any:
         handling.running.pop(run, None)
         return result
-
-    def _run(self, handling: _Handling, handler: EventHandler, scope: Context) -> Deferred[Any]:
-        """Run one handler within its timeout."""
-        notification, timeout = handling.notification, handler.subscription.timeout
-        try:
-            args = handler.arguments(notification)
-        except InvalidArgumentsError:
-            return maybeDeferred(_raise, Failure())
-        context = attrs.evolve(notification.context, deadline=self._clock.seconds() + timeout)
-        run_blocking = self._run_blocking if handler.subscription.blocking else None
-        invocation = Invocation(
-            kind=EVENT,
-            name=notification.event_type,
-            context=context,
-            args=args,
-            topic=self._topic,
-            message_id=notification.message_id,
-        )
-        end = partial(run_in_current_context, handler.function, run_blocking)
-        began = self._clock.seconds()
-        note("event", f"{handler.name} began {notification.event_type[:100]} {context.request_id}")
-        if self._chain is None:
-            running: Deferred[Any] = scope.run(maybeDeferred, end, invocation)
-        else:
-            running = scope.run(self._chain.run, invocation, end)
-
-        def time_out(_result: object, _timeout: float) -> None:
-            raise EventTimeoutError(handler.name, timeout)
-
-        def ended(result: Any) -> Any:
-            metrics.events_seconds.at(self._topic, handler.name).observe(self._clock.seconds() - began)
-            return result
-
-        return abandon_on_cancel(running).addTimeout(timeout, self._clock, onTimeoutCancel=time_out).addBoth(ended)
 
     # -- the end of the handlers -----------------------------------------------------------------
 
@@ -360,7 +322,3 @@ class EventListener:
 
 def _names(handlers: Sequence[EventHandler]) -> str:
     return ", ".join(each.name for each in handlers)
-
-
-def _raise(failure: Failure) -> None:
-    failure.raiseException()

@@ -5,8 +5,8 @@ The envelope of a signed request has a third field, which oslo.messaging ignores
     {"oslo.version": "2.0", "oslo.message": TEXT, "novasvc.signature": {"key": its id, "time": seconds since the
      epoch, "topic": str, "server": str or null, "fanout": bool, "value": base64}}
 
-The value is an Ed25519 signature of a prefix, the other fields as JSON, and TEXT. TEXT is what the receiver runs: method,
-arguments, context and message id are all signed as they are, and need no canonical form.
+The value is an Ed25519 signature of a prefix, the other fields as JSON, and TEXT. TEXT is what the receiver runs:
+method, arguments, context and message id are all signed as they are, and need no canonical form.
 """
 
 import json

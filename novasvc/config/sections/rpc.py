@@ -55,8 +55,8 @@ class RPCSection:
         optional=True,
     )
     rpc_signature_max_age: float = setting(
-        "How old the signature of a call may be, and how far the clocks of two hosts may differ. A call that waits in a "
-        "queue for longer is refused, if its method has allow=.",
+        "How old the signature of a call may be, and how far the clocks of two hosts may differ. A call of a method "
+        "with allow= that waits in a queue for longer is refused.",
         NUMBER,
         default=300.0,
         unit="seconds",

@@ -1,4 +1,4 @@
-from contextlib import suppress
+import contextlib
 from contextvars import ContextVar
 from typing import Any
 
@@ -142,7 +142,7 @@ class ChainTests(SynchronousTestCase):
 
         async def handle(invocation: Invocation, proceed: Any) -> Any:
             for _ in range(2):
-                with suppress(MiddlewareError):
+                with contextlib.suppress(MiddlewareError):
                     await proceed(invocation)
             return 1
 

@@ -1,4 +1,4 @@
-from contextlib import suppress
+import contextlib
 from typing import Any
 
 import attrs
@@ -152,7 +152,7 @@ class ClientTests(MiddlewareCase):
 
         async def stubborn(invocation: Invocation, proceed: Any) -> Any:
             for _ in range(2):
-                with suppress(CancelledError):
+                with contextlib.suppress(CancelledError):
                     await Deferred()
             await hanging
 
