@@ -55,23 +55,24 @@ def described(answer: dict[str, Any], *, everything: bool = False) -> str:
         lines += [f"      {text}" for text in (row["summary"], "; ".join(notes)) if text]
     if not methods:
         lines.append("  none: decorate a method of the manager with @rpc.expose")
-    types = {name: kind for row in methods for name, kind in _types(row)}
+    handlers = answer.get("events", [])  # a node of a release before events tells none
+    types = {name: kind for row in (*methods, *handlers) for name, kind in _types(row)}
     if types:
         lines += ["", "types", *(f"  {name}  {_fields(types[name])}" for name in sorted(types))]
-    if answer.get("events"):
+    if handlers:
         lines += ["", "events"]
-        for row in answer["events"]:
-            lines.append(f"  {', '.join(row['patterns'])}  {row['handler']}")
-            lines += [f"      {row['summary']}"] if row["summary"] else []
+    for row in handlers:
+        lines.append(f"  {', '.join(row['patterns'])}  {row['handler']}")
+        lines += [f"      {row['summary']}"] if row["summary"] else []
     if answer["tasks"]:
         lines += ["", "tasks", *(f"  {task['name']}  {_spacing(task['spacing'])}" for task in answer["tasks"])]
     return "\n".join(printable(line) for line in lines)
 
 
 def _types(row: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the classes that the JSON Schemas of a method name; not that of its arguments as a whole."""
+    """Yield the classes that the JSON Schemas of a method or handler name; not that of its arguments as a whole."""
     for name, kind in ((row["schema"] or {}).get("$defs") or {}).items():
-        if name != f"{row['method']}_arguments":
+        if name != f"{row.get('method') or row['handler']}_arguments":
             yield name, kind
 
 

@@ -19,6 +19,11 @@ class Line:
     amount: int = 1
 
 
+@dataclasses.dataclass
+class Order:
+    number: int
+
+
 class Stock(Manager):
     @rpc.expose(version="1.2", idempotent=True, expected=(LookupError,), timeout=5)
     def reserve(self, context: RequestContext, line: Line, *, note: str = "") -> int:
@@ -31,6 +36,14 @@ class Stock(Manager):
     @rpc.expose
     def anything(self, context, value=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
         return value
+
+    @rpc.expose(allow="admin")
+    def drop(self, context):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+        pass
+
+    @rpc.event("order.*", "order")
+    def on_order(self, context: RequestContext, payload: Order) -> None:
+        """Reserve what was ordered."""
 
     @periodic_task(spacing=60)
     def count(self, context: RequestContext) -> None:
@@ -54,9 +67,11 @@ class DescribeTests(SynchronousTestCase):
         """Methods are shown as callers write them, with what their decorator says; tasks with their spacing."""
         expected = (
             "stock on h1 (novasvc-stock)\n\nmethods\n  anything(value=None)\n      version 1.2\n"
+            "  drop()\n      version 1.2; needs the identity admin\n"
             "  reserve(line: Line, *, note: str = '') -> int\n      Reserve an amount of an item.\n"
             "      version 1.2; raises LookupError; idempotent; timeout 5 s\n\n"
-            "types\n  Line  {item: string, amount: integer = 1}\n\ntasks\n  count  every 60 s"
+            "types\n  Line  {item: string, amount: integer = 1}\n  Order  {number: integer}\n\n"
+            "events\n  order.*, order  on_order\n      Reserve what was ordered.\n\ntasks\n  count  every 60 s"
         )
         self.assertEqual(described(self.answer), expected)
         self.assertIn("  ping(arg: Any)", described(self.answer, everything=True).replace("typing.", ""))
