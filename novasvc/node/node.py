@@ -191,6 +191,7 @@ class Node:
 
     async def _serve(self, transport: ITransport) -> None:
         settings = self.runtime.settings
+        self.runtime.authorizer.warn_of_refusals(self.endpoints)
         server = self.server = Server(
             transport,
             Target(self.topic, self.identity.host),

@@ -12,6 +12,7 @@ from novasvc.interfaces import IDelivery
 from novasvc.middleware import Invocation
 from novasvc.middleware.invocation import SERVE
 from novasvc.rpc.allowed import Allowed
+from novasvc.rpc.endpoint import Endpoints
 from novasvc.rpc.errors import NotAllowedError
 from novasvc.rpc.message import Request
 from novasvc.rpc.signature import SignatureError, Verifier
@@ -37,6 +38,15 @@ class Authorizer:
 
     verifier: Verifier | None = None
     trust_unsigned: bool = False
+
+    def warn_of_refusals(self, endpoints: Endpoints) -> None:
+        """Log, if no caller can be known, which methods can be called by nobody. Called when their server starts."""
+        closed = sorted({method.name for method in endpoints if method.exposure.allow is not None})
+        if closed and self.verifier is None and not self.trust_unsigned:
+            _log.warn(
+                "nobody can call {methods}, which have allow=: set rpc_callers_file to a file with the callers' keys",
+                methods=", ".join(closed),
+            )
 
     def check(
         self, allowed: Allowed, delivery: IDelivery, request: Request, args: Any, target: Target, scope: Context

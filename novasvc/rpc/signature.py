@@ -92,7 +92,7 @@ class Verifier:
         if not names or not isinstance(when, int | float):
             raise SignatureError("its signature has fields of wrong types")
         asked = "fanout" if fanout else "topic" if server is None else "server"
-        name = topic if server is None else f"{topic}.{server}"
+        name = f"{topic}" if server is None else f"{topic}.{server}"
         if topic != target.topic or asked != sent_to or (asked == "server" and server != target.server):
             raise SignatureError(f"it was signed for the {asked} {name[:100]!r}")
         age = self._time() - when
