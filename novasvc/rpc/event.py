@@ -59,7 +59,8 @@ def event(
     :param patterns: event types: "order.placed", or globs such as "order.*", where "*" stands for any text.
     :param priorities: of the events, of :data:`novasvc.rpc.notification.PRIORITIES`; all by default.
     :param blocking: run the method in the thread pool, because it blocks.
-    :param timeout: seconds, > 0, after which the method is cancelled, which counts as an error.
+    :param timeout: seconds, > 0, after which the method is cancelled, which counts as an error. The thread of a
+        blocking method cannot be cancelled, and runs on.
     :raises DeclarationError: a pattern, an option or the method's signature is invalid.
     """
     given = tuple(priorities)

@@ -15,9 +15,9 @@ from novasvc.context import current_context
 from novasvc.interfaces import IDelivery, IListener, ITransport
 from novasvc.middleware import Chain
 from novasvc.reactor.coalesce import Waiters
-from novasvc.rpc.errors import InvalidArgumentsError, MessageFormatError
+from novasvc.rpc.errors import MessageFormatError
 from novasvc.rpc.event import EventHandler
-from novasvc.rpc.event_run import HandlerRunner
+from novasvc.rpc.event_run import HandlerRunner, InvalidPayloadError
 from novasvc.rpc.message import unwrap
 from novasvc.rpc.notification import Notification, read_notification
 from novasvc.telemetry import metrics
@@ -256,7 +256,7 @@ class EventListener:
     def _failed(self, handling: _Handling, failed: Sequence[tuple[EventHandler, Failure]]) -> None:
         """Have an event delivered again after a delay, or quarantine it. Called in the event's scope."""
         attempt = handling.delivery.deliveries + 1
-        invalid = [each for each, failure in failed if failure.check(InvalidArgumentsError)]
+        invalid = [each for each, failure in failed if failure.check(InvalidPayloadError)]
         for each, failure in failed:
             outcome = "invalid" if each in invalid else "failed"
             metrics.events_handled.at(self._topic, each.name, outcome).value += 1

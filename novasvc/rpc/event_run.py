@@ -20,6 +20,10 @@ from novasvc.telemetry import metrics
 from novasvc.telemetry.flight import note
 
 
+class InvalidPayloadError(InvalidArgumentsError):
+    """The event is not what the handler's annotations say; a call that a handler makes raises the base class."""
+
+
 @attrs.frozen(eq=False)
 class HandlerRunner:
     """Runs the handlers of one topic.
@@ -40,13 +44,13 @@ class HandlerRunner:
 
         :param scope: the context variables in which it runs; owned by this run.
         :return: Deferred that fires when the handler has ended, or its time is up. Fails with what it raised, with
-            EventTimeoutError, or with InvalidArgumentsError before it runs. Cancelling it cancels the handler.
+            EventTimeoutError, or with InvalidPayloadError before it runs. Cancelling it cancels the handler.
         """
         timeout = handler.subscription.timeout
         try:
             args = handler.arguments(notification)
         except InvalidArgumentsError as error:
-            return fail(error)
+            return fail(InvalidPayloadError(error.method, error.problem))
         invocation = Invocation(
             kind=EVENT,
             name=notification.event_type,

@@ -260,6 +260,13 @@ class FailureTests(EventCase):
         self.assertIn("payload.amount: expected int, got str", reason)
         self.assertEqual((self.seen(), self.outcomes()), ([], {"invalid": 1, "quarantined": 1}))
 
+    def test_invalid_call(self) -> None:
+        """A handler whose own call has wrong arguments is called again: it may be the other side that is wrong."""
+        self.stock.answer = _raise(InvalidArgumentsError("reserve", "missing: amount"))
+        self.emit("order.placed", {"item": "tea"})
+        self.assertEqual((self.outcomes(), len(self.broker.quarantine)), ({"failed": 1}, 0))
+        self.flushLoggedErrors(InvalidArgumentsError)
+
     def test_timeout(self) -> None:
         """A handler that does not end in time is cancelled, which is a failed attempt."""
         self.stock.answer = Deferred
