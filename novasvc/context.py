@@ -31,7 +31,8 @@ class RequestContext:
         same operation. See :mod:`novasvc.rpc.admission`.
     :param user_id: the caller, if known.
     :param project_id: the project the caller acts for, if known.
-    :param is_admin: whether the caller may do anything.
+    :param is_admin: whether the caller may do anything, as the sender says. Nothing verifies it; see
+        ``@rpc.expose(allow=...)`` for callers that are verified.
     :param deadline: seconds on the clock of this process's reactor after which nobody waits for the answer; None
         if there is none. The absolute time does not cross the wire, because the clocks of two hosts differ.
     :param fencing: the fencing number of the lease, while a periodic task with scope="fleet" runs; else None. It does

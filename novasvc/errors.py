@@ -17,6 +17,7 @@ import attrs
 if TYPE_CHECKING:
     from novasvc.config.errors import *
     from novasvc.manager import ManagerError as ManagerError
+    from novasvc.middleware.errors import *
     from novasvc.net.errors import *
     from novasvc.node.errors import *
     from novasvc.periodic.errors import *
@@ -84,6 +85,7 @@ _SOURCES = (
     "novasvc.node.errors",
     "novasvc.net.errors",
     "novasvc.manager",
+    "novasvc.middleware.errors",
     "novasvc.reactor.threads",
     "novasvc.testing.errors",
 )
@@ -103,8 +105,10 @@ WIRE_ERRORS = frozenset(
         "InvalidArgumentsError",
         "MessageFormatError",
         "MethodTimeoutError",
+        "MiddlewareError",
         "MigrationNeededError",
         "NoSuchMethodError",
+        "NotAllowedError",
         "QuarantinedError",
         "RedeliveredError",
         "ResultNotSerializableError",

@@ -16,6 +16,7 @@ from zope.interface import Attribute, Interface
 from novasvc.context import RequestContext
 
 if TYPE_CHECKING:
+    from novasvc.middleware.invocation import Invocation
     from novasvc.periodic.term import Term
     from novasvc.registry.lease import LeaseRequest, Leases
     from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
@@ -189,6 +190,27 @@ class ITransport(Interface):
         :param str queue: its name.
         """
 
+    def subscribe(
+        queue: str, keys: Sequence[str], receiver: Callable[[IDelivery], None], prefetch: int
+    ) -> Deferred[IListener]:
+        """Consume from a queue that gets a copy of each message published to one of the keys; see :meth:`publish`.
+
+        All who subscribe with the same queue share its messages. The queue outlives its consumers, as far as the
+        transport's queues do.
+
+        :param str queue: its name, declared if missing.
+        :param keys: routing keys, str.
+        :return: as :meth:`listen`.
+        """
+
+    def publish(key: str, body: bytes) -> Deferred[None]:
+        """Send a message to every queue that is subscribed to a key, or has its name.
+
+        :param str key: a routing key.
+        :param bytes body: the message.
+        :return: as :meth:`send`, with the same failures; UndeliverableError if there is no such queue.
+        """
+
     def post(queue: str, body: bytes) -> Deferred[None]:
         """Send a message to a queue, declared if missing, where it waits for a consumer.
 
@@ -235,6 +257,30 @@ class ITransport(Interface):
             caller still waits. None, if that is unknown, takes the transport's own bound.
         :return: Deferred[None]; succeeds if the caller is gone. Fails if the reply could not be sent in time.
             Cancelling drops a reply that is still buffered.
+        """
+
+
+# -- around invocations --------------------------------------------------------------------------
+
+
+class IMiddleware(Interface):
+    """Code around calls, methods, events, tasks and HTTP requests; see :mod:`novasvc.middleware`.
+
+    One object serves all invocations of a process, concurrently.
+    """
+
+    kinds = Attribute("frozenset of str: the kinds of invocations that it wraps; see novasvc.middleware.KINDS.")
+
+    def handle(invocation: Invocation, proceed: Callable[[Invocation], Deferred[Any]]) -> Any:
+        """Do something before and after one invocation. Called in the reactor's thread; must not block.
+
+        A deadline that passes meanwhile cancels what it waits for, as it would cancel the method.
+
+        :param Invocation invocation: what is about to happen.
+        :param proceed: the next middleware, or the call or method itself: takes the invocation, or a copy of it with
+            another context or other arguments, and returns a Deferred of the reply. Called once, and awaited.
+        :return: the reply, or a coroutine or a Deferred of it: what ``proceed`` gave, or another one; or a
+            :class:`novasvc.middleware.Answer` to answer without ``proceed``. What it raises goes to the caller.
         """
 
 

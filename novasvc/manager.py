@@ -17,7 +17,7 @@ from novasvc.context import RequestContext
 from novasvc.errors import ProblemError, describe
 from novasvc.interfaces import IManager, IServiceRegistry
 from novasvc.periodic import TaskRunner
-from novasvc.rpc import Client
+from novasvc.rpc import Client, EventEmitter
 from novasvc.rpc.blocking import BlockingClient
 
 
@@ -35,6 +35,7 @@ class ManagerResources:
     :param rpc: calls other services: ``rpc.prepare(topic="compute").call(context, "ping")``.
     :param tasks: the runner of this manager's periodic tasks.
     :param registry: the registered services.
+    :param events: publishes events: ``events.emit(context, "order.placed", payload)``.
     :param run_blocking: runs a function in a thread and returns a Deferred of its result. A thread cannot be
         interrupted: a cancelled call fires when the function has ended.
     :param worker: the number of this worker process, from 1, which it keeps when it is restarted; None without
@@ -45,6 +46,7 @@ class ManagerResources:
     rpc: Client
     tasks: TaskRunner
     registry: IServiceRegistry
+    events: EventEmitter
     run_blocking: Callable[..., Deferred[Any]]
     worker: int | None = None
 
@@ -63,7 +65,8 @@ class Manager:
     """The base class of managers: RPC methods, periodic tasks, and hooks around start and stop.
 
     Only methods decorated with :func:`novasvc.rpc.expose` can be called by others. Methods decorated
-    with :func:`novasvc.periodic.periodic_task` run at an interval. A hook may return a value, a
+    with :func:`novasvc.periodic.periodic_task` run at an interval, and those decorated with
+    :func:`novasvc.rpc.event` handle events. A hook may return a value, a
     Deferred or a coroutine; if a hook fails during the start, the start fails.
 
     :param host: the name of the host this manager serves.

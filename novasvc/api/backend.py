@@ -141,7 +141,12 @@ class Backend:
             transport = self._transport = await self._connect("broker", self.runtime.broker.acquire)
             explain = ServiceLookup(lambda: self._registry, self.reactor, self.settings.service_down_time)
             self._client = Client(
-                transport, clock=self.reactor, timeout=self.settings.rpc_response_timeout, explain=explain
+                transport,
+                clock=self.reactor,
+                timeout=self.settings.rpc_response_timeout,
+                explain=explain,
+                middleware=self.runtime.middleware,
+                signer=self.runtime.signer,
             )
             self._check_first_attempts()
 

@@ -20,6 +20,7 @@ from novasvc.rpc.errors import (
     MessageFormatError,
     MethodTimeoutError,
     NoSuchMethodError,
+    NotAllowedError,
     RemoteError,
     RPCError,
     RPCTimeoutError,
@@ -56,6 +57,7 @@ _STATUSES: Mapping[type[BaseException], int] = {
     RPCVersionCapError: 400,
     UnsupportedVersionError: 400,
     NoSuchMethodError: 404,
+    NotAllowedError: 403,
     # No node serves the topic, or none on that host: the path names nothing. 503 if the registry lists one as up.
     UndeliverableError: 404,
     RPCTimeoutError: 504,

@@ -109,6 +109,7 @@ class APIService(HTTPService):
             reactor=reactor,
             log=AccessLog(settings.wsgi_log_format) if settings.wsgi_log_format else None,
             name=self.name,
+            middleware=self.runtime.middleware,
         )
         return self._with_tls(site, self._credentials.tls)
 

@@ -69,11 +69,13 @@ def described(answer: dict[str, Any], *, everything: bool = False) -> str:
         notes += [f"version {row['version']}"] if row["version"] != "1.0" else []
         notes += [f"raises {', '.join(row['raises'])}"] if row["raises"] else []
         notes += ["idempotent"] if row["idempotent"] else []
+        notes += [f"needs {row['allow']}"] if row.get("allow") else []
         notes += [f"timeout {row['timeout']:g} s"] if row["timeout"] else []
         lines += [f"      {text}" for text in (row["summary"], "; ".join(notes)) if text]
     if not methods:
         lines.append("  none: decorate a method of the manager with @rpc.expose")
-    types = {name: kind for row in methods for name, kind in _types(row)}
+    handlers = answer.get("events", [])  # a node of a release before events tells none
+    types = {name: kind for row in (*methods, *handlers) for name, kind in _types(row)}
     if types:
         lines += ["", "types", *(f"  {name}  {_fields(types[name])}" for name in sorted(types))]
     errors = answer.get("errors") or []  # an older service does not list them
@@ -82,15 +84,20 @@ def described(answer: dict[str, Any], *, everything: bool = False) -> str:
     for error in errors:
         lines.append(f"  {error['name']}{error['signature']}  {error['module']}")
         lines += [f"      {error['summary']}"] if error["summary"] else []
+    if handlers:
+        lines += ["", "events"]
+    for row in handlers:
+        lines.append(f"  {', '.join(row['patterns'])}  {row['handler']}")
+        lines += [f"      {row['summary']}"] if row["summary"] else []
     if answer["tasks"]:
         lines += ["", "tasks", *(f"  {task['name']}  {_schedule(task)}" for task in answer["tasks"])]
     return "\n".join(printable(line) for line in lines)
 
 
 def _types(row: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the classes that the JSON Schemas of a method name; not that of its arguments as a whole."""
+    """Yield the classes that the JSON Schemas of a method or handler name; not that of its arguments as a whole."""
     for name, kind in ((row["schema"] or {}).get("$defs") or {}).items():
-        if name != f"{row['method']}_arguments":
+        if name != f"{row.get('method') or row['handler']}_arguments":
             yield name, kind
 
 

@@ -15,6 +15,7 @@ from novasvc.config.model import DEFINITIONS
 from novasvc.config.transport_url import BrokerAddress
 from novasvc.errors import NovasvcError
 from novasvc.manager import check_manager
+from novasvc.middleware import load_middleware
 from novasvc.net.errors import ListenError
 from novasvc.net.sockets import address_of, bind_tcp, port_of
 from novasvc.node.errors import DirectoryError
@@ -22,6 +23,7 @@ from novasvc.node.paste import Loader
 from novasvc.registry.errors import DatabaseRefusedError
 from novasvc.registry.sql import sqlite
 from novasvc.registry.sql.address import DatabaseAddress
+from novasvc.rpc.identity_keys import read_callers, read_signing_key
 from novasvc.transport.amqp.configured import broker_options
 from novasvc.transport.amqp.endpoints import check_tls_files
 from novasvc.workers.control.path_lock import check_path
@@ -53,6 +55,8 @@ def problems(settings: Settings, *, running: bool, invalid: Collection[str] = ()
         (_BROKER, partial(_check_broker, settings)),
         (("database_url", "state_dir", "api", "db_allowed"), partial(_check_database, settings)),
         *_check_http(settings),
+        (("rpc_middleware",), partial(load_middleware, settings.rpc_middleware)),
+        *_key_files(settings),
     ]
     for names, check in checks:
         if {*names} & {*invalid}:
@@ -63,6 +67,13 @@ def problems(settings: Settings, *, running: bool, invalid: Collection[str] = ()
             yield error
     if not running and not _is_supervised_here(settings):
         yield from _addresses(settings, invalid)
+
+
+def _key_files(settings: Settings) -> Iterator[_Check]:
+    if settings.rpc_signing_key_file is not None:
+        yield ("rpc_signing_key_file",), partial(read_signing_key, settings.rpc_signing_key_file)
+    if settings.rpc_callers_file is not None:
+        yield ("rpc_callers_file",), partial(read_callers, settings.rpc_callers_file)
 
 
 def _managers(settings: Settings) -> Iterator[_Check]:

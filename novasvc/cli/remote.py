@@ -2,6 +2,7 @@
 
 import math
 import shlex
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import wraps
 from typing import Any, TypeVar
@@ -185,6 +186,20 @@ def run_with_client(
     return run_on_reactor(work)
 
 
+def _signer(settings: Settings) -> Any:
+    """Return what signs the calls with the operator's key; None if no key is configured.
+
+    :raises SettingError: the file of the key cannot be used.
+    """
+    path = settings.rpc_signing_key_file
+    if path is None:
+        return None
+    from novasvc.rpc.identity_keys import read_signing_key  # noqa: PLC0415 - see run_with_client
+    from novasvc.rpc.signature import Signer  # noqa: PLC0415
+
+    return Signer(read_signing_key(path), time.time)
+
+
 def make_client(settings: Settings, transport: Any, reactor: Any, target: Target | None) -> Any:
     """Make a :class:`novasvc.rpc.Client` whose errors say what the registry knows of a target."""
     from twisted.internet.defer import Deferred  # noqa: PLC0415 - see run_with_client
@@ -203,6 +218,7 @@ def make_client(settings: Settings, transport: Any, reactor: Any, target: Target
         timeout=settings.rpc_response_timeout,
         target=target,
         mandatory=True,
+        signer=_signer(settings),
         explain=explain,
         hosts=hosts,
     )

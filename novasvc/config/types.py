@@ -195,6 +195,19 @@ def _apis(value: object) -> tuple[str, ...]:
     return found
 
 
+def _classes(value: object) -> tuple[str, ...]:
+    names = value.strip().rstrip(",").split(",") if isinstance(value, str) else value
+    if not isinstance(names, list | tuple):
+        raise ValueError  # noqa: TRY004
+    names = [name.strip() if isinstance(name, str) else name for name in names]
+    if names in ([], [""], ["none"]):
+        return ()
+    found = tuple(_class(name) for name in names)
+    if len(set(found)) < len(found):
+        raise InvalidValueError("contains a class twice", "give each class once")
+    return found
+
+
 _api = _pattern(r"[A-Za-z]\w{0,63}")
 _name = _pattern(r"[A-Za-z0-9._-]{1,255}")
 _class = _pattern(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[.:][A-Za-z_]\w*")
@@ -205,6 +218,7 @@ BOOLEAN = ValueType("true or false", _boolean_from_text, _boolean)
 PATH = ValueType("a path", _path, _path)
 NAME = ValueType("a name of 1 to 255 letters, digits, dots, dashes and underscores", _name, _name)
 CLASS = ValueType('a class name such as "package.module.Class" or "package.module:Class"', _class, _class)
+CLASSES = ValueType('a list of class names such as "package.module.Class"', _classes, _classes)
 TABLE = ValueType("a table", _table, _table)
 APIS = ValueType("a list of names separated by commas", _apis, _apis)
 TRANSPORT_URL = ValueType("a transport URL", _transport_url, _transport_url)

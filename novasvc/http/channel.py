@@ -192,7 +192,11 @@ class LimitedChannel(TeardownChannel):
         set_request_in_progress(self, in_progress=True)
         if self._input_ended and not self._input:
             self.persistent = False
-        self.requests[-1].received(None if body is None else body.file)
+        request, content = self.requests[-1], None if body is None else body.file
+        if self.site.around is None:
+            request.received(content)
+        else:
+            self.site.around.serve(self, request, content)
 
     def _wait(self) -> bool:
         """Parse nothing while a request is answered: responses keep the order of requests (RFC 9112, 9.3.2)."""
@@ -225,6 +229,12 @@ class LimitedChannel(TeardownChannel):
             self._advance()
         elif self._input_ended:
             self.loseConnection()
+
+    def reject_received(self, error: HTTPError) -> None:
+        """Send an error response to a complete request that no application has begun to answer."""
+        self._responding = False
+        set_request_in_progress(self, in_progress=False)
+        self.send_error(error)
 
     def send_error(self, error: HTTPError) -> None:
         """Send an error response, and close the connection: where its next request begins is unknown."""

@@ -70,7 +70,6 @@ class FastRequest:
         self._site = site
         self._handler = handler
         self.began = site.reactor.seconds()
-        self._context = copy_context()
         self._answering: Deferred[bytes] | None = None
         self._client_gone = False
 
@@ -129,7 +128,7 @@ class FastRequest:
         if content is not None:
             content.seek(0)
             self.content = content
-        run: Any = self._context.run
+        run: Any = copy_context().run
         try:
             answering = run(self._handler, self)
         except Exception:  # noqa: BLE001 - no request may end the server

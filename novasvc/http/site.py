@@ -1,5 +1,6 @@
 """The factory of HTTP connections: makes channels and requests, enforces deadlines, counts and logs requests."""
 
+from collections.abc import Iterable
 from email.utils import formatdate
 from typing import Any
 
@@ -8,6 +9,7 @@ from twisted.web import server
 from twisted.web.resource import IResource
 
 from novasvc.http.access_log import AccessLog
+from novasvc.http.around import AroundRequests
 from novasvc.http.channel import LimitedChannel
 from novasvc.http.errors import HTTPError
 from novasvc.http.fast_path import FastRequest, IFastPath
@@ -31,6 +33,7 @@ class Site(server.Site):
     :param log: None writes no access log.
     :param name: of the server, a label in the metrics.
     :ivar channels: the open ones.
+    :ivar around: the middleware around requests; None without any.
     :ivar tls_failures: told by the channels about each failed handshake.
     """
 
@@ -39,6 +42,7 @@ class Site(server.Site):
     ) -> None:
         super().__init__(resource, reactor=reactor)
         self.noisy = False
+        self.around: AroundRequests | None = None
         self.limits = limits
         self.name = name
         self.channels: set[LimitedChannel] = set()
@@ -114,6 +118,8 @@ class Site(server.Site):
         :param status: 0 if the client disconnected before the response.
         :param length: bytes of the body that were sent.
         """
+        if self.around is not None:
+            self.around.ended(request, status)
         head = request.head
         seconds = self.reactor.seconds() - request.began
         metrics.request_ends(self.name, request.route, head.method.decode("ascii"), status, seconds)
@@ -145,6 +151,7 @@ def make_site(
     reactor: Any,
     log: AccessLog | None = None,
     name: str = "http",
+    middleware: Iterable[Any] = (),
 ) -> Site:
     """Make the factory of an HTTP/1.1 server.
 
@@ -156,5 +163,9 @@ def make_site(
     :param reactor: provides IReactorTime.
     :param log: None writes no access log.
     :param name: of the server, a label in the metrics: one of a few.
+    :param middleware: what :func:`novasvc.middleware.load_middleware` takes, outermost first, around requests.
+    :raises MiddlewareError: a middleware cannot be used.
     """
-    return Site(resource, limits=limits or Limits(), reactor=reactor, log=log, name=name)
+    site = Site(resource, limits=limits or Limits(), reactor=reactor, log=log, name=name)
+    site.around = AroundRequests.of(middleware, name)
+    return site

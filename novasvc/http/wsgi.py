@@ -1,9 +1,10 @@
 """The site of a WSGI application (PEP 3333)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from novasvc.http.access_log import AccessLog
+from novasvc.http.around import AroundRequests
 from novasvc.http.channel import LimitedChannel
 from novasvc.http.environ import ErrorLog, server_environ
 from novasvc.http.head import Head
@@ -22,6 +23,7 @@ class WSGISite(Site):
     :param queue: requests that may wait for a thread; more get 503.
     :param multiprocess: whether other processes serve the same application.
     :param environ: further entries of each request's environ.
+    :param middleware: what :func:`novasvc.middleware.load_middleware` takes, outermost first, around requests.
     """
 
     def __init__(
@@ -36,8 +38,10 @@ class WSGISite(Site):
         queue: int = QUEUE,
         multiprocess: bool = False,
         environ: Mapping[str, Any] | None = None,
+        middleware: Iterable[Any] = (),
     ) -> None:
         super().__init__(None, limits=limits, reactor=reactor, log=log, name=name)
+        self.around = AroundRequests.of(middleware, name)
         self.app = app
         self.pool = ThreadPool(reactor, threads=threads, queue=queue)
         self._common = {

@@ -15,6 +15,8 @@
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from contextvars import copy_context
+from functools import partial
 from threading import Event
 from types import TracebackType
 from typing import IO, Any
@@ -88,7 +90,9 @@ class WSGIRequest:
     def received(self, content: IO[bytes] | None) -> None:
         """Queue the request for a thread. Called by the channel when it is complete."""
         self._content = content
-        if not self._site.pool.submit(self._run):
+        # Middleware may have set context variables for the application, such as the current span.
+        run = self._run if self._site.around is None else partial(copy_context().run, self._run)
+        if not self._site.pool.submit(run):
             message = "this server is busy: all threads are in use, and the queue is full"
             self._respond_with_error(503, message, [("Retry-After", "1")])
             self._flush()

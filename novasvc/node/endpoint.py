@@ -18,6 +18,7 @@ from novasvc.periodic.task import TaskStats
 from novasvc.rpc import Server, expose
 from novasvc.rpc.description import describe_errors, describe_methods
 from novasvc.rpc.endpoint import Method
+from novasvc.rpc.event import describe_handlers
 from novasvc.telemetry import flight
 from novasvc.telemetry.metrics import MethodMetrics
 from novasvc.telemetry.timestamps import iso_time
@@ -93,11 +94,12 @@ class NodeAPI:
 
     @expose(namespace="node", version="1.1", idempotent=True)
     def interface(self, context: RequestContext) -> dict[str, Any]:
-        """Describe what callers can use: the exposed methods with their types and errors, and the periodic tasks.
+        """Describe what callers can use: methods with their types and errors, the events handled, the periodic tasks.
 
         :return: {"host", "binary", "topic", "methods": see :func:`novasvc.rpc.description.describe_methods`, "errors":
-            see :func:`novasvc.rpc.description.describe_errors`, "tasks": [{"name", "spacing": seconds, "scope", "cron":
-            line or None, "timezone": its time zone or None}]}.
+            see :func:`novasvc.rpc.description.describe_errors`, "events": see
+            :func:`novasvc.rpc.event.describe_handlers`, "tasks": [{"name", "spacing": seconds, "scope", "cron": line or
+            None, "timezone": its time zone or None}]}.
         """
         node = self._node
         return {
@@ -106,6 +108,7 @@ class NodeAPI:
             "topic": node.topic,
             "methods": describe_methods(node.endpoints),
             "errors": describe_errors(node.endpoints),
+            "events": describe_handlers(node.event_handlers),
             "tasks": [
                 {name: getattr(stats, name) for name in ("name", "spacing", "scope", "cron", "timezone")}
                 for stats in node.tasks.stats()

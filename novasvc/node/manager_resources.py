@@ -4,10 +4,12 @@ from collections.abc import Callable
 
 from novasvc.interfaces import IServiceRegistry, ITransport
 from novasvc.manager import Manager, ManagerResources
+from novasvc.middleware import Chain
+from novasvc.middleware.invocation import EMIT
 from novasvc.node.runtime import Runtime
 from novasvc.periodic import TaskRunner
 from novasvc.registry.lookup import ServiceLookup, UpHosts
-from novasvc.rpc import Client
+from novasvc.rpc import Client, EventEmitter
 
 
 def make_tasks(manager: Manager, runtime: Runtime, *, fuzzy_delay: float, interval_max: float | None) -> TaskRunner:
@@ -25,6 +27,7 @@ def make_tasks(manager: Manager, runtime: Runtime, *, fuzzy_delay: float, interv
         run_external=runtime.settings.run_external_periodic_tasks,
         default_scope=runtime.settings.default_task_scope,
         wall_clock=runtime.wall_clock,
+        middleware=runtime.middleware,
     )
 
 
@@ -37,11 +40,39 @@ def make_client(runtime: Runtime, transport: ITransport, registry: Callable[[], 
     settings, clock = runtime.settings, runtime.reactor
     explain = ServiceLookup(registry, clock, settings.service_down_time)
     hosts = UpHosts(registry, clock, settings.service_down_time)
-    return Client(transport, clock=clock, timeout=settings.rpc_response_timeout, explain=explain, hosts=hosts)
+    return Client(
+        transport,
+        clock=clock,
+        timeout=settings.rpc_response_timeout,
+        explain=explain,
+        hosts=hosts,
+        middleware=runtime.middleware,
+        signer=runtime.signer,
+    )
+
+
+def make_emitter(runtime: Runtime, transport: ITransport, publisher_id: str) -> EventEmitter:
+    """Make what a manager publishes events with.
+
+    :param transport: open.
+    :param publisher_id: the topic and the host: "stock.host1".
+    """
+    return EventEmitter(
+        transport,
+        publisher_id=publisher_id,
+        topic=runtime.settings.event_topic,
+        clock=runtime.reactor,
+        chain=Chain.of(runtime.middleware, EMIT),
+    )
 
 
 def attach_resources(
-    manager: Manager, runtime: Runtime, client: Client, registry: IServiceRegistry, tasks: TaskRunner
+    manager: Manager,
+    runtime: Runtime,
+    client: Client,
+    registry: IServiceRegistry,
+    tasks: TaskRunner,
+    events: EventEmitter,
 ) -> None:
     """Give a manager its resources."""
     manager.attach(
@@ -50,6 +81,7 @@ def attach_resources(
             rpc=client,
             tasks=tasks,
             registry=registry,
+            events=events,
             run_blocking=runtime.run_blocking,
             worker=runtime.worker,
         )

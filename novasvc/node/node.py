@@ -1,7 +1,7 @@
 """A node: the parts of a service, and the order in which they start and stop."""
 
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
 from typing import Any, TypeVar
 
@@ -14,13 +14,15 @@ from novasvc._version import __version__
 from novasvc.errors import NovasvcError, describe
 from novasvc.interfaces import IServiceRegistry, ITransport
 from novasvc.manager import Manager
+from novasvc.middleware import Chain
+from novasvc.middleware.invocation import EVENT
 from novasvc.node.deadline import StopDeadline, TooLateError
 from novasvc.node.elections import make_elections
 from novasvc.node.endpoint import NodeAPI
 from novasvc.node.errors import DirectoryError, StartError
 from novasvc.node.health import NodeHealth
 from novasvc.node.lifecycle import Lifecycle
-from novasvc.node.manager_resources import attach_resources, make_client
+from novasvc.node.manager_resources import attach_resources, make_client, make_emitter
 from novasvc.node.reachability import ReachabilityCheck
 from novasvc.node.runtime import Runtime, SharedConnection
 from novasvc.periodic import TaskRunner
@@ -28,8 +30,9 @@ from novasvc.reactor.abandon import abandon_on_cancel
 from novasvc.registry.errors import DatabaseUnavailableError, ServiceNotFoundError
 from novasvc.registry.heartbeat import Heartbeat, ServiceIdentity
 from novasvc.registry.record import ServiceRecord
-from novasvc.rpc import BaseAPI, Client, Endpoints, Server
+from novasvc.rpc import BaseAPI, Client, Endpoints, EventListener, Server
 from novasvc.rpc.errors import TransportClosedError
+from novasvc.rpc.event import EventHandler, event_handlers
 from novasvc.rpc.target import Target
 from novasvc.telemetry.flight import note
 from novasvc.telemetry.logs import node_fields, pluralize
@@ -94,11 +97,15 @@ class Node:
     _deadline: StopDeadline = attrs.field(init=False)
     _tasks_ended: Deferred[None] = attrs.field(factory=lambda: succeed(None), init=False)
     _topic_cancelled: Deferred[None] = attrs.field(factory=lambda: succeed(None), init=False)
+    _events_cancelled: Deferred[None] = attrs.field(factory=lambda: succeed(None), init=False)
     endpoints: Endpoints = attrs.field(init=False)
+    event_handlers: Sequence[EventHandler] = attrs.field(init=False)
+    events: EventListener | None = attrs.field(default=None, init=False)
     _step: str = attrs.field(default="", init=False)
 
     def __attrs_post_init__(self) -> None:
         self.endpoints = Endpoints(self.manager, *self.manager.additional_endpoints, BaseAPI(self.topic), NodeAPI(self))
+        self.event_handlers = event_handlers(self.manager, *self.manager.additional_endpoints)
         self.health = NodeHealth(self)
         self._deadline = StopDeadline(self.runtime.reactor)
         self.lifecycle = Lifecycle(f"node {self.identity}", self.begin, self.end, self._entered)
@@ -166,7 +173,8 @@ class Node:
         self._step = "transport"
         transport = self.transport = await self._retry_outages("broker", self.runtime.broker.acquire)
         self.client = make_client(self.runtime, transport, lambda: registry)
-        attach_resources(self.manager, self.runtime, self.client, registry, self.tasks)
+        events = make_emitter(self.runtime, transport, f"{self.topic}.{self.identity.host}")
+        attach_resources(self.manager, self.runtime, self.client, registry, self.tasks, events)
         await self._hook("init_host")
         await self._hook("pre_start_hook")
 
@@ -184,6 +192,7 @@ class Node:
 
     async def _serve(self, transport: ITransport) -> None:
         settings = self.runtime.settings
+        self.runtime.authorizer.warn_of_refusals(self.endpoints)
         server = self.server = Server(
             transport,
             Target(self.topic, self.identity.host),
@@ -196,8 +205,24 @@ class Node:
             operations=self._other_operations,
             siblings=self.runtime.siblings,
             worker=self.runtime.worker,
+            middleware=self.runtime.middleware,
+            authorizer=self.runtime.authorizer,
         )
         await server.start()
+        if self.event_handlers:
+            listener = self.events = EventListener(
+                transport,
+                self.topic,
+                self.event_handlers,
+                clock=self.runtime.reactor,
+                run_blocking=self.runtime.run_blocking,
+                notification_topic=settings.event_topic,
+                concurrency=settings.rpc_concurrency,
+                attempts=settings.event_attempts,
+                retry_delay=settings.event_retry_delay,
+                chain=Chain.of(self.runtime.middleware, EVENT),
+            )
+            await listener.start()
         self.reachability = ReachabilityCheck(
             server.verify,
             self.report_interval or VERIFY_INTERVAL,
@@ -212,7 +237,8 @@ class Node:
 
     def _other_operations(self) -> set[str]:
         calls = set() if self.client is None else self.client.request_ids_in_flight()
-        return calls | self.tasks.operations()
+        events = set() if self.events is None else self.events.operations()
+        return calls | events | self.tasks.operations()
 
     def basic_config_check(self) -> None:
         """Check that the temporary directory exists and is writable.
@@ -259,7 +285,8 @@ class Node:
         raise AssertionError  # count() does not end
 
     def _why_not_consuming(self) -> str | None:
-        live = self.lifecycle.state == "draining" or (self.server is not None and self.server.live)
+        consuming = self.server is not None and self.server.live and (self.events is None or self.events.live)
+        live = self.lifecycle.state == "draining" or consuming
         return None if live else "its consumers are not active"
 
     def why_not_reached(self) -> str | None:
@@ -280,6 +307,8 @@ class Node:
         if self.heartbeat is not None:
             self._record = self.heartbeat.record
             await self._stop_step("stop the heartbeat", self.heartbeat.stop)
+        if self.events is not None:
+            await self._stop_step("close the listener of events", self.events.close)
         if self.server is not None:
             await self._stop_step("close the RPC server", self.server.close)
         if self.client is not None:
@@ -291,17 +320,20 @@ class Node:
                 f"disconnect from the {self.registry_connection.name}", self.registry_connection.release
             )
         self.registry = self.transport = self.client = self.server = self.heartbeat = self.reachability = None
+        self.events = None
 
     def _begin_drain(self) -> None:
         """Accept nothing new from this moment on, so that "draining" can be relied on."""
         self._tasks_ended = self.tasks.stop()
         self._topic_cancelled = succeed(None) if self.server is None else self.server.drain()
+        self._events_cancelled = succeed(None) if self.events is None else self.events.drain()
 
     async def _drain(self) -> None:
         """Finish the tasks and calls under way, within graceful_shutdown_timeout."""
         if self.reachability is not None:
             await self._stop_step("stop verifying", self.reachability.stop)
         await self._stop_step("stop consuming from the topic", lambda: self._topic_cancelled)
+        await self._stop_step("stop consuming events", lambda: self._events_cancelled)
         try:
             await self._deadline.limit(Deferred.fromCoroutine(self._finish()), work=True)
         except TooLateError:
@@ -310,6 +342,8 @@ class Node:
     async def _finish(self) -> None:
         """Wait for tasks and calls. Without any, no later message can belong to an operation of this node."""
         await self._tasks_ended
+        if self.events is not None:
+            await self.events.drained()
         if self.server is not None:
             await self.server.drained()
             await self.server.stop_consuming()
@@ -318,15 +352,20 @@ class Node:
     async def _cut_short(self) -> None:
         """Cancel the tasks and calls that have not ended, and wait for their end before the node cleans up."""
         running = [task.name for task in self.tasks.stats() if task.running]
+        handling = 0 if self.events is None else self.events.running_calls()
         _log.warn(
-            "{node}: {cause}: cancelling {calls} and {tasks}",
+            "{node}: {cause}: cancelling {calls}{events} and {tasks}",
             node=self.identity,
             cause=self._cause,
             calls=pluralize(0 if self.server is None else self.server.in_flight, "call"),
+            events=f", {pluralize(handling, 'handler')} of events" if handling else "",
             tasks=pluralize(len(running), "periodic task") + (f" ({', '.join(running)})" if running else ""),
         )
         self.tasks.cancel_running()
         await self._stop_step("the end of the tasks", self.tasks.stop)
+        if self.events is not None:
+            self.events.cut_short()
+            await self._stop_step("the end of the handlers of events", self.events.drained)
         if self.server is not None:
             # Before cut_short(), because requests given back would otherwise be delivered here again.
             await self._stop_step("stop consuming", self.server.stop_consuming)

@@ -3,7 +3,8 @@
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -14,6 +15,7 @@ from zope.interface import implementer
 
 from novasvc.config import Settings, load
 from novasvc.interfaces import IServiceRegistry, ISpecification, ISpecified, ITransport
+from novasvc.middleware import load_middleware
 from novasvc.node.errors import DirectoryError
 from novasvc.reactor.backoff import RetryPolicy, jittered_backoff
 from novasvc.reactor.local import ReactorLocal
@@ -22,6 +24,9 @@ from novasvc.registry.remote import RemoteRegistry
 from novasvc.registry.sql.services import connect_registry
 from novasvc.rpc import Client
 from novasvc.rpc.admission import Siblings
+from novasvc.rpc.authorization import Authorizer
+from novasvc.rpc.identity_keys import read_callers, read_signing_key
+from novasvc.rpc.signature import Signer, Verifier
 from novasvc.rpc.unstarted_record import UnstartedRecord
 from novasvc.transport.local import HostSockets, LocalTransport
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
@@ -127,6 +132,8 @@ class Runtime:
         without siblings.
     :param siblings: asks the other workers that serve the same nodes; None without them.
     :param wall_clock: returns Unix seconds, for cron lines.
+    :param given_middleware: what :func:`novasvc.middleware.load_middleware` takes; by default the setting
+        rpc_middleware.
     :param retry: takes the number of failures to connect, returns the seconds to wait.
     """
 
@@ -141,6 +148,9 @@ class Runtime:
     random_source: random.Random = attrs.field(factory=random.Random)
     retry: RetryPolicy = attrs.field(factory=jittered_backoff)
     wall_clock: Callable[[], float] = attrs.field(default=time.time)
+    given_middleware: Sequence[Any] = attrs.field(
+        default=attrs.Factory(lambda self: self.settings.rpc_middleware, takes_self=True)
+    )
     conductor: SharedConnection[IServiceRegistry] = attrs.field(init=False)
 
     @worker.default
@@ -158,6 +168,34 @@ class Runtime:
     @conductor.default
     def _by_conductor(self) -> SharedConnection[IServiceRegistry]:
         return ConductorConnection(self.broker, self.reactor)
+
+    @cached_property
+    def middleware(self) -> Sequence[Any]:
+        """The middleware of this process, outermost first. Imported on first use: it is the user's code.
+
+        :raises MiddlewareError: one cannot be imported or made, or is no middleware.
+        """
+        return load_middleware(self.given_middleware)
+
+    @cached_property
+    def signer(self) -> Signer | None:
+        """What signs the calls of this process; None without rpc_signing_key_file.
+
+        :raises SettingError: the file cannot be used.
+        """
+        path = self.settings.rpc_signing_key_file
+        return None if path is None else Signer(read_signing_key(path), time.time)
+
+    @cached_property
+    def authorizer(self) -> Authorizer:
+        """What decides about the callers of methods with ``allow=``.
+
+        :raises SettingError: rpc_callers_file cannot be used.
+        """
+        path = self.settings.rpc_callers_file
+        if path is None:
+            return Authorizer(trust_unsigned=not self.settings.uses_broker)
+        return Authorizer(Verifier(read_callers(path), self.settings.rpc_signature_max_age, time.time))
 
     def specification(self) -> "RuntimeSpecification":
         """Return what a worker makes its runtime of; see :class:`~novasvc.interfaces.ISpecified`."""

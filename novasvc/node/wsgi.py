@@ -14,7 +14,7 @@ from novasvc.config.errors import SettingError
 from novasvc.interfaces import IRebuildable, IServiceRegistry, ISpecified, ITransport
 from novasvc.manager import make_manager
 from novasvc.node.http_service import HTTPService
-from novasvc.node.manager_resources import attach_resources, make_client, make_tasks
+from novasvc.node.manager_resources import attach_resources, make_client, make_emitter, make_tasks
 from novasvc.node.paste import Loader
 from novasvc.node.runtime import Runtime, process_runtime
 from novasvc.node.signature import hides
@@ -188,7 +188,9 @@ class WSGIService(HTTPService):
         self._registry = await self._registry_connection.acquire()
         delay, interval = runtime.settings.periodic_fuzzy_delay, runtime.settings.periodic_interval_max
         tasks = make_tasks(manager, runtime, fuzzy_delay=delay, interval_max=interval)
-        attach_resources(manager, runtime, client, self._registry, tasks)
+        assert self._transport is not None  # that of the client
+        events = make_emitter(runtime, self._transport, f"{self.name}.{runtime.settings.host}")
+        attach_resources(manager, runtime, client, self._registry, tasks, events)
 
     async def _connected_client(self) -> Client:
         """Return the RPC client; connect to the broker on the first call, as an application may never use it.
@@ -257,6 +259,7 @@ class WSGIService(HTTPService):
             multiprocess=self.runtime.worker is not None,
             # A prepared one, which the application cannot close.
             environ={} if self._blocking is None else {RPC: self._blocking.prepare()},
+            middleware=self.runtime.middleware,
         )
         return self._with_tls(self._site, self._tls)
 

@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import Context, copy_context
 from typing import Any
 
@@ -15,6 +15,8 @@ from twisted.python.failure import Failure
 from novasvc.context import RequestContext
 from novasvc.errors import DeclarationError, StateError
 from novasvc.interfaces import IElection
+from novasvc.middleware import Chain, load_middleware
+from novasvc.middleware.invocation import TASK
 from novasvc.periodic.cron_schedule import CronSchedule
 from novasvc.periodic.declare import Declaration, declared_tasks, overridden_tasks
 from novasvc.periodic.errors import UnknownTaskError
@@ -45,6 +47,8 @@ class TaskRunner:
     :param run_external: whether to run tasks that start other programs.
     :param default_scope: the scope of tasks that are declared without one.
     :param wall_clock: returns Unix seconds, for cron lines.
+    :param middleware: what :func:`novasvc.middleware.load_middleware` takes, outermost first, around runs.
+    :raises MiddlewareError: a middleware cannot be used.
     :raises DeclarationError: two tasks have the same name.
     Source: nova.service.Service.start, nova.manager.Manager.run_periodic_tasks.
     """
@@ -59,12 +63,15 @@ class TaskRunner:
     _run_external: bool = attrs.field(default=True, kw_only=True)
     _default_scope: Scope = attrs.field(default="node", kw_only=True)
     _wall_clock: Callable[[], float] = attrs.field(default=time.time, kw_only=True)
+    _middleware: Sequence[Any] = attrs.field(default=(), kw_only=True)
     _tasks: dict[str, Task] = attrs.field(factory=dict, init=False)
+    _chain: Chain | None = attrs.field(default=None, init=False)
     _variables: Context = attrs.field(factory=copy_context, init=False)
     _state: str = attrs.field(default="idle", init=False)
     _first_pass: float = attrs.field(default=0.0, init=False)
 
     def __attrs_post_init__(self) -> None:
+        self._chain = Chain.of(load_middleware(self._middleware), TASK)
         for declaration in overridden_tasks(self._owner):
             self._log_not_run(declaration, f"{self._name} overrides it without @periodic_task")
         for declaration, method in declared_tasks(self._owner):
@@ -248,7 +255,7 @@ class TaskRunner:
             else CronSchedule(self._clock, declaration.cron, self._wall_clock, lambda: self._on_due(task))
         )
         scope = declaration.scope or self._default_scope
-        task = self._tasks[name] = Task(declaration, method, self._clock, schedule, self._name, scope)
+        task = self._tasks[name] = Task(declaration, method, self._clock, schedule, self._name, scope, self._chain)
 
     def _on_due(self, task: Task) -> None:
         if task.take_due() and (task.election is None or task.may_begin(task.election)):

@@ -13,6 +13,8 @@ from twisted.python.failure import Failure
 
 from novasvc.context import RequestContext, current_context, earlier
 from novasvc.interfaces import IElection
+from novasvc.middleware import Chain, Invocation
+from novasvc.middleware.invocation import TASK
 from novasvc.periodic.cron_schedule import CronSchedule
 from novasvc.periodic.declare import Declaration
 from novasvc.periodic.errors import LeadLostError, TaskTimeoutError
@@ -165,6 +167,7 @@ class Task:
     :param schedule: its due times.
     :param manager: the name of its owner's class, a label of the metrics.
     :param scope: how many processes run it.
+    :param chain: the middleware around runs; None without any.
     :ivar run: the run under way, or None.
     :ivar election: decides whether this process leads the task; None if it does anyway.
     :ivar term: the term in which this process leads the task; None if another does.
@@ -176,6 +179,7 @@ class Task:
     schedule: Schedule | CronSchedule
     _manager: str
     scope: Scope = "node"
+    _chain: Chain | None = None
     run: Run | None = attrs.field(default=None, init=False)
     election: IElection | None = attrs.field(default=None, init=False)
     term: Term | None = attrs.field(default=None, init=False)
@@ -318,8 +322,16 @@ class Task:
             until = self._clock.seconds() + self.declaration.timeout
             context = attrs.evolve(context, deadline=earlier(context.deadline, until))
         current_context.set(context)
+        if self._chain is not None:
+            return self._chain.run(Invocation(kind=TASK, name=self.name, context=context), self._run_method)
         result = self._method(context)
         # Started here, inside the run's context: a coroutine keeps the context variables in which it starts.
+        return Deferred.fromCoroutine(result) if isinstance(result, CoroutineType) else result
+
+    def _run_method(self, invocation: Invocation) -> Any:
+        assert invocation.context is not None  # of a task
+        current_context.set(invocation.context)
+        result = self._method(invocation.context)
         return Deferred.fromCoroutine(result) if isinstance(result, CoroutineType) else result
 
     def _time_out(self, run: Run) -> None:

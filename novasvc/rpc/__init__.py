@@ -7,6 +7,9 @@ from novasvc.rpc.baseapi import BaseAPI
 from novasvc.rpc.client import Client
 from novasvc.rpc.endpoint import Endpoints
 from novasvc.rpc.error_classes import error
+from novasvc.rpc.event import event
+from novasvc.rpc.event_emitter import EventEmitter
+from novasvc.rpc.event_listener import EventListener
 from novasvc.rpc.exposure import expose
 from novasvc.rpc.gather import Gathered, Gathering, HostReply
 from novasvc.rpc.notification import Notification, Notifier
@@ -20,6 +23,8 @@ __all__ = [
     "BaseAPI",
     "Client",
     "Endpoints",
+    "EventEmitter",
+    "EventListener",
     "Gathered",
     "Gathering",
     "HostReply",
@@ -30,6 +35,7 @@ __all__ = [
     "Retry",
     "Server",
     "error",
+    "event",
     "expose",
     "origin_of",
     "stub",

@@ -1,6 +1,7 @@
 """The RPC client: send calls, casts and fanouts to a target."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from functools import partial
 from math import inf
 from typing import Any, Never
@@ -11,12 +12,16 @@ from twisted.internet.interfaces import IReactorTime
 
 from novasvc.context import RequestContext, current_context
 from novasvc.interfaces import ITransport
+from novasvc.middleware import SENDING, Chain, load_middleware
+from novasvc.middleware.invocation import CALL, CAST, Invocation
+from novasvc.rpc.around import send_through, target_fields
 from novasvc.rpc.errors import InvalidTargetError, RPCError, RPCVersionCapError, UnconfirmedError
 from novasvc.rpc.gather import Gathering, HostsFunction, failed
 from novasvc.rpc.message import SHORTEST_KEEPALIVE, encode_request
 from novasvc.rpc.progress import OnProgress
 from novasvc.rpc.replies import MAX_RESENDS, PendingCalls, ServiceLookupFunction
 from novasvc.rpc.retry import Retry, call_with_retries
+from novasvc.rpc.signature import Signer
 from novasvc.rpc.target import Target
 from novasvc.rpc.version import compatible
 from novasvc.telemetry import metrics
@@ -49,6 +54,9 @@ class Client:
         a gather ends at its timeout only.
     :param explain: looks up an unreachable target in the registry, see
         :class:`novasvc.registry.lookup.ServiceLookup`; None raises the transport's error unchanged.
+    :param middleware: what :func:`novasvc.middleware.load_middleware` takes, outermost first, around calls and casts;
+        a gather does not pass through it.
+    :param signer: signs all calls and casts; None leaves them unsigned.
     :raises ValueError: a timeout is not valid, or both timeouts are None; or ``retry`` without ``idempotent``.
 
     Source: oslo_messaging.RPCClient.
@@ -70,6 +78,8 @@ class Client:
         on_progress: OnProgress | None = None,
         cancels: bool = True,
         hosts: HostsFunction | None = None,
+        middleware: Iterable[Any] = (),
+        signer: Signer | None = None,
         _calls: PendingCalls | None = None,
     ) -> None:
         if call_monitor_timeout is not None and not SHORTEST_KEEPALIVE <= call_monitor_timeout < inf:
@@ -95,6 +105,8 @@ class Client:
         self._on_progress = on_progress
         self._cancels = cancels
         self._calls = PendingCalls(transport, clock, explain, hosts) if _calls is None else _calls
+        self._signer = signer
+        self._chain = Chain.of(load_middleware(middleware), *SENDING) if middleware else None
 
     @property
     def pending(self) -> int:
@@ -139,7 +151,7 @@ class Client:
         """
         given = {"topic": topic, "server": server, "fanout": fanout, "namespace": namespace, "version": version}
         changes = {name: value for name, value in given.items() if value is not _UNSET}
-        return Client(
+        prepared = Client(
             self._transport,
             clock=self._clock,
             timeout=self._timeout if timeout is _UNSET else timeout,
@@ -153,6 +165,8 @@ class Client:
             cancels=self._cancels if cancels is _UNSET else cancels,
             _calls=self._calls,
         )
+        prepared._chain, prepared._signer = self._chain, self._signer
+        return prepared
 
     def can_send_version(self, version: str | None) -> bool:
         """Return whether a version is within the version cap.
@@ -186,11 +200,14 @@ class Client:
         :raises RemoteError: the method raised an error that is neither a Python built-in, nor registered with
             :func:`novasvc.rpc.error`, nor one of :data:`novasvc.errors.WIRE_ERRORS`; those are raised with their own
             class. :func:`novasvc.rpc.origin_of` says which service raised an error.
+        :raises MiddlewareError: a middleware of this client does not do what IMiddleware asks of it.
         :raises TypeError: at once: an argument is not given by name, or the first parameter is no context.
         :raises ProblemError: at once: called in another thread than that of the reactor.
         """
         if positional or not isinstance(context, RequestContext):
             raise _misused("call", context, method, positional)
+        if self._chain is not None:
+            return self._send_through(CALL, Client.call, context, method, args)
         try:
             target = self._target
             if target is None or self._version_cap is not None:
@@ -220,6 +237,7 @@ class Client:
             version=target.version,
             keepalive=self._keepalive,
             options=options,
+            sign=None if self._signer is None else partial(self._signer.sign, target),
         )
         return self._calls.call(
             target,
@@ -262,6 +280,7 @@ class Client:
                 raise InvalidTargetError(str(target), problem)
         except RPCError as error:
             return failed(error)
+        target = attrs.evolve(target, fanout=True)
         body = partial(
             encode_request,
             method,
@@ -270,8 +289,8 @@ class Client:
             namespace=target.namespace,
             version=target.version,
             options={"gather": True},
+            sign=None if self._signer is None else partial(self._signer.sign, target),
         )
-        target = attrs.evolve(target, fanout=True)
         return self._calls.gathers.gather(target, method, body, timeout, context.request_id, cancels=self._cancels)
 
     def _call_again(
@@ -308,6 +327,8 @@ class Client:
         """
         if positional or not isinstance(context, RequestContext):
             raise _misused("cast", context, method, positional)
+        if self._chain is not None:
+            return self._send_through(CAST, Client.cast, context, method, args)
         try:
             return self._cast(self._checked_target(), context, method, args)
         except RPCError as error:
@@ -317,6 +338,8 @@ class Client:
         """Run a method on every server of the topic; otherwise as :meth:`cast`."""
         if positional or not isinstance(context, RequestContext):
             raise _misused("fanout", context, method, positional)
+        if self._chain is not None:
+            return self._send_through(CAST, Client.fanout, context, method, args)
         try:
             return self._cast(attrs.evolve(self._checked_target(), fanout=True), context, method, args)
         except RPCError as error:
@@ -331,9 +354,36 @@ class Client:
         """
         return self._calls.close()
 
+    def _send_through(
+        self,
+        kind: str,
+        send: Callable[..., Deferred[Any]],
+        context: RequestContext,
+        method: str,
+        args: Mapping[str, Any],
+    ) -> Deferred[Any]:
+        """Send a message through the middleware; ``send`` is the method of this class that sends it."""
+        assert self._chain is not None
+        bare = copy(self)
+        bare._chain = None  # noqa: SLF001 - a copy of this client
+        return send_through(
+            self._chain,
+            Invocation(kind=kind, name=method, context=context, args=args, **target_fields(self._target)),
+            lambda passed: send(bare, passed.context, passed.name, **passed.args),
+            self._clock,
+            self._timeout,
+        )
+
     def _cast(self, target: Target, context: RequestContext, method: str, args: Mapping[str, Any]) -> Deferred[None]:
         self._calls.check_open()
-        body = encode_request(method, args, context.to_wire(), namespace=target.namespace, version=target.version)
+        body = encode_request(
+            method,
+            args,
+            context.to_wire(),
+            namespace=target.namespace,
+            version=target.version,
+            sign=None if self._signer is None else partial(self._signer.sign, target),
+        )
         metrics.casts.at(target.topic, method).value += 1
         send: Callable[[], Deferred[None]] = partial(
             self._transport.send, target, body, None, self._mandatory and not target.fanout

@@ -13,8 +13,8 @@ def describe_methods(methods: Iterable[Method]) -> list[dict[str, Any]]:
 
     :return: {"method", "namespace": str or None, "version", "signature": "(item: str, amount: int = 1) -> str",
         "summary": the first line of the docstring, "raises": names of the expected exceptions, "idempotent": bool,
-        "timeout": seconds or None, "schema": see :meth:`novasvc.rpc.contract.Contract.schema`, or None, "parameters":
-        see :func:`_parameters`} each.
+        "timeout": seconds or None, "allow": what a caller needs, or None, "schema": see
+        :meth:`novasvc.rpc.contract.Contract.schema`, or None, "parameters": see :func:`_parameters`} each.
     """
     ordered = sorted(methods, key=lambda method: (method.exposure.namespace or "", method.name))
     return [
@@ -27,6 +27,7 @@ def describe_methods(methods: Iterable[Method]) -> list[dict[str, Any]]:
             "raises": [error.__name__ for error in method.exposure.expected],
             "idempotent": method.exposure.idempotent,
             "timeout": method.exposure.timeout,
+            "allow": None if method.exposure.allow is None else str(method.exposure.allow),
             "schema": None if method.contract is None else method.contract.schema(),
             "parameters": list(_parameters(method)),
         }

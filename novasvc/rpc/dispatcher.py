@@ -11,8 +11,10 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from novasvc.interfaces import IDelivery, ITransport
+from novasvc.middleware import Chain
 from novasvc.reactor.coalesce import Waiters
 from novasvc.rpc.admission import EXTRA_ROOM, Admission, UnstartedRequest
+from novasvc.rpc.authorization import Authorizer, RefusalLog
 from novasvc.rpc.awaiting_redelivery import AwaitingRedelivery
 from novasvc.rpc.call import Call
 from novasvc.rpc.cancellation import NAMESPACE, Cancellations
@@ -51,6 +53,8 @@ class Dispatcher:
     :param consuming: whether a redelivery would reach this server now.
     :param hold_after: see :class:`novasvc.rpc.hold_timer.HoldTimer`.
     :param worker: the number of this worker process, told to callers with an error; None without workers.
+    :param chain: the middleware around methods; None without any.
+    :param authorizer: decides about the callers of methods with ``allow=``; None allows nobody.
     :ivar execution: runs the calls.
     :ivar delivery_metrics: metrics of the messages that are not run, or whose replies are lost.
     :ivar method_metrics: metrics by method.
@@ -95,6 +99,8 @@ class Dispatcher:
         consuming: Callable[[], bool],
         hold_after: Callable[[], float | None],
         worker: int | None = None,
+        chain: Chain | None = None,
+        authorizer: Authorizer | None = None,
     ) -> None:
         self.delivery_metrics = DeliveryMetrics.of(target.topic)
         self.method_metrics = {
@@ -116,10 +122,20 @@ class Dispatcher:
             here=Origin(topic=target.topic, host=target.server, worker=worker),
             delivery_metrics=self.delivery_metrics,
             method_metrics=self.method_metrics,
+            chain=chain,
             ended=self._begin_calls,
         )
         self._takeover = Takeover(unstarted_record, clock)
-        self._settlement = Settlement(target, self._ledger, self._takeover, self.execution, self.delivery_metrics)
+        self._target = target
+        self._authorizer = authorizer or Authorizer()
+        self._settlement = Settlement(
+            target,
+            self._ledger,
+            self._takeover,
+            self.execution,
+            self.delivery_metrics,
+            RefusalLog(target.topic, clock),
+        )
         self._redelivered = RedeliveredCalls(
             clock,
             self.execution,
@@ -378,6 +394,8 @@ class Dispatcher:
             deadline = now + timeout if known and timeout is not None else None
         call = Call(delivery, request, method, self._scope.copy(), deliveries, expires_at, deadline, now)
         call.args = args
+        if exposure.allow is not None:
+            self._authorizer.check(exposure.allow, delivery, request, args, self._target, call.scope)
         if taken_over:
             self._takeover.record(call)
             call.deliveries = 0  # No process began it, so a requeue may call it new.

@@ -223,6 +223,27 @@ class InvalidArgumentsError(RPCError):
 
 
 @attrs.define
+class NotAllowedError(RPCError):
+    """The caller may not call the method, which has ``allow=``; the method did not run.
+
+    :param method: the name that was called.
+    :param identity: the caller's identity; "" if it is not known.
+    :param needed: what the method asks for, as a noun phrase.
+    :param problem: why the identity is not known; "" if it is.
+    """
+
+    method: str
+    identity: str
+    needed: str
+    problem: str = ""
+
+    def __str__(self) -> str:
+        if self.problem:
+            return f"the caller of {self.method!r} is unknown: {self.problem}; the method needs {self.needed}"
+        return f"{self.identity!r} may not call {self.method!r}, which needs {self.needed}"
+
+
+@attrs.define
 class ResultNotSerializableError(RPCError):
     """The method ran, but its result is not serializable as JSON.
 
@@ -253,6 +274,21 @@ class MethodTimeoutError(RPCError):
     def __str__(self) -> str:
         why = f": {self.reason}" if self.reason else ""
         return f"{self.method!r} was cancelled after {self.timeout:g} s{why}"
+
+
+@attrs.define
+class EventTimeoutError(RPCError):
+    """A handler of an event was cancelled: it did not end within its timeout.
+
+    :param handler: name of the method.
+    :param timeout: the timeout in seconds.
+    """
+
+    handler: str
+    timeout: float
+
+    def __str__(self) -> str:
+        return f"{self.handler!r} did not handle the event within {self.timeout:g} s and was cancelled"
 
 
 @attrs.define

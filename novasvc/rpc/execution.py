@@ -13,6 +13,9 @@ from twisted.python.failure import Failure
 
 from novasvc.context import RequestContext, current_context
 from novasvc.interfaces import ITransport
+from novasvc.middleware import Chain, Invocation
+from novasvc.middleware.invocation import SERVE
+from novasvc.rpc.around import run_in_current_context
 from novasvc.rpc.call import Call
 from novasvc.rpc.deadline import Deadlines
 from novasvc.rpc.endpoint import Method
@@ -62,7 +65,7 @@ class Execution:
     """Run methods and publish their replies.
 
     :param transport: publishes the replies.
-    :param target: the server's target; its host is named in replies to a gather.
+    :param target: the server's target: its host is named in replies to a gather, and the middleware is given it.
     :param ledger: settles the calls.
     :param clock: measures deadlines.
     :param run_blocking: runs blocking methods in a thread.
@@ -70,6 +73,7 @@ class Execution:
     :param here: topic, host and worker of this server, sent with each error.
     :param delivery_metrics: counts the messages that are not run, or whose replies are lost.
     :param method_metrics: metrics of every method that can be called.
+    :param chain: the middleware around methods; None without any.
     :param ended: called when a method or the publishing of a reply has ended, or a method has timed out.
     :ivar running: calls whose methods have not ended, oldest first; includes calls that were cut short.
     :ivar publishing: Deferreds of replies that the transport has not confirmed.
@@ -87,6 +91,7 @@ class Execution:
         here: Origin,
         delivery_metrics: DeliveryMetrics,
         method_metrics: Mapping[Method, MethodMetrics],
+        chain: Chain | None,
         ended: Callable[[], None],
     ) -> None:
         self.publishing: dict[Deferred[None], None] = {}
@@ -95,11 +100,13 @@ class Execution:
         self._transport = transport
         self._ledger = ledger
         self._clock = clock
+        self._target = target
         self._run_blocking = run_blocking
         self._send_tracebacks = send_tracebacks
         self._here = here
         self._delivery_metrics = delivery_metrics
         self._method_metrics = method_metrics
+        self._chain = chain
         self._ended = ended
         self._deadlines = Deadlines[Call](clock, self._timed_out)
         self._claims = GatherClaims(target, clock)
@@ -191,11 +198,32 @@ class Execution:
     def _run(self, call: Call) -> Any:
         scope, method = call.scope, call.method
         context = scope[current_context]
+        if self._chain is not None:
+            assert context is not None  # begin() has set it
+            return scope.run(self._run_through, self._chain, call, context)
         if method.exposure.blocking:
             # A function without parameters: the method's argument names must not clash with those of run_blocking.
             return self._run_blocking(partial(scope.run, _in_thread(call, context)))
         result = scope.run(method.function, context, **call.args)
         return scope.run(Deferred.fromCoroutine, result) if isinstance(result, CoroutineType) else result
+
+    def _run_through(self, chain: Chain, call: Call, context: RequestContext) -> Deferred[Any]:
+        """Run a call's method through the middleware, in the call's scope."""
+        request, method = call.request, call.method
+        run_blocking = self._run_blocking if method.exposure.blocking else None
+        return chain.run(
+            Invocation(
+                kind=SERVE,
+                name=method.name,
+                context=context,
+                args=call.args,
+                topic=self._target.topic,
+                server=self._target.server,
+                namespace=request.namespace,
+                message_id=None if request.reply_to is None else request.reply_to.msg_id,
+            ),
+            partial(run_in_current_context, method.function, run_blocking),
+        )
 
     def _method_ended(self, result: object, call: Call) -> None:
         """Handle the end of a method: count it, and reply with its result or its error.

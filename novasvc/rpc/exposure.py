@@ -8,6 +8,7 @@ from typing import Any, TypeVar, overload
 import attrs
 
 from novasvc.errors import DeclarationError
+from novasvc.rpc.allowed import Allow, Allowed, read_allow
 from novasvc.rpc.error_classes import register_expected
 from novasvc.rpc.errors import InvalidArgumentsError
 from novasvc.rpc.version import parse_version
@@ -26,6 +27,7 @@ class Exposure:
     :param required: names of the arguments that a call must pass.
     :param allowed: names of the arguments that a call may pass; None allows any except ``reserved``.
     :param reserved: the names of ``self`` and of the context, which a call must not pass.
+    :param allow: who may call it; None for everybody.
     """
 
     version: str
@@ -38,6 +40,7 @@ class Exposure:
     required: frozenset[str]
     allowed: frozenset[str] | None
     reserved: frozenset[str]
+    allow: Allowed | None = None
 
     def check(self, method: str, args: Mapping[str, Any]) -> None:
         """Check a call's arguments against the method's signature.
@@ -71,6 +74,7 @@ def expose(
     timeout: float | None = None,
     cancellable: bool = True,
     expected: tuple[type[Exception], ...] = (),
+    allow: Allow | None = None,
 ) -> Callable[[_Function], _Function]: ...
 
 
@@ -85,6 +89,7 @@ def expose(
     timeout: float | None = None,
     cancellable: bool = True,
     expected: tuple[type[Exception], ...] = (),
+    allow: Allow | None = None,
 ) -> Callable[..., Any]:
     """Expose a method to RPC callers. Use it bare or with options.
 
@@ -104,13 +109,17 @@ def expose(
         deadline cancels it in any case. A blocking method cannot be cancelled once its thread has begun.
     :param expected: exception classes that report a caller's mistake; logged at debug level, without a traceback.
         They are registered, as by :func:`novasvc.rpc.error`; callers in other processes have to register them too.
+    :param allow: the callers that may call the method: an identity such as "admin", a set of them, or a function that
+        takes the identity and a :class:`novasvc.middleware.Invocation` and returns whether they may. The identity is
+        that of the key which signed the call; see the settings ``rpc_callers_file`` and ``rpc_signing_key_file``. Other
+        callers get a NotAllowedError. None allows everybody who reaches the service.
     :raises DeclarationError: the name is private, the context parameter is missing, or an option is not valid; or
         another class is registered under the name of an expected one.
     """
 
     def decorate(function: _Function) -> _Function:
         where = f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', repr(function))}"
-        required, allowed, reserved = _signature(function, where, blocking=blocking)
+        required, allowed, reserved = read_signature(function, where, blocking=blocking)
         try:
             parse_version(version)
         except (TypeError, ValueError):
@@ -130,6 +139,7 @@ def expose(
             required=required,
             allowed=allowed,
             reserved=reserved,
+            allow=None if allow is None else read_allow(allow, where),
         )
         setattr(function, _MARK, exposure)
         return function
@@ -145,7 +155,7 @@ def exposure_of(attribute: object) -> Exposure | None:
     return found if isinstance(found, Exposure) else None
 
 
-def _signature(
+def read_signature(
     function: Callable[..., Any], where: str, *, blocking: bool
 ) -> tuple[frozenset[str], frozenset[str] | None, frozenset[str]]:
     """Return the names of required, allowed (None is any) and reserved arguments.

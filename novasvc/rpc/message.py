@@ -4,7 +4,7 @@ A message is a JSON object with two strings: ``oslo.version``, and ``oslo.messag
 as JSON text.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from novasvc.rpc.errors import InvalidArgumentsError, MessageFormatError, ResultNotSerializableError
@@ -28,6 +28,8 @@ _MESSAGE = "oslo.message"
 _CONTEXT = "_context_"
 _CONTEXT_LENGTH = len(_CONTEXT)
 _ENVELOPE_VERSION = "2.0"
+SIGNATURE = "novasvc.signature"
+"""The envelope's field of :mod:`novasvc.rpc.signature`."""
 _PREFIX = f'{{"{_VERSION}": "{_ENVELOPE_VERSION}", "{_MESSAGE}": '
 _PREFIX_LENGTH = len(_PREFIX)
 _OWN = "novasvc"
@@ -115,6 +117,7 @@ def encode_request(
     keepalive: int | None = None,
     options: Mapping[str, Any] | None = None,
     limit: int = BODY_LIMIT,
+    sign: Callable[[str], Mapping[str, Any]] | None = None,
 ) -> bytes:
     """Encode a call, or a cast if ``reply_to`` is None.
 
@@ -125,6 +128,7 @@ def encode_request(
     :param keepalive: seconds between keepalives, at least SHORTEST_KEEPALIVE; None asks for none.
     :param options: as in :class:`Request`; None omits the field.
     :param limit: the most bytes of the message.
+    :param sign: takes the body's JSON text, returns its signature; None leaves the message unsigned.
     :raises InvalidArgumentsError: JSON cannot hold an argument, or the message is over the limit.
     """
     body: dict[str, Any] = {"method": method, "args": args}
@@ -145,7 +149,7 @@ def encode_request(
             text = "".join(encode_parts(body, 0))
         except _NOT_ENCODED:
             text = dumps(body, "the request")  # Its error says which part JSON cannot hold.
-        return wrap(text, limit)
+        return wrap(text, limit) if sign is None else wrap(text, limit, sign(text))
     except ValueError as error:
         invalid = InvalidArgumentsError(method, str(error))
         mark_outgoing(invalid)
@@ -206,12 +210,14 @@ def _reply_text(
     )
 
 
-def wrap(text: str, limit: int = BODY_LIMIT) -> bytes:
+def wrap(text: str, limit: int = BODY_LIMIT, signature: Mapping[str, Any] | None = None) -> bytes:
     """Put a body's JSON text into the envelope, and return the message.
 
+    :param signature: of the text; None leaves it unsigned.
     :raises ValueError: the message is over the limit.
     """
-    message = f"{_PREFIX}{quote(text)}}}".encode("ascii")
+    end = "}" if signature is None else f', "{SIGNATURE}": {dumps(signature, "the signature")}}}'
+    message = f"{_PREFIX}{quote(text)}{end}".encode("ascii")
     if len(message) > limit:
         problem = f"the message is {len(message)} bytes long; the limit is {limit}"
         raise ValueError(problem)
@@ -245,6 +251,16 @@ def unwrap(message: bytes, limit: int = BODY_LIMIT) -> dict[str, Any]:
             if whole and isinstance(fields, dict):
                 return fields
     return _open_envelope(_parse_object(text, "it"))
+
+
+def split_envelope(message: bytes) -> tuple[str, dict[str, Any] | None]:
+    """Return the JSON text within a message's envelope, and its signature; None if there is none.
+
+    :param message: one that :func:`unwrap` has read.
+    """
+    outer = loads(message.decode())
+    inner, signature = outer.get(_MESSAGE), outer.get(SIGNATURE)
+    return (inner, signature) if isinstance(inner, str) and isinstance(signature, dict) else ("", None)
 
 
 def _open_envelope(outer: dict[str, Any]) -> dict[str, Any]:

@@ -95,6 +95,11 @@ def read_notification(fields: Mapping[str, Any]) -> Notification:
     )
 
 
+def wire_time(time: datetime) -> str:
+    """Return a time as publishers write it: in UTC, without a zone."""
+    return time.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
+
+
 def _utc_now() -> datetime:
     return datetime.now(UTC)
 
@@ -136,7 +141,7 @@ class Notifier:
             publisher_id=self.publisher_id,
             priority=priority,
             context=context,
-            timestamp=self._now().astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds"),
+            timestamp=wire_time(self._now()),
         )
         try:
             body = encode_notification(notification)

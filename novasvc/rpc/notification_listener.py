@@ -129,9 +129,9 @@ class NotificationListener:
             delivery.reject()
             return
         if not delivery.counts_death:
-            # Requeued once without being handled, so that the transport counts the next delivery: the count
-            # must outlive the processes that a poison message kills.
-            delivery.requeue(delivery.deliveries)
+            # Moved to this process's own queue first, so that the transport counts the next delivery: the count must
+            # outlive the processes that a poison message kills. A requeue would leave it uncounted, again and again.
+            delivery.requeue_here(delivery.deliveries)
             return
         if delivery.deliveries >= self._max_deliveries:
             delivery.quarantine(f"it was delivered {delivery.deliveries} times, and never handled")

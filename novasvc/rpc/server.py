@@ -1,6 +1,6 @@
 """The RPC server: starts, drains and stops what serves one target."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextvars import copy_context
 from typing import Any
 
@@ -9,7 +9,10 @@ from twisted.internet.interfaces import IReactorTime
 
 from novasvc.errors import StateError
 from novasvc.interfaces import IListener, ITransport, Reachability
+from novasvc.middleware import Chain, load_middleware
+from novasvc.middleware.invocation import SERVE
 from novasvc.rpc.admission import EXTRA_ROOM, Admission, Siblings
+from novasvc.rpc.authorization import Authorizer
 from novasvc.rpc.baseapi import write_ping
 from novasvc.rpc.dispatcher import Dispatcher
 from novasvc.rpc.endpoint import Endpoints, Method
@@ -36,6 +39,9 @@ class Server:
     :param operations: returns the request ids of this node's other operations: periodic tasks and outgoing calls.
     :param siblings: asks this node's other workers during a drain; see :mod:`novasvc.rpc.admission`.
     :param worker: the number of this worker process, told to callers with an error; None without workers.
+    :param middleware: what :func:`novasvc.middleware.load_middleware` takes, outermost first, around methods.
+    :param authorizer: decides about the callers of methods with ``allow=``; None allows nobody.
+    :raises MiddlewareError: a middleware cannot be used.
     """
 
     def __init__(
@@ -53,6 +59,8 @@ class Server:
         operations: Callable[[], Collection[str]] = frozenset,
         siblings: Siblings | None = None,
         worker: int | None = None,
+        middleware: Iterable[Any] = (),
+        authorizer: Authorizer | None = None,
     ) -> None:
         self._transport = transport
         self._target = target
@@ -71,6 +79,8 @@ class Server:
             consuming=self._is_consuming,
             hold_after=self._hold_after,
             worker=worker,
+            chain=Chain.of(load_middleware(middleware), SERVE),
+            authorizer=authorizer,
         )
         self._operations = operations
         self._siblings = siblings

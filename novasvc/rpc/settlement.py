@@ -6,8 +6,9 @@ from twisted.logger import Logger
 
 from novasvc.context import RequestContext, current_context
 from novasvc.interfaces import IDelivery
+from novasvc.rpc.authorization import RefusalLog
 from novasvc.rpc.call import Call
-from novasvc.rpc.errors import MessageFormatError, QuarantinedError, RPCError
+from novasvc.rpc.errors import MessageFormatError, NotAllowedError, QuarantinedError, RPCError
 from novasvc.rpc.execution import Execution
 from novasvc.rpc.ledger import Ledger
 from novasvc.rpc.message import Request
@@ -26,11 +27,18 @@ class Settlement:
     :param takeover: the record of requests that have not begun.
     :param execution: sends the callers of refused requests an error.
     :param metrics: counts the messages by reason.
+    :param refusals: counts and logs the callers that are not allowed.
     :ivar scope: the context variables for log events.
     """
 
     def __init__(
-        self, target: Target, ledger: Ledger, takeover: Takeover, execution: Execution, metrics: DeliveryMetrics
+        self,
+        target: Target,
+        ledger: Ledger,
+        takeover: Takeover,
+        execution: Execution,
+        metrics: DeliveryMetrics,
+        refusals: RefusalLog,
     ) -> None:
         self.scope: Context = copy_context()
         self._target = target
@@ -38,6 +46,7 @@ class Settlement:
         self._takeover = takeover
         self._execution = execution
         self._metrics = metrics
+        self._refusals = refusals
 
     def drop(self, delivery: IDelivery, error: MessageFormatError) -> None:
         """Reject a malformed message."""
@@ -90,4 +99,7 @@ class Settlement:
 
     def _count_refused(self, scope: Context, error: RPCError) -> None:
         self._metrics.refused.value += 1
+        if isinstance(error, NotAllowedError):
+            self._refusals.add(scope, error)
+            return
         scope.run(_log.info, "a request to {target} was refused: {error}", target=self._target, error=error)

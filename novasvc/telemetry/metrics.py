@@ -62,6 +62,26 @@ deliveries = counter(
 )
 
 
+not_allowed = counter(
+    "novasvc_rpc_not_allowed_total", "Calls refused because their caller may not call the method.", "topic", "method"
+)
+events_emitted = counter(
+    "novasvc_events_emitted_total",
+    "Events that this process published, by outcome: sent, unrouted (nobody is subscribed), failed.",
+    "outcome",
+)
+events_handled = counter(
+    "novasvc_events_handled_total",
+    "Runs of handlers of events, by outcome: done, failed, invalid (the payload is not what the handler's annotations "
+    "say); and events that were quarantined.",
+    "topic",
+    "handler",
+    "outcome",
+    most=4 * (MAX_LABEL_SETS + 1),
+)
+events_seconds = histogram("novasvc_events_duration_seconds", "Duration of handlers of events.", "topic", "handler")
+
+
 @attrs.frozen(eq=False)
 class DeliveryMetrics:
     """The messages that the servers of one topic did not run, or whose replies were lost; looked up once.

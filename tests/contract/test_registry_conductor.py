@@ -11,7 +11,7 @@ from novasvc.manager import ManagerResources
 from novasvc.periodic import TaskRunner
 from novasvc.registry.conductor import TOPIC, Conductor
 from novasvc.registry.remote import RemoteRegistry
-from novasvc.rpc import Client, Endpoints, Server
+from novasvc.rpc import Client, Endpoints, EventEmitter, Server
 from novasvc.rpc.target import Target
 from novasvc.testing import MemoryRegistry
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
@@ -37,6 +37,7 @@ async def conducted(test: TestCase, registry: Any) -> RemoteRegistry:
         ManagerResources(
             reactor=reactor,
             rpc=client,
+            events=EventEmitter(transport, publisher_id="conductor.test", clock=reactor),
             tasks=TaskRunner(conductor, clock=reactor, random_source=random.Random(0)),
             registry=registry,
             run_blocking=maybeDeferred,

@@ -390,6 +390,48 @@ def make_transport_tests(fixture: Fixture) -> type[TestCase]:  # noqa: C901 - a 
             await (await self.connect()).consume(queue, inbox.put, 10)
             self.assertEqual((await self.next(inbox)).body, b"3")
 
+        async def test_published(self) -> None:
+            """Each queue that is subscribed to a key gets a copy of what is published to it; its listeners share it."""
+            key, name = f"{self.target.topic}.info", self.target.topic
+            inboxes: dict[str, DeferredQueue[Any]] = {"one": DeferredQueue(), "other": DeferredQueue()}
+            for queue in ("one", "other", "other"):
+                transport = await self.connect()
+                listener = await transport.subscribe(f"{name}_{queue}", [key, f"{key}2"], inboxes[queue].put, 1)
+                self.assertTrue(verifyObject(IListener, listener))
+            for to, body in ((key, b"1"), (f"{key}2", b"2")):
+                await self.transport.publish(to, body)
+            for inbox in inboxes.values():
+                deliveries = [await self.next(inbox)]
+                deliveries[0].ack()
+                deliveries.append(await self.next(inbox))
+                self.assertEqual({delivery.body for delivery in deliveries}, {b"1", b"2"})
+
+        async def test_published_before(self) -> None:
+            """What is published while no listener of a subscribed queue is there waits for the next one."""
+            key, queue = f"{self.target.topic}.info", f"{self.target.topic}_events"
+            transport, inbox = await self.connect(), DeferredQueue()
+            listener = await transport.subscribe(queue, [key], inbox.put, 1)
+            await listener.close()
+            await self.transport.publish(key, b"1")
+            await transport.subscribe(queue, [key], inbox.put, 1)
+            self.assertEqual((await self.next(inbox)).body, b"1")
+
+        async def test_published_for_nobody(self) -> None:
+            """What is published to a key without a subscription is refused."""
+            key = f"{self.target.topic}.info"
+            await self.assertFailure(self.transport.publish(key, b"1"), UndeliverableError)
+            # A queue of the key's name is one.
+            await self.transport.post(key, b"2")
+            await self.transport.publish(key, b"3")
+
+        async def test_posted_to_subscribers(self) -> None:
+            """What is posted to a key goes to its subscribers, and to the queue of its name if there is one."""
+            key, queue = f"{self.target.topic}.info", f"{self.target.topic}_events"
+            inbox: DeferredQueue[Any] = DeferredQueue()
+            await (await self.connect()).subscribe(queue, [key], inbox.put, 1)
+            await self.transport.post(key, b"1")
+            self.assertEqual((await self.next(inbox)).body, b"1")
+
         async def verify(self, listener: Any, patience: float = PATIENCE) -> Reachability:
             """Have a listener verify with calls; see WriteProbe."""
             found = await listener.verify(lambda token, address: f"{token} {address}".encode(), patience)
@@ -477,6 +519,8 @@ def make_transport_tests(fixture: Fixture) -> type[TestCase]:  # noqa: C901 - a 
                 self.transport.listen(self.target, lambda delivery: None, 1),
                 self.transport.consume(self.target.topic, lambda delivery: None, 1),
                 self.transport.post(self.target.topic, b"1"),
+                self.transport.publish(self.target.topic, b"1"),
+                self.transport.subscribe(self.target.topic, ["key"], lambda delivery: None, 1),
                 self.transport.open_replies(lambda body: None),
                 self.transport.reply("reply_x", b"1"),
             ):

@@ -49,6 +49,10 @@ class Desk(Manager):
         if self.host == "h3":
             raise LookupError("lost")
         return {"host": self.host}
+
+    @rpc.expose(allow="ops")
+    def close(self, context):
+        return "closed"
     @rpc.expose(blocking=True)
     def sleep(self, context, seconds):
         self.note(context, "sleeps")
@@ -64,20 +68,20 @@ class RemoteCommandTests(TestCase):
         (self.folder / "desks.py").write_text(MANAGER)
         self.url = vhost_url(self, shared_broker())
 
-    def node(self, host: str) -> Process:
+    def node(self, host: str, **environ: str) -> Process:
         """Start a node that serves the topic "desk"."""
         options = ["--host", host, "--topic", "desk", "--binary", "desk", "--manager", "desks.Desk"]
         command = [program("twistd"), "-n", "--pidfile=", "novasvc", "--transport-url", self.url, *options]
         state = {"NOVASVC_STATE_DIR": str(self.folder / f"state-{host}"), "PYTHONPATH": str(self.folder)}
-        node = Process(self, command, self.folder, **state)
+        node = Process(self, command, self.folder, **state, **environ)
         node.wait_for("is running")
         return node
 
-    def begin(self, *arguments: str) -> Process:
-        return Process(self, [program("novasvc"), "--transport-url", self.url, *arguments], self.folder)
+    def begin(self, *arguments: str, **environ: str) -> Process:
+        return Process(self, [program("novasvc"), "--transport-url", self.url, *arguments], self.folder, **environ)
 
-    def run_command(self, *arguments: str) -> tuple[int, str]:
-        command = self.begin(*arguments)
+    def run_command(self, *arguments: str, **environ: str) -> tuple[int, str]:
+        command = self.begin(*arguments, **environ)
         return command.wait(), command.output
 
     def notes(self, host: str, count: int) -> list[str]:
@@ -118,6 +122,21 @@ class RemoteCommandTests(TestCase):
         status, output = self.run_command("ping", "nobody", "--count", "1")
         self.assertEqual(status, 1)
         self.assertIn("0 of 1 calls answered", output)
+
+    @pytest.mark.timeout(120)
+    def test_signed(self) -> None:
+        """A method with ``allow`` is called with the operator's key, and without it is refused."""
+        status, line = self.run_command("key", "ops", "--file", "ops.key")
+        self.assertEqual(status, 0)
+        callers = self.folder / "callers"
+        callers.write_text(line)
+        callers.chmod(0o644)
+        self.node("h1", NOVASVC_RPC_CALLERS_FILE=str(callers))
+        status, output = self.run_command("call", "desk", "close")
+        self.assertEqual(status, 1)
+        self.assertIn("it is not signed; set rpc_signing_key_file at the caller", output)
+        key = {"NOVASVC_RPC_SIGNING_KEY_FILE": str(self.folder / "ops.key")}
+        self.assertEqual(self.run_command("call", "desk", "close", **key), (0, "closed\n"))
 
     def test_unreachable(self) -> None:
         """With access to the registry, the error for a service that is up does not advise starting it."""

@@ -110,6 +110,7 @@ class AMQPCase(TestCase):
         concurrency: int = 64,
         diary: Any = None,
         run_blocking: Callable[..., Deferred[Any]] = maybeDeferred,
+        **given: Any,
     ) -> rpc.Server:
         server_ = rpc.Server(
             transport or await self.connect(),
@@ -118,6 +119,7 @@ class AMQPCase(TestCase):
             clock=reactor,
             concurrency=concurrency,
             run_blocking=run_blocking,
+            **given,
         )
         self.addCleanup(server_.close)
         await server_.start()

@@ -149,6 +149,7 @@ class Peer:
         self._transports: dict[str, Any] = {}
         self._servers: list[tuple[str, Any]] = []
         self._let_go = threading.Event()
+        self._spans: Any = None
 
     def open(self, transport: str, url: str, modules: list[str]) -> None:
         """Make a transport, for RPC and for notifications.
@@ -157,6 +158,25 @@ class Peer:
         """
         rpc = oslo_messaging.get_rpc_transport(cfg.CONF, url=url, allowed_remote_exmods=modules)
         self._transports[transport] = rpc, oslo_messaging.get_notification_transport(cfg.CONF, url=url)
+
+    def trace(self) -> None:
+        """Make spans from now on, and keep them."""
+        from opentelemetry import trace  # noqa: PLC0415 - only one test traces
+        from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
+        from opentelemetry.sdk.trace.export import SimpleSpanProcessor  # noqa: PLC0415
+        from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter  # noqa: PLC0415
+
+        if self._spans is None:
+            self._spans, provider = InMemorySpanExporter(), TracerProvider()
+            provider.add_span_processor(SimpleSpanProcessor(self._spans))
+            trace.set_tracer_provider(provider)
+        self._spans.clear()
+        cfg.CONF.set_override("tracing_enabled", True, group="oslo_messaging_tracing")
+
+    def spans(self) -> list[dict[str, Any]]:
+        """Return the spans that have ended, and make no more."""
+        cfg.CONF.set_override("tracing_enabled", False, group="oslo_messaging_tracing")
+        return [json.loads(span.to_json()) for span in self._spans.get_finished_spans()]
 
     def close(self, transport: str) -> None:
         """End a transport, and what runs on it. Takes a second, if that is a server."""

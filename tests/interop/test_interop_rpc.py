@@ -1,4 +1,7 @@
+import tempfile
+import time
 from math import inf, pi
+from pathlib import Path
 from typing import Any
 
 from twisted.internet import reactor
@@ -15,6 +18,7 @@ from novasvc.errors import (
     UnsupportedVersionError,
 )
 from tests.interop.peer import InteropCase, Peer, PeerError
+from tests.support.keys import KeyRing
 
 CONTEXT = RequestContext(request_id="req-1", user_id="u1")
 VALUES = {
@@ -496,3 +500,31 @@ class CallsToPeerTests(InteropCase):
         await deferLater(reactor, 2.5)
         await self.process.ask("let_go")
         self.assertEqual(await calling, "let go")
+
+
+class SignedTests(InteropCase):
+    """Signatures of ours, and the peer, which knows nothing of them."""
+
+    async def test_signed(self) -> None:
+        """The peer serves a signed call as any other; its own calls are refused where a signature is needed."""
+        ring = KeyRing(Path(tempfile.mkdtemp(dir=self.directory())), time.time, "shop")
+
+        class Closed:
+            @rpc.expose(allow="shop")
+            def close(self, context: RequestContext) -> str:
+                return "closed"
+
+        peer = await self.peer(modules=["novasvc.errors"])
+        await self.peer_serves(peer, f"{self.topic}-peer")
+        await self.serve(None, self.topic, "ours", diary=Closed(), authorizer=ring.authorizer())
+        client = rpc.Client(await self.connect(), clock=reactor, timeout=20.0, signer=ring.signer("shop"))
+        self.addCleanup(client.close)
+        self.assertEqual(await client.prepare(topic=f"{self.topic}-peer").call(CONTEXT, "echo", value=VALUES), VALUES)
+        self.assertEqual(await client.prepare(topic=self.topic).call(CONTEXT, "close"), "closed")
+        error = await self.assertFailure(peer.call("close"), PeerError)
+        self.assertIn("novasvc.rpc.errors.NotAllowedError", error.bases)
+
+    def directory(self) -> str:
+        temporary = tempfile.TemporaryDirectory()
+        self.addCleanup(temporary.cleanup)
+        return temporary.name

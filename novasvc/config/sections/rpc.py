@@ -1,9 +1,11 @@
 """Messaging and remote procedure calls."""
 
+from pathlib import Path
+
 import attrs
 
 from novasvc.config.definition import setting
-from novasvc.config.types import INTEGER, NAME, NUMBER, TRANSPORT_URL
+from novasvc.config.types import CLASSES, INTEGER, NAME, NUMBER, PATH, TRANSPORT_URL
 
 
 @attrs.frozen(kw_only=True, slots=False)
@@ -36,4 +38,50 @@ class RPCSection:
         INTEGER,
         default=3,
         minimum=1,
+    )
+    rpc_signing_key_file: Path | None = setting(  # noqa: RUF009 - it makes the field
+        "File, mode 0600, with the identity and the private key with which this process signs its calls; `novasvc key` "
+        "creates it. The command `novasvc call` uses it, too.",
+        PATH,
+        default=None,
+        optional=True,
+    )
+    rpc_callers_file: Path | None = setting(  # noqa: RUF009
+        'File with the public keys of the callers that the services know, one "identity public:key" per line, written '
+        "by its owner only. Methods with allow= can be called by these callers only. Without the file nobody can call "
+        "them over a broker; without a broker, every process of this user can.",
+        PATH,
+        default=None,
+        optional=True,
+    )
+    rpc_signature_max_age: float = setting(
+        "How old the signature of a call may be, and how far the clocks of two hosts may differ. A call of a method "
+        "with allow= that waits in a queue for longer is refused.",
+        NUMBER,
+        default=300.0,
+        unit="seconds",
+        minimum=1,
+    )
+    event_topic: str = setting(
+        "Notification topic of events; the same for those that emit and those that handle them.",
+        NAME,
+        default="notifications",
+        nova="oslo_messaging_notifications/topics",
+    )
+    event_attempts: int = setting(
+        "Quarantine an event after this many attempts to handle it.", INTEGER, default=5, minimum=1
+    )
+    event_retry_delay: float = setting(
+        "Time before the second attempt to handle an event; twice as long before each further one, at most a minute.",
+        NUMBER,
+        default=1.0,
+        unit="seconds",
+        minimum=0,
+    )
+    rpc_middleware: tuple[str, ...] = setting(
+        "Classes of middleware around calls, methods, events, periodic tasks and HTTP requests, the outermost first. "
+        "novasvc.middleware.tracing.Tracing makes OpenTelemetry's spans.",
+        CLASSES,
+        default=(),
+        default_text="none",
     )

@@ -1,6 +1,6 @@
 """The listener: a server's consumers on its topic, its own and its fanout queue."""
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import attrs
@@ -13,7 +13,7 @@ from novasvc.interfaces import IDelivery, IListener, Reachability, WriteProbe
 from novasvc.reactor.abandon import completion
 from novasvc.rpc.target import Target
 from novasvc.transport.amqp import topology
-from novasvc.transport.amqp.channel import AMQPClosedError
+from novasvc.transport.amqp.channel import AMQPClosedError, Channel
 from novasvc.transport.amqp.connection import Connection
 from novasvc.transport.amqp.consumer_channel import ConsumerChannel
 from novasvc.transport.amqp.holding_queue import HoldingQueue
@@ -55,6 +55,7 @@ class Listener:
     :param prefetch: unsettled deliveries for each queue; at most 65535 (a short, AMQP 0-9-1 1.8.3.1).
     :param publisher: publishes the copies of requeued, held and quarantined messages.
     :param single_queue: consume from the topic's queue only; see ITransport.consume.
+    :param keys: further routing keys that the topic's queue is bound with; see ITransport.subscribe.
     :ivar unreadable: messages that were rejected because they could not be decoded.
     """
 
@@ -65,6 +66,7 @@ class Listener:
     prefetch: int
     publisher: Publisher
     single_queue: bool = attrs.field(default=False, kw_only=True)
+    keys: Sequence[str] = attrs.field(default=(), kw_only=True)
     unreadable: int = attrs.field(default=0, init=False)
     loopback: Loopback = attrs.field(init=False)
     _fanout_queue: str | None = attrs.field(init=False)
@@ -149,8 +151,7 @@ class Listener:
             queues = [] if narrowed else [target.topic]
             if target.server is not None:
                 queues.append(topology.request_address(target))
-            for queue in queues:
-                await topology.declare_request_queue(channel, self.exchange, queue, options)
+            await self._declare_queues(channel, queues)
             if self._fanout_queue is not None and not narrowed:
                 await topology.declare_fanout_queue(channel, target.topic, self._fanout_queue, options)
                 await topology.bind_cancellations(channel, self.exchange, target, self._fanout_queue)
@@ -174,6 +175,12 @@ class Listener:
             consuming.close("set-up failed")
             raise
         consuming.close("cancelled during set-up")
+
+    async def _declare_queues(self, channel: Channel, queues: Sequence[str]) -> None:
+        for queue in queues:
+            await topology.declare_request_queue(channel, self.exchange, queue, self.subscriptions.options)
+        for key in self.keys:
+            await topology.bind(channel, topology.Binding(self.topic, self.exchange, key))
 
     def verify(self, write: WriteProbe, timeout: float) -> Deferred[Reachability]:
         """Publish a probe to itself, and redeclare lost bindings; see IListener."""

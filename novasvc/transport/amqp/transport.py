@@ -1,6 +1,6 @@
 """ITransport over RabbitMQ, for ``amqp:`` and ``rabbit:`` URLs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -221,10 +221,25 @@ class AMQPTransport:
             return fail(TransportClosedError("listening"))
         return self._listen(Target(queue), receiver, prefetch, single_queue=True)
 
-    def _listen(self, target: Target, receiver: Receiver, prefetch: int, *, single_queue: bool) -> Deferred[IListener]:
+    def subscribe(self, queue: str, keys: Sequence[str], receiver: Receiver, prefetch: int) -> Deferred[IListener]:
+        """Consume from a queue that is bound with further routing keys; see ITransport."""
+        if self._closed:
+            return fail(TransportClosedError("listening"))
+        return self._listen(Target(queue), receiver, prefetch, single_queue=True, keys=keys)
+
+    def _listen(
+        self, target: Target, receiver: Receiver, prefetch: int, *, single_queue: bool, keys: Sequence[str] = ()
+    ) -> Deferred[IListener]:
         exchange = target.exchange or self._exchange
         listener = Listener(
-            self._subscriptions, target, exchange, receiver, prefetch, self._publisher, single_queue=single_queue
+            self._subscriptions,
+            target,
+            exchange,
+            receiver,
+            prefetch,
+            self._publisher,
+            single_queue=single_queue,
+            keys=keys,
         )
         return Deferred.fromCoroutine(self._begin(listener))
 
@@ -288,6 +303,12 @@ class AMQPTransport:
     def _send_internal(self, target: Target, body: bytes, ttl: float | None) -> Deferred[None]:
         exchange, key = target.exchange or self._exchange, topology.cancellation_key(target)
         return self._publisher.publish(Message(exchange, key, body, ttl, mandatory=False, target=target, request=True))
+
+    def publish(self, key: str, body: bytes) -> Deferred[None]:
+        """Publish a message to the queues that are bound with a routing key; see ITransport."""
+        if self._closed:
+            return fail(TransportClosedError("sending"))
+        return self._publisher.publish(Message(self._exchange, key, body, None, mandatory=True, target=key))
 
     def post(self, queue: str, body: bytes) -> Deferred[None]:
         """Publish a message to a queue, which is declared if it does not exist; see ITransport."""

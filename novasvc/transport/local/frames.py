@@ -15,7 +15,7 @@ Headers of the process that listens:
 
 ===================================================================  ================================================
 ``{"queues": [[exchange, topic, server or null]],``                  What it consumes. Sent first, and again whenever
-``"fanouts": [topic]}``                                               it changes.
+``"fanouts": [topic], "bindings": [[exchange, key, queue]]}``         it changes.
 ``{"id": int, "result": "taken", "unbound" or "full",``              The answer to "send"; ``bound`` is the capacity
 ``"bound": int}``                                                     of the queue.
 ``{"address": str}``                                                 The body is a reply.

@@ -61,7 +61,7 @@ class IncomingConnection(FrameProtocol):
     def tell_consumed(self) -> None:
         """Tell the peer which targets have servers in this process."""
         queues, fanouts = self._broker.consumed()
-        self.send_frame({"queues": queues, "fanouts": fanouts})
+        self.send_frame({"queues": queues, "fanouts": fanouts, "bindings": self._broker.bindings()})
 
     def frame_received(self, header: dict[str, Any], body: bytes) -> None:
         """Handle a frame of the process that connected."""

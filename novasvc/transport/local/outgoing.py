@@ -3,7 +3,7 @@
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ class OutgoingConnection(FrameProtocol):
         self._sent: dict[int, tuple[Target, Deferred[None]]] = {}
         self._queues: frozenset[tuple[str, str, str | None]] = frozenset()
         self._fanouts: frozenset[str] = frozenset()
+        self._bindings: Sequence[tuple[str, str, str]] = ()
         self.known: Deferred[None] = Deferred()
 
     def serves(self, target: Target, exchange: str) -> bool:
@@ -61,6 +62,10 @@ class OutgoingConnection(FrameProtocol):
         if target.fanout:
             return target.topic in self._fanouts
         return (target.exchange or exchange, target.topic, target.server) in self._queues
+
+    def bound_queues(self, exchange: str, key: str) -> list[str]:
+        """Return the queues of the process that a message published to a key goes to."""
+        return [queue for known, bound, queue in self._bindings if self.usable and (known, bound) == (exchange, key)]
 
     def send(self, target: Target, exchange: str, body: bytes, ttl: float | None) -> Deferred[None]:
         """Send a request; see ITransport.send.
@@ -115,6 +120,8 @@ class OutgoingConnection(FrameProtocol):
         if "queues" in header:
             self._queues = frozenset((exchange, topic, server) for exchange, topic, server in header["queues"])
             self._fanouts = frozenset(header["fanouts"])
+            # A process of a release before events sends none.
+            self._bindings = [(exchange, key, queue) for exchange, key, queue in header.get("bindings", ())]
             if not self.known.called:
                 self.known.callback(None)
             return
@@ -158,18 +165,18 @@ class OtherProcesses:
     _connecting: dict[Path, Deferred[Any]] = attrs.field(factory=dict, init=False)
 
     async def serving(self, target: Target, exchange: str) -> list[OutgoingConnection]:
-        """Return the connections to the processes that have a server for a target, longest unused first.
+        """Return the connections to the processes that have a server for a target, longest unused first."""
+        return [connection for connection in await self.all() if connection.serves(target, exchange)]
 
-        Connects to the processes that are not connected yet.
-        """
+    async def all(self) -> list[OutgoingConnection]:
+        """Return the connections to all processes, longest unused first; connect to those that are not connected."""
         paths = self._paths()
         for path in paths:
             if path not in self._connected and path not in self._connecting:
                 self._connect(path)
         if self._connecting:
             await DeferredList([completion(connecting) for connecting in self._connecting.values()])
-        connected = [self._connected[path] for path in paths if path in self._connected]
-        return [connection for connection in connected if connection.serves(target, exchange)]
+        return [self._connected[path] for path in paths if path in self._connected]
 
     def used(self, connection: OutgoingConnection) -> None:
         """Put a connection last, so that the processes of a topic have its messages in turn."""

@@ -1,6 +1,6 @@
 """ITransport between the processes of one user on one host."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -83,6 +83,32 @@ class LocalTransport:
     def consume(self, queue: str, receiver: Callable[[IDelivery], None], prefetch: int) -> Deferred[IListener]:
         """Consume from one queue of this process only; see ITransport."""
         return self._memory.consume(queue, receiver, prefetch)
+
+    def subscribe(
+        self, queue: str, keys: Sequence[str], receiver: Callable[[IDelivery], None], prefetch: int
+    ) -> Deferred[IListener]:
+        """Consume from a queue that gets a copy of what any process publishes to the keys; see ITransport."""
+        if not self._closed:
+            self._sockets.listen()
+        return self._memory.subscribe(queue, keys, receiver, prefetch)
+
+    def publish(self, key: str, body: bytes) -> Deferred[None]:
+        """Send a message to each subscribed queue, in one process that consumes from it; see ITransport."""
+        return self._memory.publish(key, body) if self._closed else Deferred.fromCoroutine(self._publish(key, body))
+
+    async def _publish(self, key: str, body: bytes) -> None:
+        own = self._sockets.broker.bound_queues(self._exchange, key)
+        others = await self._sockets.others.all()
+        foreign = [name for connection in others for name in connection.bound_queues(self._exchange, key)]
+        names = dict.fromkeys([*own, *foreign])
+        if not names:
+            raise UndeliverableError(key)
+        # A queue of this process whose consumers have stopped keeps its copy here: they may come back.
+        sending = [self.send(Target(name), body, None, name not in own) for name in names]
+        results: list[tuple[bool, Any]] = await DeferredList(sending, consumeErrors=True)
+        for success, failure in results:
+            if not success:
+                failure.raiseException()
 
     def post(self, queue: str, body: bytes) -> Deferred[None]:
         """Append a message to a queue of this process; see ITransport."""

@@ -187,6 +187,7 @@ class MemoryBroker:
     clock: IReactorTime = attrs.field(init=False)
     _queues: dict[QueueName, Queue] = attrs.field(factory=dict, init=False)
     _fanouts: dict[str, dict[Queue, None]] = attrs.field(factory=dict, init=False)
+    _bindings: dict[tuple[str, str], dict[str, None]] = attrs.field(factory=dict, init=False)
     _watchers: list[Callable[[], None]] = attrs.field(factory=list, init=False)
     _change_pending: bool = attrs.field(default=False, init=False)
     _reply_queues: dict[str, _ReplyQueue] = attrs.field(factory=dict, init=False)
@@ -254,13 +255,34 @@ class MemoryBroker:
             for consumer in queue.consumers:
                 self.call_later(partial(_receive_if_consuming, consumer, message, queue))
 
+    def bind(self, exchange: str, key: str, queue: str) -> None:
+        """Have a queue get a copy of each message that is published to a key."""
+        self._bindings.setdefault((exchange, key), {})[queue] = None
+
+    def bound_queues(self, exchange: str, key: str) -> list[str]:
+        """Return the names of the queues that a message published to a key goes to."""
+        names = list(self._bindings.get((exchange, key), ()))
+        return names if key in names or (exchange, key, None) not in self._queues else [key, *names]
+
     # -- what is consumed ----------------------------------------------------------------------
 
     def consumed(self) -> tuple[list[QueueName], list[str]]:
-        """Return the names of the queues that have consumers, and the topics whose fanouts have."""
+        """Return the names of the queues that have consumers, and the topics whose fanouts have.
+
+        :meth:`bindings` has the keys that these queues are subscribed to.
+        """
         names = [name for name, queue in self._queues.items() if queue.consumers]
         topics = [topic for topic, queues in self._fanouts.items() if any(queue.consumers for queue in queues)]
         return names, topics
+
+    def bindings(self) -> list[tuple[str, str, str]]:
+        """Return exchange, key and queue of each binding of a queue that has consumers."""
+        return [
+            (exchange, key, queue)
+            for (exchange, key), queues in self._bindings.items()
+            for queue in queues
+            if self.queue(exchange, queue, None).consumers
+        ]
 
     def watch_consumers(self, changed: Callable[[], None]) -> None:
         """Call a function in a turn of its own whenever :meth:`consumed` may have changed."""

@@ -1,6 +1,6 @@
 """ITransport over an in-memory broker."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import attrs
 from twisted.internet.defer import Deferred, fail, succeed
@@ -340,17 +340,36 @@ class MemoryTransport:
         }
         return self._begin(_Listener(self._broker, queue, receiver, prefetch, queues, None))
 
+    def subscribe(self, queue: str, keys: Sequence[str], receiver: Receiver, prefetch: int) -> Deferred[IListener]:
+        """Consume from a queue that gets a copy of what is published to the keys; see ITransport."""
+        if not self._closed:
+            for key in keys:
+                self._broker.bind(self._exchange, key, queue)
+        return self.consume(queue, receiver, prefetch)
+
     def _begin(self, listener: _Listener) -> Deferred[IListener]:
         self._listeners = [*(known for known in self._listeners if not known.ended), listener]
         listening: Deferred[IListener] = succeed(listener)
         return listening
 
-    def post(self, queue: str, body: bytes) -> Deferred[None]:
-        """Append a message to a queue, which is created if it does not exist; see ITransport."""
+    def publish(self, key: str, body: bytes) -> Deferred[None]:
+        """Append a message to each queue that is subscribed to a key, or has its name; see ITransport."""
         if self._closed:
             return fail(TransportClosedError("sending"))
-        taken = self._broker.queue(self._exchange, queue, None).put(Message(body, None))
-        return succeed(None) if taken else fail(TransportFullError(queue, self._broker.bound))
+        names = self._broker.bound_queues(self._exchange, key)
+        return self._put(names, body) if names else fail(UndeliverableError(key))
+
+    def post(self, queue: str, body: bytes) -> Deferred[None]:
+        """Publish a message to a key; a queue of its name is created if there is no queue for it. See ITransport."""
+        if self._closed:
+            return fail(TransportClosedError("sending"))
+        return self._put(self._broker.bound_queues(self._exchange, queue) or [queue], body)
+
+    def _put(self, names: Sequence[str], body: bytes) -> Deferred[None]:
+        """Append a message to every queue that has room; fail if one had none."""
+        queues = {name: self._broker.queue(self._exchange, name, None) for name in names}
+        full = [name for name, queue in queues.items() if not queue.put(Message(body, None))]
+        return fail(TransportFullError(full[0], self._broker.bound)) if full else succeed(None)
 
     def send(self, target: Target, body: bytes, ttl: float | None, mandatory: bool) -> Deferred[None]:  # noqa: FBT001 - the interface's signature
         """Append a request to the queues of its target; see ITransport.

@@ -33,6 +33,11 @@ class Line:
     amount: int = 1
 
 
+@dataclasses.dataclass
+class Order:
+    number: int
+
+
 class Stock(Manager):
     @rpc.expose(version="1.2", idempotent=True, expected=(LookupError, OutOfStock, Closed), timeout=5)
     def reserve(self, context: RequestContext, line: Line, *, note: str = "") -> int:
@@ -45,6 +50,14 @@ class Stock(Manager):
     @rpc.expose
     def anything(self, context, value=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
         return value
+
+    @rpc.expose(allow="admin")
+    def drop(self, context):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+        pass
+
+    @rpc.event("order.*", "order")
+    def on_order(self, context: RequestContext, payload: Order) -> None:
+        """Reserve what was ordered."""
 
     @periodic_task(spacing=60)
     def count(self, context: RequestContext) -> None:
@@ -61,11 +74,14 @@ class DescribeTests(FleetMixin, SynchronousTestCase):
         """Methods are shown as callers write them, with what their decorator says; tasks with their spacing."""
         expected = (
             "stock on h1 (novasvc-stock)\n\nmethods\n  anything(value=None)\n      version 1.2\n"
+            "  drop()\n      version 1.2; needs the identity admin\n"
             "  reserve(line: Line, *, note: str = '') -> int\n      Reserve an amount of an item.\n"
             "      version 1.2; raises LookupError, OutOfStock, Closed; idempotent; timeout 5 s\n\n"
-            "types\n  Line  {item: string, amount: integer = 1}\n\n"
+            "types\n  Line  {item: string, amount: integer = 1}\n  Order  {number: integer}\n\n"
             "errors\n  OutOfStock(item: str, left: int = 0)  shop.errors\n      An item is out of stock.\n"
-            f"  Closed  {__name__}\n\ntasks\n  count  every 60 s, once a node"
+            f"  Closed  {__name__}\n\n"
+            "events\n  order.*, order  on_order\n      Reserve what was ordered.\n\n"
+            "tasks\n  count  every 60 s, once a node"
         )
         self.assertEqual(described(self.answer), expected)
         self.assertIn("  ping(arg: Any)", described(self.answer, everything=True).replace("typing.", ""))

@@ -217,7 +217,7 @@ class NotificationListenerTests(SynchronousTestCase):
         self.assertEqual(len(self.broker.quarantine), 1)
 
     def test_uncounted(self) -> None:
-        """A notification whose delivery is not counted is requeued first, to be counted."""
+        """A notification whose delivery is not counted is moved to the process's own queue first, to be counted."""
         listener = NotificationListener(self.transport, self.take, clock=self.clock)
         requeued: list[int] = []
 
@@ -226,7 +226,7 @@ class NotificationListenerTests(SynchronousTestCase):
                 Notification(event_type="x", payload=None, publisher_id="", priority="info", context=CONTEXT)
             )
             deliveries, counts_death = 1, False
-            requeue = staticmethod(requeued.append)
+            requeue_here = staticmethod(requeued.append)
 
         listener._receive(Uncounted())  # type: ignore[arg-type]
         self.assertEqual((requeued, self.taken), ([1], []))

@@ -442,3 +442,41 @@ def readable(peer: socket.socket) -> bool:
         return bool(peer.recv(1, socket.MSG_PEEK))
     except BlockingIOError:
         return False
+
+
+class EventTests(LocalCase):
+    """Events between processes."""
+
+    async def subscribe(self, topic: str) -> tuple[LocalTransport, "DeferredQueue[Any]"]:
+        transport, queue = self.process(), DeferredQueue()
+        await transport.subscribe(f"{topic}_events", ["notifications.info"], queue.put, 10)
+        return transport, queue
+
+    async def test_copies(self) -> None:
+        """Each subscribed queue gets one copy, whichever process publishes; its processes share it."""
+        _, one = await self.subscribe("stock")
+        _, twin = await self.subscribe("stock")
+        billing, other = await self.subscribe("billing")
+        publishing = self.process()
+        for number in range(4):
+            await publishing.publish("notifications.info", b"%d" % number)
+        self.assertEqual([(await self.next(other)).body for _ in range(4)], [b"0", b"1", b"2", b"3"])
+        bodies = {(await self.next(queue)).body for queue in (one, one, twin, twin)}
+        self.assertEqual(bodies, {b"0", b"1", b"2", b"3"})
+        # Also from a process that is subscribed itself.
+        await billing.publish("notifications.info", b"4")
+        self.assertEqual((await self.next(other)).body, b"4")
+
+    async def test_nobody(self) -> None:
+        """Without a subscriber in any process, and for another key, an event is refused."""
+        publishing = self.process()
+        await self.assertFailure(publishing.publish("notifications.info", b"1"), UndeliverableError)
+        await self.subscribe("stock")
+        await self.assertFailure(publishing.publish("notifications.error", b"1"), UndeliverableError)
+        await publishing.publish("notifications.info", b"1")
+
+    async def test_older_process(self) -> None:
+        """A process of a release without events has no subscriptions."""
+        connection = outgoing.OutgoingConnection(reactor, lambda *_: None)
+        connection.frame_received(STOCK, b"")
+        self.assertEqual(connection.bound_queues("nova", "notifications.info"), [])
