@@ -128,14 +128,14 @@ class DescribeTests(NodeCase):
         """Its running calls are told with what they have reported, without the one that asks."""
         self.assertEqual(self.describe()["calls"], [])
         calls = [self.call(method, namespace=None) for method in ("copy", "wait")]
-        self.clock.advance(3)
+        self.fleet.advance(3)
         copying, waiting = self.describe()["calls"]
         self.assertEqual((copying["method"], copying["fraction"], copying["text"]), ("copy", 0.4, "x" * 200))
         self.assertEqual((waiting["method"], waiting["seconds"]), ("wait", 3.0))
         self.assertNotIn("fraction", waiting)
         for method in (self.manager.copying, self.manager.waiting):
             method.callback("done")
-        self.clock.pump([0, 0])
+        self.fleet.advance(0)
         self.assertEqual([self.successResultOf(calling) for calling in calls], ["done", "done"])
 
     def test_tasks(self) -> None:
