@@ -175,12 +175,13 @@ def counter(name: str, text: str, *labels: str, most: int = MAX_LABEL_SETS) -> M
     return MetricFamily(name, "counter", text, labels, Counter, most)
 
 
-def gauge(name: str, text: str, *labels: str) -> MetricFamily[Gauge]:
+def gauge(name: str, text: str, *labels: str, most: int = MAX_LABEL_SETS) -> MetricFamily[Gauge]:
     """Make a family of gauges.
 
     :param text: the help text.
+    :param most: label sets, > 0.
     """
-    return MetricFamily(name, "gauge", text, labels, Gauge)
+    return MetricFamily(name, "gauge", text, labels, Gauge, most)
 
 
 def histogram(

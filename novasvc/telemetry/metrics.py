@@ -224,22 +224,26 @@ heartbeats = counter(
     most=3 * MAX_LABEL_SETS,
 )
 heartbeat_sent = gauge("novasvc_heartbeat_sent_timestamp_seconds", "Unix time of the last heartbeat.", "host", "binary")
+MAX_TASKS = 100
+"""Tasks of a process with label sets of their own."""
+
 tasks = counter(
     "novasvc_task_runs_total",
     "Runs of periodic tasks that ended, by outcome: done, failed, timed_out, cancelled.",
     "manager",
     "task",
     "outcome",
-    most=4 * MAX_LABEL_SETS,
+    most=4 * MAX_TASKS,
 )
 tasks_missed = counter(
     "novasvc_task_missed_total",
     "Due times missed because the task was still running, or the reactor was blocked.",
     "manager",
     "task",
+    most=MAX_TASKS,
 )
 task_lateness = histogram(
-    "novasvc_task_lateness_seconds", "Time from a due time to the start of its run.", "manager", "task"
+    "novasvc_task_lateness_seconds", "Time from a due time to the start of its run.", "manager", "task", most=MAX_TASKS
 )
 task_seconds = histogram(
     "novasvc_task_duration_seconds",
@@ -247,22 +251,27 @@ task_seconds = histogram(
     "manager",
     "task",
     bounds=(0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0),
+    most=MAX_TASKS,
 )
+MAX_LED_TASKS = 32
+"""Tasks of a node or of a fleet with label sets of their own."""
+
 tasks_led = gauge(
     "novasvc_task_led",
     "1 while this process leads a task that one process of the node or of the fleet runs, else 0.",
     "manager",
     "task",
+    most=MAX_LED_TASKS,
 )
 task_leads = counter(
     "novasvc_task_lead_changes_total",
-    "Changes of the lead of a task in this process: gained, lost (its lease was not renewed in time).",
+    "Changes of the lead of a task in this process, by outcome: gained, lost (its lease was not renewed in time).",
     "manager",
     "task",
-    "change",
-    most=2 * MAX_LABEL_SETS,
+    "outcome",
+    most=2 * MAX_LED_TASKS,
 )
-tasks_now = gauge("novasvc_task_running", "1 while the task is running.", "manager", "task")
+tasks_now = gauge("novasvc_task_running", "1 while the task is running.", "manager", "task", most=MAX_TASKS)
 
 # -- broker and database -----------------------------------------------------------------------------
 

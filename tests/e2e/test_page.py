@@ -28,6 +28,11 @@ INSERT INTO services (uuid, host, binary, topic, disabled, disabled_reason, forc
 VALUES (:uuid, :host, :binary, :topic, :disabled, :reason, :forced, 1, datetime('now'),
         strftime('%Y-%m-%d %H:%M:%f', 'now', -:age || ' seconds') || '000', 1, 0)
 """
+LEASE = """
+INSERT INTO novasvc_leases (topic, task, holder, owner, fencing, created_at, acquired_at, expires_at)
+VALUES ('shop', 'nightly', 'h7 worker 2', 'an id', 4, datetime('now') || '.000000', datetime('now') || '.000000',
+        datetime('now', '+1 hour') || '.000000')
+"""
 GREETER = '''
 import random
 from novasvc import Manager, periodic_task, rpc
@@ -298,19 +303,32 @@ class FleetTests(BrowserTestCase):
         browser.says("#events", "greet")
         self.assertRegex(browser.text("#facts"), r"(?s)uptime\s+\d+ s")
         task = "//th[.='report']/../"
-        self.assertEqual(browser.driver.find_element("xpath", f"{task}td[2]").text, "0")
+        self.assertEqual(browser.driver.find_element("xpath", f"{task}td[3]").text, "0")
         browser.driver.find_element("xpath", f"{task}td/a").click()
         browser.says("dialog h1", "Run the task report of novasvc-greeter@alive now?")
         browser.click("dialog .does button")
         browser.says(".message", "The task was started.")
         runs = "the run is seen without loading again"
-        browser.until(lambda: browser.driver.find_element("xpath", f"{task}td[2]").text == "1", runs)
+        browser.until(lambda: browser.driver.find_element("xpath", f"{task}td[3]").text == "1", runs)
         browser.click("#do-ping")
         browser.click("dialog .does button")
         browser.until(lambda: re.search(r"responded within \d+\.\d ms", browser.text(".message")), "it answered")
         drawn = "//th[.='greet']/../td//*[name()='path'][string-length(@d) > 25]"
         browser.until(lambda: len(browser.driver.find_elements("xpath", drawn)) == 2, "two lines are drawn")
         browser.screenshot("node")
+
+    def test_leases(self) -> None:
+        """The page of the leases is reached from the fleet's, shows who has which, and updates itself."""
+        browser = self.browser
+        browser.open("/")
+        browser.click("footer a")
+        browser.says("h1", "Leases")
+        browser.says("#leases", "There are none")
+        browser.says("#live", "live")
+        self.folder.execute(LEASE, [{}])
+        browser.says("#leases", "nightly")
+        browser.says("#leases", "h7 worker 2")
+        browser.screenshot("leases")
 
     def test_silent_node(self) -> None:
         """The page of a node that does not respond says so, and shows its row."""
