@@ -1,6 +1,5 @@
 """Tests for novasvc.testing.fleet, node and time."""
 
-from functools import partial
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, gatherResults
@@ -79,8 +78,8 @@ class NodeTests(FleetCase):
     def test_no_class(self) -> None:
         """A manager instead of its class, and a function without a name, are errors that say what to give."""
         self.assertRaisesRegex(TypeError, "give the manager's class", self.fleet.start, Stock("a"))
-        self.assertRaisesRegex(TypeError, "give topic=", self.fleet.start, partial(Stock, items=5))
-        self.assertEqual(self.fleet.start(partial(Stock, items=5), topic="shelf").topic, "shelf")
+        self.assertRaisesRegex(TypeError, "give topic=", self.fleet.start, lambda host: Stock(host, 5))
+        self.assertEqual(self.fleet.start(lambda host: Stock(host, 5), topic="shelf").topic, "shelf")
         self.assertRaisesRegex(TypeError, "give a Deferred", self.fleet.run, 5)
 
     def test_together(self) -> None:
