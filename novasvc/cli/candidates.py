@@ -27,7 +27,7 @@ _CALL = 1.0
 """Seconds for a service to describe its methods."""
 
 _ALL = 2.0
-"""Seconds for everything, after which the process ends."""
+"""Seconds for a broker or a database, after which the process ends. Imports, however slow the host, are not counted."""
 
 _SAFE = re.compile(r"[\w.:@+=-]+")
 """What a shell takes as it is. A name from another host may have other characters."""
@@ -41,7 +41,7 @@ def _candidates(find: Callable[[CommandContext, click.Context, str], Iterable[st
     @wraps(find)
     def complete(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
         try:
-            with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere), _deadline():
+            with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
                 found = list(find(CommandContext.of(context.find_root().params), context, incomplete))
         except (Exception, SystemExit, KeyboardInterrupt):  # noqa: BLE001 - see the module
             return []
@@ -154,15 +154,19 @@ def _topics(context: CommandContext) -> dict[str, set[str]]:
 
 
 def _records(context: CommandContext) -> list[Any]:
+    from novasvc.cli.registry import with_registry  # noqa: PLC0415 - others do not need it
+
     async def read(registry: Any) -> list[Any]:
         return list(await registry.list(None, None, None))
 
-    return context.with_registry(read)
+    settings = context.configuration.settings
+    with _deadline():
+        return with_registry(settings, read)
 
 
 def _methods(context: CommandContext, command: click.Context) -> list[dict[str, Any]]:
     from novasvc.cli.hints import described_methods  # noqa: PLC0415 - others do not need it
-    from novasvc.cli.remote import parse_target, run_with_client  # noqa: PLC0415
+    from novasvc.cli.remote import parse_target, prepare_imports, run_with_client  # noqa: PLC0415
 
     target = parse_target(command.params["target"], command.params.get("server"))
 
@@ -170,7 +174,10 @@ def _methods(context: CommandContext, command: click.Context) -> list[dict[str, 
         rows = await described_methods(client.prepare(timeout=_CALL))
         return [row for row in rows if row["namespace"] == command.params.get("namespace")]
 
-    return run_with_client(context.configuration.settings, attrs.evolve(target, fanout=False), read)
+    settings = context.configuration.settings
+    prepare_imports(settings)
+    with _deadline():
+        return run_with_client(settings, attrs.evolve(target, fanout=False), read)
 
 
 def _workers(context: CommandContext) -> list[dict[str, Any]]:

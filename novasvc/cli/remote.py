@@ -242,6 +242,18 @@ def require_process(settings: Settings) -> None:
         raise ProblemError(f"transport_url = {settings.transport_url!r}", problem, remedy)
 
 
+def prepare_imports(settings: Settings) -> None:
+    """Import what :func:`run_with_client` needs, for a caller that measures the time."""
+    from twisted.internet import reactor  # noqa: F401, PLC0415
+
+    import novasvc.cli.reactor  # noqa: PLC0415 - see run_with_client
+    import novasvc.rpc  # noqa: PLC0415
+    import novasvc.transport.local  # noqa: PLC0415
+
+    if settings.uses_broker:
+        import novasvc.transport.amqp.configured  # noqa: F401, PLC0415
+
+
 def make_transport(settings: Settings, reactor: Any) -> Any:
     """Make the transport of a command, unopened."""
     if settings.uses_broker:

@@ -138,6 +138,7 @@ class RemoteCommandTests(TestCase):
         key = {"NOVASVC_RPC_SIGNING_KEY_FILE": str(self.folder / "ops.key")}
         self.assertEqual(self.run_command("call", "desk", "close", **key), (0, "closed\n"))
 
+    @pytest.mark.timeout(240)
     def test_unreachable(self) -> None:
         """With access to the registry, the error for a service that is up does not advise starting it."""
         self.node("h1")
@@ -145,6 +146,12 @@ class RemoteCommandTests(TestCase):
         vhost = self.url.rpartition("/")[2]
         for target, text in (
             ("desk.h2", "no such service is registered"),
+            (
+                "desk.h11",
+                "no such service is registered; start a service with this topic, or check topic and host; did",
+            ),
+            ("desk.h11", "did you mean desk.h1?"),
+            ("dsk.h1", "did you mean the topic 'desk'?"),
             ("desk.h1", "although 1 of 1 such services are up"),
         ):
             if target == "desk.h1":

@@ -61,7 +61,7 @@ class BashTests(TestCase):
 
     def assert_completed(self, words: list[str], expected: list[str]) -> None:
         """Check what is offered; on a busy machine a search may come to its deadline, and is repeated."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + 3 * PATIENCE
         found = sorted(self.complete(*words))
         while not found and expected and time.monotonic() < deadline:
             found = sorted(self.complete(*words))
