@@ -14,7 +14,7 @@ _log = Logger()
 
 PipeMessage = dict[str, Any]
 
-MAX_MESSAGE_LENGTH = 1 << 20
+MAX_MESSAGE_LENGTH = 2 << 20
 """Bytes per line; a longer line closes the pipe, so senders must bound their messages."""
 
 

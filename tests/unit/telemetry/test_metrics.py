@@ -103,8 +103,8 @@ class BoundsTests(SynchronousTestCase):
     def test_too_much(self) -> None:
         """Should it ever be more, the largest family is left out, and the others are told."""
         small = {"name": "small", "kind": "gauge", "help": "x", "labels": [], "samples": [[[], 1]]}
-        large = {**small, "name": "large", "samples": [[["x" * 1000], 1]] * 2000}
-        self.assertEqual(fit_message([small, large]), [small])
+        large = {**small, "name": "large", "samples": [[["x" * 1000], 1]] * 3000}
+        self.assertTrue(fit_message([small, large]) == [small])
         self.assertEqual(fit_message([small]), [small])
 
     def test_process(self) -> None:
