@@ -62,24 +62,34 @@ deliveries = counter(
 )
 
 
+MAX_HANDLERS = 8
+"""Handlers of events, and methods with ``allow=``, that have label sets of their own: a process has a few of them."""
+
 not_allowed = counter(
-    "novasvc_rpc_not_allowed_total", "Calls refused because their caller may not call the method.", "topic", "method"
+    "novasvc_rpc_not_allowed_total",
+    "Calls refused because their caller may not call the method.",
+    "topic",
+    "method",
+    most=MAX_HANDLERS,
 )
 events_emitted = counter(
     "novasvc_events_emitted_total",
     "Events that this process published, by outcome: sent, unrouted (nobody is subscribed), failed.",
     "outcome",
+    most=MAX_HANDLERS,
 )
 events_handled = counter(
     "novasvc_events_handled_total",
     "Runs of handlers of events, by outcome: done, failed, invalid (the payload is not what the handler's annotations "
     "say); and events that were quarantined.",
     "topic",
-    "handler",
+    "method",
     "outcome",
-    most=4 * (MAX_LABEL_SETS + 1),
+    most=4 * (MAX_HANDLERS + 1),
 )
-events_seconds = histogram("novasvc_events_duration_seconds", "Duration of handlers of events.", "topic", "handler")
+events_seconds = histogram(
+    "novasvc_events_duration_seconds", "Duration of handlers of events.", "topic", "method", most=MAX_HANDLERS
+)
 
 
 @attrs.frozen(eq=False)
