@@ -32,7 +32,6 @@ nitpick_ignore_regex = [
     # autodoc refers to a part of an annotation in brackets: Callable[[], T], Literal["a", "b"].
     ("py:.*", r"(collections\.abc\.Callable|typing\.Literal)\[.*"),
 ]
-]
 
 
 def _check_reactor(_app: Any, error: Exception | None) -> None:
