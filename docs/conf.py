@@ -29,10 +29,8 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(.*\.)?_\w+"),  # type variables
-    (
-        "py:.*",
-        r"collections\.abc\.Callable\[.*",
-    ),  # autodoc refers to a part of a Callable[[], T]
+    # autodoc refers to a part of an annotation in brackets: Callable[[], T], Literal["a", "b"].
+    ("py:.*", r"(collections\.abc\.Callable|typing\.Literal)\[.*"),
 ]
 
 

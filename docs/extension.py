@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -133,7 +134,14 @@ def _resolve_missing(_app: Any, _env: Any, node: Any, contents: Any) -> Any:
     target = _INTERFACE.sub(r"\1", node["reftarget"])
     scopes = [node.get("py:module") or "", node.get("py:class") or ""]
     prefixes = ("", f"{scopes[0]}.", f"{scopes[0]}.{scopes[1]}.", f"{scopes[1]}.")
-    return contents if any(_exists(f"{prefix}{target}") for prefix in prefixes) else None
+    found = any(_exists(f"{prefix}{target}") for prefix in prefixes)
+    return contents if found or _is_short_name(target) else None
+
+
+def _is_short_name(name: str) -> bool:
+    """Return whether a name without a module, as in ":raises BrokerError:", is one of ours."""
+    ours = [module for path, module in sys.modules.items() if path.startswith("novasvc.")]
+    return "." not in name and any(name in vars(module) for module in ours)
 
 
 def _exists(path: str) -> bool:

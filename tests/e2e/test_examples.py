@@ -19,6 +19,8 @@ from tests.servers.process import free_ports, missing
 from tests.support.walkthrough import Command, Walkthrough
 
 EXAMPLES = ROOT / "examples"
+WAIT = ["sh", "-c", "for i in $(seq 900); do test -e go && exit; sleep 0.1; done; exit 1"]
+"""A program that ends when the test creates the file "go", or fails after 90 s."""
 LINES = 150
 """Lines of an example, without its README: fewer than this."""
 
@@ -28,12 +30,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 class ExampleTests(TestCase):
     """The examples, each in a copy of its folder."""
 
-    def example(self, name: str, **settings: str) -> Walkthrough:
-        """Follow the README of an example."""
+    def copy(self, name: str) -> None:
+        """Copy the folder of an example."""
         holder = tempfile.TemporaryDirectory()
         self.addCleanup(holder.cleanup)
         self.folder = Path(holder.name) / name
         shutil.copytree(EXAMPLES / name, self.folder, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+
+    def follow(self, **settings: str) -> Walkthrough:
+        """Follow the README of the example that was copied."""
         reader = Walkthrough(self, self.folder, settings, {"127.0.0.1:8080": f"127.0.0.1:{settings.get('PORT', '')}"})
         reader.follow((self.folder / "README.md").read_text())
         self.addCleanup(reader.stop)
@@ -41,32 +46,41 @@ class ExampleTests(TestCase):
 
     def test_shop(self) -> None:
         """Two managers call each other; an order that cannot be filled changes nothing; the example's tests pass."""
-        reader = self.example("shop")
+        self.copy("shop")
+        reader = self.follow()
         self.assertEqual(reader.ran, 6)
         reader.run(Command("novasvc call stock left --json", ('{"tea": 8, "cup": 2}',)))
         reader.run(Command("python -m pytest -q -p no:cacheprovider test_shop.py", ("...", "1 passed in ...")))
 
     def test_scheduler(self) -> None:
         """Instances go to the live host with the fewest; a disabled host gets none."""
-        self.example("scheduler").run(Command("novasvc call compute.node1 count", ("1",)))
+        self.copy("scheduler")
+        self.follow().run(Command("novasvc call compute.node1 count", ("1",)))
 
     def test_composed(self) -> None:
         """A node in another application's tree answers that application's web server, and stops with it."""
-        reader = self.example("composed", PORT=str(free_ports(1)[0]))
+        self.copy("composed")
+        reader = self.follow(PORT=str(free_ports(1)[0]))
         (process,) = reader.running.values()
         reader.stop()
         self.assertRegex(process.output, r"visits-greeter@\S+ .*is draining|visits-greeter@\S+ is stopped")
 
     def test_jobs(self) -> None:
         """A job whose worker is killed runs again in another worker, and its result is kept."""
-        reader = self.example("jobs", NOVASVC_TRANSPORT_URL=vhost_url(self))
-        pid = self.folder / "jobs" / "nightly.pid"
-        self.wait_until(pid.exists)
-        first = int(pid.read_text())
-        os.kill(first, signal.SIGKILL)
-        result = self.folder / "jobs" / "nightly.json"
+        self.copy("jobs")
+        # The job lasts until the test lets it end.
+        settings, nap = self.folder / "jobs.toml", 'nap = ["sleep", "3"]'
+        self.assertIn(nap, settings.read_text())
+        settings.write_text(settings.read_text().replace(nap, f"nap = {json.dumps(WAIT)}"))
+        reader = self.follow(NOVASVC_TRANSPORT_URL=vhost_url(self))
+        pid, result = (self.folder / "jobs" / f"nightly.{kind}" for kind in ("pid", "json"))
+        self.wait_until(lambda: pid.exists() and pid.read_text() != "")
+        first = pid.read_text()
+        os.kill(int(first), signal.SIGKILL)
+        self.wait_until(lambda: pid.read_text() not in {"", first})
+        self.assertFalse(result.exists())
+        (self.folder / "go").touch()
         self.wait_until(result.exists)
-        self.assertNotEqual(int(pid.read_text()), first)
         self.assertEqual(json.loads(result.read_text())["status"], 0)
         reader.run(
             Command("novasvc call jobs result id=nightly --json", ('{"status": 0, "output": "", "worker": ...}',))
@@ -82,7 +96,8 @@ class ExampleTests(TestCase):
         if find_spec("oslo_messaging") is None:
             raise missing("oslo.messaging; pip install -e '.[interop]'")
         url = vhost_url(self).replace("amqp:", "rabbit:")
-        self.assertEqual(self.example("oslo", NOVASVC_TRANSPORT_URL=url).ran, 5)
+        self.copy("oslo")
+        self.assertEqual(self.follow(NOVASVC_TRANSPORT_URL=url).ran, 5)
 
     def test_lines(self) -> None:
         """Each example is short, has a README, and is in the table of examples/README.md."""
