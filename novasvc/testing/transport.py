@@ -131,6 +131,8 @@ class FleetTransport(MemoryTransport):
 
     def send(self, target: Target, body: bytes, ttl: float | None, mandatory: bool) -> Deferred[None]:  # noqa: FBT001 - the interface's signature
         """Send a request; see ITransport."""
+        if target.internal:  # the framework's own, such as a cancellation: no message of the test's
+            return self._when_connected(str(target), partial(super().send, target, body, ttl, mandatory))
         expires_at = None if ttl is None else self._clock.seconds() + ttl
         if self._network.disconnected and self._broker.route(target.exchange or self._exchange, target):
             mandatory = False  # a queue whose consumers have lost their connection is still bound
@@ -148,6 +150,11 @@ class FleetTransport(MemoryTransport):
         """Send a message to a queue; see ITransport."""
         message = self._network.traffic.note_event(self.host, queue, body)
         return self._when_connected(queue, partial(self._send, message, partial(super().post, queue, body)))
+
+    def publish(self, key: str, body: bytes) -> Deferred[None]:
+        """Publish a message to the queues that are bound with a routing key; see ITransport."""
+        message = self._network.traffic.note_event(self.host, key, body)
+        return self._when_connected(key, partial(self._send, message, partial(super().publish, key, body)))
 
     def reply(self, address: str, body: bytes, timeout: float | None = None) -> Deferred[None]:
         """Send a reply; see ITransport."""
