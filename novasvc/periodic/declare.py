@@ -105,7 +105,7 @@ def periodic_task(
     :param scope: "worker" runs it in each worker process, "node" in one process of each node, "fleet" in one process of
         all nodes of the topic, which holds a lease in the database; ``context.fencing`` is then its fencing number.
         None is the setting ``default_task_scope``, "node" by default.
-    :param cron: a cron line of five fields, in place of ``spacing``: "30 3 * * *".
+    :param cron: a cron line of five fields, in place of ``spacing``: ``30 3 * * *``.
     :param timezone: the time zone of the cron line, by name or as a tzinfo; the same on all hosts. See Note [Daylight
         saving time] in :mod:`novasvc.periodic.cron`.
     :raises DeclarationError: an option or the method's signature is invalid.
