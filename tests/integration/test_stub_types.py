@@ -1,4 +1,4 @@
-"""What a type checker says of calls through novasvc.rpc.stub."""
+"""What a type checker says of calls through novasvc.rpc.contracts.stub."""
 
 import os
 import subprocess
