@@ -66,7 +66,7 @@ class Manager:
 
     Only methods decorated with :func:`novasvc.rpc.expose` can be called by others. Methods decorated
     with :func:`novasvc.periodic.periodic_task` run at an interval, and those decorated with
-    :func:`novasvc.rpc.events.declare` handle events. A hook may return a value, a
+    :func:`novasvc.rpc.event` handle events. A hook may return a value, a
     Deferred or a coroutine; if a hook fails during the start, the start fails.
 
     :param host: the name of the host this manager serves.

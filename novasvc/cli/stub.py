@@ -36,7 +36,7 @@ def stub(
 ) -> None:
     """Write a Python module with the methods and types of the service of TOPIC, as it runs now.
 
-    Use it with novasvc.rpc.contracts.stub, or by the function at its end. The text is the same for all hosts, so it can be kept
+    Use it with novasvc.rpc.stub, or by the function at its end. The text is the same for all hosts, so it can be kept
     in version control: --check tells if the service has changed.
     """
     from novasvc.cli.interface_source import write_interface  # noqa: PLC0415 - `--help` does not need it

@@ -1,4 +1,4 @@
-"""What a type checker says of calls through novasvc.rpc.contracts.stub."""
+"""What a type checker says of calls through novasvc.rpc.stub."""
 
 import os
 import subprocess
