@@ -159,7 +159,8 @@ class Execution:
         if self.drop_stale(call):
             return
         if call.request.options is not None and not self._claims.claim(call):
-            self._ledger.settle(call)  # Another worker of this host answers.
+            call.answered = True  # Another worker of this host answers.
+            self._ledger.settle(call)
             return
         call.began = self._clock.seconds()
         if not call.method.exposure.idempotent:
@@ -317,7 +318,7 @@ class Execution:
         self._cancel_running(call)
 
     def _cancel_running(self, call: Call) -> None:
-        # Of a blocking method only the middleware around it is cancelled, which may wait for something else than the thread.
+        # Around a blocking method there may be middleware that waits for something else than the thread.
         if call.running is not None and (self._chain is not None or not call.method.exposure.blocking):
             try:
                 call.running.cancel()

@@ -1,7 +1,8 @@
 """Tests for novasvc.rpc.gather: all servers of a topic answer."""
 
 from collections.abc import Callable
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 
@@ -16,11 +17,13 @@ from novasvc.errors import (
     TransportClosedError,
     UndeliverableError,
 )
+from novasvc.rpc.call import Call
+from novasvc.rpc.gather_claims import GatherClaims
 from novasvc.rpc.gathers import MAX_GATHERS
-from novasvc.rpc.message import encode_failure, encode_result, read_request, unwrap
+from novasvc.rpc.message import ReplyTo, encode_failure, encode_request, encode_result, read_request, unwrap
 from novasvc.rpc.target import Target
 from novasvc.telemetry import metrics
-from tests.support.rpc_rig import CONTEXT, Diary, RPCCase
+from tests.support.rpc_rig import CONTEXT, TARGET, Diary, RPCCase
 
 
 class Status(Diary):
@@ -228,6 +231,23 @@ class GatherTests(GatherCase):
             [(reply.host, reply.result) for reply in self.taken(gathering)],
             [("h9", 1), (None, "one"), (None, "two"), (None, None)],
         )
+
+
+class ClaimTests(RPCCase):
+    """A host with two processes."""
+
+    concurrency = 1
+
+    def test_redelivered(self) -> None:
+        """A redelivered gather that the other process answers leaves the room in its group to others."""
+        answered = encode_request("hang_again", {"what": 1}, {}, reply_to=ReplyTo("1", "a"), options={"gather": True})
+        other = GatherClaims(TARGET, self.clock)
+        self.addCleanup(other.close)
+        self.assertTrue(
+            other.claim(cast(Call, SimpleNamespace(request=read_request(unwrap(answered)), expires_at=None)))
+        )
+        self.redeliver(answered, encode_request("hang_again", {"what": 2}, {}))
+        self.assertEqual(self.diary.calls, [2])
 
 
 class EndTests(GatherCase):
