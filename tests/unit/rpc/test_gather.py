@@ -9,6 +9,7 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from novasvc import rpc
 from novasvc.context import RequestContext
 from novasvc.errors import (
+    BrokerUnavailableError,
     InvalidArgumentsError,
     InvalidTargetError,
     NoSuchMethodError,
@@ -248,6 +249,21 @@ class ClaimTests(RPCCase):
         )
         self.redeliver(answered, encode_request("hang_again", {"what": 2}, {}))
         self.assertEqual(self.diary.calls, [2])
+
+    def test_again(self) -> None:
+        """An idempotent method whose answer could not be sent runs again in the process that has claimed the gather."""
+        gathering = self.client.prepare(server=None, timeout=5).gather(CONTEXT, "hang_again")
+        self.clock.advance(0)
+        self.transport.on_reply = lambda: fail(BrokerUnavailableError("b", "away"))
+        self.diary.hanging[0].callback("lost")
+        self.transport.on_reply = None
+        self.clock.pump([0] * 3)
+        self.assertEqual(len(self.diary.calls), 2)
+        self.diary.hanging[1].callback("well")
+        self.clock.pump([0] * 3)
+        self.assertEqual([reply.result for reply in gathering._replies], ["well"])
+        self.successResultOf(self.server.close())
+        self.clock.advance(5)
 
 
 class EndTests(GatherCase):
