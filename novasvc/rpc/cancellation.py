@@ -39,8 +39,8 @@ GRACE = 5.0
 #
 # The caller does not know which server, and which of its workers, has the request, so the message goes to all servers
 # of the target. It is a fanout that only servers of novasvc receive (Target.internal): one of oslo.messaging would log
-# a traceback for a namespace that it does not serve. It is read as soon as it is received: it waits neither for a slot
-# nor, in any transport, for the prefetch of other messages.
+# a traceback for a namespace that it does not serve. It waits neither for a slot nor for the prefetch of requests; in
+# RabbitMQ it shares the queue of the fanouts, and waits if as many of these as are prefetched have not begun.
 #
 # It is sent once, and not confirmed to the caller. A server that drains has stopped to receive fanouts, and one that
 # starts later has not received it; there the method runs until its deadline, as it does if the caller's host dies.
@@ -51,10 +51,10 @@ GRACE = 5.0
 def send_cancellation(transport: ITransport, target: Target, msg_id: str, seconds: float | None) -> Deferred[None]:
     """Tell the servers of a target that a call was cancelled.
 
-    :param seconds: for which the request may still be in a queue; None if unknown.
+    :param seconds: for which the request may still be in a queue, 0 if below; None if unknown.
     :return: Deferred[None], fired when the transport has the message; fails as :meth:`ITransport.send`.
     """
-    args = {"msg_id": msg_id, "seconds": seconds}
+    args = {"msg_id": msg_id, "seconds": None if seconds is None else max(0.0, seconds)}
     body = encode_request("cancel", args, {}, namespace=NAMESPACE, version="1.0")
     sending: Deferred[None] = transport.send(attrs.evolve(target, fanout=True, internal=True), body, None, False)
     return sending
@@ -152,6 +152,8 @@ class Cancellations:
 
     def _cancel_running(self, call: Call) -> None:
         method = call.method
+        if call.answered:
+            return  # It was cancelled before: what it does since then, such as cleaning up, is not to be cut short.
         if not method.exposure.cancellable:
             call.scope.copy().run(
                 _log.debug,
