@@ -156,6 +156,18 @@ class ClientTests(MiddlewareCase):
         self.assertEqual(recorder.seen, [">cast compute.note", "<None"] * 2)
         self.assertEqual(self.diary.calls, [1, 2])
 
+    def test_casts_after_the_deadline(self) -> None:
+        """A cast has no deadline: with middleware, too, it waits for the broker after that of its context."""
+        sending: Deferred[None] = Deferred()
+        self.wrap_client(Recorder(kinds=SENDING), timeout=5.0)
+        self.patch(self.client._transport, "send", lambda *_: sending)
+        for cast in (self.client.cast, self.client.fanout):
+            casting = cast(RequestContext(deadline=1.0), "note", what=1)
+            self.clock.advance(2.0)
+            self.assertNoResult(casting)
+        sending.callback(None)
+        self.successResultOf(casting)
+
     def test_changes(self) -> None:
         """A middleware may send other arguments, and with another context."""
 
