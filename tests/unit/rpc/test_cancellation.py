@@ -340,9 +340,12 @@ class SendingTests(CancellationCase):
             sending.append(Deferred())
             return sending[-1]
 
-        for confirmed in (True, False):
+        for confirmed, gathers in ((True, False), (False, False), (True, True)):
             client = rpc.Client(self.failing_transport(slow), clock=self.clock, target=TARGET)
-            self.cancel(client.call(CONTEXT, "hang"))
+            if gathers:
+                self.cancel(client.prepare(server=None).gather(CONTEXT, "hang").all())
+            else:
+                self.cancel(client.call(CONTEXT, "hang"))
             closing = client.close()
             self.assertNoResult(closing)
             if confirmed:

@@ -338,6 +338,14 @@ class MistakeTests(GatherCase):
         """Arguments that JSON cannot hold are an error before anything is sent."""
         self.failureResultOf(self.gather("status", what=object()).all(), InvalidArgumentsError)
 
+    def test_parameters(self) -> None:
+        """A missing context and an argument without a name are told as for a call."""
+        gather: Any = self.client.gather
+        cases: list[tuple[Any, ...]] = [({}, "status"), (CONTEXT, "status", 3)]
+        for given in cases:
+            error = self.assertRaises(TypeError, gather, *given)
+            self.assertIn('write gather(context, "method", name=value)', str(error))
+
     def test_no_timeout(self) -> None:
         """A gather without a timeout would not end."""
         client = self.client.prepare(timeout=None, call_monitor_timeout=5)
