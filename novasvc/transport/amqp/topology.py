@@ -154,14 +154,14 @@ def cancellation_key(target: Target) -> str:
     return f"novasvc.cancel.{request_address(target)}"
 
 
-async def bind_cancellations(channel: Channel, exchange: str, target: Target, queue: str) -> None:
-    """Bind a server's fanout queue to the keys of internal messages, which servers of other libraries do not get.
+def cancellation_bindings(exchange: str, target: Target, queue: str) -> list[Binding]:
+    """Return the bindings of a server's fanout queue for internal messages, which other libraries' servers do not get.
 
-    :raises AMQPClosedError: the broker refused, or was lost.
+    :param target: of the server.
     """
     # Messages to one server have a key of their own, so that they do not reach all the others of a large topic.
-    for each in {target.topic: Target(target.topic), request_address(target): target}.values():
-        await bind(channel, Binding(queue, exchange, cancellation_key(each)))
+    receivers = {target.topic: Target(target.topic), request_address(target): target}
+    return [Binding(queue, exchange, cancellation_key(each)) for each in receivers.values()]
 
 
 def declare_reply_queue(channel: Channel, name: str, options: BrokerOptions) -> Deferred[Any]:
