@@ -17,6 +17,7 @@ from novasvc import rpc
 from novasvc.context import RequestContext
 from novasvc.errors import DeclarationError, InvalidArgumentsError, ResultNotSerializableError
 from novasvc.rpc.contract import Contract, contract_of
+from novasvc.rpc.description import describe_methods
 from novasvc.rpc.payload import dumps, loads
 from tests.support.rpc_rig import RPCCase
 
@@ -344,6 +345,12 @@ class DeclarationTests(ContractCase):
         self.assertEqual((sorted(arguments["properties"]), arguments["required"]), (["amount", "order"], ["order"]))
         self.assertEqual(schema["$defs"]["Line"]["required"], ["item"])
 
+    def test_no_schema(self) -> None:
+        """A class with a default that JSON cannot hold is described without a schema, and hides no other method."""
+        rows = {row["method"]: row for row in describe_methods(rpc.Endpoints(Odd()))}
+        self.assertEqual((rows["odd"]["schema"], rows["odd"]["signature"]), (None, "(value: Marked) -> int"))
+        self.assertIsNotNone(rows["even"]["schema"])
+
 
 @dataclasses.dataclass
 class Strict:
@@ -404,6 +411,22 @@ class Shop:
     @rpc.expose
     def lie(self, context: RequestContext) -> int:
         return "seven"  # type: ignore[return-value]
+
+
+_MISSING: Any = object()
+
+
+@dataclasses.dataclass
+class Marked:
+    value: Any = _MISSING
+
+
+class Odd:
+    @rpc.expose
+    def odd(self, context: RequestContext, value: Marked) -> int: ...
+
+    @rpc.expose
+    def even(self, context: RequestContext, value: int) -> int: ...
 
 
 class CallTests(RPCCase):
