@@ -18,15 +18,13 @@ from novasvc.rpc.awaiting_redelivery import AwaitingRedelivery
 from novasvc.rpc.call import Call
 from novasvc.rpc.endpoint import Method
 from novasvc.rpc.execution import Execution
+from novasvc.rpc.exposure import INTERNAL_NAMESPACE
 from novasvc.rpc.ledger import Ledger
 from novasvc.rpc.message import NAME_LIMIT, Request, encode_request
 from novasvc.rpc.target import Target
 from novasvc.telemetry.metrics import DeliveryMetrics
 
 _log = Logger()
-
-NAMESPACE = "novasvc"
-"""The namespace of internal messages; no endpoint can serve it."""
 
 MAX_REMEMBERED = 10_000
 """The most cancelled calls that a server remembers."""
@@ -55,7 +53,7 @@ def send_cancellation(transport: ITransport, target: Target, msg_id: str, second
     :return: Deferred[None], fired when the transport has the message; fails as :meth:`ITransport.send`.
     """
     args = {"msg_id": msg_id, "seconds": None if seconds is None else max(0.0, seconds)}
-    body = encode_request("cancel", args, {}, namespace=NAMESPACE, version="1.0")
+    body = encode_request("cancel", args, {}, namespace=INTERNAL_NAMESPACE, version="1.0")
     sending: Deferred[None] = transport.send(attrs.evolve(target, fanout=True, internal=True), body, None, False)
     return sending
 

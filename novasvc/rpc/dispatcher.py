@@ -17,10 +17,11 @@ from novasvc.rpc.admission import EXTRA_ROOM, Admission, UnstartedRequest
 from novasvc.rpc.authorization import Authorizer, RefusalLog
 from novasvc.rpc.awaiting_redelivery import AwaitingRedelivery
 from novasvc.rpc.call import Call
-from novasvc.rpc.cancellation import NAMESPACE, Cancellations
+from novasvc.rpc.cancellation import Cancellations
 from novasvc.rpc.endpoint import Endpoints
 from novasvc.rpc.errors import MessageFormatError, QuarantinedError, RedeliveredError, RPCError
 from novasvc.rpc.execution import Execution
+from novasvc.rpc.exposure import INTERNAL_NAMESPACE
 from novasvc.rpc.hold_timer import HoldTimer
 from novasvc.rpc.ledger import Ledger
 from novasvc.rpc.message import Request, read_request, unwrap
@@ -264,7 +265,7 @@ class Dispatcher:
         :param lookups: how often its progress was looked up already, because a process that may be dying had it.
         """
         admission = self._admission
-        if request.namespace == NAMESPACE:
+        if request.namespace == INTERNAL_NAMESPACE:
             self._cancellations.receive(delivery, request)
         elif self._cancelled and self._cancellations.drop(delivery, request):
             return
