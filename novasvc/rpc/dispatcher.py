@@ -392,7 +392,8 @@ class Dispatcher:
         if deadline is not None and keepalive is not None and deadline - now <= keepalive:
             timeout = None if request.options is None else request.options.get("timeout")
             known = isinstance(timeout, int | float) and 0 < timeout <= _LONGEST_TIMEOUT
-            deadline = now + timeout if known and timeout is not None else None
+            # Counted from the message's expiry, which its time in a queue has brought nearer.
+            deadline = deadline + max(0.0, timeout - keepalive) if known and timeout is not None else None
         call = Call(delivery, request, method, self._scope.copy(), deliveries, expires_at, deadline, now)
         call.args = args
         if exposure.allow is not None:
