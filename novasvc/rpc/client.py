@@ -259,7 +259,7 @@ class Client:
 
         :param context: as for :meth:`call`.
         :return: the answers, as they arrive; see :class:`Gathering`. It fails with the errors of a :meth:`call` that
-            could not be sent. A missing answer is no error.
+            could not be sent. A missing answer is no error; over RabbitMQ a topic that nobody serves is none either.
         :raises ValueError: the client has no timeout, and the context no deadline.
         :raises TypeError: at once: see :meth:`call`.
         :raises ProblemError: at once: see :meth:`call`.
