@@ -6,7 +6,7 @@ import decimal
 import enum
 import uuid
 from collections.abc import Awaitable
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, Final, TypedDict
 
 import attrs
 import msgspec
@@ -308,7 +308,10 @@ class DeclarationTests(ContractCase):
 
         def ambiguous(self: Any, context: Any, given: Line | Order) -> None: ...
 
+        def final(self: Any, context: Any, given: Final[int]) -> None: ...  # type: ignore[valid-type]
+
         for function, text in (
+            (final, "an annotation cannot be checked: "),
             (custom, "the annotation of 'given' cannot be checked: "),
             (returned, "the annotation of the result cannot be checked: "),
             (unresolved, "an annotation cannot be resolved: name 'Nowhere' is not defined"),
