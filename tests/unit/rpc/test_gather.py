@@ -18,10 +18,10 @@ from novasvc.errors import (
     TransportClosedError,
     UndeliverableError,
 )
-from novasvc.rpc.call import Call
-from novasvc.rpc.gather_claims import GatherClaims
 from novasvc.rpc.gathers import MAX_GATHERS
 from novasvc.rpc.message import ReplyTo, encode_failure, encode_request, encode_result, read_request, unwrap
+from novasvc.rpc.server.call import Call
+from novasvc.rpc.server.gather_claims import GatherClaims
 from novasvc.rpc.target import Target
 from novasvc.telemetry import metrics
 from tests.support.rpc_rig import CONTEXT, TARGET, Diary, RPCCase
