@@ -8,6 +8,8 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
+from novasvc.context import without_deadline
+
 _TURNS = 3
 """Turns of the reactor between two reads: the first sends the responses, the others receive the next requests."""
 
@@ -82,7 +84,10 @@ class CoalescingCache(Generic[_Result]):
         waiter = self._waiters.wait()
         if not self._calling:
             self._calling = True
-            self._call().addBoth(self._finish)
+            # Others share the result, so it must not end with the deadline of the request that came first.
+            with without_deadline():
+                calling = self._call()
+            calling.addBoth(self._finish)
         return waiter
 
     def _finish(self, result: _Result | Failure) -> None:

@@ -12,6 +12,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from novasvc.context import current_context
 from novasvc.middleware import Chain, Invocation
+from novasvc.middleware.invocation import CALL
 from novasvc.reactor.abandon import abandon_on_cancel
 from novasvc.rpc.errors import RPCTimeoutError
 from novasvc.rpc.target import Target
@@ -38,18 +39,21 @@ def send_through(
     """Send a message through the middleware, within the time that the caller has.
 
     :param send: sends what the last middleware passes on.
-    :param timeout: seconds for the whole, unless the context's deadline is earlier; None for no limit.
+    :param timeout: seconds for the whole; None for no limit. For a call the context's deadline applies, too, if it is
+        earlier; casts and events have no deadline.
     :return: Deferred of the reply; also fails with RPCTimeoutError, even if a middleware ignores its cancellation.
     """
     context = invocation.context
-    assert context is not None  # of a call
-    if context.deadline is not None:
+    assert context is not None  # of a message
+    calls = invocation.kind == CALL
+    if calls and context.deadline is not None:
         left = context.deadline - clock.seconds()
         timeout = left if timeout is None else min(timeout, left)
     if timeout is None:
         return chain.run(invocation, send)
-    # What the middleware has used up is taken from the time of the call.
-    invocation = attrs.evolve(invocation, context=attrs.evolve(context, deadline=clock.seconds() + timeout))
+    if calls:
+        # What the middleware has used up is taken from the time of the call.
+        invocation = attrs.evolve(invocation, context=attrs.evolve(context, deadline=clock.seconds() + timeout))
 
     def time_out(_result: object, _timeout: float) -> None:
         raise RPCTimeoutError(invocation.topic, invocation.name, timeout)

@@ -15,6 +15,7 @@ from twisted.logger import Logger
 
 from novasvc.interfaces import IDelivery, ITransport
 from novasvc.rpc.endpoint import Method
+from novasvc.rpc.exposure import INTERNAL_NAMESPACE
 from novasvc.rpc.message import NAME_LIMIT, Request, encode_request
 from novasvc.rpc.server.awaiting_redelivery import AwaitingRedelivery
 from novasvc.rpc.server.call import Call
@@ -24,9 +25,6 @@ from novasvc.rpc.target import Target
 from novasvc.telemetry.metrics import DeliveryMetrics
 
 _log = Logger()
-
-NAMESPACE = "novasvc"
-"""The namespace of internal messages; no endpoint can serve it."""
 
 MAX_REMEMBERED = 10_000
 """The most cancelled calls that a server remembers."""
@@ -39,8 +37,8 @@ GRACE = 5.0
 #
 # The caller does not know which server, and which of its workers, has the request, so the message goes to all servers
 # of the target. It is a fanout that only servers of novasvc receive (Target.internal): one of oslo.messaging would log
-# a traceback for a namespace that it does not serve. It is read as soon as it is received: it waits neither for a slot
-# nor, in any transport, for the prefetch of other messages.
+# a traceback for a namespace that it does not serve. It waits neither for a slot nor for the prefetch of requests; in
+# RabbitMQ it shares the queue of the fanouts, and waits if as many of these as are prefetched have not begun.
 #
 # It is sent once, and not confirmed to the caller. A server that drains has stopped to receive fanouts, and one that
 # starts later has not received it; there the method runs until its deadline, as it does if the caller's host dies.
@@ -51,11 +49,11 @@ GRACE = 5.0
 def send_cancellation(transport: ITransport, target: Target, msg_id: str, seconds: float | None) -> Deferred[None]:
     """Tell the servers of a target that a call was cancelled.
 
-    :param seconds: for which the request may still be in a queue; None if unknown.
+    :param seconds: for which the request may still be in a queue, 0 if below; None if unknown.
     :return: Deferred[None], fired when the transport has the message; fails as :meth:`ITransport.send`.
     """
-    args = {"msg_id": msg_id, "seconds": seconds}
-    body = encode_request("cancel", args, {}, namespace=NAMESPACE, version="1.0")
+    args = {"msg_id": msg_id, "seconds": None if seconds is None else max(0.0, seconds)}
+    body = encode_request("cancel", args, {}, namespace=INTERNAL_NAMESPACE, version="1.0")
     sending: Deferred[None] = transport.send(attrs.evolve(target, fanout=True, internal=True), body, None, False)
     return sending
 
@@ -152,6 +150,8 @@ class Cancellations:
 
     def _cancel_running(self, call: Call) -> None:
         method = call.method
+        if call.answered:
+            return  # It was cancelled before: what it does since then, such as cleaning up, is not to be cut short.
         if not method.exposure.cancellable:
             call.scope.copy().run(
                 _log.debug,

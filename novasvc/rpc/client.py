@@ -251,7 +251,7 @@ class Client:
             on_progress=self._on_progress,
         )
 
-    def gather(self, context: RequestContext, method: str, /, **args: Any) -> Gathering:
+    def gather(self, context: RequestContext, method: str, /, *positional: Never, **args: Any) -> Gathering:
         """Call a method of all servers of the topic, and take their answers one by one.
 
         It ends when all hosts have answered that are up according to the registry, or at the timeout. A host whose
@@ -259,9 +259,14 @@ class Client:
 
         :param context: as for :meth:`call`.
         :return: the answers, as they arrive; see :class:`Gathering`. It fails with the errors of a :meth:`call` that
-            could not be sent. A missing answer is no error.
+            could not be sent. A missing answer is no error; over RabbitMQ a topic that nobody serves is none either.
         :raises ValueError: the client has no timeout, and the context no deadline.
+        :raises TypeError: at once: see :meth:`call`.
+        :raises ProblemError: at once: see :meth:`call`.
         """
+        if positional or not isinstance(context, RequestContext):
+            raise _misused("gather", context, method, positional)
+        self._calls.check_thread()
         timeout = self._timeout
         for deadline in (context.deadline, None if (now := current_context.get()) is None else now.deadline):
             if deadline is not None:
@@ -302,6 +307,8 @@ class Client:
         method: str,
         args: Mapping[str, Any],
     ) -> Deferred[Any]:
+        self._calls.check_thread()
+
         def attempt(seconds: float | None) -> Deferred[Any]:
             return self.prepare(retry=None, timeout=seconds).call(context, method, **args)
 
@@ -364,6 +371,7 @@ class Client:
     ) -> Deferred[Any]:
         """Send a message through the middleware; ``send`` is the method of this class that sends it."""
         assert self._chain is not None
+        self._calls.check_thread()
         bare = copy(self)
         bare._chain = None  # noqa: SLF001 - a copy of this client
         return send_through(

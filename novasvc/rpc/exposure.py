@@ -15,6 +15,9 @@ from novasvc.rpc.version import parse_version
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
+INTERNAL_NAMESPACE = "novasvc"
+"""The namespace of internal messages; no method can have it."""
+
 _MARK = "__novasvc_exposure__"
 _CONTEXT_NAMES = frozenset({"context", "ctxt", "ctx"})
 _MAX_SHOWN, _MAX_LENGTH = 8, 64
@@ -126,6 +129,9 @@ def expose(
             raise DeclarationError(
                 where, f"version={version!r} is not a version", 'write "major.minor", such as "1.0"'
             ) from None
+        if namespace == INTERNAL_NAMESPACE:
+            problem = f"the namespace {namespace!r} is that of novasvc's own messages"
+            raise DeclarationError(where, problem, "choose another")
         if timeout is not None and not timeout > 0:
             raise DeclarationError(where, f"timeout={timeout!r} is not above 0", "give seconds, or None for no limit")
         exposure = Exposure(

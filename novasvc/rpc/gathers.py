@@ -1,5 +1,6 @@
 """The gathers of one client: their messages, and the reply address of their own."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
@@ -10,7 +11,6 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from novasvc.interfaces import ITransport
-from novasvc.rpc.cancellation import send_cancellation
 from novasvc.rpc.errors import (
     MessageFormatError,
     RPCError,
@@ -61,16 +61,25 @@ class Gathers:
     :param transport: sends the messages, and opens the reply address at the first gather.
     :param clock: measures the timeouts.
     :param hosts: asks the registry; None without one.
+    :param tell_cancelled: tells the servers of a target that a call was cancelled: its message id, and the seconds that
+        it had left.
     :ivar unmatched: answers that no gather takes: late ones, second ones of a host, and malformed ones.
     """
 
     # A reply address of their own, because the calls' replies must not pay for a second look-up.
 
-    def __init__(self, transport: ITransport, clock: IReactorTime, hosts: HostsFunction | None) -> None:
+    def __init__(
+        self,
+        transport: ITransport,
+        clock: IReactorTime,
+        hosts: HostsFunction | None,
+        tell_cancelled: Callable[[Target, str, float], None],
+    ) -> None:
         self.unmatched = 0
         self._transport = transport
         self._clock = clock
         self._hosts = hosts
+        self._tell_cancelled = tell_cancelled
         self._pending: dict[str, _Pending] = {}
         self._address: str | None = None
         self._opening: Deferred[None] | None = None
@@ -180,5 +189,4 @@ class Gathers:
         now = self._clock.seconds()
         metrics.seconds.observe(now - pending.began)
         if outcome == "cancelled" and cancels and not self._closed and self._address is not None:
-            telling = send_cancellation(self._transport, pending.target, msg_id, pending.until - now)
-            telling.addErrback(lambda failure: _log.debug("a cancellation was not sent: {error}", error=failure.value))
+            self._tell_cancelled(pending.target, msg_id, pending.until - now)

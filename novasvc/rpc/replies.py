@@ -163,7 +163,7 @@ class PendingCalls:
         explain: ServiceLookupFunction | None = None,
         hosts: HostsFunction | None = None,
     ) -> None:
-        self.gathers = Gathers(transport, clock, hosts)
+        self.gathers = Gathers(transport, clock, hosts, self._tell_cancelled)
         self.unmatched = 0
         self._transport = transport
         self._clock = clock
@@ -185,11 +185,19 @@ class PendingCalls:
 
         :raises TransportClosedError: it was called.
         """
+        self.check_thread()
+        if self._closed:
+            raise TransportClosedError("sending")
+
+    @staticmethod
+    def check_thread() -> None:
+        """Check that this is the reactor's thread.
+
+        :raises ProblemError: it is not.
+        """
         # A message sent from another thread would wait until the reactor happens to wake up.
         if _reactor.ioThread is not None and _reactor.ioThread != get_ident():
             raise _in_other_thread()
-        if self._closed:
-            raise TransportClosedError("sending")
 
     def request_ids(self) -> set[str]:
         """Return the request ids of the pending calls."""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -15,6 +15,7 @@ from novasvc.reactor.backoff import RetryPolicy, jittered_backoff
 from novasvc.rpc.errors import (
     RPCTimeoutError,
     ServiceDrainingError,
+    TransportClosedError,
     TransportFullError,
     UnconfirmedError,
     UndeliverableError,
@@ -22,6 +23,10 @@ from novasvc.rpc.errors import (
 from novasvc.telemetry import metrics
 
 _log = Logger()
+
+
+_FINAL = (CancelledError, TransportClosedError)
+"""Errors after which no further attempt is wanted, or can succeed, even if every Exception is to be repeated."""
 
 
 def _transient() -> tuple[type[Exception], ...]:
@@ -57,7 +62,8 @@ class Retry:
     :param timeout: seconds for each attempt, > 0. None lets an attempt wait as long as the call may, so that a call
         without a reply is not repeated.
     :param on: the errors after which a call is repeated; every other error is raised at once. By default those of a
-        service or a broker that is away for a moment, and missing replies.
+        service or a broker that is away for a moment, and missing replies. A call that was cancelled, or whose client
+        is closed, is never repeated.
     :param random_source: draws the jitter of the default backoff; tests pass a seeded one.
     :param backoff: takes the number of failed attempts, returns the seconds to wait. By default exponential with
         jitter, from 0.1 s to 10 s.
@@ -97,6 +103,8 @@ async def call_with_retries(
         limits = [limit for limit in (left, retry.timeout) if limit is not None]
         try:
             return await call(min(limits, default=None))
+        except _FINAL:
+            raise
         except retry.on as error:
             wait = retry.backoff(attempt)
             why = "" if attempt < retry.attempts else f"attempt {attempt} of {retry.attempts}"

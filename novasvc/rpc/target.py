@@ -22,7 +22,7 @@ class Target:
     :param version: "major.minor" that the receiver must serve; None leaves it to the receiver ("1.0").
     :param exchange: the control exchange; None uses the transport's default.
     :param internal: of a fanout: only servers of novasvc receive it, and if a server is given, only the processes of
-        that one. It is delivered whatever the prefetch; see :mod:`novasvc.rpc.cancellation`.
+        that one. It does not wait for the prefetch of requests; see :mod:`novasvc.rpc.cancellation`.
     :raises InvalidTargetError: the topic or the server is empty, has a wildcard or white space, or is too long.
     Source: oslo_messaging.Target.
     """

@@ -140,7 +140,10 @@ def contract_of(function: Callable[..., Any], method: str, where: str) -> Contra
     _check(result, "the annotation of the result", where)
     if not found and result is Any:
         return None
-    arguments = TypedDict(f"{method} arguments", found) if found else None  # type: ignore[operator]
+    try:
+        arguments = TypedDict(f"{method} arguments", found) if found else None  # type: ignore[operator]
+    except TypeError as error:  # as for Final
+        raise DeclarationError(where, f"an annotation cannot be checked: {error}", _REMEDY) from None
     return Contract(method, arguments, result)
 
 

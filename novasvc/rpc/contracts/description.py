@@ -4,8 +4,12 @@ import inspect
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from twisted.logger import Logger
+
 from novasvc.rpc.endpoint import Method
 from novasvc.rpc.failures.error_classes import error_classes
+
+_log = Logger()
 
 
 def describe_methods(methods: Iterable[Method]) -> list[dict[str, Any]]:
@@ -14,7 +18,8 @@ def describe_methods(methods: Iterable[Method]) -> list[dict[str, Any]]:
     :return: {"method", "namespace": str or None, "version", "signature": "(item: str, amount: int = 1) -> str",
         "summary": the first line of the docstring, "raises": names of the expected exceptions, "idempotent": bool,
         "timeout": seconds or None, "allow": what a caller needs, or None, "schema": see
-        :meth:`novasvc.rpc.contracts.contract.Contract.schema`, or None, "parameters": see :func:`_parameters`} each.
+        :meth:`novasvc.rpc.contracts.contract.Contract.schema`; None without one, or if a default of a class has no form
+        in JSON, "parameters": see :func:`_parameters`} each.
     """
     ordered = sorted(methods, key=lambda method: (method.exposure.namespace or "", method.name))
     return [
@@ -28,7 +33,7 @@ def describe_methods(methods: Iterable[Method]) -> list[dict[str, Any]]:
             "idempotent": method.exposure.idempotent,
             "timeout": method.exposure.timeout,
             "allow": None if method.exposure.allow is None else str(method.exposure.allow),
-            "schema": None if method.contract is None else method.contract.schema(),
+            "schema": _schema(method),
             "parameters": list(_parameters(method)),
         }
         for method in ordered
@@ -52,6 +57,14 @@ def describe_errors(methods: Iterable[Method]) -> list[dict[str, str]]:
         }
         for name, error in sorted(named.items(), key=lambda item: item[0])
     ]
+
+
+def _schema(method: Method) -> dict[str, Any] | None:
+    try:
+        return None if method.contract is None else method.contract.schema()
+    except Exception as error:  # noqa: BLE001 - one class must not keep the others from being described
+        _log.debug("{method} is described without its schema: {error}", method=method.where, error=repr(error))
+        return None
 
 
 def _constructor(error: type[Exception]) -> str:

@@ -47,7 +47,9 @@ def oslo_fields(error: BaseException) -> dict[str, Any]:
 
 
 _OSLO_REMOTE_ERROR = "oslo_messaging.rpc.client", "RemoteError"
-_OSLO_REMOTE_TEXT = re.compile(r"Remote error: (\S+) (.*)\n\[.*\]\.", re.DOTALL)
+_OSLO_REMOTE_TEXT = re.compile(r"Remote error: (\S+) (.*)", re.DOTALL)
+_MAX_WRAPPED = 16
+"""The most RemoteErrors within each other that are unwrapped; each copies the text."""
 
 
 def unwrapped(fields: dict[str, Any]) -> dict[str, Any]:
@@ -56,8 +58,12 @@ def unwrapped(fields: dict[str, Any]) -> dict[str, Any]:
     args = fields.get("args")
     if name == ("novasvc.errors", "RemoteError") and isinstance(args, list) and len(args) == 4:  # noqa: PLR2004 - of novasvc 0.1
         return {**fields, "class": args[0], "message": args[1], "tb": args[2], "module": args[3], "args": [args[1]]}
-    while name == _OSLO_REMOTE_ERROR:
-        match = _OSLO_REMOTE_TEXT.fullmatch(_text(fields.get("message")))
+    for _ in range(_MAX_WRAPPED):
+        if name != _OSLO_REMOTE_ERROR:
+            break
+        # Not one pattern for all: it would take hours for a text of many lines that begin with a bracket.
+        text, lines, traceback = _text(fields.get("message")).rpartition("\n[")
+        match = _OSLO_REMOTE_TEXT.fullmatch(text) if lines and traceback.endswith("].") else None
         if match is None:
             break
         # The text does not have the module, except that of a RemoteError within it.

@@ -13,9 +13,10 @@ from twisted.logger import Logger
 from novasvc.interfaces import IDelivery, ITransport
 from novasvc.middleware import Chain
 from novasvc.reactor.coalesce import Waiters
-from novasvc.rpc.cancellation import NAMESPACE, Cancellations
+from novasvc.rpc.cancellation import Cancellations
 from novasvc.rpc.endpoint import Endpoints
 from novasvc.rpc.errors import MessageFormatError, QuarantinedError, RedeliveredError, RPCError
+from novasvc.rpc.exposure import INTERNAL_NAMESPACE
 from novasvc.rpc.failures.origin import Origin
 from novasvc.rpc.identity.authorization import Authorizer, RefusalLog
 from novasvc.rpc.message import Request, read_request, unwrap
@@ -264,7 +265,7 @@ class Dispatcher:
         :param lookups: how often its progress was looked up already, because a process that may be dying had it.
         """
         admission = self._admission
-        if request.namespace == NAMESPACE:
+        if request.namespace == INTERNAL_NAMESPACE:
             self._cancellations.receive(delivery, request)
         elif self._cancelled and self._cancellations.drop(delivery, request):
             return
@@ -391,7 +392,8 @@ class Dispatcher:
         if deadline is not None and keepalive is not None and deadline - now <= keepalive:
             timeout = None if request.options is None else request.options.get("timeout")
             known = isinstance(timeout, int | float) and 0 < timeout <= _LONGEST_TIMEOUT
-            deadline = now + timeout if known and timeout is not None else None
+            # Counted from the message's expiry, which its time in a queue has brought nearer.
+            deadline = deadline + max(0.0, timeout - keepalive) if known and timeout is not None else None
         call = Call(delivery, request, method, self._scope.copy(), deliveries, expires_at, deadline, now)
         call.args = args
         if exposure.allow is not None:

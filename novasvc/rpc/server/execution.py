@@ -159,7 +159,8 @@ class Execution:
         if self.drop_stale(call):
             return
         if call.request.options is not None and not self._claims.claim(call):
-            self._ledger.settle(call)  # Another worker of this host answers.
+            call.answered = True  # Another worker of this host answers.
+            self._ledger.settle(call)
             return
         call.began = self._clock.seconds()
         if not call.method.exposure.idempotent:
@@ -203,14 +204,20 @@ class Execution:
             return scope.run(self._run_through, self._chain, call, context)
         if method.exposure.blocking:
             # A function without parameters: the method's argument names must not clash with those of run_blocking.
-            return self._run_blocking(partial(scope.run, _in_thread(call, context)))
+            function = partial(method.function, context, **call.args)
+            return self._run_blocking(partial(scope.run, _unless_ended(call, function)))
         result = scope.run(method.function, context, **call.args)
         return scope.run(Deferred.fromCoroutine, result) if isinstance(result, CoroutineType) else result
 
     def _run_through(self, chain: Chain, call: Call, context: RequestContext) -> Deferred[Any]:
         """Run a call's method through the middleware, in the call's scope."""
         request, method = call.request, call.method
-        run_blocking = self._run_blocking if method.exposure.blocking else None
+        run_blocking = None
+        if method.exposure.blocking:
+
+            def run_blocking(function: Callable[[], Any]) -> Deferred[Any]:
+                return self._run_blocking(_unless_ended(call, function))
+
         return chain.run(
             Invocation(
                 kind=SERVE,
@@ -311,7 +318,8 @@ class Execution:
         self._cancel_running(call)
 
     def _cancel_running(self, call: Call) -> None:
-        if call.running is not None and not call.method.exposure.blocking:
+        # Around a blocking method there may be middleware that waits for something else than the thread.
+        if call.running is not None and (self._chain is not None or not call.method.exposure.blocking):
             try:
                 call.running.cancel()
             except Exception:  # noqa: BLE001 - a user's canceller raised; the other calls must still be cancelled
@@ -480,14 +488,14 @@ def _earlier(caller: float | None, own: float) -> float:
     return own if caller is None else min(own, caller)
 
 
-def _in_thread(call: Call, context: RequestContext | None) -> Callable[[], Any]:
-    """Return the function that runs a blocking method, unless its call has ended while it waited for a thread."""
+def _unless_ended(call: Call, function: Callable[[], Any]) -> Callable[[], Any]:
+    """Return a function that runs a blocking method, unless its call has ended while it waited for a thread."""
 
     @wraps(call.method.function)  # logs name it as the method
     def run() -> Any:
         if call.answered:
             raise CancelledError
-        return call.method.function(context, **call.args)
+        return function()
 
     return run
 

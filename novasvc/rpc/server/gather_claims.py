@@ -36,7 +36,7 @@ class GatherClaims:
     def __init__(self, target: Target, clock: IReactorTime) -> None:
         self._target = target
         self._clock = clock
-        self._held: OrderedDict[socket.socket, float] = OrderedDict()
+        self._held: OrderedDict[str, tuple[socket.socket, float]] = OrderedDict()
 
     def claim(self, call: Call) -> bool:
         """Return whether a call may run here: it is no gather, or no other process of this host has claimed it."""
@@ -45,6 +45,8 @@ class GatherClaims:
         name = f"{self._target.topic}\n{self._target.server}\n{call.request.reply_to.msg_id}"
         digest = blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
         self._release_old()
+        if digest in self._held:
+            return True  # It comes again, because its reply could not be sent.
         try:
             claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         except OSError:
@@ -55,7 +57,7 @@ class GatherClaims:
             claim.close()
             return not _is_taken(error)
         until = self._clock.seconds() + HELD_FOR
-        self._held[claim] = until if call.expires_at is None else min(until, call.expires_at)
+        self._held[digest] = claim, until if call.expires_at is None else min(until, call.expires_at)
         return True
 
     def reply_extra(self, request: Request) -> dict[str, Any] | None:
@@ -64,17 +66,18 @@ class GatherClaims:
 
     def close(self) -> None:
         """Release all claims."""
-        for claim in self._held:
+        for claim, _ in self._held.values():
             claim.close()
         self._held.clear()
 
     def _release_old(self) -> None:
         now = self._clock.seconds()
-        for claim in [claim for claim, until in self._held.items() if until <= now]:
-            self._held.pop(claim)
-            claim.close()
+        for digest, (claim, until) in list(self._held.items()):
+            if until <= now:
+                del self._held[digest]
+                claim.close()
         while len(self._held) >= MAX_CLAIMS:
-            claim, _ = self._held.popitem(last=False)
+            _, (claim, _) = self._held.popitem(last=False)
             claim.close()
 
 

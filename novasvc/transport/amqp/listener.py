@@ -154,7 +154,8 @@ class Listener:
             await self._declare_queues(channel, queues)
             if self._fanout_queue is not None and not narrowed:
                 await topology.declare_fanout_queue(channel, target.topic, self._fanout_queue, options)
-                await topology.bind_cancellations(channel, self.exchange, target, self._fanout_queue)
+                for binding in topology.cancellation_bindings(self.exchange, target, self._fanout_queue):
+                    await topology.bind(channel, binding)
                 queues.append(self._fanout_queue)
             channel.receiver = consuming
             # The shared topic queue last. If one of our own queues cannot be consumed, this attempt fails, and each

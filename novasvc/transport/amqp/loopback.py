@@ -43,6 +43,7 @@ class Loopback:
     :ivar server_binding: binding of the server's queue.
     :ivar topic_binding: binding of the topic's queue.
     :ivar fanout_binding: binding of the listener's fanout queue.
+    :ivar cancellation_bindings: further bindings of it, for internal messages.
     """
 
     # Note [Loopback probe]
@@ -74,6 +75,7 @@ class Loopback:
     server_binding: Binding = attrs.field(init=False)
     topic_binding: Binding = attrs.field(init=False)
     fanout_binding: Binding = attrs.field(init=False)
+    cancellation_bindings: list[Binding] = attrs.field(init=False)
     _token_prefix: bytes = attrs.field(factory=lambda: os.urandom(12).hex().encode(), init=False)
     _probe_count: int = attrs.field(default=0, init=False)
     _checks: int = attrs.field(default=0, init=False)
@@ -88,6 +90,7 @@ class Loopback:
         self.server_binding = Binding(server, exchange, server)
         self.topic_binding = Binding(topic, exchange, topic)
         self.fanout_binding = Binding(self.address or "", topology.fanout_exchange(topic), topic)
+        self.cancellation_bindings = topology.cancellation_bindings(exchange, target, self.address or "")
 
     # -- deliveries ----------------------------------------------------------------------------
 
@@ -152,8 +155,10 @@ class Loopback:
             raise BrokerBlockedError(connection.address.shown(), f"it blocks publishing: {connection.blocked_by}")
 
     def routine_plan(self) -> Plan:
-        """Return the plan of a check: redeclare the topic's and the fanout's binding in alternation."""
-        return Plan(count_consumers=True) if self._checks % 2 else Plan(bindings=[self.fanout_binding])
+        """Return the plan of a check: redeclare the topic's binding and the fanout queue's in alternation."""
+        if self._checks % 2:
+            return Plan(count_consumers=True)
+        return Plan(bindings=[self.fanout_binding, *self.cancellation_bindings])
 
     async def send_and_wait(self, plan: Plan, write: WriteProbe, deadline: float) -> None:
         """Declare, send a probe, and wait until it arrives or is known to queue behind other messages.

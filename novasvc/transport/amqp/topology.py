@@ -29,6 +29,8 @@ _HOLDING_TTL = 1.0
 """Seconds that a request may wait in a holding queue for its process, which consumes it."""
 _HOLDING_EXPIRY = 1800.0
 """Seconds after which the unused queues of a dead process are deleted; they are empty long before."""
+_LONGEST_KEY = 255
+"""Octets of a routing key (AMQP 0-9-1, shortstr)."""
 
 
 def request_address(target: Target) -> str:
@@ -151,17 +153,19 @@ async def declare_fanout_queue(channel: Channel, topic: str, name: str, options:
 
 def cancellation_key(target: Target) -> str:
     """Return the routing key of internal messages to a topic, or to one server of it; see Target."""
-    return f"novasvc.cancel.{request_address(target)}"
+    key = f"novasvc.cancel.{request_address(target)}"
+    # A key has 255 octets at most, as many as the name of a server's queue may have; the topic's key always fits.
+    return key if len(key.encode()) <= _LONGEST_KEY else f"novasvc.cancel.{target.topic}"
 
 
-async def bind_cancellations(channel: Channel, exchange: str, target: Target, queue: str) -> None:
-    """Bind a server's fanout queue to the keys of internal messages, which servers of other libraries do not get.
+def cancellation_bindings(exchange: str, target: Target, queue: str) -> list[Binding]:
+    """Return the bindings of a server's fanout queue for internal messages, which other libraries' servers do not get.
 
-    :raises AMQPClosedError: the broker refused, or was lost.
+    :param target: of the server.
     """
     # Messages to one server have a key of their own, so that they do not reach all the others of a large topic.
-    for each in {target.topic: Target(target.topic), request_address(target): target}.values():
-        await bind(channel, Binding(queue, exchange, cancellation_key(each)))
+    keys = dict.fromkeys(cancellation_key(each) for each in (Target(target.topic), target))
+    return [Binding(queue, exchange, key) for key in keys]
 
 
 def declare_reply_queue(channel: Channel, name: str, options: BrokerOptions) -> Deferred[Any]:

@@ -147,7 +147,12 @@ class ProbeRun:
         loopback = self._loopback
         self._plan = Plan(
             self._plan.exchanges,
-            [loopback.server_binding, loopback.topic_binding, loopback.fanout_binding],
+            [
+                loopback.server_binding,
+                loopback.topic_binding,
+                loopback.fanout_binding,
+                *loopback.cancellation_bindings,
+            ],
             self._plan.stale,
         )
         self._repaired.append(missing)

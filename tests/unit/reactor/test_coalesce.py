@@ -1,10 +1,11 @@
 """Tests for novasvc.reactor.coalesce."""
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from novasvc.context import RequestContext, current_context
 from novasvc.reactor.coalesce import CoalescedReads, CoalescingCache, Waiters
 
 
@@ -124,6 +125,24 @@ class CoalescingCacheTests(SynchronousTestCase):
         self.assertEqual(len(self.asked), 1)
         self.asked[0].callback("yes")
         self.assertEqual(self.successResultOf(second), "yes")
+
+    def test_deadline(self) -> None:
+        """The call does not end with the deadline of the request that came first: others share its result."""
+        deadlines: list[float | None] = []
+
+        def call() -> Deferred[int]:
+            context = current_context.get()
+            deadlines.append(None if context is None else context.deadline)
+            return succeed(1)
+
+        cache = CoalescingCache(call, self.clock)
+        token = current_context.set(RequestContext(deadline=5.0))
+        try:
+            self.assertEqual(self.successResultOf(cache.get()), 1)
+            self.assertEqual(getattr(current_context.get(), "deadline", None), 5.0)
+        finally:
+            current_context.reset(token)
+        self.assertEqual(deadlines, [None])
 
     def test_asks_in_answer(self) -> None:
         """A call made in the callback of a result gets the cached result."""

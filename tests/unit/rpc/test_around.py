@@ -17,6 +17,10 @@ class Stock(Diary):
     def count(self, context: RequestContext, item: str) -> str:
         return f"{item} {current_context.get() is context} {context.user_id}"
 
+    @rpc.expose(blocking=True)
+    def append(self, context: RequestContext, item: str) -> None:
+        self.calls.append(item)
+
     @rpc.expose(timeout=5.0)
     async def wait(self, context: RequestContext) -> None:
         await self._hang()
@@ -64,6 +68,29 @@ class ServerTests(MiddlewareCase):
         counting = self.call("count", item="tea")
         self.run_threads()
         self.assertEqual(self.result(counting), "tea True u7")
+
+    def test_thread_too_late(self) -> None:
+        """A blocking method that still waits for a thread when its call ends does not run, as without middleware."""
+        self.wrap_server(Recorder(kinds=RECEIVING))
+        timed_out = self.client.prepare(timeout=5.0).call(CONTEXT, "append", item="late")
+        cancelled = self.call("append", item="cancelled")
+        self.clock.pump([0] * 5)
+        self.assertEqual(len(self.blocking), 2)
+        cancelled.cancel()
+        self.failureResultOf(cancelled, CancelledError)
+        self.clock.pump([0, 0, 5.0])
+        self.failureResultOf(timed_out, RPCTimeoutError)
+        self.run_threads()
+        self.assertEqual(self.diary.calls, [])
+        self.assertEqual(self.server.in_flight, 0)
+
+    def test_waits_before_thread(self) -> None:
+        """A middleware that waits around a blocking method ends with the caller's time, and its slot is free."""
+        self.wrap_server(Hanging())
+        calling = self.client.prepare(timeout=5.0).call(CONTEXT, "append", item="late")
+        self.clock.pump([0, 0, 5.0])
+        self.failureResultOf(calling, RPCTimeoutError)
+        self.assertEqual((self.blocking, self.server.in_flight), ([], 0))
 
     def test_raises(self) -> None:
         """What a middleware raises goes to the caller, as if the method had raised it; the method does not run."""
@@ -128,6 +155,18 @@ class ClientTests(MiddlewareCase):
         self.result(self.client.fanout(CONTEXT, "note", what=2))
         self.assertEqual(recorder.seen, [">cast compute.note", "<None"] * 2)
         self.assertEqual(self.diary.calls, [1, 2])
+
+    def test_casts_after_the_deadline(self) -> None:
+        """A cast has no deadline: with middleware, too, it waits for the broker after that of its context."""
+        sending: Deferred[None] = Deferred()
+        self.wrap_client(Recorder(kinds=SENDING), timeout=5.0)
+        self.patch(self.client._transport, "send", lambda *_: sending)
+        for cast in (self.client.cast, self.client.fanout):
+            casting = cast(RequestContext(deadline=1.0), "note", what=1)
+            self.clock.advance(2.0)
+            self.assertNoResult(casting)
+        sending.callback(None)
+        self.successResultOf(casting)
 
     def test_changes(self) -> None:
         """A middleware may send other arguments, and with another context."""

@@ -54,6 +54,14 @@ class CancellationCase(RPCCase):
     def make_endpoint(self) -> Any:
         return Workshop()
 
+    def send_cancellation(self, msg_id: str, seconds: Any) -> None:
+        args = {"msg_id": msg_id, "seconds": seconds}
+        self.send_internal(encode_request("cancel", args, {}, namespace="novasvc", version="1.0"))
+
+    def send_internal(self, body: bytes) -> None:
+        self.successResultOf(self.transport.send(INTERNAL, body, None, False))
+        self.clock.advance(0)
+
     def warnings(self) -> list[str]:
         return [formatEvent(event) for event in self.events if event["log_level"] is LogLevel.warn]
 
@@ -182,6 +190,16 @@ class IgnoringTests(CancellationCase):
         self.clock.advance(GRACE)
         self.assertEqual(self.warnings(), [])
 
+    def test_twice(self) -> None:
+        """A cancellation that arrives twice, because the broker delivers it again, is one."""
+        self.send(encode_request("stubborn", {}, {}, reply_to=ReplyTo("id", "nowhere")))
+        for _ in range(2):
+            self.send_cancellation("id", 60)
+        self.assertEqual(self.diary.cancelled, 1)  # what the method does after that is not cut short
+        self.clock.advance(GRACE)
+        self.assertEqual(len(self.warnings()), 1)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
     def test_close(self) -> None:
         """A server that is closed leaves no timer behind."""
         self.cancel(self.call("stubborn"))
@@ -280,14 +298,6 @@ class WaitingTests(CancellationCase):
         self.assertEqual((self.count("malformed"), self.server.in_flight), (4, 0))
         self.assertEqual(self.successResultOf(self.call("note")), None)
 
-    def send_cancellation(self, msg_id: str, seconds: Any) -> None:
-        args = {"msg_id": msg_id, "seconds": seconds}
-        self.send_internal(encode_request("cancel", args, {}, namespace="novasvc", version="1.0"))
-
-    def send_internal(self, body: bytes) -> None:
-        self.successResultOf(self.transport.send(INTERNAL, body, None, False))
-        self.clock.advance(0)
-
 
 class SendingTests(CancellationCase):
     def test_before_the_address(self) -> None:
@@ -330,9 +340,12 @@ class SendingTests(CancellationCase):
             sending.append(Deferred())
             return sending[-1]
 
-        for confirmed in (True, False):
+        for confirmed, gathers in ((True, False), (False, False), (True, True)):
             client = rpc.Client(self.failing_transport(slow), clock=self.clock, target=TARGET)
-            self.cancel(client.call(CONTEXT, "hang"))
+            if gathers:
+                self.cancel(client.prepare(server=None).gather(CONTEXT, "hang").all())
+            else:
+                self.cancel(client.call(CONTEXT, "hang"))
             closing = client.close()
             self.assertNoResult(closing)
             if confirmed:

@@ -37,6 +37,7 @@ from novasvc.rpc.replies import MAX_PENDING, MAX_RESENDS
 from novasvc.rpc.target import Target
 from novasvc.testing import MemoryRegistry
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
+from tests.support.middleware_rig import Recorder
 
 CONTEXT = RequestContext(request_id="req-1", user_id="u1", extra={"roles": ["admin"]})
 
@@ -242,7 +243,10 @@ class MisuseTests(ClientCase):
     def test_other_thread(self) -> None:
         """A client that is used in another thread than the reactor's says how to call from there."""
         self.patch(threadable, "ioThread", threading.get_ident() + 1)
-        for send in (self.client.call, self.client.cast, self.client.fanout):
+        client = self.client
+        again = client.prepare(idempotent=True, retry=rpc.Retry())
+        within = rpc.Client(self.transport, clock=self.clock, target=Target("t"), middleware=[Recorder()])
+        for send in (client.call, client.cast, client.fanout, client.gather, again.call, within.call):
             error = self.assertRaises(ProblemError, send, CONTEXT, "echo", x=1)
             self.assertIn("blockingCallFromThread(reactor, client.call, ...)", str(error))
         self.assertEqual((self.requests, self.client.pending), ([], 0))

@@ -69,6 +69,13 @@ class ExposeTests(SynchronousTestCase):
             self.assertIn("expected", str(self.refused(method, expected=expected)))
         self.assertIn("block", str(self.refused(coroutine, blocking=True)))
 
+    def test_own_namespace(self) -> None:
+        """The namespace of novasvc's own messages is refused: calls to it would never be answered."""
+
+        def method(self: object, context: object) -> None: ...
+
+        self.assertIn("that of novasvc's own messages", str(self.refused(method, namespace="novasvc")))
+
     def test_refused_methods(self) -> None:
         """A method with an unsuitable signature raises DeclarationError."""
 

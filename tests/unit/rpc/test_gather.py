@@ -1,13 +1,15 @@
 """Tests for novasvc.rpc.gather: all servers of a topic answer."""
 
 from collections.abc import Callable
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 
 from novasvc import rpc
 from novasvc.context import RequestContext
 from novasvc.errors import (
+    BrokerUnavailableError,
     InvalidArgumentsError,
     InvalidTargetError,
     NoSuchMethodError,
@@ -17,10 +19,12 @@ from novasvc.errors import (
     UndeliverableError,
 )
 from novasvc.rpc.gathers import MAX_GATHERS
-from novasvc.rpc.message import encode_failure, encode_result, read_request, unwrap
+from novasvc.rpc.message import ReplyTo, encode_failure, encode_request, encode_result, read_request, unwrap
+from novasvc.rpc.server.call import Call
+from novasvc.rpc.server.gather_claims import GatherClaims
 from novasvc.rpc.target import Target
 from novasvc.telemetry import metrics
-from tests.support.rpc_rig import CONTEXT, Diary, RPCCase
+from tests.support.rpc_rig import CONTEXT, TARGET, Diary, RPCCase
 
 
 class Status(Diary):
@@ -230,6 +234,38 @@ class GatherTests(GatherCase):
         )
 
 
+class ClaimTests(RPCCase):
+    """A host with two processes."""
+
+    concurrency = 1
+
+    def test_redelivered(self) -> None:
+        """A redelivered gather that the other process answers leaves the room in its group to others."""
+        answered = encode_request("hang_again", {"what": 1}, {}, reply_to=ReplyTo("1", "a"), options={"gather": True})
+        other = GatherClaims(TARGET, self.clock)
+        self.addCleanup(other.close)
+        self.assertTrue(
+            other.claim(cast(Call, SimpleNamespace(request=read_request(unwrap(answered)), expires_at=None)))
+        )
+        self.redeliver(answered, encode_request("hang_again", {"what": 2}, {}))
+        self.assertEqual(self.diary.calls, [2])
+
+    def test_again(self) -> None:
+        """An idempotent method whose answer could not be sent runs again in the process that has claimed the gather."""
+        gathering = self.client.prepare(server=None, timeout=5).gather(CONTEXT, "hang_again")
+        self.clock.advance(0)
+        self.transport.on_reply = lambda: fail(BrokerUnavailableError("b", "away"))
+        self.diary.hanging[0].callback("lost")
+        self.transport.on_reply = None
+        self.clock.pump([0] * 3)
+        self.assertEqual(len(self.diary.calls), 2)
+        self.diary.hanging[1].callback("well")
+        self.clock.pump([0] * 3)
+        self.assertEqual([reply.result for reply in gathering._replies], ["well"])
+        self.successResultOf(self.server.close())
+        self.clock.advance(5)
+
+
 class EndTests(GatherCase):
     def test_cancel(self) -> None:
         """Cancelling the Deferred of all cancels the methods of all servers."""
@@ -301,6 +337,14 @@ class MistakeTests(GatherCase):
     def test_arguments(self) -> None:
         """Arguments that JSON cannot hold are an error before anything is sent."""
         self.failureResultOf(self.gather("status", what=object()).all(), InvalidArgumentsError)
+
+    def test_parameters(self) -> None:
+        """A missing context and an argument without a name are told as for a call."""
+        gather: Any = self.client.gather
+        cases: list[tuple[Any, ...]] = [({}, "status"), (CONTEXT, "status", 3)]
+        for given in cases:
+            error = self.assertRaises(TypeError, gather, *given)
+            self.assertIn('write gather(context, "method", name=value)', str(error))
 
     def test_no_timeout(self) -> None:
         """A gather without a timeout would not end."""

@@ -144,6 +144,10 @@ class HopTests(HopCase):
         calling = client.call(RequestContext(), "on", how="new")
         self.turns()
         self.assertEqual(self.successResultOf(calling), 20)
+        calling = client.call(RequestContext(), "on", how="new")
+        self.clock.advance(4)  # while it is in the queue
+        self.turns()
+        self.assertEqual(self.successResultOf(calling), 16)
         calling = client.prepare(timeout=None).call(RequestContext(), "on", how="new")
         self.turns()
         self.assertEqual(self.successResultOf(calling), 60)

@@ -143,6 +143,16 @@ class RetryTests(RPCCase):
         self.advance(20)
         self.assertEqual(len(self.diary.calls), calls)
 
+    def test_final(self) -> None:
+        """A cancelled call, and one of a closed client, is not repeated, even if every error is to be."""
+        calling = self.begin(self.retrying(on=(Exception,)), "hang_again")
+        calling.cancel()
+        self.failureResultOf(calling, CancelledError)
+        calling = self.begin(self.retrying(on=(Exception,)), "hang_again")
+        self.successResultOf(self.client.close())
+        self.failureResultOf(calling, TransportClosedError)
+        self.assertEqual(len(self.diary.calls), 2)
+
     def test_not_idempotent(self) -> None:
         """Retries are refused for calls that are not declared idempotent, however the client is made."""
         for prepare in (

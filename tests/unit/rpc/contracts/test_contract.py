@@ -6,7 +6,7 @@ import decimal
 import enum
 import uuid
 from collections.abc import Awaitable
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, Final, TypedDict
 
 import attrs
 import msgspec
@@ -17,6 +17,7 @@ from novasvc import rpc
 from novasvc.context import RequestContext
 from novasvc.errors import DeclarationError, InvalidArgumentsError, ResultNotSerializableError
 from novasvc.rpc.contracts.contract import Contract, contract_of
+from novasvc.rpc.contracts.description import describe_methods
 from novasvc.rpc.payload import dumps, loads
 from tests.support.rpc_rig import RPCCase
 
@@ -307,7 +308,10 @@ class DeclarationTests(ContractCase):
 
         def ambiguous(self: Any, context: Any, given: Line | Order) -> None: ...
 
+        def final(self: Any, context: Any, given: Final[int]) -> None: ...  # type: ignore[valid-type]
+
         for function, text in (
+            (final, "an annotation cannot be checked: "),
             (custom, "the annotation of 'given' cannot be checked: "),
             (returned, "the annotation of the result cannot be checked: "),
             (unresolved, "an annotation cannot be resolved: name 'Nowhere' is not defined"),
@@ -343,6 +347,12 @@ class DeclarationTests(ContractCase):
         arguments = schema["$defs"]["m_arguments"]
         self.assertEqual((sorted(arguments["properties"]), arguments["required"]), (["amount", "order"], ["order"]))
         self.assertEqual(schema["$defs"]["Line"]["required"], ["item"])
+
+    def test_no_schema(self) -> None:
+        """A class with a default that JSON cannot hold is described without a schema, and hides no other method."""
+        rows = {row["method"]: row for row in describe_methods(rpc.Endpoints(Odd()))}
+        self.assertEqual((rows["odd"]["schema"], rows["odd"]["signature"]), (None, "(value: Marked) -> int"))
+        self.assertIsNotNone(rows["even"]["schema"])
 
 
 @dataclasses.dataclass
@@ -404,6 +414,22 @@ class Shop:
     @rpc.expose
     def lie(self, context: RequestContext) -> int:
         return "seven"  # type: ignore[return-value]
+
+
+_MISSING: Any = object()
+
+
+@dataclasses.dataclass
+class Marked:
+    value: Any = _MISSING
+
+
+class Odd:
+    @rpc.expose
+    def odd(self, context: RequestContext, value: Marked) -> int: ...
+
+    @rpc.expose
+    def even(self, context: RequestContext, value: int) -> int: ...
 
 
 class CallTests(RPCCase):

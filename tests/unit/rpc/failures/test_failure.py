@@ -302,6 +302,14 @@ class FailureTests(SynchronousTestCase):
         fields = {**fields, "message": "Remote error: cut"}
         self.assertEqual(decode_error(json.dumps(fields)).args[:2], ("RemoteError", "Remote error: cut"))
 
+    def test_wrapped_endlessly(self) -> None:
+        """A text that a peer has made to be read for hours is read at once: the reactor waits for it."""
+        levels = 100_000
+        nested = "Remote error: RemoteError " * levels + "no" + "\n['']." * levels
+        for text in ("Remote error: OutOfStock no" + "\n[" * 300_000, nested):
+            fields = {"class": "RemoteError", "module": "oslo_messaging.rpc.client", "message": text, "args": [text]}
+            self.assertIsInstance(decode_error(json.dumps(fields)), RemoteError)
+
     def test_wrapped_by_old_ones(self) -> None:
         """A RemoteError that an older novasvc has let through is the error within."""
         args = ["KnownError", "tea", [], __name__]

@@ -73,6 +73,9 @@ class NamesTests(AMQPCase):
         self.assertEqual(topology.fanout_exchange("compute"), "compute_fanout")
         self.assertEqual(topology.cancellation_key(Target("compute")), "novasvc.cancel.compute")
         self.assertEqual(topology.cancellation_key(Target("compute", "h1")), "novasvc.cancel.compute.h1")
+        long = Target("compute", "h" * 247)  # as long as the name of its queue may be
+        self.assertEqual(topology.cancellation_key(long), "novasvc.cancel.compute")
+        self.assertEqual(len(topology.cancellation_bindings("nova", long, "q")), 1)
         self.assertEqual(topology.quarantine_queue("compute"), "compute_quarantine")
         for make in (topology.new_reply_queue, lambda: topology.new_fanout_queue("compute")):
             self.assertEqual(len({make() for _ in range(100)}), 100)
