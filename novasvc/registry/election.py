@@ -172,7 +172,7 @@ class LeaseElection:
         self._asking = None
         self._waiters.fire(None)
         if self._candidates:
-            self._ask_at(self._clock.seconds() if self._reports() else self._next)
+            self._ask_at(self._asked_at + _REPORT * self._lease_time if self._reports() else self._next)
 
     def _reports(self) -> bool:
         return self._trouble is None and any(candidate.ran for candidate in self._candidates.values())
