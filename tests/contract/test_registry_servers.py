@@ -19,13 +19,17 @@ from tests.servers import MariaDB, PostgreSQL, database_url
 from tests.servers.databases import DatabaseServer
 
 
-def on_server(kind: type[DatabaseServer]) -> Fixture:
-    """Make a fixture with a new database for each test."""
+def on_server(kind: type[DatabaseServer], **query: str) -> Fixture:
+    """Make a fixture with a new database for each test.
+
+    :param query: what the URL says of each connection.
+    """
 
     async def fixture(test: TestCase) -> ServiceRegistry:
         url = database_url(test, kind)
         migrate.create(url)
-        registry = connect_registry(url, reactor=reactor)
+        address = sqlalchemy.make_url(url).update_query_dict(query)
+        registry = connect_registry(address.render_as_string(hide_password=False), reactor=reactor)
         test.addCleanup(registry.close)
         await registry.open()
         return registry
@@ -81,3 +85,12 @@ class MariaDBRegistryTests(ServerTests, make_registry_tests(on_server(MariaDB)))
     """Tests for novasvc.registry.sql.services.ServiceRegistry in MariaDB."""
 
     waiting = "SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
+
+
+_SNAPSHOT = "SET SESSION innodb_snapshot_isolation = ON"
+
+
+class MariaDBSnapshotRegistryTests(ServerTests, make_registry_tests(on_server(MariaDB, init_command=_SNAPSHOT))):  # type: ignore[misc]
+    """The same with the default of MariaDB 11.8: a row that has changed since the transaction read it is an error."""
+
+    waiting = MariaDBRegistryTests.waiting

@@ -14,10 +14,11 @@ from novasvc.registry.sql.schema import database_ago, database_now, leases
 # Both read the same row. Each changes it only if it still has the fencing number that was read, so the second changes
 # nothing, at READ COMMITTED (PostgreSQL) as at REPEATABLE READ (InnoDB), where an UPDATE sees what others have
 # committed. And only if the lease is still free: its holder may have renewed it, in time, in a transaction that was not
-# committed yet when the row was read; a renewal keeps the number. If there is no row yet, both insert one, and the second fails with a conflict of the primary key; it reads
-# the row of the first when it tries again. Rows are changed in the order of their names, so that two processes do not
-# wait for each other. The snapshot of a transaction in InnoDB would still show the loser the lease as it was; a locking
-# read shows who has it.
+# committed yet when the row was read; a renewal keeps the number. If there is no row yet, both insert one, and the
+# second fails with a conflict of the primary key; it reads the row of the first when it tries again. Rows are changed
+# in the order of their names, so that two processes do not wait for each other. The snapshot of a transaction in InnoDB
+# would still show the loser the lease as it was; a locking read shows who has it. MariaDB from 11.8 refuses the loser's
+# UPDATE instead, and it tries again.
 
 _ORDER = (leases.c.topic, leases.c.task)
 _READ = select(leases, database_now().label("now")).order_by(*_ORDER)
