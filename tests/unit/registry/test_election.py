@@ -295,6 +295,14 @@ class ReleaseTests(ElectionCase):
         self.assertIn(text, formatEvent(event))
         self.wait_for(lambda: self.two.leads, 2 * LEASE)
 
+    def test_release_of_nothing(self) -> None:
+        """The log does not say that a lease ends that this process never had."""
+        self.wait(30)
+        self.two.link.cut = True
+        with capturedLogs() as events:
+            self.successResultOf(self.two.election.resign("nightly"))
+        self.assertEqual([*map(formatEvent, events)], [])
+
     def test_release_after_a_request(self) -> None:
         """A request under way, which may take the lease, ends before the lease is released."""
         self.wait(30)
