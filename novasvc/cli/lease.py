@@ -6,6 +6,7 @@ import click
 
 from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.output import Output, output_options
+from novasvc.cli.suggestion import SuggestingGroup
 from novasvc.interfaces import IServiceRegistry
 from novasvc.registry.lease import Lease, Leases
 from novasvc.telemetry.timestamps import iso_time
@@ -13,7 +14,7 @@ from novasvc.telemetry.timestamps import iso_time
 COLUMNS = ("Topic", "Task", "Holder", "Since", "Fencing", "Expires In", "Last Run At")
 
 
-@click.group()
+@click.group(cls=SuggestingGroup)
 def lease() -> None:
     """List the leases of the periodic tasks with the scope "fleet"."""
 

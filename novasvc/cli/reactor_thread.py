@@ -2,12 +2,18 @@
 
 import ctypes
 import threading
+import time
 from collections.abc import Callable
 from inspect import iscoroutine
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
+
+from novasvc.errors import StateError
+
+_LOOK = 0.5
+"""Seconds between two looks whether the reactor still runs."""
 
 _CANCEL = 0.5
 """Seconds for the reactor to begin a cancellation; one that does not is blocked by code that it runs."""
@@ -44,10 +50,13 @@ class ReactorThread:
         self._reactor.callFromThread(self._reactor.stop)
         self._thread.join(_STOP)
 
-    def run(self, function: Callable[[], Any]) -> Any:
+    def run(self, function: Callable[[], Any], timeout: float | None = None) -> Any:
         """Call a function in the thread of the reactor, and wait for its result.
 
         :param function: returns a value, a Deferred or a coroutine.
+        :param timeout: seconds to wait; None waits until SIGINT.
+        :raises TimeoutError: there is no result in this time; code that the reactor runs may block it.
+        :raises StateError: the reactor was stopped.
         :raises KeyboardInterrupt: SIGINT arrived. What the function waited for is cancelled; code that blocks the
             reactor is interrupted, unless it blocks outside of Python.
         """
@@ -62,7 +71,7 @@ class ReactorThread:
 
         self._reactor.callFromThread(begin)
         try:
-            ended.wait()
+            self._wait(ended, timeout)
         except KeyboardInterrupt:
             self._cancel(lambda: waiting.cancel(), ended)  # noqa: PLW0108 - begin() sets it
             raise
@@ -71,6 +80,14 @@ class ReactorThread:
             assert outcome.value is not None
             raise outcome.value
         return outcome
+
+    def _wait(self, ended: threading.Event, timeout: float | None) -> None:
+        began = time.monotonic()
+        while not ended.wait(_LOOK if timeout is None else min(_LOOK, timeout)):
+            if not self._thread.is_alive() and not ended.is_set():
+                raise StateError("the reactor of this shell", "stopped", "run statements; leave by Ctrl-D")
+            if timeout is not None and time.monotonic() - began >= timeout:
+                raise TimeoutError
 
     def _cancel(self, cancel: Callable[[], object], ended: threading.Event) -> None:
         cancelled = threading.Event()

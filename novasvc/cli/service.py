@@ -101,10 +101,13 @@ def list_(
         from twisted.internet import reactor  # noqa: PLC0415
         from twisted.internet.task import deferLater  # noqa: PLC0415
 
+        from novasvc.telemetry.logs import pluralize  # noqa: PLC0415 - imports Twisted, too
+
         while True:
             records = await read(registry)
-            click.clear()
-            click.echo(f"{datetime.now(UTC):%H:%M:%S} UTC, every {watch:g} s; {len(records)} services")
+            if output.format == "table":  # programs get the list alone
+                click.clear()
+                click.echo(f"{datetime.now(UTC):%H:%M:%S} UTC, every {watch:g} s; {pluralize(len(records), 'service')}")
             write(records)
             sys.stdout.flush()
             await deferLater(reactor, watch, lambda: None)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 
 _HISTORY = "shell_history"
 _HISTORY_LENGTH = 1000
+
+_CLOSE_TIMEOUT = 2.0
+"""Seconds to disconnect; the process ends then, and its connections with it."""
+_COMPLETE_TIMEOUT = 3.0
+"""Seconds for suggestions, while somebody types."""
 
 _TOPIC = re.compile(r"""\b(?:call|cast)\(\s*["']([^"']*)$""")
 _METHOD = re.compile(r"""\b(?:call|cast)\(\s*["']([^"']+)["']\s*,\s*["'](\w*)$""")
@@ -59,7 +65,7 @@ def shell(context: CommandContext) -> int:
         return 0
     finally:
         with suppress(Exception):  # the process ends, and its connections with it
-            thread.run(session.close)
+            thread.run(session.close, _CLOSE_TIMEOUT)
         thread.stop()
 
 
@@ -180,11 +186,12 @@ def _use_readline(settings: Settings, session: Session, thread: "ReactorThread")
     import readline  # noqa: PLC0415
     from rlcompleter import Completer  # noqa: PLC0415
 
-    history = settings.state_dir / _HISTORY
-    with suppress(OSError):
-        readline.read_history_file(history)
-    readline.set_history_length(_HISTORY_LENGTH)
-    atexit.register(_write_history, history, readline.write_history_file)
+    if _is_private(settings.state_dir):
+        history = settings.state_dir / _HISTORY
+        with suppress(OSError):
+            readline.read_history_file(history)
+        readline.set_history_length(_HISTORY_LENGTH)
+        atexit.register(_write_history, history, readline.write_history_file)
     python = Completer(session.namespace)
     found: list[str] = []
 
@@ -194,7 +201,8 @@ def _use_readline(settings: Settings, session: Session, thread: "ReactorThread")
             line = readline.get_line_buffer()[: readline.get_endidx()]
             names = None
             with suppress(Exception):  # whatever it is, there are no suggestions
-                names = thread.run(lambda: session.names(line)) if _TOPIC.search(line) or _METHOD.search(line) else None
+                if _TOPIC.search(line) or _METHOD.search(line):
+                    names = thread.run(lambda: session.names(line), _COMPLETE_TIMEOUT)
             found = [] if names is None else [name for name in names if name.startswith(text)]
             if names is None:
                 return python.complete(text, 0)
@@ -204,6 +212,17 @@ def _use_readline(settings: Settings, session: Session, thread: "ReactorThread")
 
     readline.set_completer(complete)
     readline.parse_and_bind("tab: complete")
+
+
+def _is_private(directory: Path) -> bool:
+    """Return whether only this user can write to a directory.
+
+    In one of another user, such as that of the services when root has a shell, the history may be a link to any file.
+    """
+    with suppress(OSError):
+        found = directory.stat()
+        return found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return False
 
 
 def _write_history(path: Path, write: Callable[[Path], object]) -> None:

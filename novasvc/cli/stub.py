@@ -7,6 +7,7 @@ from typing import Any
 import attrs
 import click
 
+from novasvc.cli import candidates
 from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.remote import read_target, run_with_client, wait_for_reply
 from novasvc.context import RequestContext
@@ -16,8 +17,13 @@ _TIMEOUT = 5.0
 
 
 @click.command(epilog="Example: novasvc stub stock --output stock_api.py")
-@click.argument("target", metavar="TOPIC[.HOST]")
-@click.option("--server", metavar="HOST", help="The host, if the topic itself contains a dot.")
+@click.argument("target", metavar="TOPIC[.HOST]", shell_complete=candidates.targets)
+@click.option(
+    "--server",
+    metavar="HOST",
+    help="The host, if the topic itself contains a dot.",
+    shell_complete=candidates.hosts,
+)
 @click.option("--blocking", is_flag=True, help="For novasvc.blocking.Client: methods return results, not Deferreds.")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="The file to write.  [default: stdout]")
 @click.option(

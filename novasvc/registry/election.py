@@ -56,6 +56,7 @@ class _Candidate:
     :ivar fencing: the fencing number of its lease, while this process leads; None otherwise.
     :ivar until: seconds on the clock when it stops leading unless the lease is renewed.
     :ivar leader: the holder as the registry last told.
+    :ivar held: whether the registry told last that this process has the lease.
     :ivar ends: timer for ``until``.
     :ivar ran: whether a run has begun that was not reported yet, and ``due``, its due time.
     """
@@ -64,6 +65,7 @@ class _Candidate:
     fencing: int | None = None
     until: float = 0.0
     leader: str | None = None
+    held: bool = False
     ends: IDelayedCall | None = None
     ran: bool = False
     due: float | None = None
@@ -142,12 +144,13 @@ class LeaseElection:
             releasing = self._registry.release_leases(self._topic, self._owner, [candidate.task])
             await releasing.addTimeout(_RELEASE_TIMEOUT, self._clock)
         except Exception as error:  # noqa: BLE001 - whatever it is, the lease ends by itself
-            _log.warn(
-                "the lease of {name} was not released, and ends within {seconds:g} s: {error}",
-                name=self._name(candidate),
-                seconds=self._lease_time,
-                error=_shown(error),
-            )
+            if candidate.held:
+                _log.warn(
+                    "the lease of {name} was not released, and ends within {seconds:g} s: {error}",
+                    name=self._name(candidate),
+                    seconds=self._lease_time,
+                    error=_shown(error),
+                )
             return
         if candidate.fencing is not None:
             note("lease", f"{self._name(candidate)} released, fencing {candidate.fencing}")
@@ -172,7 +175,7 @@ class LeaseElection:
         self._asking = None
         self._waiters.fire(None)
         if self._candidates:
-            self._ask_at(self._clock.seconds() if self._reports() else self._next)
+            self._ask_at(self._asked_at + _REPORT * self._lease_time if self._reports() else self._next)
 
     def _reports(self) -> bool:
         return self._trouble is None and any(candidate.ran for candidate in self._candidates.values())
@@ -226,6 +229,7 @@ class LeaseElection:
 
     def _judge(self, candidate: _Candidate, lease: Lease, sent: float) -> None:
         before, candidate.leader = candidate.leader, lease.holder
+        candidate.held = lease.owner == self._owner
         until = sent + STOP * self._lease_time
         if lease.owner != self._owner:
             if candidate.fencing is not None:

@@ -43,13 +43,13 @@ def run_again_when_changed(command: Sequence[str], directory: Path, report: Call
         changed, ended = None, False
         while not stopping and changed is None:
             time.sleep(INTERVAL)
-            if running.poll() is not None and not ended:
+            if running.poll() is not None and not (ended or stopping):  # Ctrl-C ends both
                 ended = True
                 _tell(f"it ended {_how(running.returncode)}; it starts again when a file changes")
                 report(_how(running.returncode))
             changed = first_change(seen, snapshot(directory))
         _end(running)
-        if changed is None:
+        if stopping or changed is None:
             return running.returncode if running.returncode >= 0 else 128 - running.returncode
         _tell(f"{os.path.relpath(changed, directory)} changed, starting again")
 

@@ -25,6 +25,9 @@ CHECK_INTERVAL = 10.0
 RETRY_PAUSE = 60.0
 """Seconds until the next attempt after a replacement that did not become ready."""
 
+MEMORY_PAUSE = 600.0
+"""Seconds without a look at the memory after a new worker was over the limit at once."""
+
 JITTER = 0.2
 """Each process has limits of its own, up to this part lower: workers that started together do not end together."""
 
@@ -49,6 +52,7 @@ class Recycler:
     _clock: IReactorTime
     _random_source: random.Random
     _next: float = attrs.field(default=0.0, init=False)
+    _memory_from: float = attrs.field(default=0.0, init=False)
     _looking: Deferred[None] | None = attrs.field(default=None, init=False)
     _parts: WeakKeyDictionary[WorkerProcess, float] = attrs.field(factory=WeakKeyDictionary, init=False)
 
@@ -92,7 +96,8 @@ class Recycler:
         if settings.worker_max_age and age >= part * settings.worker_max_age:
             return f"it is {age:.0f} s old (worker_max_age {settings.worker_max_age:g} s)"
         memory = (process.memory or 0) / _MIB
-        if settings.worker_max_memory and memory >= part * settings.worker_max_memory:
+        judged = settings.worker_max_memory and self._clock.seconds() >= self._memory_from
+        if judged and memory >= part * settings.worker_max_memory:
             return f"it has {memory:.0f} MiB of memory (worker_max_memory {settings.worker_max_memory:g} MiB)"
         if settings.worker_max_calls:
             served = await process.query("served", _QUERY_TIMEOUT)
@@ -109,4 +114,21 @@ class Recycler:
             self._next = self._clock.seconds() + RETRY_PAUSE
             return
         metrics.worker_recycled.at(slot.name).value += 1
+        self._check_limit(group, slot.number)
         await slot.reaches("ended")  # one at a time: two old ones that drain would take their memory together
+
+    def _check_limit(self, group: WorkerGroup, number: int) -> None:
+        """Pause if the new worker is over the limit already: workers would start one after the other for ever."""
+        limit = self._settings().worker_max_memory
+        for slot in group.slots:
+            memory = 0.0 if slot.process is None else (slot.process.memory or 0) / _MIB
+            if slot.number == number and limit and memory >= limit * (1 - JITTER):
+                self._memory_from = self._clock.seconds() + MEMORY_PAUSE
+                _log.error(
+                    "{worker} is new and has {memory:.0f} MiB of memory: worker_max_memory, {limit:g} MiB, is too low; "
+                    "no worker is recycled for its memory for {pause:g} s",
+                    worker=slot,
+                    memory=memory,
+                    limit=limit,
+                    pause=MEMORY_PAUSE,
+                )

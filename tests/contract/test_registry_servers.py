@@ -2,13 +2,16 @@
 
 from typing import Any
 
+import attrs
 import sqlalchemy
-from sqlalchemy import select
+from sqlalchemy import select, text
 from twisted.internet import reactor
 from twisted.internet.defer import gatherResults
+from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
-from novasvc.registry.sql import migrate
+from novasvc.registry.lease import LeaseRequest
+from novasvc.registry.sql import leases, migrate
 from novasvc.registry.sql.schema import services
 from novasvc.registry.sql.services import ServiceRegistry, connect_registry
 from tests.contract.registry_contract import Fixture, make_registry_tests
@@ -16,13 +19,17 @@ from tests.servers import MariaDB, PostgreSQL, database_url
 from tests.servers.databases import DatabaseServer
 
 
-def on_server(kind: type[DatabaseServer]) -> Fixture:
-    """Make a fixture with a new database for each test."""
+def on_server(kind: type[DatabaseServer], **query: str) -> Fixture:
+    """Make a fixture with a new database for each test.
+
+    :param query: what the URL says of each connection.
+    """
 
     async def fixture(test: TestCase) -> ServiceRegistry:
         url = database_url(test, kind)
         migrate.create(url)
-        registry = connect_registry(url, reactor=reactor)
+        address = sqlalchemy.make_url(url).update_query_dict(query)
+        registry = connect_registry(address.render_as_string(hide_password=False), reactor=reactor)
         test.addCleanup(registry.close)
         await registry.open()
         return registry
@@ -48,10 +55,42 @@ class ServerTests:
         await locked
         self.assertEqual([row.report_count for row in await self.registry.list(None, None, None)], [1] * 5)
 
+    async def test_lease_renewed_meanwhile(self: Any) -> None:
+        """A lease whose holder renews it in time is not taken by a contender that read it before the commit."""
+        engine = sqlalchemy.create_engine(self.registry._engine.address.render())
+        self.addCleanup(engine.dispose)
+        await self.hold("a", seconds=1.0)
+        with engine.connect() as holder:
+            renewal = LeaseRequest(topic="shop", holder="h", owner="a", seconds=30.0, tasks=("nightly",))
+            (renewed,) = leases.hold(holder, renewal)
+            self.assertEqual((renewed.owner, renewed.fencing), ("a", 1))
+            while not (await self.registry.list_leases())[0].is_free:  # what others see until the commit
+                await deferLater(reactor, 0.05)
+            contending = self.registry.hold_leases(attrs.evolve(renewal, holder="i", owner="b"))
+            with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as observer:
+                while not contending.called and not observer.execute(text(self.waiting)).scalar():
+                    await deferLater(reactor, 0.05)
+            holder.commit()
+        (found,) = await contending
+        self.assertEqual((found.owner, found.fencing), ("a", 1))
+
 
 class PostgreSQLRegistryTests(ServerTests, make_registry_tests(on_server(PostgreSQL))):  # type: ignore[misc]
     """Tests for novasvc.registry.sql.services.ServiceRegistry in PostgreSQL."""
 
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+
 
 class MariaDBRegistryTests(ServerTests, make_registry_tests(on_server(MariaDB))):  # type: ignore[misc]
     """Tests for novasvc.registry.sql.services.ServiceRegistry in MariaDB."""
+
+    waiting = "SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
+
+
+_SNAPSHOT = "SET SESSION innodb_snapshot_isolation = ON"
+
+
+class MariaDBSnapshotRegistryTests(ServerTests, make_registry_tests(on_server(MariaDB, init_command=_SNAPSHOT))):  # type: ignore[misc]
+    """The same with the default of MariaDB 11.8: a row that has changed since the transaction read it is an error."""
+
+    waiting = MariaDBRegistryTests.waiting

@@ -154,6 +154,14 @@ class ServicesTests(TestCase, CommandCase):
         watching.wait_for(r"\| h2 +\| internal \| enabled ")
         self.output("service", "disable", "h2")
         watching.wait_for(r"\| h2 +\| internal \| disabled ")
+        values = Process(
+            self, [*COMMAND, "service", "list", "--watch", "0.5", "-f", "value"], self.directory, **environ
+        )
+        for _ in range(2):
+            values.wait_for(r"^2 ")
+        values.popen.send_signal(signal.SIGINT)
+        self.assertEqual(values.wait(), 130)
+        self.assertNotIn("UTC", values.output)
         watching.popen.send_signal(signal.SIGINT)
         self.assertEqual(watching.wait(), 130)
         self.assertNotIn("Traceback", watching.output)

@@ -78,6 +78,7 @@ class BashTests(TestCase):
             (["cast", "st"], ["stock"]),
             (["ping", "s"], ["stock"]),
             (["describe", "s"], ["stock"]),
+            (["stub", "s"], ["stock"]),
             (["call", "x"], []),
             (["call", "stock."], ["stock.h1", "stock.h2"]),
             (["call", "--server", "h"], ["h1", "h2"]),

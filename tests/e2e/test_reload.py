@@ -114,6 +114,13 @@ class ReloadTests(TestCase):
         self.assertEqual(node.stop(signal.SIGINT), 1)
         self.assertEqual(list((self.folder / "state" / "rpc").iterdir()), [])
 
+    def test_interrupted_on_a_terminal(self) -> None:
+        """Ctrl-C is a signal to both processes: nobody says that the node starts again."""
+        node = self.node()
+        os.killpg(node.popen.pid, signal.SIGINT)
+        self.assertEqual(node.wait(), 128 + signal.SIGINT)
+        self.assertNotIn("starts again", node.output)
+
     def test_elsewhere(self) -> None:
         """Options of the node say where its callers wait for it."""
         node = self.node("--topic", "depot", "--state-dir", str(self.folder / "other"))

@@ -99,6 +99,7 @@ class PipeTests(ShellCase):
             ("def f(", 1, "SyntaxError: '(' was never closed"),
             ("import sys; sys.exit(3)", 3, ""),
             ("raise KeyboardInterrupt", 130, ""),
+            ("reactor.stop()\n1", 1, "StateError: the reactor of this shell is stopped and cannot run statements"),
             ("", 0, ""),
         ):
             ran = self.shell(text)
@@ -220,3 +221,28 @@ class TerminalTests(ShellCase):
         self.wait_for(r"_\r\n")
         self.type("exit()\n")
         self.assertEqual(self.exit_status(), 0)
+
+    def test_blocked(self) -> None:
+        """Code that blocks the reactor keeps nobody in the shell."""
+        self.shell()
+        self.wait_for(">>> ")
+        self.type("import time; time.sleep(600)\n")
+        self.wait_for(r"600\)\r\n")
+        os.kill(self.pid, signal.SIGINT)
+        self.wait_for(r"KeyboardInterrupt\r\n>>> ")
+        self.type("\x04")
+        self.assertEqual(self.exit_status(), 0)
+
+    def test_directory_of_others(self) -> None:
+        """In a directory that others can write to, no history is written: it could be a link to any file."""
+        state, victim = self.folder / "state", self.folder / "victim"
+        state.mkdir(mode=0o700)
+        state.chmod(0o770)
+        (state / "shell_history").symlink_to(victim)
+        self.shell()
+        self.wait_for(">>> ")
+        self.type("1\n")
+        self.wait_for(r"\r\n1\r\n>>> ")
+        self.type("\x04")
+        self.assertEqual(self.exit_status(), 0)
+        self.assertFalse(victim.exists())

@@ -1,15 +1,23 @@
 """Heartbeats in batches: those that wait at the same time are written by one transaction."""
 
 from collections.abc import Callable, Collection
+from typing import Any
 
 import attrs
 from sqlalchemy import Connection, bindparam, select, update
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-from novasvc.registry.errors import DatabaseFullError, DatabaseReadOnlyError, DatabaseUnavailableError
-from novasvc.registry.sql.schema import database_now, services
+from novasvc.registry.errors import (
+    DatabaseFullError,
+    DatabaseLockedError,
+    DatabaseReadOnlyError,
+    DatabaseUnavailableError,
+    ServiceNotFoundError,
+)
+from novasvc.registry.sql.engine import TIMEOUT
+from novasvc.registry.sql.schema import GREATEST_ID, database_now, services
 from novasvc.telemetry import metrics
 
 LARGEST_BATCH = 500
@@ -17,6 +25,9 @@ LARGEST_BATCH = 500
 
 QUEUE_LIMIT = 10_000
 """Heartbeats that may wait. A longer queue would only hide that the database is too slow."""
+
+AT_A_TIME = 2
+"""Heartbeats that are written alone at a time. Each may wait for a lock in a thread, and others need threads, too."""
 
 _OF_ALL = (DatabaseUnavailableError, DatabaseReadOnlyError, DatabaseFullError)
 """Errors of a batch that each of its heartbeats would have had alone."""
@@ -67,6 +78,9 @@ class BeatBatches:
     # that the batch leaves out, deleted or locked, is tried again in a transaction of its own, which
     # waits for the lock, or says that there is no such row. If the whole batch fails, each of its
     # heartbeats is tried in that way, unless the error concerns all: the database is unavailable.
+    # A deadlock, or a wait for a lock that took too long, is the matter of some rows only. Those
+    # tried alone take their turn, AT_A_TIME, so that a batch of them does not fill the engine's
+    # queue, nor all of its threads.
 
     _clock: IReactorTime
     _write: Callable[[Callable[[Connection], frozenset[int]]], Deferred[frozenset[int]]]
@@ -75,13 +89,17 @@ class BeatBatches:
     _waiting: dict[int, list[Deferred[None]]] = attrs.field(factory=dict, init=False)
     _number: int = attrs.field(default=0, init=False)
     _writing: bool = attrs.field(default=False, init=False)
+    _turns: DeferredSemaphore = attrs.field(factory=lambda: DeferredSemaphore(AT_A_TIME), init=False)
 
     def beat(self, service_id: int) -> Deferred[None]:
         """See :meth:`novasvc.interfaces.IServiceRegistry.beat`.
 
         :return: Deferred[None]. Cancelling it before its batch begins takes the heartbeat back.
-        :raises DatabaseUnavailableError: QUEUE_LIMIT heartbeats wait already.
+        :raises ServiceNotFoundError: there is no such row.
+        :raises DatabaseUnavailableError: QUEUE_LIMIT heartbeats wait already, or it was not written within TIMEOUT.
         """
+        if not 0 <= service_id <= GREATEST_ID:  # a database would refuse the whole batch
+            return fail(ServiceNotFoundError(str(service_id)))
         if self._number >= QUEUE_LIMIT:
             problem = f"{QUEUE_LIMIT} heartbeats, the bound of the queue, wait for it already"
             return fail(DatabaseUnavailableError(self._masked_url, problem))
@@ -101,7 +119,12 @@ class BeatBatches:
             self._writing = True
             # In the next turn, so that all that one read of a socket brought come along.
             self._clock.callLater(0, self._begin)
-        return waiter
+        return waiter.addTimeout(TIMEOUT, self._clock, onTimeoutCancel=self._late)
+
+    def _late(self, outcome: Any, seconds: float) -> Any:
+        if isinstance(outcome, Failure) and outcome.check(CancelledError):
+            raise DatabaseUnavailableError(self._masked_url, f"no answer within {seconds:g} s")
+        return outcome
 
     def _begin(self) -> None:
         batch: dict[int, Deferred[None]] = {}
@@ -128,12 +151,22 @@ class BeatBatches:
         metrics.database_beats.at().value += len(written)
         metrics.database_beat_commits.at().value += bool(written)
         for service_id, waiter in batch.items():
-            if isinstance(outcome, Failure) and outcome.check(*_OF_ALL):
+            if isinstance(outcome, Failure) and _is_of_all(outcome, batch):
                 _answer(Failure(outcome.value), waiter)
             elif service_id in written:
                 _answer(None, waiter)
             elif not waiter.called:
-                self._beat(service_id).addCallback(_count_one).addBoth(_answer, waiter)
+                self._turns.run(self._write_alone, service_id, waiter).addBoth(_answer, waiter)
+
+    def _write_alone(self, service_id: int, waiter: Deferred[None]) -> Deferred[None]:
+        # Its caller may have stopped waiting before its turn.
+        return succeed(None) if waiter.called else self._beat(service_id).addCallback(_count_one)
+
+
+def _is_of_all(failure: Failure, batch: Collection[int]) -> bool:
+    if failure.check(DatabaseLockedError):
+        return len(batch) == 1
+    return failure.check(*_OF_ALL) is not None
 
 
 def _count_one(_: None) -> None:

@@ -64,7 +64,7 @@ _SQLSTATE = {
 
 _MYSQL = {
     **dict.fromkeys((1040, 1053, 1927, 1969, 2002, 2003, 2006, 2013, 3024), DatabaseUnavailableError),
-    **dict.fromkeys((1205, 1213), DatabaseLockedError),
+    **dict.fromkeys((1020, 1205, 1213), DatabaseLockedError),
     **dict.fromkeys((1290, 1792, 1836), DatabaseReadOnlyError),
     **dict.fromkeys((1021, 1041, 1114), DatabaseFullError),
     **dict.fromkeys((1034, 1035, 1194, 1712), DatabaseCorruptError),

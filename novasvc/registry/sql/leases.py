@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, bindparam, insert, select, update
+from sqlalchemy import Connection, Select, bindparam, insert, or_, select, update
 
 from novasvc.registry.lease import Lease, LeaseRequest, Leases
 from novasvc.registry.sql.schema import database_ago, database_now, leases
@@ -13,10 +13,12 @@ from novasvc.registry.sql.schema import database_ago, database_now, leases
 #
 # Both read the same row. Each changes it only if it still has the fencing number that was read, so the second changes
 # nothing, at READ COMMITTED (PostgreSQL) as at REPEATABLE READ (InnoDB), where an UPDATE sees what others have
-# committed. If there is no row yet, both insert one, and the second fails with a conflict of the primary key; it reads
-# the row of the first when it tries again. Rows are changed in the order of their names, so that two processes do not
-# wait for each other. The snapshot of a transaction in InnoDB would still show the loser the lease as it was; a locking
-# read shows who has it.
+# committed. And only if the lease is still free: its holder may have renewed it, in time, in a transaction that was not
+# committed yet when the row was read; a renewal keeps the number. If there is no row yet, both insert one, and the
+# second fails with a conflict of the primary key; it reads the row of the first when it tries again. Rows are changed
+# in the order of their names, so that two processes do not wait for each other. The snapshot of a transaction in InnoDB
+# would still show the loser the lease as it was; a locking read shows who has it. MariaDB from 11.8 refuses the loser's
+# UPDATE instead, and it tries again.
 
 _ORDER = (leases.c.topic, leases.c.task)
 _READ = select(leases, database_now().label("now")).order_by(*_ORDER)
@@ -30,7 +32,11 @@ _END = database_ago(bindparam("minus"))
 _RENEW = update(leases).where(_OURS, leases.c.expires_at > database_now()).values(expires_at=_END)
 _TAKE = (
     update(leases)
-    .where(_ONE, leases.c.fencing == bindparam("of_fencing"))
+    .where(
+        _ONE,
+        leases.c.fencing == bindparam("of_fencing"),
+        or_(leases.c.owner.is_(None), leases.c.expires_at <= database_now()),
+    )
     .values(
         holder=bindparam("new_holder"),
         owner=bindparam("new_owner"),

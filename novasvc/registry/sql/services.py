@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection
@@ -26,6 +27,9 @@ from novasvc.registry.sql.schema import HEAD
 _log = Logger()
 
 _Result = TypeVar("_Result")
+
+_LEASE_RETRIES = 2
+"""How often a request for leases is repeated that was in conflict with those of other processes."""
 
 _MIGRATION_DEADLINE = 60.0
 """Seconds. An empty table takes one; altering a large table may take many more."""
@@ -156,12 +160,13 @@ class ServiceRegistry:
             raise DatabaseConflictError(error.url, problem) from error
 
     async def _hold_leases(self, request: LeaseRequest) -> Leases:
-        try:
-            return await self._engine.run(lambda connection: leases.hold(connection, request))
-        except (DatabaseConflictError, DatabaseLockedError):
-            # Another process has inserted the row of a lease meanwhile, see Note [Two processes want a lease]; InnoDB
-            # may also end one of several such transactions as a deadlock.
-            return await self._engine.run(lambda connection: leases.hold(connection, request))
+        for _ in range(_LEASE_RETRIES):
+            # Another process may have inserted the row of a lease meanwhile, see Note [Two processes want a lease].
+            # InnoDB may also end one of several such transactions as a deadlock, and MariaDB from 11.8 one whose row
+            # has changed since it was read.
+            with suppress(DatabaseConflictError, DatabaseLockedError):
+                return await self._engine.run(lambda connection: leases.hold(connection, request))
+        return await self._engine.run(lambda connection: leases.hold(connection, request))
 
     def _beat_alone(self, service_id: int) -> Deferred[None]:
         return self._write(lambda connection: rows.beat(connection, service_id))

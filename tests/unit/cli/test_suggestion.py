@@ -21,6 +21,7 @@ class NearestTests(ProgramCase):
             (["service", "lst"], "No such command 'lst'. Did you mean 'list'? See `novasvc service --help`."),
             (["config", "chekc"], "Did you mean 'check'?"),
             (["db", "upgrad"], "Did you mean 'upgrade'?"),
+            (["lease", "xyzzy"], "Commands: list."),
             (["workers", "sett"], "Did you mean 'set'?"),
             (["call", "stock", "m", "--timeut", "3"], "--timeout"),
         ):

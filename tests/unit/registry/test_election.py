@@ -247,6 +247,20 @@ class RunTests(ElectionCase):
         self.wait(3)
         self.assertEqual(self.lease().last_due, 119.0)
 
+    def test_reports_to_a_slow_registry(self) -> None:
+        """Runs that begin while each request is answered do not become one request after the other."""
+        self.wait(30)
+        before = self.one.link.requests
+        for number in range(120):
+            self.one.link.kept = []
+            self.assertTrue(self.one.election.begin("nightly", float(number)))
+            self.wait(0.25)
+            kept, self.one.link.kept = self.one.link.kept, None
+            self.one.election.begin("nightly", float(number))
+            for waiting, answer in kept:
+                waiting.callback(answer)
+        self.assertLess(self.one.link.requests - before, 13)
+
     def test_report_is_repeated(self) -> None:
         """A run that could not be reported is reported with the next renewal."""
         self.wait(30)
@@ -280,6 +294,14 @@ class ReleaseTests(ElectionCase):
         (event,) = events
         self.assertIn(text, formatEvent(event))
         self.wait_for(lambda: self.two.leads, 2 * LEASE)
+
+    def test_release_of_nothing(self) -> None:
+        """The log does not say that a lease ends that this process never had."""
+        self.wait(30)
+        self.two.link.cut = True
+        with capturedLogs() as events:
+            self.successResultOf(self.two.election.resign("nightly"))
+        self.assertEqual([*map(formatEvent, events)], [])
 
     def test_release_after_a_request(self) -> None:
         """A request under way, which may take the lease, ends before the lease is released."""

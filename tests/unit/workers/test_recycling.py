@@ -154,6 +154,18 @@ class MemoryTests(RecyclingCase):
         self.assertLessEqual({small, other}, set(self.pids()))
         self.assertRegex(log.text, r"it has 120 MiB of memory \(worker_max_memory 100 MiB\)")
 
+    def test_limit_of_new_workers(self) -> None:
+        """A limit that each new worker exceeds does not keep workers starting one after the other."""
+        self.run_all((Server("api"), 2))
+        self.patch(worker_process, "private_memory", lambda _: 120 * MIB)
+        before = len(self.host.workers)
+        with logged() as log:
+            self.watch(600)
+        self.assertEqual(len(self.host.workers) - before, 1)
+        self.assertIn("is new and has 120 MiB of memory: worker_max_memory, 100 MiB, is too low; no worker", log.text)
+        self.watch(20)
+        self.assertEqual(len(self.host.workers) - before, 2)
+
 
 class CallsTests(RecyclingCase):
     """Workers that have served much."""

@@ -11,6 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from novasvc.registry.errors import (
     DatabaseConflictError,
     DatabaseFullError,
+    DatabaseLockedError,
     DatabaseUnavailableError,
     ServiceNotFoundError,
 )
@@ -129,6 +130,58 @@ class BeatBatchesTests(SynchronousTestCase):
         self.assertEqual(self.alone, [1, 2])
         for beat in found:
             self.failureResultOf(beat, ServiceNotFoundError)
+
+    def test_deadlock(self) -> None:
+        """A deadlock is the matter of some rows: each heartbeat of the batch is tried alone, but not twice alone."""
+        self.outcome_alone = succeed(None)
+        found = [self.batches.beat(1), self.batches.beat(2)]
+        self.clock.advance(0)
+        self.transactions.pop().errback(DatabaseLockedError(URL, "deadlock"))
+        for beat in found:
+            self.successResultOf(beat)
+        self.assertEqual(self.alone, [1, 2])
+        beat = self.batches.beat(3)
+        self.clock.advance(0)
+        self.transactions.pop().errback(DatabaseLockedError(URL, "deadlock"))
+        self.failureResultOf(beat, DatabaseLockedError)
+        self.assertEqual(self.alone, [1, 2])
+
+    def test_alone_in_turns(self) -> None:
+        """Of the heartbeats that are tried alone, few are under way: the others of the engine's threads stay free."""
+        self.outcome_alone = Deferred()
+        found = [self.batches.beat(number) for number in range(5)]
+        self.clock.advance(0)
+        found[3].addErrback(lambda failure: failure.trap(CancelledError)).cancel()
+        self.commit()
+        self.assertEqual(self.alone, [0, 1])
+        outcome, self.outcome_alone = self.outcome_alone, succeed(None)
+        outcome.callback(None)
+        self.assertEqual(self.alone, [0, 1, 2, 4])
+        for beat in found:
+            self.successResultOf(beat)
+
+    def test_late(self) -> None:
+        """A heartbeat waits TIMEOUT at most, for its batch, or for its turn to be written alone."""
+        first = self.batches.beat(1)
+        self.clock.advance(0)
+        second = self.batches.beat(2)
+        self.clock.advance(beats.TIMEOUT)
+        for beat in (first, second):
+            self.assertIn("no answer within 15 s", str(self.failureResultOf(beat, DatabaseUnavailableError).value))
+        self.commit(1)
+        self.clock.advance(0)
+        self.assertEqual(self.written, [(1,)])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_no_number_of_a_row(self) -> None:
+        """A number that no row can have, which a database would refuse, is not in a batch."""
+        good = self.batches.beat(1)
+        for number in (-1, 2**31, 2**70):
+            self.failureResultOf(self.batches.beat(number), ServiceNotFoundError)
+        self.clock.advance(0)
+        self.assertEqual(self.written, [(1,)])
+        self.commit(1)
+        self.successResultOf(good)
 
     def test_unavailable(self) -> None:
         """What concerns all is everybody's error at once: no heartbeat asks the database again."""

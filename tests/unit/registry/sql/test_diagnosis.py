@@ -84,6 +84,7 @@ POSTGRESQL = (
 MYSQL = (
     (2003, "Can't connect to MySQL server on 'h'", errors.DatabaseUnavailableError),
     (2013, "Lost connection to MySQL server during query", errors.DatabaseUnavailableError),
+    (1020, "Record has changed since last read in table 'services'", errors.DatabaseLockedError),
     (1205, "Lock wait timeout exceeded", errors.DatabaseLockedError),
     (1213, "Deadlock found when trying to get lock", errors.DatabaseLockedError),
     (1290, "running with the --read-only option", errors.DatabaseReadOnlyError),
