@@ -203,7 +203,7 @@ class Execution:
             return scope.run(self._run_through, self._chain, call, context)
         if method.exposure.blocking:
             # A function without parameters: the method's argument names must not clash with those of run_blocking.
-            return self._run_blocking(partial(scope.run, _in_thread(call, context)))
+            return self._run_blocking(partial(scope.run, partial(_unless_answered(call), context, **call.args)))
         result = scope.run(method.function, context, **call.args)
         return scope.run(Deferred.fromCoroutine, result) if isinstance(result, CoroutineType) else result
 
@@ -211,6 +211,7 @@ class Execution:
         """Run a call's method through the middleware, in the call's scope."""
         request, method = call.request, call.method
         run_blocking = self._run_blocking if method.exposure.blocking else None
+        function = _unless_answered(call)  # a middleware may pass on what its caller no longer waits for
         return chain.run(
             Invocation(
                 kind=SERVE,
@@ -222,7 +223,7 @@ class Execution:
                 namespace=request.namespace,
                 message_id=None if request.reply_to is None else request.reply_to.msg_id,
             ),
-            partial(run_in_current_context, method.function, run_blocking),
+            partial(run_in_current_context, function, run_blocking),
         )
 
     def _method_ended(self, result: object, call: Call) -> None:
@@ -311,7 +312,8 @@ class Execution:
         self._cancel_running(call)
 
     def _cancel_running(self, call: Call) -> None:
-        if call.running is not None and not call.method.exposure.blocking:
+        # Middleware around a blocking method is cancelled too: it may wait for ever before its thread has begun.
+        if call.running is not None and (self._chain is not None or not call.method.exposure.blocking):
             try:
                 call.running.cancel()
             except Exception:  # noqa: BLE001 - a user's canceller raised; the other calls must still be cancelled
@@ -480,14 +482,14 @@ def _earlier(caller: float | None, own: float) -> float:
     return own if caller is None else min(own, caller)
 
 
-def _in_thread(call: Call, context: RequestContext | None) -> Callable[[], Any]:
-    """Return the function that runs a blocking method, unless its call has ended while it waited for a thread."""
+def _unless_answered(call: Call) -> Callable[..., Any]:
+    """Return a call's method, which raises CancelledError if the call has ended while it waited, as for a thread."""
 
     @wraps(call.method.function)  # logs name it as the method
-    def run() -> Any:
+    def run(context: RequestContext | None, /, **args: Any) -> Any:
         if call.answered:
             raise CancelledError
-        return call.method.function(context, **call.args)
+        return call.method.function(context, **args)
 
     return run
 

@@ -17,6 +17,10 @@ class Stock(Diary):
     def count(self, context: RequestContext, item: str) -> str:
         return f"{item} {current_context.get() is context} {context.user_id}"
 
+    @rpc.expose(timeout=5.0, blocking=True)
+    def take(self, context: RequestContext, item: str) -> None:
+        self.calls.append(item)
+
     @rpc.expose(timeout=5.0)
     async def wait(self, context: RequestContext) -> None:
         await self._hang()
@@ -103,6 +107,28 @@ class ServerTests(MiddlewareCase):
         self.clock.advance(0)
         self.failureResultOf(calling, MethodTimeoutError)
         self.assertEqual((self.diary.cancelled, self.server.in_flight), (1, 0))
+
+    def test_deadline_of_a_blocking_method(self) -> None:
+        """A blocking method that waits for its thread within middleware is not begun after its time is up."""
+        self.wrap_server(Recorder())
+        self.stock_waits()
+        ((begin, _),) = self.blocking
+        self.assertRaises(CancelledError, begin)
+        self.assertEqual(self.diary.calls, [])
+
+    def test_deadline_before_a_blocking_method(self) -> None:
+        """A middleware that never goes on to a blocking method is cancelled when the time is up, and its slot free."""
+        self.wrap_server(Hanging())
+        self.stock_waits()
+        self.assertEqual((self.blocking, self.server.in_flight), ([], 0))
+
+    def stock_waits(self) -> None:
+        """Call a blocking method, and let its time pass."""
+        calling = self.call("take", item="tea")
+        self.clock.pump([0] * 3)
+        self.clock.advance(5.0)
+        self.clock.advance(0)
+        self.failureResultOf(calling, MethodTimeoutError)
 
     def test_without(self) -> None:
         """Middleware for other kinds adds nothing to a method."""
