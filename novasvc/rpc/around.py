@@ -12,9 +12,13 @@ from twisted.internet.interfaces import IReactorTime
 
 from novasvc.context import current_context
 from novasvc.middleware import Chain, Invocation
+from novasvc.middleware.invocation import CALL
 from novasvc.reactor.abandon import abandon_on_cancel
 from novasvc.rpc.errors import RPCTimeoutError
 from novasvc.rpc.target import Target
+
+ONE_WAY_TIMEOUT = 60.0
+"""Seconds for a cast or an event to pass through the middleware and to be confirmed."""
 
 _GRACE = 0.25
 """Seconds beyond the timeout, in which the call itself times out first: its error says more."""
@@ -33,26 +37,30 @@ def send_through(
     invocation: Invocation,
     send: Callable[[Invocation], Deferred[Any]],
     clock: IReactorTime,
-    timeout: float | None,
+    timeout: float | None = None,
 ) -> Deferred[Any]:
-    """Send a message through the middleware, within the time that the caller has.
+    """Send a message through the middleware, within the time that its sender has.
 
     :param send: sends what the last middleware passes on.
-    :param timeout: seconds for the whole, unless the context's deadline is earlier; None for no limit.
+    :param timeout: seconds for a call, unless the context's deadline is earlier; None for no limit. A cast or an event
+        has no deadline, and gets ONE_WAY_TIMEOUT.
     :return: Deferred of the reply; also fails with RPCTimeoutError, even if a middleware ignores its cancellation.
     """
-    context = invocation.context
+    context, why = invocation.context, ""
     assert context is not None  # of a call
-    if context.deadline is not None:
+    if invocation.kind != CALL:
+        timeout, why = ONE_WAY_TIMEOUT, "it has not passed the middleware, or the broker has not confirmed it"
+    elif context.deadline is not None:
         left = context.deadline - clock.seconds()
         timeout = left if timeout is None else min(timeout, left)
     if timeout is None:
         return chain.run(invocation, send)
-    # What the middleware has used up is taken from the time of the call.
-    invocation = attrs.evolve(invocation, context=attrs.evolve(context, deadline=clock.seconds() + timeout))
+    if invocation.kind == CALL:
+        # What the middleware has used up is taken from the time of the call.
+        invocation = attrs.evolve(invocation, context=attrs.evolve(context, deadline=clock.seconds() + timeout))
 
     def time_out(_result: object, _timeout: float) -> None:
-        raise RPCTimeoutError(invocation.topic, invocation.name, timeout)
+        raise RPCTimeoutError(invocation.topic, invocation.name, timeout, unconfirmed=why)
 
     running = abandon_on_cancel(chain.run(invocation, send))
     return running.addTimeout(max(0.0, timeout) + _GRACE, clock, onTimeoutCancel=time_out)

@@ -190,6 +190,22 @@ class ClientTests(MiddlewareCase):
             self.clock.advance(0.25)
             self.assertIn("within 5 s", str(self.failureResultOf(calling, RPCTimeoutError).value))
 
+    def test_deadline_of_a_cast(self) -> None:
+        """A cast has no deadline but that for a middleware that never goes on, whatever its context says."""
+        hanging = Hanging()
+        self.wrap_client(hanging, timeout=5.0)
+        late = attrs.evolve(CONTEXT, deadline=self.clock.seconds() - 1)
+        casting = self.client.cast(late, "note", what=1)
+        self.clock.advance(59.0)
+        hanging.waiting.callback(None)
+        self.result(casting)
+        self.assertEqual(self.diary.calls, [1])
+        self.wrap_client(Hanging(), timeout=5.0)
+        casting = self.client.cast(late, "note", what=2)
+        self.clock.advance(60.25)
+        error = str(self.failureResultOf(casting, RPCTimeoutError).value)
+        self.assertIn("within 60 s, and it is unknown whether the broker accepted the message", error)
+
     def test_time_of_middleware(self) -> None:
         """What a middleware takes is taken from the time of the call."""
         hanging = Hanging()
