@@ -75,7 +75,7 @@ async def explained(
 
 
 async def described_methods(client: Any) -> list[dict[str, Any]]:
-    """Ask a service for its methods, as :func:`novasvc.rpc.description.describe_methods` returns them.
+    """Ask a service for its methods, as :func:`novasvc.rpc.contracts.description.describe_methods` returns them.
 
     :param client: prepared for the target, with a timeout.
     :return: [] if the service does not say; those of oslo.messaging cannot.

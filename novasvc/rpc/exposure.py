@@ -8,9 +8,9 @@ from typing import Any, TypeVar, overload
 import attrs
 
 from novasvc.errors import DeclarationError
-from novasvc.rpc.allowed import Allow, Allowed, read_allow
-from novasvc.rpc.error_classes import register_expected
 from novasvc.rpc.errors import InvalidArgumentsError
+from novasvc.rpc.failures.error_classes import register_expected
+from novasvc.rpc.identity.allowed import Allow, Allowed, read_allow
 from novasvc.rpc.version import parse_version
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -113,7 +113,7 @@ def expose(
         takes the identity and a :class:`novasvc.middleware.Invocation` and returns whether they may. The identity is
         that of the key which signed the call; see the settings ``rpc_callers_file`` and ``rpc_signing_key_file``. Other
         callers get a NotAllowedError. None allows everybody who reaches the service. While the method runs,
-        ``novasvc.rpc.authorization.current_caller.get()`` is the identity.
+        ``novasvc.rpc.identity.authorization.current_caller.get()`` is the identity.
     :raises DeclarationError: the name is private, the context parameter is missing, or an option is not valid; or
         another class is registered under the name of an expected one.
     """
