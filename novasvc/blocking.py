@@ -75,6 +75,7 @@ def connect(
     :param timeout: seconds to wait for a reply; None is the setting rpc_response_timeout.
     :param max_waiting: threads that may wait in a call at a time.
     :raises ConfigurationError: the settings are invalid.
+    :raises MiddlewareError: a middleware of rpc_middleware cannot be used.
     :raises BrokerError: the broker cannot be reached, or refuses the connection.
     :raises ReactorThreadError: this is the reactor's thread.
     :raises ForkedClientError: the reactor was started before this process was forked.
@@ -90,8 +91,12 @@ def connect(
 
     async def open_client() -> ReactorClient:
         transport = await runtime.broker.acquire()
-        client = make_client(runtime, transport, lambda: None)
-        return client if timeout is None else client.prepare(timeout=timeout)
+        try:
+            client = make_client(runtime, transport, lambda: None)
+            return client if timeout is None else client.prepare(timeout=timeout)
+        except BaseException:  # such as a key file that cannot be read: the program may go on without a client
+            await runtime.broker.release()
+            raise
 
     client = calls.run(open_client, masked_url(settings.transport_url), "connect")
 

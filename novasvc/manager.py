@@ -53,7 +53,9 @@ class ManagerResources:
     @cached_property
     def blocking(self) -> BlockingClient:
         """The RPC client for methods that run in a thread: each call waits there for its result."""
-        return BlockingClient(self.rpc, reactor=self.reactor).prepare()  # a prepared one cannot be closed
+        calls = getattr(self.reactor, "blocking_calls", None)  # of a fleet in a test, which has no threads
+        client = BlockingClient(self.rpc, reactor=self.reactor, _calls=calls)
+        return client.prepare()  # a prepared one cannot be closed
 
 
 Attachments = ManagerResources

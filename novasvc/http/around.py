@@ -62,6 +62,8 @@ class AroundRequests:
         wrapped = self._wrapped[request] = _Wrapped()
 
         def begin(_: Invocation) -> Deferred[int]:
+            if wrapped.gone:  # a middleware that goes on after its cancellation
+                raise CancelledError
             wrapped.begun = True
             request.received(content)
             return wrapped.ended
@@ -72,7 +74,7 @@ class AroundRequests:
                 content.close()
             if isinstance(result, Failure):
                 self._failed(channel, wrapped, result)
-            elif not wrapped.begun:
+            elif not wrapped.begun and not wrapped.gone:
                 known = isinstance(result, int) and result in _ERRORS
                 error = HTTPError(result, reason_phrase(result).lower()) if known else HTTPError(500, FAILED)
                 if not known:

@@ -200,7 +200,8 @@ class WSGIService(HTTPService):
         await self._connecting.acquire()
         try:
             if self._client is None:
-                self._transport = await self.runtime.broker.acquire()
+                if self._transport is None:  # it may be there, if no client could be made: the stop releases it once
+                    self._transport = await self.runtime.broker.acquire()
                 self._client = make_client(self.runtime, self._transport, lambda: self._registry)
             return self._client
         finally:

@@ -17,6 +17,9 @@ from novasvc.reactor.abandon import abandon_on_cancel
 from novasvc.rpc.errors import RPCTimeoutError
 from novasvc.rpc.target import Target
 
+ONE_WAY_TIMEOUT = 60.0
+"""Seconds for a cast or an event to pass through the middleware and to be confirmed."""
+
 _GRACE = 0.25
 """Seconds beyond the timeout, in which the call itself times out first: its error says more."""
 
@@ -34,29 +37,30 @@ def send_through(
     invocation: Invocation,
     send: Callable[[Invocation], Deferred[Any]],
     clock: IReactorTime,
-    timeout: float | None,
+    timeout: float | None = None,
 ) -> Deferred[Any]:
-    """Send a message through the middleware, within the time that the caller has.
+    """Send a message through the middleware, within the time that its sender has.
 
     :param send: sends what the last middleware passes on.
-    :param timeout: seconds for the whole; None for no limit. For a call the context's deadline applies, too, if it is
-        earlier; casts and events have no deadline.
+    :param timeout: seconds for a call, unless the context's deadline is earlier; None for no limit. A cast or an event
+        has no deadline, and gets ONE_WAY_TIMEOUT.
     :return: Deferred of the reply; also fails with RPCTimeoutError, even if a middleware ignores its cancellation.
     """
-    context = invocation.context
-    assert context is not None  # of a message
-    calls = invocation.kind == CALL
-    if calls and context.deadline is not None:
+    context, why = invocation.context, ""
+    assert context is not None  # of a call
+    if invocation.kind != CALL:
+        timeout, why = ONE_WAY_TIMEOUT, "it has not passed the middleware, or the broker has not confirmed it"
+    elif context.deadline is not None:
         left = context.deadline - clock.seconds()
         timeout = left if timeout is None else min(timeout, left)
     if timeout is None:
         return chain.run(invocation, send)
-    if calls:
+    if invocation.kind == CALL:
         # What the middleware has used up is taken from the time of the call.
         invocation = attrs.evolve(invocation, context=attrs.evolve(context, deadline=clock.seconds() + timeout))
 
     def time_out(_result: object, _timeout: float) -> None:
-        raise RPCTimeoutError(invocation.topic, invocation.name, timeout)
+        raise RPCTimeoutError(invocation.topic, invocation.name, timeout, unconfirmed=why)
 
     running = abandon_on_cancel(chain.run(invocation, send))
     return running.addTimeout(max(0.0, timeout) + _GRACE, clock, onTimeoutCancel=time_out)

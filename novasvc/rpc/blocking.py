@@ -277,11 +277,12 @@ class BlockingClient:
         """
         if not self._owns_calls or self._calls.is_forked:
             return
-        if self._closing is not None:
+        connected = self._closing is not None and self._reactor.running  # with the reactor, its connections have ended
+        if connected:
             self._calls.check()
         closing, self._closing = self._closing, None
         self._calls.close()
-        if closing is not None:
+        if connected and closing is not None:
             ReactorCalls(self._reactor, 1).run(closing, "the client", "close")
 
     def __enter__(self) -> Self:

@@ -328,6 +328,7 @@ class Client:
         :raises BrokerError: the broker refused or blocked the message, or is unreachable; it was not sent.
         :raises UnconfirmedError: the connection was lost before the broker confirmed the message, and the
             cast is not idempotent, or could not be sent again. The method may or may not run.
+        :raises RPCTimeoutError: this client has middleware, and the cast took longer than a minute with it.
         :raises TransportClosedError: the client or the transport was closed.
         :raises TypeError: at once: see :meth:`call`.
         :raises ProblemError: at once: see :meth:`call`.

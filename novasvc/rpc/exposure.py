@@ -115,7 +115,8 @@ def expose(
     :param allow: the callers that may call the method: an identity such as "admin", a set of them, or a function that
         takes the identity and a :class:`novasvc.middleware.Invocation` and returns whether they may. The identity is
         that of the key which signed the call; see the settings ``rpc_callers_file`` and ``rpc_signing_key_file``. Other
-        callers get a NotAllowedError. None allows everybody who reaches the service.
+        callers get a NotAllowedError. None allows everybody who reaches the service. While the method runs,
+        ``novasvc.rpc.identity.authorization.current_caller.get()`` is the identity.
     :raises DeclarationError: the name is private, the context parameter is missing, or an option is not valid; or
         another class is registered under the name of an expected one.
     """

@@ -259,7 +259,8 @@ def split_envelope(message: bytes) -> tuple[str, dict[str, Any] | None]:
     :param message: one that :func:`unwrap` has read.
     """
     outer = loads(message.decode())
-    inner, signature = outer.get(_MESSAGE), outer.get(SIGNATURE)
+    # Of an object that is no envelope, unwrap() returns the object itself, so a signature in it is of something else.
+    inner, signature = outer.get(_MESSAGE) if _VERSION in outer else None, outer.get(SIGNATURE)
     return (inner, signature) if isinstance(inner, str) and isinstance(signature, dict) else ("", None)
 
 

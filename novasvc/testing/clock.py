@@ -1,13 +1,17 @@
 """A Clock that advances from one due time to the next."""
 
-from functools import partial
+from collections.abc import Callable
+from functools import cached_property, partial
 from math import inf
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.base import DelayedCall
 from twisted.internet.task import Clock, LoopingCall
 
 from novasvc.testing.errors import BusyClockError
+
+if TYPE_CHECKING:
+    from novasvc.testing.threads import SteppedCalls
 
 CALLS_AT_ONE_MOMENT = 20_000
 """The most calls that are due at one moment; more are taken for a loop without an end."""
@@ -20,11 +24,12 @@ class SteppedClock(Clock):
     minute, and a loop of one second runs once. Here the loop runs sixty times, as on a reactor.
 
     :ivar stepping: whether a delayed call is running now.
+    :ivar in_thread: whether a function is running that would have a thread of its own, see novasvc.testing.threads.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.stepping = False
+        self.stepping = self.in_thread = False
         self._calls_at = (0.0, 0)
 
     def advance(self, amount: float) -> None:
@@ -66,15 +71,38 @@ class SteppedClock(Clock):
             self._calls_at = self.rightNow, 0
             problem = f"{CALLS_AT_ONE_MOMENT} calls ran at {self.rightNow:g} s, and another is due"
             raise BusyClockError(describe_call(call), problem, "let it wait for some time before it is called again")
-        outer, self.stepping = self.stepping, True
+        outer, self.stepping = (self.stepping, self.in_thread), True
+        self.in_thread = False
         try:
             # As Clock.advance does it, which would run all calls of this moment, even if they never end.
             self.calls.remove(call)
             call.called = 1
             call.func(*call.args, **call.kw)
         finally:
-            self.stepping = outer
+            self.stepping, self.in_thread = outer
         return True
+
+    def advance_until(self, done: Callable[[], bool]) -> bool:
+        """Advance the time until something is done; return False if nothing is due any more before that."""
+        while not done():
+            if not self.step():
+                return False
+        return True
+
+    def run_as_thread(self, function: Callable[[], Any]) -> Any:
+        """Run a function that would have a thread of its own; return its result."""
+        outer, self.in_thread = self.in_thread, True
+        try:
+            return function()
+        finally:
+            self.in_thread = outer
+
+    @cached_property
+    def blocking_calls(self) -> "SteppedCalls":
+        """What such functions wait by."""
+        from novasvc.testing.threads import SteppedCalls  # noqa: PLC0415 - it imports this module
+
+        return SteppedCalls(self)
 
     def next_call(self) -> DelayedCall | None:
         """Return the delayed call that is due first, or None."""

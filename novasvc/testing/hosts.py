@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from novasvc.config import Settings
@@ -10,6 +11,7 @@ from novasvc.registry.memory import MemoryRegistry
 from novasvc.testing.errors import UnknownNodeError
 from novasvc.testing.faults import Faults
 from novasvc.testing.runtime import make_runtime
+from novasvc.testing.threads import run_blocking
 from novasvc.testing.time import FleetTime
 from novasvc.testing.transport import FleetTransport, Network
 
@@ -43,6 +45,7 @@ class FleetHosts(FleetTime):
                 self.registry,
                 self._random,
                 worker,
+                partial(run_blocking, self.clock),
             )
         return known
 

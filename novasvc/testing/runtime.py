@@ -43,25 +43,23 @@ def make_runtime(
     registry: IServiceRegistry,
     random_source: random.Random,
     worker: int | None = None,
+    run_blocking: Callable[..., Deferred[Any]] = maybeDeferred,
 ) -> Runtime:
     """Make a runtime of parts that need no server.
 
     :param connect: makes a transport, unopened.
     :param registry: shared by all runtimes that are to see each other's services.
     :param worker: the number of the worker whose process this stands for; None without a supervisor.
+    :param run_blocking: runs a function that blocks; by default it runs at once.
     """
     return Runtime(
         settings=settings,
         reactor=clock,
         broker=SharedConnection("broker", connect),
         database=SharedConnection("database", lambda: registry),
-        run_blocking=_run_now,
+        run_blocking=run_blocking,
         worker=worker,
         random_source=random_source,
         wall_clock=clock.seconds,
         retry=jittered_backoff(random_source=random_source),
     )
-
-
-def _run_now(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Deferred[Any]:
-    return maybeDeferred(function, *args, **kwargs)

@@ -3,7 +3,8 @@
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.python.failure import Failure
 
 _T = TypeVar("_T")
 
@@ -20,7 +21,14 @@ class Answer(Deferred[_T]):
     def __init__(self, source: Deferred[_T], finish: Callable[[Deferred[Any]], None]) -> None:
         super().__init__(lambda _: source.cancel())
         self._finish = finish
-        source.addCallbacks(self.callback, self.errback)
+        source.addBoth(self._pass_on)
+
+    def _pass_on(self, result: Any) -> Any:
+        if not self.called:
+            self.callback(result)  # a Failure goes to the errbacks
+            return None
+        # It was cancelled, and its source has ended all the same, later.
+        return result if isinstance(result, Failure) and not result.check(CancelledError) else None
 
     def __await__(self) -> Generator[Deferred[_T], None, _T]:
         """Advance the time until it fires, and return its result."""

@@ -56,7 +56,8 @@ class RPCSection:
     )
     rpc_signature_max_age: float = setting(
         "How old the signature of a call may be, and how far the clocks of two hosts may differ. A call of a method "
-        "with allow= that waits in a queue for longer is refused.",
+        "with allow= that waits in a queue for longer is refused, and so is one that is delivered again after that: "
+        "because its process died, or out of the quarantine.",
         NUMBER,
         default=300.0,
         unit="seconds",

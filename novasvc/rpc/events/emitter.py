@@ -19,9 +19,6 @@ from novasvc.rpc.message import NAME_LIMIT
 from novasvc.rpc.replies import MAX_RESENDS
 from novasvc.telemetry import metrics
 
-_MIDDLEWARE_TIMEOUT = 60.0
-"""Seconds for an event to pass through the middleware and to be confirmed."""
-
 
 def _utc_now() -> datetime:
     return datetime.now(UTC)
@@ -74,7 +71,7 @@ class EventEmitter:
         def emit(passed: Invocation) -> Any:
             return self._emit(passed.context or context, passed.name, passed.args["payload"], passed.args["priority"])
 
-        return send_through(self._chain, invocation, emit, self._clock, _MIDDLEWARE_TIMEOUT)
+        return send_through(self._chain, invocation, emit, self._clock)
 
     async def _emit(self, context: RequestContext, event_type: str, payload: Any, priority: str) -> None:
         body = encode_notification(

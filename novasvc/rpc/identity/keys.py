@@ -27,7 +27,7 @@ CALLERS_FILE = "rpc_callers_file"
 IDENTITY = re.compile(r"[A-Za-z0-9._@-]{1,64}")
 _LINE = re.compile(r"(?P<identity>\S+)\s+(?P<part>private|public):(?P<key>\S+)")
 _MAX_FILE = 1 << 20
-"""Characters of a file that are read."""
+"""Characters of a file, at most."""
 _KEY_OCTETS = 32
 _HOW_TO_CREATE = "`novasvc key IDENTITY --file FILE` makes a pair of keys"
 
@@ -132,7 +132,10 @@ def _lines(path: Path, setting: str, forbidden: int, what: str, mode: str) -> di
             if found & forbidden:
                 problem = f"its mode is {found:04o}, so users other than its owner can {what}"
                 raise _error(setting, path, problem, f"chmod {mode} {path}")
-            lines = file.read(_MAX_FILE).splitlines()
+            text = file.read(_MAX_FILE + 1)
+            if len(text) > _MAX_FILE:
+                raise _error(setting, path, f"it has more than {_MAX_FILE} characters", "remove what is not needed")
+            lines = text.splitlines()
     except PermissionError as error:
         remedy = f"make the user of this process, uid {os.getuid()}, its owner, with mode 0{mode}"
         raise _error(setting, path, f"it cannot be read: {error.strerror}", remedy) from error

@@ -22,6 +22,8 @@ from novasvc.rpc.target import Target
 
 _PREFIX = b"novasvc request 1\n"
 """Keeps a signature from being valid for anything else that is ever signed with the same key."""
+_LATEST = 1e12
+"""Seconds since the epoch: a later time is none. JSON has integers that no float can hold."""
 
 
 class SignatureError(Exception):
@@ -89,8 +91,8 @@ class Verifier:
             raise SignatureError(f"its signature with the key {key_id} does not fit it") from None
         # From here on the fields are the signer's own, who may still have written nonsense.
         names = isinstance(topic, str) and (server is None or isinstance(server, str)) and isinstance(fanout, bool)
-        if not names or not isinstance(when, int | float):
-            raise SignatureError("its signature has fields of wrong types")
+        if not names or not isinstance(when, int | float) or abs(when) > _LATEST:
+            raise SignatureError("its signature has fields of wrong types or sizes")
         asked = "fanout" if fanout else "topic" if server is None else "server"
         name = f"{topic}" if server is None else f"{topic}.{server}"
         if topic != target.topic or asked != sent_to or (asked == "server" and server != target.server):

@@ -204,20 +204,15 @@ class Execution:
             return scope.run(self._run_through, self._chain, call, context)
         if method.exposure.blocking:
             # A function without parameters: the method's argument names must not clash with those of run_blocking.
-            function = partial(method.function, context, **call.args)
-            return self._run_blocking(partial(scope.run, _unless_ended(call, function)))
+            return self._run_blocking(partial(scope.run, partial(_unless_ended(call), context, **call.args)))
         result = scope.run(method.function, context, **call.args)
         return scope.run(Deferred.fromCoroutine, result) if isinstance(result, CoroutineType) else result
 
     def _run_through(self, chain: Chain, call: Call, context: RequestContext) -> Deferred[Any]:
         """Run a call's method through the middleware, in the call's scope."""
         request, method = call.request, call.method
-        run_blocking = None
-        if method.exposure.blocking:
-
-            def run_blocking(function: Callable[[], Any]) -> Deferred[Any]:
-                return self._run_blocking(_unless_ended(call, function))
-
+        run_blocking = self._run_blocking if method.exposure.blocking else None
+        function = _unless_ended(call)  # a middleware may pass on what its caller no longer waits for
         return chain.run(
             Invocation(
                 kind=SERVE,
@@ -229,7 +224,7 @@ class Execution:
                 namespace=request.namespace,
                 message_id=None if request.reply_to is None else request.reply_to.msg_id,
             ),
-            partial(run_in_current_context, method.function, run_blocking),
+            partial(run_in_current_context, function, run_blocking),
         )
 
     def _method_ended(self, result: object, call: Call) -> None:
@@ -488,14 +483,14 @@ def _earlier(caller: float | None, own: float) -> float:
     return own if caller is None else min(own, caller)
 
 
-def _unless_ended(call: Call, function: Callable[[], Any]) -> Callable[[], Any]:
-    """Return a function that runs a blocking method, unless its call has ended while it waited for a thread."""
+def _unless_ended(call: Call) -> Callable[..., Any]:
+    """Return a call's method, which raises CancelledError if the call has ended while it waited, as for a thread."""
 
     @wraps(call.method.function)  # logs name it as the method
-    def run() -> Any:
+    def run(context: RequestContext | None, /, **args: Any) -> Any:
         if call.answered:
             raise CancelledError
-        return function()
+        return call.method.function(context, **args)
 
     return run
 

@@ -16,24 +16,26 @@ class SeenWindow:
     """Remember the unique ids of settled messages, within bounds.
 
     The window drops an id after ``count`` newer ids or after ``seconds``, whichever is first. There are
-    two exceptions, because the message may still be redelivered at any time: the id's session has ended,
-    so the acknowledgement may have been lost with it; or a copy of the message is expected. The window
-    keeps such an id until ``count`` newer ids of the same kind push it out. The window lives in memory:
-    a new process starts with an empty one.
+    three exceptions, because the message may still be delivered at any time: the id's session has ended,
+    so the acknowledgement may have been lost with it; a copy of the message is expected; or it may be
+    copied by others. The window keeps such an id until ``count`` newer ids of the same kind push it out.
+    The window lives in memory: a new process starts with an empty one.
 
     :param clock: measures ``seconds``.
     :param count: the most ids to remember of each kind, > 0. Use more than the prefetch: then every id
         whose acknowledgement a session could not deliver is remembered.
     :param seconds: how long to remember an id, > 0.
-    :ivar seen: by id: when it was settled, on which session, and whether a copy of the message is expected.
-    :ivar overflow: ids kept beyond ``seen``: their acknowledgement may not have been read, or a copy is expected.
+    :ivar seen: by id: when it was settled, on which session, whether a copy of the message is expected, and whether it
+        may be copied by others.
+    :ivar overflow: ids kept beyond ``seen``: their acknowledgement may not have been read, or a copy is expected; and
+        whether it may be copied by others.
     """
 
     _clock: IReactorTime
     _count: int = 10_000
     _seconds: float = 600.0
-    seen: OrderedDict[str, tuple[float, ISession, bool]] = attrs.field(factory=OrderedDict, init=False)
-    overflow: OrderedDict[str, None] = attrs.field(factory=OrderedDict, init=False)
+    seen: OrderedDict[str, tuple[float, ISession, bool, bool]] = attrs.field(factory=OrderedDict, init=False)
+    overflow: OrderedDict[str, bool] = attrs.field(factory=OrderedDict, init=False)
 
     def __len__(self) -> int:
         return len(self.seen) + len(self.overflow)
@@ -43,29 +45,30 @@ class SeenWindow:
         entry = self.seen.get(unique_id)
         if entry is None:
             return unique_id in self.overflow
-        then, session, expected = entry
-        if expected or session.ended or self._clock.seconds() - then < self._seconds:
+        then, session, expected, copied = entry
+        if expected or copied or session.ended or self._clock.seconds() - then < self._seconds:
             return True
         del self.seen[unique_id]
         return False
 
-    def add(self, unique_id: str, session: ISession, *, expected: bool = False) -> None:
+    def add(self, unique_id: str, session: ISession, *, expected: bool = False, copied: bool = False) -> None:
         """Remember an id as the newest.
 
         :param session: the session on which the message was acknowledged.
         :param expected: another copy of the message will be delivered to this process.
+        :param copied: others may copy the message at any time; so it stays, if it was said once.
         """
         seen = self.seen
         if unique_id in seen:
-            del seen[unique_id]
+            copied = seen.pop(unique_id)[3] or copied
         elif self.overflow:
-            self.overflow.pop(unique_id, None)
-        seen[unique_id] = (self._clock.seconds(), session, expected)
+            copied = self.overflow.pop(unique_id, False) or copied
+        seen[unique_id] = (self._clock.seconds(), session, expected, copied)
         # Invariant: ``seen`` has at most ``count`` ids, in the order of their addition, and ``overflow`` as many.
         if len(seen) > self._count:
-            oldest, (_, session, expected) = seen.popitem(last=False)
-            if expected or session.ended:
-                self.overflow[oldest] = None
+            oldest, (_, session, expected, copied) = seen.popitem(last=False)
+            if expected or copied or session.ended:
+                self.overflow[oldest] = copied
                 if len(self.overflow) > self._count:
                     self.overflow.popitem(last=False)
 
@@ -164,8 +167,10 @@ class Ledger:
         unique_id = call.request.unique_id
         self._unsettled.pop(unique_id or call, None)
         if unique_id is not None:
-            # A held message has a copy in this process's own queue, which is certain to be delivered.
-            self._settled.add(unique_id, call.delivery.session, expected=call.held)
+            # A held message has a copy in this process's own queue, which is certain to be delivered. A signed one may
+            # be copied by whoever reads it, and requests that need no key must not push its id out.
+            copied = call.method.exposure.allow is not None
+            self._settled.add(unique_id, call.delivery.session, expected=call.held, copied=copied)
         call.delivery.ack()
 
     def acknowledge(self, delivery: IDelivery, unique_id: str | None) -> None:

@@ -1,11 +1,12 @@
 from typing import Any
 
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 
 from novasvc.http.around import AroundRequests
 from novasvc.http.limits import Limits
 from novasvc.http.wsgi import WSGISite
+from novasvc.middleware import Answer
 from tests.support.http_rig import GET, LAST, HTTPCase, Wire, ask
 from tests.support.middleware_rig import Answering, Around, Failing, Hanging, Recorder, Silent
 from tests.unit.middleware.test_chain import _variable
@@ -67,6 +68,21 @@ class AroundRequestsTests(HTTPCase):
         wire.drop()
         self.assertTrue(hanging.waiting.called)
         self.assertEqual(self.flushLoggedErrors(), [])
+
+    def test_goes_on_after_the_end(self) -> None:
+        """A middleware that answers or goes on although the client has disconnected changes nothing any more."""
+        for answers in (True, False):
+
+            async def stubborn(invocation: Any, proceed: Any, answers: bool = answers) -> Any:
+                try:
+                    await Deferred()
+                except CancelledError:
+                    return Answer(503) if answers else await proceed(invocation)
+
+            wire = self.wire(Around(stubborn))
+            wire.send(b"GET /later HTTP/1.1\r\nHost: x\r\n\r\n")
+            wire.drop()
+            self.assertEqual((wire.answers(), wire.resource.waiting, self.flushLoggedErrors()), ([], [], []))
 
     def test_without(self) -> None:
         """Middleware for other kinds leaves requests alone."""

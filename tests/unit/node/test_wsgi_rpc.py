@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred
 
 from novasvc import Manager, RequestContext, rpc
+from novasvc.config.errors import SettingError
 from novasvc.errors import TransportClosedError
 from novasvc.service import Service, WSGIService
 from tests.support.http_rig import LAST, ask, connect
@@ -86,6 +88,19 @@ class EnvironTests(WSGICase):
             self.assertIsNone(web._client)
             await web.start()
 
+    async def test_no_client(self) -> None:
+        """A client that cannot be made is an error of each request, and leaves no connection behind."""
+        runtime = self.runtime(rpc_signing_key_file=Path.cwd() / "missing")
+        web = WSGIService("web", Loading(), runtime=runtime)
+        self.addCleanup(web.stop)
+        await web.start()
+        for _ in range(2):
+            (answer,) = await ask(web.port or 0, LAST.replace(b"/ ", b"/reserve "))
+            self.assertEqual(answer.status, 500)
+        self.assertEqual(len(self.flushLoggedErrors(SettingError)), 2)
+        await web.stop()
+        self.assertIsNone(runtime.broker._resource)
+
     async def test_drained(self) -> None:
         """A stop lets a request finish, with its call."""
         web = await self.start()
@@ -111,4 +126,6 @@ class EnvironTests(WSGICase):
         await until(lambda: pool._done == pool._begun)
         self.assertEqual(ended, ["the transport is closed: waiting for a reply is not possible"])
         hanging[0].callback("too late")
+        # The application's error is logged on the reactor, which may be later than the end of its thread.
+        await until(lambda: self.flushLoggedErrors(TransportClosedError))
         self.flushLoggedErrors()

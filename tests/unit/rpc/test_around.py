@@ -21,6 +21,10 @@ class Stock(Diary):
     def append(self, context: RequestContext, item: str) -> None:
         self.calls.append(item)
 
+    @rpc.expose(timeout=5.0, blocking=True)
+    def take(self, context: RequestContext, item: str) -> None:
+        self.calls.append(item)
+
     @rpc.expose(timeout=5.0)
     async def wait(self, context: RequestContext) -> None:
         await self._hang()
@@ -131,6 +135,28 @@ class ServerTests(MiddlewareCase):
         self.failureResultOf(calling, MethodTimeoutError)
         self.assertEqual((self.diary.cancelled, self.server.in_flight), (1, 0))
 
+    def test_deadline_of_a_blocking_method(self) -> None:
+        """A blocking method that waits for its thread within middleware is not begun after its time is up."""
+        self.wrap_server(Recorder())
+        self.stock_waits()
+        ((begin, _),) = self.blocking
+        self.assertRaises(CancelledError, begin)
+        self.assertEqual(self.diary.calls, [])
+
+    def test_deadline_before_a_blocking_method(self) -> None:
+        """A middleware that never goes on to a blocking method is cancelled when the time is up, and its slot free."""
+        self.wrap_server(Hanging())
+        self.stock_waits()
+        self.assertEqual((self.blocking, self.server.in_flight), ([], 0))
+
+    def stock_waits(self) -> None:
+        """Call a blocking method, and let its time pass."""
+        calling = self.call("take", item="tea")
+        self.clock.pump([0] * 3)
+        self.clock.advance(5.0)
+        self.clock.advance(0)
+        self.failureResultOf(calling, MethodTimeoutError)
+
     def test_without(self) -> None:
         """Middleware for other kinds adds nothing to a method."""
         self.wrap_server(Recorder(kinds=SENDING))
@@ -202,6 +228,22 @@ class ClientTests(MiddlewareCase):
             self.assertNoResult(calling)
             self.clock.advance(0.25)
             self.assertIn("within 5 s", str(self.failureResultOf(calling, RPCTimeoutError).value))
+
+    def test_deadline_of_a_cast(self) -> None:
+        """A cast has no deadline but that for a middleware that never goes on, whatever its context says."""
+        hanging = Hanging()
+        self.wrap_client(hanging, timeout=5.0)
+        late = attrs.evolve(CONTEXT, deadline=self.clock.seconds() - 1)
+        casting = self.client.cast(late, "note", what=1)
+        self.clock.advance(59.0)
+        hanging.waiting.callback(None)
+        self.result(casting)
+        self.assertEqual(self.diary.calls, [1])
+        self.wrap_client(Hanging(), timeout=5.0)
+        casting = self.client.cast(late, "note", what=2)
+        self.clock.advance(60.25)
+        error = str(self.failureResultOf(casting, RPCTimeoutError).value)
+        self.assertIn("within 60 s, and it is unknown whether the broker accepted the message", error)
 
     def test_time_of_middleware(self) -> None:
         """What a middleware takes is taken from the time of the call."""

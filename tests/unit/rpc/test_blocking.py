@@ -1,5 +1,7 @@
 """Tests for novasvc.rpc.blocking: threads that call, on the real reactor and in memory."""
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from twisted.internet import reactor
@@ -7,7 +9,10 @@ from twisted.internet.defer import Deferred, DeferredList, gatherResults
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
+import novasvc.blocking
 from novasvc import rpc
+from novasvc.config import Settings
+from novasvc.config.errors import SettingError
 from novasvc.context import RequestContext, current_context
 from novasvc.errors import (
     ForkedClientError,
@@ -18,6 +23,7 @@ from novasvc.errors import (
     TooManyCallsError,
     TransportClosedError,
 )
+from novasvc.node.runtime import Runtime
 from novasvc.rpc import blocking
 from novasvc.rpc.blocking import BlockingClient
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
@@ -240,3 +246,40 @@ class ReactorTests(TestCase):
         fake.running = False
         # The thread may have begun before, or begin now.
         await self.assertFailure(waiting, TransportClosedError, ReactorStoppedError)
+
+    async def test_closed_after_the_reactor(self) -> None:
+        """After the end of the reactor there is nothing to disconnect, and closing is no error."""
+        closed: list[str] = []
+
+        async def disconnect() -> None:
+            closed.append("disconnected")
+
+        client: Any = object()
+        ended = BlockingClient(client, reactor=FakeReactor(running=False), _close=disconnect)
+        with ended:
+            pass
+        ended.close()
+        self.assertEqual(closed, [])
+
+
+class ConnectTests(TestCase):
+    async def test_no_client(self) -> None:
+        """A client that cannot be made leaves no connection behind."""
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        missing = Path(directory.name, "missing")
+        settings = Settings(state_dir=Path(directory.name), rpc_signing_key_file=missing)
+        runtimes: list[Runtime] = []
+        make = Runtime.from_settings
+
+        def remember(*given: Any) -> Runtime:
+            runtimes.append(make(*given))
+            return runtimes[0]
+
+        self.patch(Runtime, "from_settings", remember)
+        connecting = deferToThread(novasvc.blocking.connect, settings=settings)
+        self.assertIn(str(missing), str(await self.assertFailure(connecting, SettingError)))
+        # The lock is free again, and the connection closed.
+        transport = await runtimes[0].broker.acquire()
+        await runtimes[0].broker.release()
+        self.assertEqual(transport.problem(), "the transport is closed")

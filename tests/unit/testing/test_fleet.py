@@ -1,8 +1,9 @@
 """Tests for novasvc.testing.fleet, node and time."""
 
+import gc
 from typing import Any, Protocol
 
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -203,6 +204,26 @@ class CallTests(FleetCase):
         calling.cancel()
         self.failureResultOf(calling)
         self.fleet.settle()
+
+    def test_cancelled_too_late(self) -> None:
+        """What ends although its Deferred was cancelled ends alone; only an error is reported."""
+        for outcome in (7, ZeroDivisionError()):
+            first: Deferred[None] = Deferred()
+            later: Deferred[Any] = Deferred(lambda _: None)
+
+            async def stubborn(first: Deferred[None] = first, later: Deferred[Any] = later) -> Any:
+                try:
+                    await first
+                except CancelledError:
+                    return await later
+
+            answer = self.fleet.answer(Deferred.fromCoroutine(stubborn()))
+            answer.cancel()
+            self.failureResultOf(answer, CancelledError)
+            later.callback(outcome) if outcome == 7 else later.errback(outcome)
+        gc.collect()
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertEqual(self.flushLoggedErrors(), [])
 
     def test_client(self) -> None:
         """A client calls as any user, with any timeout, from any host."""

@@ -10,6 +10,7 @@ from novasvc.errors import DeclarationError, NotAllowedError
 from novasvc.rpc.contracts.description import describe_methods
 from novasvc.rpc.identity import authorization
 from novasvc.rpc.identity.authorization import Authorizer, current_caller
+from novasvc.rpc.server.ledger import SeenWindow
 from novasvc.telemetry import metrics
 from tests.support.keys import KeyRing
 from tests.support.rpc_rig import CONTEXT, TARGET, Diary, RPCCase
@@ -122,7 +123,7 @@ class AuthorizationTests(RPCCase):
             self.assertIsNone(self.result(self.call("look")))
 
     def test_replayed(self) -> None:
-        """A copy of a signed message does not run again here, nor later or elsewhere."""
+        """A copy of a signed message does not run again here, nor later in another process."""
         bodies: list[bytes] = []
         transport = self.make_transport()
         send = transport.send
@@ -132,9 +133,26 @@ class AuthorizationTests(RPCCase):
         self.send(bodies[0])
         self.assertEqual((self.diary.calls, self.count("duplicates")), (["drop"], 1))
         self.now += 301
-        self.clock.advance(601)
+        self.successResultOf(self.server.close())
+        self.server = self.serve()
         self.send(bodies[0])
         self.assertEqual((self.diary.calls, self.count("refused")), (["drop"], 1))
+
+    def test_replayed_among_others(self) -> None:
+        """A copy does not run either when many other requests have passed, and some time, nor a second one."""
+        self.server._dispatcher._ledger._settled = SeenWindow(self.clock, count=3)
+        bodies: list[bytes] = []
+        transport = self.make_transport()
+        send = transport.send
+        self.patch(transport, "send", lambda *given: (bodies.append(given[1]), send(*given))[1])
+        self.client = rpc.Client(transport, clock=self.clock, target=TARGET, signer=self.ring.signer("admin"))
+        self.result(self.call("drop"))
+        for copies in (1, 2):
+            for _ in range(10):
+                self.result(self.call("look"))
+            self.clock.advance(601)
+            self.send(bodies[0])
+            self.assertEqual((self.diary.calls, self.count("duplicates")), (["drop"], copies))
 
     def test_no_keys(self) -> None:
         """Without keys, a server refuses; it allows all if the transport admits only its own user."""

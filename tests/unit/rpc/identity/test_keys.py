@@ -49,6 +49,10 @@ class KeyFileTests(SynchronousTestCase):
             path = self.write(self.line, mode)
             self.refused("users other than its owner can write it", path, callers=True)
 
+    def test_too_long(self) -> None:
+        """A file of which the end would not be read is refused: callers would be missing."""
+        self.refused("more than 1048576 characters", self.write(f"{'#' * 2**20}\n{self.line}\n"), callers=True)
+
     def test_contents(self) -> None:
         """Files that do not have what they should are refused, without a word of the keys in them."""
         private = self.key.read_text()

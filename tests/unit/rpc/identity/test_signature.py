@@ -62,6 +62,14 @@ class SignatureTests(SynchronousTestCase):
         for wrong in (None, "x", [], 7):
             self.refused("it is not signed", json.dumps({**outer, "novasvc.signature": wrong}).encode())
 
+    def test_no_envelope(self) -> None:
+        """The signature of one request is not that of another, which lies around it where an envelope should be."""
+        outer = json.loads(self.encode())
+        del outer["oslo.version"]
+        message = json.dumps({**outer, "method": "drop", "args": {}}).encode()
+        self.assertEqual(read_request(unwrap(message)).method, "drop")
+        self.refused("it is not signed", message)
+
     def test_changed(self) -> None:
         """A change of the request, or of what is signed with it, is noticed."""
         message = self.encode(amount=1)
@@ -103,6 +111,6 @@ class SignatureTests(SynchronousTestCase):
     def test_nonsense(self) -> None:
         """Fields of wrong types are refused, even if a known caller signed them."""
         self.assertEqual(self.verify(self.forged()), "shop")
-        for changes in ({"time": "now"}, {"time": None}, {"topic": 7}, {"server": []}, {"fanout": 1}):
+        for changes in ({"time": "now"}, {"time": 10**400}, {"topic": 7}, {"server": []}, {"fanout": 1}):
             self.refused("wrong types", self.forged(**changes))
         self.refused("the limit, rpc_signature_max_age", self.forged(time=float("nan")))

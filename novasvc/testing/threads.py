@@ -1,0 +1,69 @@
+"""Blocking functions in a fleet: one at a time, in the thread of the test, as if each had a thread of its own."""
+
+from collections.abc import Awaitable, Callable
+from contextvars import copy_context
+from functools import partial
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
+
+from novasvc.rpc.blocking import MAX_WAITING, ReactorCalls
+from novasvc.rpc.errors import ReactorThreadError, RPCTimeoutError
+from novasvc.testing.clock import SteppedClock
+
+# Note [Waiting without threads]
+#
+# A blocking method that calls another one waits in its thread, while the reactor goes on. Here it holds the thread of
+# the test, so its wait itself advances the time, until it has its result or its call has timed out. What is due
+# meanwhile runs within the wait. The function begins in a turn of its own, and not within the server that called it,
+# which could not begin another call meanwhile.
+
+
+def run_blocking(clock: SteppedClock, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Deferred[Any]:
+    """Run a function in the next turn, in a copy of the current context variables; it may wait by SteppedCalls.
+
+    :return: Deferred of its result. Cancelled before that turn, it never runs.
+    """
+    run = partial(copy_context().run, function, *args, **kwargs)
+    return deferLater(clock, 0, clock.run_as_thread, run)
+
+
+class SteppedCalls(ReactorCalls):
+    """Runs work for blocking functions of a fleet, see Note [Waiting without threads]."""
+
+    def __init__(self, clock: SteppedClock) -> None:
+        super().__init__(clock, MAX_WAITING)
+        self._clock = clock
+
+    def check(self) -> None:
+        """Check that this is a blocking function.
+
+        :raises ReactorThreadError: it is what would run in the reactor's thread.
+        """
+        if not self._clock.in_thread:
+            raise ReactorThreadError
+
+    def run(self, work: Callable[[], Awaitable[Any]], target: str, method: str) -> Any:
+        """Run work in the next turn, and advance the time until it has ended; see the base class.
+
+        :raises RPCTimeoutError: nothing is due any more that could end it.
+        """
+        self.check()
+        began = self._clock.seconds()
+        outcomes: list[Any] = []
+
+        async def run() -> Any:
+            return await work()
+
+        running = deferLater(self._clock, 0, copy_context().run, Deferred.fromCoroutine, run())
+        running.addBoth(outcomes.append)
+        if not self._clock.advance_until(lambda: bool(outcomes)):
+            running.cancel()
+            problem = "nothing is due any more on the clock of the fleet"
+            raise RPCTimeoutError(target, method, self._clock.seconds() - began, unconfirmed=problem)
+        (outcome,) = outcomes
+        if isinstance(outcome, Failure):
+            outcome.raiseException()
+        return outcome
