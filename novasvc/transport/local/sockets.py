@@ -7,6 +7,7 @@ from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred, DeferredList, succeed
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from novasvc.net.unix import UNIXPort, open_unix
@@ -17,6 +18,9 @@ from novasvc.transport.memory import MemoryBroker
 _log = Logger()
 
 _BACKLOG = 128
+
+_LAST_REPLIES = 1.0
+"""Seconds in which replies are still passed to the connections before these are closed; usually one turn is enough."""
 
 
 @attrs.define(eq=False)
@@ -87,6 +91,10 @@ class HostSockets:
         self._port.startListening()
 
     async def _close(self) -> None:
+        # The last replies of a server that has drained are on their way to the connections.
+        until = self.reactor.seconds() + _LAST_REPLIES
+        while self.broker.is_delivering and self.reactor.seconds() < until:
+            await deferLater(self.reactor, 0)
         if self._port is not None and self._socket is not None:
             await self._port.stopListening()
             self._socket.close()  # removes its file, too

@@ -331,6 +331,11 @@ class MemoryBroker:
         """Call a function in a later turn of the reactor, as a delivery would come."""
         self.clock.callLater(0, do)
 
+    @property
+    def is_delivering(self) -> bool:
+        """Whether there are messages or replies that the next turns of the reactor will deliver."""
+        return self._turn_scheduled
+
     def schedule(self, source: _Source) -> None:
         """Schedule a delivery from a source, unless it is scheduled already."""
         if source.scheduled:

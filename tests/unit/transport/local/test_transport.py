@@ -253,6 +253,19 @@ class EndTests(LocalCase):
         answer = await self.client(self.process(), "stock").call(RequestContext(), "echo", text="a")
         self.assertEqual((answer, len(self.sockets())), ("h1: a", 1))
 
+    async def test_last_replies(self) -> None:
+        """Replies that were sent just before a process closes its transport arrive."""
+        serving, calling = self.process(), self.process()
+        requests = await self.inbox(serving, Target("stock", "h1"))
+        replies: DeferredQueue[bytes] = DeferredQueue()
+        address = await calling.open_replies(replies.put)
+        await calling.send(Target("stock"), b"request", None, True)
+        await self.next(requests)
+        for number in range(300):
+            await serving.reply(address, b"%d" % number)
+        await serving.close()
+        self.assertEqual([await self.next(replies) for _ in range(300)], [b"%d" % number for number in range(300)])
+
     async def pretend(self, *headers: dict[str, Any]) -> Deferred[socket.socket]:
         """Listen as a process would, and send these headers to the first that connects; fires with the connection."""
         self.directory.mkdir(mode=0o700, parents=True)
