@@ -50,6 +50,9 @@ def shell(context: CommandContext) -> int:
     from novasvc.cli.console import Console  # noqa: PLC0415
     from novasvc.cli.reactor_thread import ReactorThread  # noqa: PLC0415
 
+    here = os.getcwd()  # noqa: PTH109 - for sys.path
+    if here not in sys.path:
+        sys.path.insert(0, here)  # as for `novasvc run`: one's own modules, and the errors that they register
     settings = context.configuration.settings
     thread = ReactorThread(reactor)
     session = Session(settings, reactor)

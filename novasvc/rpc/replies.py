@@ -498,7 +498,7 @@ class PendingCalls:
 
 def _in_other_thread() -> ProblemError:
     problem = "it was used in another thread than the reactor's, such as that of a method with blocking=True"
-    remedy = "call from there with twisted.internet.threads.blockingCallFromThread(reactor, client.call, ...)"
+    remedy = "call from there with manager.attachments.blocking, or with a client of novasvc.blocking"
     return ProblemError("RPC client", problem, remedy)
 
 

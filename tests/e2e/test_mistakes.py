@@ -118,7 +118,7 @@ CALLS = (
     ("arguments by position in code", "call stock by_position", "takes arguments by name, but got 'tea'"),
     ("context forgotten in code", "call stock without_context", "call() takes a RequestContext first, not 'reserve'"),
     ("topic forgotten in code", "call stock without_topic", "the client has no topic; set one with prepare(topic=...)"),
-    ("call from a thread", "call stock in_a_thread", "in another thread than the reactor's", "blockingCallFromThread"),
+    ("call from a thread", "call stock in_a_thread", "in another thread than the reactor's", "attachments.blocking"),
 )  # fmt: skip
 """Mistake, command while the node "stock" runs on h1, parts of its one line."""
 

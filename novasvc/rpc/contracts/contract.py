@@ -91,7 +91,10 @@ class Contract:
             plain = as_json(result)
             msgspec.convert(plain, self.result, builtin_types=_LEFT, str_keys=True)
         except Exception as error:  # noqa: BLE001 - users' classes may raise anything
-            raise ResultNotSerializableError(self.method, _described(error, "the result")) from None
+            problem = _described(error, "the result")
+            if isinstance(result, _AWAITED):
+                problem = f"the result is a {type(result).__name__}: an await is missing in the method, or its caller"
+            raise ResultNotSerializableError(self.method, problem) from None
         return plain
 
     def schema(self) -> dict[str, Any]:
@@ -220,7 +223,7 @@ def as_dicts(value: Any) -> Any:
 def _described(error: BaseException, what: str) -> str:
     """Say which value is wrong: "order.lines[0].amount: expected int, got str"."""
     if not isinstance(error, msgspec.ValidationError):
-        text = f"{type(error).__name__}: {error}"
+        text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         return f"{what}: {text}" if what else text
     text, at, path = str(error).partition(" - at `")
     path = path.rstrip("`")

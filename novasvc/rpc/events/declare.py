@@ -64,11 +64,14 @@ def event(
     :raises DeclarationError: a pattern, an option or the method's signature is invalid.
     """
     given = tuple(priorities)
+    bare = next((each for each in patterns if callable(each)), None)
+    if bare is not None:  # "@rpc.event" is given the method itself, and what it returned would take the method's place
+        where = f"{getattr(bare, '__module__', '?')}.{getattr(bare, '__qualname__', repr(bare))}"
+        raise DeclarationError(where, "@rpc.event names no events", 'name them, as in @rpc.event("order.*")')
 
     def decorate(function: _Function) -> _Function:
         where = f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', repr(function))}"
-        # Bare, as in "@rpc.event", it is given the method itself.
-        if not patterns or not all(str(each).strip() and not callable(each) for each in patterns):
+        if not patterns or not all(str(each).strip() for each in patterns):
             problem = f"the patterns are {patterns!r}"
             raise DeclarationError(where, problem, 'name the events, as in @rpc.event("order.*")')
         if not given or not set(given) <= set(PRIORITIES):

@@ -248,7 +248,7 @@ class MisuseTests(ClientCase):
         within = rpc.Client(self.transport, clock=self.clock, target=Target("t"), middleware=[Recorder()])
         for send in (client.call, client.cast, client.fanout, client.gather, again.call, within.call):
             error = self.assertRaises(ProblemError, send, CONTEXT, "echo", x=1)
-            self.assertIn("blockingCallFromThread(reactor, client.call, ...)", str(error))
+            self.assertIn("manager.attachments.blocking", str(error))
         self.assertEqual((self.requests, self.client.pending), ([], 0))
 
 

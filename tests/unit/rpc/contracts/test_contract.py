@@ -266,6 +266,20 @@ class ResultTests(ContractCase):
             error = self.assertRaises(ResultNotSerializableError, contract.convert_result, result)
             self.assertIn(text, str(error))
 
+    def test_not_awaited(self) -> None:
+        """A result that is still to be awaited is named as what it is."""
+
+        def later(self: Any, context: Any) -> str: ...
+
+        async def coroutine() -> str:
+            return "x"
+
+        running = coroutine()
+        self.addCleanup(running.close)
+        for result, name in ((Deferred(), "Deferred"), (running, "coroutine")):
+            error = self.assertRaises(ResultNotSerializableError, self.contract(later).convert_result, result)
+            self.assertIn(f"the result is a {name}: an await is missing", str(error))
+
     def test_later(self) -> None:
         """What a Deferred or an awaitable has in the end is what counts."""
 

@@ -120,7 +120,7 @@ class DeclarationTests(SynchronousTestCase):
         def good(self: Any, context: Any, payload: Any) -> None: ...
 
         self.refuse("the patterns are ()", lambda: rpc.event()(good))
-        self.refuse("the patterns are", lambda: rpc.event(good)(good))  # type: ignore[arg-type]
+        self.refuse("@rpc.event names no events", lambda: rpc.event(good))  # type: ignore[arg-type]
         self.refuse("the patterns are", lambda: rpc.event(" ")(good))
         self.refuse("priorities=('loud',)", lambda: rpc.event("x", priorities=["loud"])(good))
         self.refuse("priorities=()", lambda: rpc.event("x", priorities=[])(good))
