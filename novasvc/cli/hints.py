@@ -18,6 +18,7 @@ from novasvc.rpc.errors import (
     UndeliverableError,
     UnsupportedVersionError,
 )
+from novasvc.rpc.origin import origin_of, set_origin
 from novasvc.rpc.target import Target
 
 _TIMEOUT = 1.5
@@ -71,7 +72,12 @@ async def explained(
             hint = _of_arguments(error, await described_methods(asking), target, arguments)
         case _:
             hint = None
-    return error if hint is None else CallFailedError(printable(hint))
+    if hint is None:
+        return error
+    failed = CallFailedError(printable(hint))
+    if (origin := origin_of(error)) is not None:
+        set_origin(failed, origin)  # the command prints it
+    return failed
 
 
 async def described_methods(client: Any) -> list[dict[str, Any]]:
