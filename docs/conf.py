@@ -31,6 +31,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(.*\.)?_\w+"),  # type variables
     # autodoc refers to a part of an annotation in brackets: Callable[[], T], Literal["a", "b"].
     ("py:.*", r"(collections\.abc\.Callable|typing\.Literal)\[.*"),
+    ("py:class", "TracerProvider"),  # of OpenTelemetry, an extra that the site does not need
 ]
 
 

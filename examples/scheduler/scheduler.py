@@ -1,6 +1,5 @@
 """A scheduler that places instances on the live hosts of the registry."""
 
-from twisted.internet.defer import DeferredList
 from twisted.logger import Logger
 
 from novasvc import Manager, RequestContext, rpc
@@ -48,11 +47,9 @@ class Scheduler(Manager):
         query = ServiceQuery(topic="compute", up=True, disabled=False, sort="host")
         page = await self.attachments.registry.page(query)
         hosts = [row.host for row in page.rows]
-        counts = await DeferredList(
-            [compute.prepare(server=host).call(context, "count") for host in hosts], consumeErrors=True
-        )
-        answers = [(count, host) for host, (success, count) in zip(hosts, counts, strict=True) if success]
-        for _count, host in sorted(answers):
+        # All hosts answer at the same time; those that are disabled, too.
+        counts = (await compute.gather(context, "count").all()).results
+        for host in sorted(counts.keys() & set(hosts), key=lambda host: (counts[host], host)):
             try:
                 placed: str = await compute.prepare(server=host).call(context, "boot", name=name)
             except NovasvcError as error:  # it has died since it was counted

@@ -12,6 +12,16 @@ from novasvc import Manager, RequestContext, periodic_task, rpc
 _log = Logger()
 
 
+@rpc.error
+class OutOfStockError(Exception):
+    """There is less of an item than was asked for."""
+
+    def __init__(self, item: str, left: int = 0) -> None:
+        super().__init__(f"only {left} of {item} left")
+        self.item = item
+        self.left = left
+
+
 @dataclass
 class Line:
     """One line of an order."""
@@ -40,16 +50,16 @@ class Stock(Manager):
         self._cents = {item: good["cents"] for item, good in goods.items()}
         self._left = {item: good["left"] for item, good in goods.items()}
 
-    @rpc.expose(expected=(LookupError,))
+    @rpc.expose(expected=(OutOfStockError,))
     def reserve(self, context: RequestContext, line: Line) -> int:
         """Take goods out of the stock.
 
         :return: their price in cents.
-        :raises LookupError: there are not enough of them.
+        :raises OutOfStockError: there are not enough of them.
         """
         left = self._left.get(line.item, 0)
         if not 0 < line.amount <= left:
-            raise LookupError(f"{line.amount} of {line.item!r} wanted, {left} left")
+            raise OutOfStockError(line.item, left)
         self._left[line.item] -= line.amount
         return line.amount * self._cents[line.item]
 
@@ -80,18 +90,18 @@ class Orders(Manager):
         """Make the client of the stock."""
         self.stock = rpc.stub(StockAPI, self.attachments.rpc.prepare(topic="stock", timeout=5))
 
-    @rpc.expose(expected=(LookupError,))
+    @rpc.expose(expected=(OutOfStockError,))
     async def place(self, context: RequestContext, lines: list[Line]) -> Order:
         """Reserve all lines of an order, or none.
 
-        :raises LookupError: the stock does not have them.
+        :raises OutOfStockError: the stock does not have them.
         """
         cents, reserved = 0, list[Line]()
         try:
             for line in lines:
                 cents += await self.stock.reserve(context, line)
                 reserved.append(line)
-        except LookupError:
+        except OutOfStockError:
             for line in reserved:
                 await self.stock.release(context, line)
             raise

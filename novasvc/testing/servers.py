@@ -146,7 +146,7 @@ def temporary_virtual_host(test: TestCase, broker: str | None = None, hosts: Vir
 
     :param test: a test case of unittest or trial. Call this before what connects to it, which is then closed first.
     :param broker: a transport URL; by default that in the variable TEST_NOVASVC_BROKER.
-    :param hosts: creates it; by default the management API, see :meth:`ManagementAPI.of`.
+    :param hosts: creates it; by default the management API, see :meth:`novasvc.testing.servers.ManagementAPI.of`.
     :raises SkipTest: there is no URL.
     :raises ServerSetupError: it cannot be created.
     """

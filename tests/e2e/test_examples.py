@@ -19,8 +19,8 @@ from tests.servers.process import free_ports, missing
 from tests.support.walkthrough import Command, Walkthrough
 
 EXAMPLES = ROOT / "examples"
-WAIT = ["sh", "-c", "for i in $(seq 900); do test -e go && exit; sleep 0.1; done; exit 1"]
-"""A program that ends when the test creates the file "go", or fails after 90 s."""
+WAIT = ["sh", "-c", "echo $$ > program.pid; for i in $(seq 900); do test -e go && exit; sleep 0.1; done; exit 1"]
+"""A program that ends when the test creates the file "go", or fails after 90 s. It writes its process id."""
 LINES = 150
 """Lines of an example, without its README: fewer than this."""
 
@@ -50,7 +50,7 @@ class ExampleTests(TestCase):
         reader = self.follow()
         self.assertEqual(reader.ran, 6)
         reader.run(Command("novasvc call stock left --json", ('{"tea": 8, "cup": 2}',)))
-        reader.run(Command("python -m pytest -q -p no:cacheprovider test_shop.py", ("...", "1 passed in ...")))
+        reader.run(Command("python -m pytest -q -p no:cacheprovider test_shop.py", ("...", "2 passed in ...")))
 
     def test_scheduler(self) -> None:
         """Instances go to the live host with the fewest; a disabled host gets none."""
@@ -73,6 +73,12 @@ class ExampleTests(TestCase):
         self.assertIn(nap, settings.read_text())
         settings.write_text(settings.read_text().replace(nap, f"nap = {json.dumps(WAIT)}"))
         reader = self.follow(NOVASVC_TRANSPORT_URL=vhost_url(self))
+        reader.run(
+            Command(
+                "novasvc call jobs result id=counted --json",
+                ('{"status": 0, "output": "0% step 1 of 4\\n...75% step 4 of 4\\n", "worker": ...}',),
+            )
+        )
         pid, result = (self.folder / "jobs" / f"nightly.{kind}" for kind in ("pid", "json"))
         self.wait_until(lambda: pid.exists() and pid.read_text() != "")
         first = pid.read_text()
@@ -85,6 +91,15 @@ class ExampleTests(TestCase):
         reader.run(
             Command("novasvc call jobs result id=nightly --json", ('{"status": 0, "output": "", "worker": ...}',))
         )
+        (self.folder / "go").unlink()
+        (self.folder / "program.pid").unlink()
+        calling = reader.begin("exec novasvc call jobs run id=long program=nap")
+        self.wait_until((self.folder / "program.pid").exists)
+        self.wait_until(lambda: (self.folder / "program.pid").read_text() != "")
+        program = Path("/proc", (self.folder / "program.pid").read_text().strip())
+        calling.popen.send_signal(signal.SIGINT)
+        self.wait_until(lambda: not program.exists())
+        calling.wait()
         refused = Command(
             "novasvc call jobs run id=b program=rm", ("novasvc: ... LookupError ... no program 'rm'; ...",)
         )

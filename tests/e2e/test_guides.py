@@ -28,13 +28,20 @@ class GuideTests(TestCase):
         self.addCleanup(reader.stop)
         return reader
 
+    @pytest.mark.timeout(600)  # some fifty commands, and a restart for each file
     def test_write_a_service(self) -> None:
         """The guide's shop works as the guide says, and the guide's tests pass."""
         together, alone = (GUIDES / "write-a-service.md").read_text().split("\n## Settings\n")
         reader = self.reader()
         reader.follow(together)
-        watch = reader.running["novasvc run watch:Watch"]
-        self.assertRegex(watch.output, r"novasvc-stock@\S+: last heartbeat \d+ s ago")
+        for manager, logged in (
+            ("watch:Watch", r"novasvc-stock@\S+: last heartbeat \d+ s ago"),
+            ("parcels:Parcels", "packing was cancelled"),
+            ("returns:Mail", "goods.returned: thank you for 1 cup"),
+            ("totals:Totals --topic timed --binary novasvc-timed", r"serve timed\.tea took \d\.\d+ s"),
+        ):
+            (process,) = (each for line, each in reader.running.items() if line.endswith(f"novasvc run {manager}"))
+            process.wait_for(logged)
         reader.stop()
         reader.follow(alone)
         self.assertGreater(reader.ran, 15)

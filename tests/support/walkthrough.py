@@ -102,7 +102,8 @@ class Walkthrough:
         else:
             self._finish(line, command.shown)
 
-    def _process(self, line: str) -> Process:
+    def begin(self, line: str) -> Process:
+        """Begin a command, and return its process."""
         bin_folder = str(Path(sys.executable).parent)
         environment = {"PATH": f"{bin_folder}:{os.environ['PATH']}", "PYTHONPATH": ".", "PYTHONWARNINGS": "ignore"}
         environment["NOVASVC_STATE_DIR"] = str(self._folder / "state")
@@ -112,7 +113,7 @@ class Walkthrough:
         return process
 
     def _start(self, line: str) -> None:
-        process = self._process(line)
+        process = self.begin(line)
         self.running[line] = process
         config = re.search(r"--config (\S+)", line)
         settings = (self._folder / config.group(1)).read_text() if config else ""
@@ -123,7 +124,7 @@ class Walkthrough:
                 process.wait_for(_RUNS)
 
     def _finish(self, line: str, shown: tuple[str, ...]) -> None:
-        process = self._process(line)
+        process = self.begin(line)
         status = process.wait()
         refused = any(text.startswith("novasvc: ") for text in shown)
         story = f"$ {line}\n{process.output}"
