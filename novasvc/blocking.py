@@ -33,8 +33,8 @@ from novasvc.node.runtime import Runtime
 from novasvc.reactor.monotonic import use_monotonic_clock
 from novasvc.rpc import Client as ReactorClient
 from novasvc.rpc.blocking import MAX_WAITING, BlockingClient, ReactorCalls
+from novasvc.rpc.contracts.stub import stub
 from novasvc.rpc.errors import ForkedClientError, ReactorStoppedError
-from novasvc.rpc.stub import stub
 
 __all__ = ["MAX_WAITING", "Client", "connect", "stub"]
 

@@ -28,7 +28,7 @@ class RequestContext:
 
     :param request_id: "req-" and a UUID; in every log event of the request. A context made while a request is
         served, or a periodic task runs, inherits that request id, so that its calls are recognised as part of the
-        same operation. See :mod:`novasvc.rpc.admission`.
+        same operation. See :mod:`novasvc.rpc.server.admission`.
     :param user_id: the caller, if known.
     :param project_id: the project the caller acts for, if known.
     :param is_admin: whether the caller may do anything, as the sender says. Nothing verifies it; see

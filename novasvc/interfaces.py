@@ -521,7 +521,7 @@ class IInspectable(Interface):
         """
 
     def operations_under_way() -> set[str]:
-        """Return the request ids of the operations under way; see :mod:`novasvc.rpc.admission`."""
+        """Return the request ids of the operations under way; see :mod:`novasvc.rpc.server.admission`."""
 
 
 class IExitRequester(Interface):

@@ -10,7 +10,7 @@ from novasvc.api.openapi import content, operation
 from novasvc.api.responses import json_response, make_app
 from novasvc.context import RequestContext
 from novasvc.reactor.coalesce import CoalescingCache
-from novasvc.rpc.asyncapi import make_asyncapi
+from novasvc.rpc.contracts.asyncapi import make_asyncapi
 
 _TIMEOUT = 3.0
 """Seconds in which a node has to answer."""

@@ -33,7 +33,7 @@ from novasvc.rpc.errors import (
     UndeliverableError,
     UnsupportedVersionError,
 )
-from novasvc.rpc.origin import origin_of, with_origin
+from novasvc.rpc.failures.origin import origin_of, with_origin
 from novasvc.rpc.version import parse_version
 from novasvc.transport.errors import BrokerBlockedError, BrokerError
 

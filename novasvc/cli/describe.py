@@ -12,7 +12,7 @@ from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.output import printable
 from novasvc.cli.remote import read_target, run_with_client, wait_for_reply
 from novasvc.context import RequestContext
-from novasvc.rpc.asyncapi import FRAMEWORK, make_asyncapi
+from novasvc.rpc.contracts.asyncapi import FRAMEWORK, make_asyncapi
 
 _TIMEOUT = 5.0
 

@@ -18,7 +18,7 @@ from novasvc.rpc.errors import (
     UndeliverableError,
     UnsupportedVersionError,
 )
-from novasvc.rpc.origin import origin_of, set_origin
+from novasvc.rpc.failures.origin import origin_of, set_origin
 from novasvc.rpc.target import Target
 
 _TIMEOUT = 1.5
@@ -81,7 +81,7 @@ async def explained(
 
 
 async def described_methods(client: Any) -> list[dict[str, Any]]:
-    """Ask a service for its methods, as :func:`novasvc.rpc.description.describe_methods` returns them.
+    """Ask a service for its methods, as :func:`novasvc.rpc.contracts.description.describe_methods` returns them.
 
     :param client: prepared for the target, with a timeout.
     :return: [] if the service does not say; those of oslo.messaging cannot.

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from novasvc.cli.interface_types import WIDTH, TypeWriter, identifier, literal
-from novasvc.rpc.asyncapi import FRAMEWORK
+from novasvc.rpc.contracts.asyncapi import FRAMEWORK
+from novasvc.rpc.contracts.schema import MethodSchemas, merge_definitions
 from novasvc.rpc.errors import MessageFormatError
-from novasvc.rpc.schema import MethodSchemas, merge_definitions
 
 _Interface = tuple[str | None, int]
 """A namespace and a major version."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from novasvc.rpc.schema import Schema, references, referred, tagged
+from novasvc.rpc.contracts.schema import Schema, references, referred, tagged
 
 WIDTH = 88
 """Columns of a line, the default of formatters."""
@@ -30,7 +30,7 @@ class TypeWriter:
     Names in the text are never those of a peer as they came: each is checked to be an identifier, and values are
     written by repr().
 
-    :param definitions: JSON Schemas by name; see :func:`novasvc.rpc.schema.merge_definitions`.
+    :param definitions: JSON Schemas by name; see :func:`novasvc.rpc.contracts.schema.merge_definitions`.
     :param hidden: names of methods. In a class body they hide what has the same name outside.
     :param schemas: those of arguments and results, in which there may be unions of tagged types.
     """

@@ -21,7 +21,7 @@ def key(context: CommandContext, identity: str, file: Path | None) -> None:
     The file is created with mode 0600, and is the rpc_signing_key_file of the processes that call as IDENTITY.
     """
     # Imported here, because `--help` does not need it.
-    from novasvc.rpc.identity_keys import create_signing_key  # noqa: PLC0415
+    from novasvc.rpc.identity.keys import create_signing_key  # noqa: PLC0415
 
     path = file or context.configuration.settings.rpc_signing_key_file
     if path is None:

@@ -23,7 +23,7 @@ from novasvc.node.paste import Loader
 from novasvc.registry.errors import DatabaseRefusedError
 from novasvc.registry.sql import sqlite
 from novasvc.registry.sql.address import DatabaseAddress
-from novasvc.rpc.identity_keys import read_callers, read_signing_key
+from novasvc.rpc.identity.keys import read_callers, read_signing_key
 from novasvc.transport.amqp.configured import broker_options
 from novasvc.transport.amqp.endpoints import check_tls_files
 from novasvc.workers.control.path_lock import check_path

@@ -18,7 +18,7 @@ from novasvc.cli.output import printable, printable_lines
 from novasvc.cli.suggestion import SuggestingGroup
 from novasvc.errors import NovasvcError, describe
 from novasvc.rpc.errors import RPCError
-from novasvc.rpc.origin import with_origin
+from novasvc.rpc.failures.origin import with_origin
 
 _USAGE = 2
 _INTERRUPTED = 130

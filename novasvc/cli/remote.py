@@ -15,7 +15,7 @@ from novasvc.cli.arguments import read_arguments
 from novasvc.config import Settings
 from novasvc.errors import NovasvcError, ProblemError
 from novasvc.rpc.errors import InvalidTargetError, RemoteError, RPCError, UndeliverableError
-from novasvc.rpc.origin import origin_of, set_origin
+from novasvc.rpc.failures.origin import origin_of, set_origin
 from novasvc.rpc.target import Target
 
 _T = TypeVar("_T")
@@ -194,8 +194,8 @@ def _signer(settings: Settings) -> Any:
     path = settings.rpc_signing_key_file
     if path is None:
         return None
-    from novasvc.rpc.identity_keys import read_signing_key  # noqa: PLC0415 - see run_with_client
-    from novasvc.rpc.signature import Signer  # noqa: PLC0415
+    from novasvc.rpc.identity.keys import read_signing_key  # noqa: PLC0415 - see run_with_client
+    from novasvc.rpc.identity.signature import Signer  # noqa: PLC0415
 
     return Signer(read_signing_key(path), time.time)
 

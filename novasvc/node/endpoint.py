@@ -16,9 +16,9 @@ from novasvc.errors import StateError
 from novasvc.periodic.errors import UnknownTaskError
 from novasvc.periodic.task import TaskStats
 from novasvc.rpc import Server, expose
-from novasvc.rpc.description import describe_errors, describe_methods
+from novasvc.rpc.contracts.description import describe_errors, describe_methods
 from novasvc.rpc.endpoint import Method
-from novasvc.rpc.event import describe_handlers
+from novasvc.rpc.events.declare import describe_handlers
 from novasvc.telemetry import flight
 from novasvc.telemetry.metrics import MethodMetrics
 from novasvc.telemetry.timestamps import iso_time
@@ -96,9 +96,9 @@ class NodeAPI:
     def interface(self, context: RequestContext) -> dict[str, Any]:
         """Describe what callers can use: methods with their types and errors, the events handled, the periodic tasks.
 
-        :return: {"host", "binary", "topic", "methods": see :func:`novasvc.rpc.description.describe_methods`, "errors":
-            see :func:`novasvc.rpc.description.describe_errors`, "events": see
-            :func:`novasvc.rpc.event.describe_handlers`, "tasks": [{"name", "spacing": seconds, "scope", "cron": line or
+        :return: {"host", "binary", "topic", "methods": see :func:`novasvc.rpc.contracts.description.describe_methods`, "errors":
+            see :func:`novasvc.rpc.contracts.description.describe_errors`, "events": see
+            :func:`novasvc.rpc.events.declare.describe_handlers`, "tasks": [{"name", "spacing": seconds, "scope", "cron": line or
             None, "timezone": its time zone or None}]}.
         """
         node = self._node

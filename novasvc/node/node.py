@@ -32,7 +32,7 @@ from novasvc.registry.heartbeat import Heartbeat, ServiceIdentity
 from novasvc.registry.record import ServiceRecord
 from novasvc.rpc import BaseAPI, Client, Endpoints, EventListener, Server
 from novasvc.rpc.errors import TransportClosedError
-from novasvc.rpc.event import EventHandler, event_handlers
+from novasvc.rpc.events.declare import EventHandler, event_handlers
 from novasvc.rpc.target import Target
 from novasvc.telemetry.flight import note
 from novasvc.telemetry.logs import node_fields, pluralize
@@ -70,7 +70,7 @@ class Node:
     # them; the first heartbeat comes when the node can do what it announces.
     #
     # Stop is not simply the reverse. First nothing new is accepted (no runs, and only requests of
-    # operations under way, see novasvc.rpc.admission). Then everything under way is finished. Only
+    # operations under way, see novasvc.rpc.server.admission). Then everything under way is finished. Only
     # then does the node disconnect. It sends heartbeats while it drains, because a node without
     # heartbeats is declared down, and its work may be given to another node.
     identity: ServiceIdentity

@@ -23,11 +23,11 @@ from novasvc.reactor.threads import BlockingPool
 from novasvc.registry.remote import RemoteRegistry
 from novasvc.registry.sql.services import connect_registry
 from novasvc.rpc import Client
-from novasvc.rpc.admission import Siblings
-from novasvc.rpc.authorization import Authorizer
-from novasvc.rpc.identity_keys import read_callers, read_signing_key
-from novasvc.rpc.signature import Signer, Verifier
-from novasvc.rpc.unstarted_record import UnstartedRecord
+from novasvc.rpc.identity.authorization import Authorizer
+from novasvc.rpc.identity.keys import read_callers, read_signing_key
+from novasvc.rpc.identity.signature import Signer, Verifier
+from novasvc.rpc.server.admission import Siblings
+from novasvc.rpc.server.unstarted_record import UnstartedRecord
 from novasvc.transport.local import HostSockets, LocalTransport
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
 from novasvc.workers.current import current_worker

@@ -229,7 +229,7 @@ class Service(LifecycleService):
         return [] if self.node.server is None else self.node.server.running_calls()
 
     def operations_under_way(self) -> set[str]:
-        """Return the request ids of the operations under way; see :mod:`novasvc.rpc.admission`."""
+        """Return the request ids of the operations under way; see :mod:`novasvc.rpc.server.admission`."""
         return self.node.operations()
 
     def wait(self) -> Deferred[None]:

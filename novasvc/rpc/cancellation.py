@@ -14,12 +14,12 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from novasvc.interfaces import IDelivery, ITransport
-from novasvc.rpc.awaiting_redelivery import AwaitingRedelivery
-from novasvc.rpc.call import Call
 from novasvc.rpc.endpoint import Method
-from novasvc.rpc.execution import Execution
-from novasvc.rpc.ledger import Ledger
 from novasvc.rpc.message import NAME_LIMIT, Request, encode_request
+from novasvc.rpc.server.awaiting_redelivery import AwaitingRedelivery
+from novasvc.rpc.server.call import Call
+from novasvc.rpc.server.execution import Execution
+from novasvc.rpc.server.ledger import Ledger
 from novasvc.rpc.target import Target
 from novasvc.telemetry.metrics import DeliveryMetrics
 

@@ -17,11 +17,11 @@ from novasvc.middleware.invocation import CALL, CAST, Invocation
 from novasvc.rpc.around import send_through, target_fields
 from novasvc.rpc.errors import InvalidTargetError, RPCError, RPCVersionCapError, UnconfirmedError
 from novasvc.rpc.gather import Gathering, HostsFunction, failed
+from novasvc.rpc.identity.signature import Signer
 from novasvc.rpc.message import SHORTEST_KEEPALIVE, encode_request
 from novasvc.rpc.progress import OnProgress
 from novasvc.rpc.replies import MAX_RESENDS, PendingCalls, ServiceLookupFunction
 from novasvc.rpc.retry import Retry, call_with_retries
-from novasvc.rpc.signature import Signer
 from novasvc.rpc.target import Target
 from novasvc.rpc.version import compatible
 from novasvc.telemetry import metrics
@@ -117,7 +117,7 @@ class Client:
         """Return the request ids of the calls that wait for a reply; prepared clients share them.
 
         A draining server admits the requests that carry one of them, in any worker of its node; see
-        :class:`novasvc.rpc.admission.Admission`.
+        :class:`novasvc.rpc.server.admission.Admission`.
         """
         return self._calls.request_ids()
 

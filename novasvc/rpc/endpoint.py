@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 
 from novasvc.errors import DeclarationError
-from novasvc.rpc.contract import Contract, contract_of
+from novasvc.rpc.contracts.contract import Contract, contract_of
 from novasvc.rpc.errors import NoSuchMethodError, UnsupportedVersionError
 from novasvc.rpc.exposure import Exposure, exposed_attributes
 from novasvc.rpc.version import Version, parse_version, serves

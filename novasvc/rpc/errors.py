@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import attrs
 
 from novasvc.errors import NovasvcError
-from novasvc.rpc.origin import with_origin
+from novasvc.rpc.failures.origin import with_origin
 
 
 class RPCError(NovasvcError):

@@ -8,9 +8,9 @@ from typing import Any, TypeVar, overload
 import attrs
 
 from novasvc.errors import DeclarationError
-from novasvc.rpc.allowed import Allow, Allowed, read_allow
-from novasvc.rpc.error_classes import register_expected
 from novasvc.rpc.errors import InvalidArgumentsError
+from novasvc.rpc.failures.error_classes import register_expected
+from novasvc.rpc.identity.allowed import Allow, Allowed, read_allow
 from novasvc.rpc.version import parse_version
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])

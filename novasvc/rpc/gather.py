@@ -9,7 +9,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from novasvc.reactor.coalesce import Waiters
-from novasvc.rpc.failure import decode_error
+from novasvc.rpc.failures.failure import decode_error
 from novasvc.rpc.message import Reply
 
 MAX_REPLIES = 10_000

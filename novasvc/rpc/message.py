@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from novasvc.rpc.errors import InvalidArgumentsError, MessageFormatError, ResultNotSerializableError
+from novasvc.rpc.failures.origin import mark_outgoing
 from novasvc.rpc.ids import new_id
-from novasvc.rpc.origin import mark_outgoing
 from novasvc.rpc.payload import dumps, encode_parts, loads, loads_at, quote
 from novasvc.rpc.version import compatible
 
@@ -29,7 +29,7 @@ _CONTEXT = "_context_"
 _CONTEXT_LENGTH = len(_CONTEXT)
 _ENVELOPE_VERSION = "2.0"
 SIGNATURE = "novasvc.signature"
-"""The envelope's field of :mod:`novasvc.rpc.signature`."""
+"""The envelope's field of :mod:`novasvc.rpc.identity.signature`."""
 _PREFIX = f'{{"{_VERSION}": "{_ENVELOPE_VERSION}", "{_MESSAGE}": '
 _PREFIX_LENGTH = len(_PREFIX)
 _OWN = "novasvc"
@@ -93,7 +93,7 @@ class Reply(NamedTuple):
 
     :param msg_id: the request's message id.
     :param result: JSON value; None in a failure and in a keepalive.
-    :param failure: JSON text, see :mod:`novasvc.rpc.failure`; None if the method did not fail.
+    :param failure: JSON text, see :mod:`novasvc.rpc.failures.failure`; None if the method did not fail.
     :param final: True for the last reply to the request; False for a keepalive or a partial reply.
     :param extra: what only our servers send, from the field "novasvc": {"host": str, "progress": {"fraction", "text"}},
         not checked; None without the field.
@@ -178,7 +178,7 @@ def encode_result(
 def encode_failure(msg_id: str, failure: str, extra: Mapping[str, Any] | None = None) -> bytes:
     """Encode the reply that holds a failure.
 
-    :param failure: JSON text, see :mod:`novasvc.rpc.failure`.
+    :param failure: JSON text, see :mod:`novasvc.rpc.failures.failure`.
     :param extra: as in :class:`Reply`.
     :raises ValueError: the message is over the limit.
     """

@@ -10,8 +10,8 @@ from twisted.python.threadable import isInIOThread
 
 from novasvc.context import is_fraction
 from novasvc.interfaces import ITransport
-from novasvc.rpc.call import Call
 from novasvc.rpc.message import Progress, encode_keepalive
+from novasvc.rpc.server.call import Call
 
 _log = Logger()
 

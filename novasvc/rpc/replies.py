@@ -15,7 +15,6 @@ from novasvc.errors import ProblemError
 from novasvc.interfaces import ITransport
 from novasvc.reactor.abandon import completion
 from novasvc.rpc.cancellation import send_cancellation
-from novasvc.rpc.deadline import Deadlines
 from novasvc.rpc.errors import (
     MessageFormatError,
     RPCError,
@@ -25,13 +24,14 @@ from novasvc.rpc.errors import (
     UnconfirmedError,
     UndeliverableError,
 )
-from novasvc.rpc.failure import decode_error
+from novasvc.rpc.failures.failure import decode_error
+from novasvc.rpc.failures.origin import Origin
 from novasvc.rpc.gather import HostsFunction
 from novasvc.rpc.gathers import Gathers
 from novasvc.rpc.ids import new_id
 from novasvc.rpc.message import ReplyTo, read_reply, unwrap
-from novasvc.rpc.origin import Origin
 from novasvc.rpc.progress import OnProgress, pass_on
+from novasvc.rpc.server.deadline import Deadlines
 from novasvc.rpc.target import Target
 from novasvc.telemetry import metrics
 from novasvc.telemetry.instruments import MAX_LABEL_SETS, Counter

@@ -9,8 +9,8 @@ from typing import Any
 import attrs
 
 from novasvc.reactor.local import ReactorLocal
-from novasvc.rpc.admission import Siblings
-from novasvc.rpc.unstarted_record import UnstartedRecord
+from novasvc.rpc.server.admission import Siblings
+from novasvc.rpc.server.unstarted_record import UnstartedRecord
 
 
 @attrs.frozen

@@ -222,7 +222,7 @@ class ForkServer:
         self._report_import(None)
         self._observer = importlib.import_module("novasvc.workers.switchable_log").SwitchableObserver()
         # Made before the first fork, so that all workers share it: they find requests that a dead sibling never began.
-        self._unstarted_records = importlib.import_module("novasvc.rpc.unstarted_record").SharedRecords()
+        self._unstarted_records = importlib.import_module("novasvc.rpc.server.unstarted_record").SharedRecords()
         with reactor_forbidden(), contextlib.suppress(Exception):
             importlib.import_module(_WARMUP).warm_up()
         gc.collect()

@@ -10,7 +10,7 @@ from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherR
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.logger import Logger
 
-from novasvc.rpc.admission import NOBODY, READY, UNDER_WAY
+from novasvc.rpc.server.admission import NOBODY, READY, UNDER_WAY
 from novasvc.workers.errors import ReloadError
 from novasvc.workers.forkserver_client import ForkserverClient
 from novasvc.workers.pipe import PipeMessage
@@ -204,7 +204,7 @@ class WorkerGroup:
         )
 
     async def _state_of_siblings(self, slot: Slot, request_id: str) -> str:
-        """Return whether a sibling can take the operation's request; see :mod:`novasvc.rpc.admission`."""
+        """Return whether a sibling can take the operation's request; see :mod:`novasvc.rpc.server.admission`."""
         others = [other for other in self if other is not slot and other.process is not None]
         if any(other.state == "ready" for other in others):
             return READY

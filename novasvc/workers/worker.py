@@ -26,8 +26,8 @@ from novasvc._compat import run_exit_functions
 from novasvc.errors import NovasvcError, describe
 from novasvc.interfaces import IExitRequester, IPreforkable, IStartable
 from novasvc.reactor.monotonic import use_monotonic_clock
-from novasvc.rpc.admission import NOBODY
-from novasvc.rpc.unstarted_record import UnstartedRecord
+from novasvc.rpc.server.admission import NOBODY
+from novasvc.rpc.server.unstarted_record import UnstartedRecord
 from novasvc.telemetry import flight, metrics
 from novasvc.telemetry.stalls import StallWatch
 from novasvc.workers import reports
@@ -241,7 +241,7 @@ class Worker:
                 self._interrupt(seconds)
 
     def ask_siblings(self, request_id: str) -> Deferred[str]:
-        """Ask the supervisor whether a sibling can take an operation; see :data:`novasvc.rpc.admission.Siblings`."""
+        """Ask the supervisor whether a sibling can take an operation; see :data:`novasvc.rpc.server.admission.Siblings`."""
         key = next(self._query_keys)
         query = self._pending_queries[key] = Deferred[str]()
         self._send({"is": "query", "key": key, "request_id": reports.truncated(request_id)})

@@ -12,7 +12,7 @@ from typing import Any
 
 from msgspec import convert
 
-from novasvc.rpc.contract import Contract, contract_of
+from novasvc.rpc.contracts.contract import Contract, contract_of
 
 _CALLS, _ROUNDS = 20_000, 15
 

@@ -62,11 +62,11 @@ class SiteTests(unittest.TestCase):
         source = self.folder / "source"
         source.mkdir()
         (source / "conf.py").write_text(_CONF.format(docs=str(ROOT / "docs")))
-        lines = ("# T", "", "```{eval-rst}", ":class:`novasvc.rpc.ledger.{name}`", "```", "")
+        lines = ("# T", "", "```{eval-rst}", ":class:`novasvc.rpc.server.ledger.{name}`", "```", "")
         page = "\n".join(lines)
         (source / "page.md").write_text(page.replace("{name}", "Ledger"))
         self.assertEqual(self.build(source).stderr, "")
         (source / "page.md").write_text(page.replace("{name}", "Lodger"))
         failed = self.build(source)
         self.assertNotEqual(failed.returncode, 0)
-        self.assertIn("novasvc.rpc.ledger.Lodger", failed.stderr)
+        self.assertIn("novasvc.rpc.server.ledger.Lodger", failed.stderr)

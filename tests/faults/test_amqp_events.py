@@ -6,7 +6,7 @@ from twisted.internet.defer import Deferred, maybeDeferred
 
 from novasvc import rpc
 from novasvc.context import RequestContext
-from novasvc.rpc.event import event_handlers
+from novasvc.rpc.events.declare import event_handlers
 from tests.faults.amqp_rig import AMQPCase
 
 CONTEXT = RequestContext(request_id="req-1", user_id="u1")

@@ -5,7 +5,7 @@ from twisted.internet.defer import Deferred, DeferredQueue, maybeDeferred
 
 from novasvc import rpc
 from novasvc.context import RequestContext
-from novasvc.rpc.event import event_handlers
+from novasvc.rpc.events.declare import event_handlers
 from tests.interop.peer import PATIENCE
 from tests.interop.test_interop_notifications import CONTEXT, PAYLOAD, NotificationCase
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from novasvc.rpc.authorization import Authorizer
-from novasvc.rpc.identity_keys import CallerKey, create_signing_key, read_callers, read_signing_key
-from novasvc.rpc.signature import Signer, Verifier
+from novasvc.rpc.identity.authorization import Authorizer
+from novasvc.rpc.identity.keys import CallerKey, create_signing_key, read_callers, read_signing_key
+from novasvc.rpc.identity.signature import Signer, Verifier
 
 
 class KeyRing:

@@ -59,7 +59,7 @@ class Delivery:
         self.body = body
         # "redelivered" does not count (AMQP 0-9-1 1.8.3.9). A quorum queue has a count, but it includes every message
         # that was unacknowledged when a process died, whether it had begun or not: see
-        # Note [Finding the poison message] in novasvc.rpc.redelivery. A holding queue redelivers because a channel
+        # Note [Finding the poison message] in novasvc.rpc.server.redelivery. A holding queue redelivers because a channel
         # was lost, or because we published a copy to it, and neither is a failed attempt.
         again = not consuming.holding and (redelivered or properties.unclaimed)
         self.deliveries = properties.deliveries + again

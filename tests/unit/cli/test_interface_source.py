@@ -10,7 +10,7 @@ from novasvc import Manager, RequestContext, rpc
 from novasvc.cli.interface_source import write_interface
 from novasvc.cli.interface_types import identifier, member_names
 from novasvc.errors import MessageFormatError
-from novasvc.rpc.description import describe_methods
+from novasvc.rpc.contracts.description import describe_methods
 from tests.support.wild_manager import Line as OtherLine
 from tests.support.wild_manager import Wild
 

@@ -10,7 +10,7 @@ from novasvc.cli.program import program
 from novasvc.cli.remote import _signer
 from novasvc.config import load
 from novasvc.errors import SettingError
-from novasvc.rpc.identity_keys import read_callers
+from novasvc.rpc.identity.keys import read_callers
 
 
 class KeyTests(SynchronousTestCase):

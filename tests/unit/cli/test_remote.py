@@ -11,7 +11,7 @@ from novasvc.cli.command_context import CommandContext
 from novasvc.cli.program import program
 from novasvc.cli.remote import read_target, wait_for_reply
 from novasvc.errors import NoSuchMethodError, RemoteError
-from novasvc.rpc.origin import Origin, set_origin
+from novasvc.rpc.failures.origin import Origin, set_origin
 from novasvc.rpc.target import Target
 
 

@@ -16,10 +16,10 @@ from novasvc.http.around import AroundRequests
 from novasvc.middleware import Chain
 from novasvc.middleware.tracing import Tracing
 from novasvc.periodic import TaskRunner, periodic_task
-from novasvc.rpc.event import event_handlers
+from novasvc.rpc.events.declare import event_handlers
 from tests.support.http_rig import Wire
 from tests.support.rpc_rig import CONTEXT, TARGET, Diary, RPCCase
-from tests.unit.rpc.test_event import Stock
+from tests.unit.rpc.events.test_declare import Stock
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = f"00-{TRACE}-00f067aa0ba902b7-01"

@@ -31,7 +31,7 @@ from novasvc.errors import (
 from novasvc.registry.lookup import ServiceLookup
 from novasvc.registry.query import ServiceQuery, ServiceTotals
 from novasvc.registry.record import ServiceRecord
-from novasvc.rpc.failure import encode_error
+from novasvc.rpc.failures.failure import encode_error
 from novasvc.rpc.message import Request, encode_failure, encode_keepalive, encode_result, read_request, unwrap
 from novasvc.rpc.replies import MAX_PENDING, MAX_RESENDS
 from novasvc.rpc.target import Target

@@ -11,9 +11,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from novasvc import rpc
 from novasvc.context import RequestContext
 from novasvc.errors import InvalidArgumentsError, NoSuchMethodError, RemoteError
-from novasvc.rpc.error_classes import WireName, error_classes
+from novasvc.rpc.failures.error_classes import WireName, error_classes
+from novasvc.rpc.failures.origin import Origin
 from novasvc.rpc.message import encode_failure, unwrap
-from novasvc.rpc.origin import Origin
 from novasvc.rpc.target import Target
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
 

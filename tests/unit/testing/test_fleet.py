@@ -21,7 +21,7 @@ from novasvc.errors import (
     UnknownNodeError,
     UnknownTaskError,
 )
-from novasvc.rpc.notification import Notification
+from novasvc.rpc.events.notification import Notification
 from novasvc.telemetry import metrics
 from novasvc.telemetry.instruments import MAX_LABEL_SETS
 from novasvc.testing import Fleet, FleetMixin

@@ -7,7 +7,7 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred, FirstError
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.rpc.admission import NOBODY, READY, UNDER_WAY
+from novasvc.rpc.server.admission import NOBODY, READY, UNDER_WAY
 from novasvc.workers.errors import ReloadError
 from novasvc.workers.exit_status import KILL_DELAY
 from novasvc.workers.forkserver_client import ForkserverClient

@@ -1,0 +1,1 @@
+"""Events and notifications: emitted by one service, handled by any number of others."""

@@ -1,0 +1,118 @@
+"""Emit events, for whoever handles them."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IReactorTime
+
+from novasvc.context import RequestContext
+from novasvc.interfaces import ITransport
+from novasvc.middleware import Chain, Invocation
+from novasvc.middleware.invocation import EMIT
+from novasvc.rpc.around import send_through
+from novasvc.rpc.errors import InvalidArgumentsError, UnconfirmedError, UndeliverableError
+from novasvc.rpc.events.notification import PRIORITIES, Notification, encode_notification, wire_time
+from novasvc.rpc.message import NAME_LIMIT
+from novasvc.rpc.replies import MAX_RESENDS
+from novasvc.telemetry import metrics
+
+_MIDDLEWARE_TIMEOUT = 60.0
+"""Seconds for an event to pass through the middleware and to be confirmed."""
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+@attrs.define(eq=False)
+class EventEmitter:
+    """Publishes events; a manager has one as ``self.attachments.events``.
+
+    :param transport: an open transport.
+    :param publisher_id: the publisher: "stock.host1".
+    :param topic: the notification topic.
+    :param clock: measures the time that middleware takes.
+    :param chain: the middleware around emissions; None without any.
+    :param now: returns the current time, with a time zone.
+    """
+
+    _transport: ITransport
+    publisher_id: str = attrs.field(kw_only=True)
+    topic: str = attrs.field(default="notifications", kw_only=True)
+    _clock: IReactorTime = attrs.field(kw_only=True)
+    _chain: Chain | None = attrs.field(default=None, kw_only=True)
+    _now: Callable[[], datetime] = attrs.field(default=_utc_now, kw_only=True)
+
+    def emit(
+        self, context: RequestContext, event_type: str, payload: Any = None, *, priority: str = "info"
+    ) -> Deferred[None]:
+        """Publish an event. Each subscribed topic gets a copy, and so does each listener of oslo.messaging.
+
+        An event that nobody has ever subscribed to is dropped, and counted.
+
+        :param context: sent with the event.
+        :param event_type: dotted name of the event: "order.placed".
+        :param payload: data of the event; JSON types, dataclasses, attrs objects, datetimes.
+        :param priority: one of :data:`novasvc.rpc.events.notification.PRIORITIES`.
+        :return: Deferred[None], fired when the broker has confirmed the message. It may arrive twice: a message whose
+            connection was lost before the confirm is sent again. The Deferred fails with:
+        :raises InvalidArgumentsError: the type or the priority is invalid, JSON cannot hold the payload, or the message
+            is over the limit.
+        :raises RPCError: as :meth:`novasvc.interfaces.ITransport.send`.
+        """
+        problem = _problem(event_type, priority)
+        if problem is not None:
+            return fail(InvalidArgumentsError("emit", problem))
+        if self._chain is None:
+            return Deferred.fromCoroutine(self._emit(context, event_type, payload, priority))
+        args = {"payload": payload, "priority": priority}
+        invocation = Invocation(kind=EMIT, name=event_type, context=context, args=args, topic=self.topic)
+
+        def emit(passed: Invocation) -> Any:
+            return self._emit(passed.context or context, passed.name, passed.args["payload"], passed.args["priority"])
+
+        return send_through(self._chain, invocation, emit, self._clock, _MIDDLEWARE_TIMEOUT)
+
+    async def _emit(self, context: RequestContext, event_type: str, payload: Any, priority: str) -> None:
+        body = encode_notification(
+            Notification(
+                event_type=event_type,
+                payload=payload,
+                publisher_id=self.publisher_id,
+                priority=priority,
+                context=context,
+                timestamp=wire_time(self._now()),
+            )
+        )
+        try:
+            await self._publish(f"{self.topic}.{priority}", body)
+        except UndeliverableError:
+            metrics.events_emitted.at("unrouted").value += 1
+        except BaseException:
+            metrics.events_emitted.at("failed").value += 1
+            raise
+        else:
+            metrics.events_emitted.at("sent").value += 1
+
+    async def _publish(self, key: str, body: bytes) -> None:
+        for attempt in range(MAX_RESENDS + 1):
+            try:
+                await self._transport.publish(key, body)
+            except UnconfirmedError:
+                if attempt == MAX_RESENDS:
+                    raise
+            else:
+                return
+
+
+def _problem(event_type: object, priority: object) -> str | None:
+    if not isinstance(event_type, str) or not event_type or any(map(str.isspace, event_type)):
+        return f"event_type is {event_type!r:.100}; give a dotted name such as 'order.placed'"
+    if len(event_type) > NAME_LIMIT:
+        return f"event_type has {len(event_type)} characters; the limit is {NAME_LIMIT}"
+    if priority not in PRIORITIES:
+        return f"priority is {priority!r:.100}; give one of {', '.join(PRIORITIES)}"
+    return None

@@ -1,0 +1,1 @@
+"""Who calls: keys, signatures of requests, and the callers that a method allows."""
