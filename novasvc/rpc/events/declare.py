@@ -64,8 +64,8 @@ def event(
     :raises DeclarationError: a pattern, an option or the method's signature is invalid.
     """
     given = tuple(priorities)
-    bare: Any = next((each for each in patterns if not isinstance(each, str)), None)
-    if bare is not None:  # "@rpc.event" is given the method itself, and what it returned would take the method's place
+    bare: Any = patterns[0] if patterns else None
+    if callable(bare):  # "@rpc.event" is given the method itself, and what it returned would take the method's place
         where = f"{getattr(bare, '__module__', '?')}.{getattr(bare, '__qualname__', repr(bare))}"
         raise DeclarationError(where, "@rpc.event names no events", 'name them, as in @rpc.event("order.*")')
 
