@@ -136,10 +136,22 @@ def _arguments(context: CommandContext, target: str, options: Sequence[str]) -> 
             given += [f"--{name}", str(value)]
     topic = topic_of(target)
     named = {option.partition("=")[0] for option in options}
+    # Two topics of one class are two services, so the binary follows the topic.
+    served = next((_value_of(options, place) for place, option in enumerate(options) if _is(option, "--topic")), topic)
     # Who runs a manager by hand wants to see its tasks, and not to spread the load of a fleet that starts.
-    defaults = [("--topic", topic), ("--binary", f"novasvc-{topic}"), ("--periodic-fuzzy-delay", "0")]
+    defaults = [("--topic", topic), ("--binary", f"novasvc-{served}"), ("--periodic-fuzzy-delay", "0")]
     given += [part for name, value in defaults if name not in named for part in (name, value)]
     return ["--nodaemon", "--pidfile=", "novasvc", "--manager", target, *given, *options]
+
+
+def _is(option: str, name: str) -> bool:
+    return option.partition("=")[0] == name
+
+
+def _value_of(options: Sequence[str], place: int) -> str:
+    """Return the value of an option, "--name=value" or "--name value"; "" if it has none."""
+    _, equals, value = options[place].partition("=")
+    return value if equals else next(iter(options[place + 1 : place + 2]), "")
 
 
 def _settings(context: CommandContext, target: str, options: Sequence[str]) -> Settings:

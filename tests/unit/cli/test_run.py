@@ -29,6 +29,12 @@ class ArgumentsTests(SynchronousTestCase):
         )
         self.assertEqual(" ".join(_arguments(context, "shop:Stock", ["--workers", "2"])), expected)
 
+    def test_topic_given(self) -> None:
+        """The binary follows the topic: two topics of one class are two services."""
+        for options in (["--topic", "black"], ["--topic=black"]):
+            arguments = _arguments(CommandContext((), {}, {}), "shop:Stock", options)
+            self.assertIn("--binary novasvc-black", " ".join(arguments))
+
     def test_given(self) -> None:
         """Options of twistd novasvc take the place of what is derived from the class."""
         arguments = _arguments(CommandContext((), {}, {}), "shop:Stock", ["--topic", "t", "--binary=b"])
