@@ -112,6 +112,7 @@ class BashTests(TestCase):
         ):
             self.assert_completed(words, expected)
 
+    @pytest.mark.long
     def test_nobody(self) -> None:
         """Where nothing can be asked, there are no candidates, no message, and no long wait."""
         commands = (

@@ -80,6 +80,7 @@ class NewTests(TestCase):
         status, output = self.ran("tests/run", self.shop)
         self.assertEqual((status, "FAILED" in output), (1, True), output)
 
+    @pytest.mark.long
     def test_elsewhere(self) -> None:
         """Where no Python has novasvc, tests/run says so, and how to name a place to install it from."""
         self.done("novasvc new shop")

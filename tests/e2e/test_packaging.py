@@ -210,6 +210,7 @@ class PackagingTests(SynchronousTestCase):
         installation = self.comes_and_goes(self.wheel)
         self.assertIn(installation.site, self.where.parents)
 
+    @pytest.mark.long
     @pytest.mark.timeout(LIMIT)
     def test_sdist_installation(self) -> None:
         """An sdist installs twistd's plugin, and uninstalls it."""

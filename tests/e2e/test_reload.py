@@ -61,6 +61,7 @@ class ReloadTests(TestCase):
         status, output = self.call("stok", "count")
         self.assertEqual((status, "did you mean the topic 'stock'?" in output), (1, True), output)
 
+    @pytest.mark.long
     def test_broken_code(self) -> None:
         """Code that cannot be loaded is shown; calls say so at once; mended code runs again."""
         node = self.node()

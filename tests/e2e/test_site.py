@@ -26,6 +26,7 @@ root_doc = "page"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(LIMIT + 60)]
 
 
+@pytest.mark.long
 class SiteTests(unittest.TestCase):
     """Builds by Sphinx, where every warning is an error."""
 

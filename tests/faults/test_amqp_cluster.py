@@ -18,6 +18,7 @@ DISAGREE = f"{WITHHELD}, because the broker nodes disagree"
 SILENT = f"{WITHHELD}, because the broker did not answer"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 class ClusterTests(AMQPCase):

@@ -95,10 +95,12 @@ class LongTests(LongCase):
         """So it does with durable queues."""
         await self.several_times_the_limit(durable_queues=True)
 
+    @pytest.mark.long
     async def test_quorum(self) -> None:
         """So it does with quorum queues."""
         await self.several_times_the_limit(quorum_queue=True)
 
+    @pytest.mark.long
     async def test_thread(self) -> None:
         """So does a method that blocks, in its thread."""
         runs: list[str] = []

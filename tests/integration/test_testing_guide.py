@@ -53,6 +53,7 @@ class GuideTests(TestCase):
         done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, env=environment)
         self.assertRegex(done.stdout, r"PASSED \(successes=3\)", done.stderr)
 
+    @pytest.mark.long
     @pytest.mark.slow
     @pytest.mark.timeout(180)
     def test_types(self) -> None:
