@@ -38,7 +38,7 @@ class GuideTests(TestCase):
             ("watch:Watch", r"novasvc-stock@\S+: last heartbeat \d+ s ago"),
             ("parcels:Parcels", "packing was cancelled"),
             ("returns:Mail", "goods.returned: thank you for 1 cup"),
-            ("totals:Totals --topic timed --binary novasvc-timed", r"serve timed\.tea took \d\.\d+ s"),
+            ("totals:Totals --topic timed", r"serve timed\.tea took \d\.\d+ s"),
         ):
             (process,) = (each for line, each in reader.running.items() if line.endswith(f"novasvc run {manager}"))
             process.wait_for(logged)
