@@ -95,10 +95,10 @@ class Recycler:
         age = slot.seconds_in_state
         if settings.worker_max_age and age >= part * settings.worker_max_age:
             return f"it is {age:.0f} s old (worker_max_age {settings.worker_max_age:g} s)"
-        memory = (process.memory or 0) / _MIB
-        judged = settings.worker_max_memory and self._clock.seconds() >= self._memory_from
-        if judged and memory >= part * settings.worker_max_memory:
-            return f"it has {memory:.0f} MiB of memory (worker_max_memory {settings.worker_max_memory:g} MiB)"
+        if settings.worker_max_memory and self._clock.seconds() >= self._memory_from:
+            memory = _memory_of(slot)
+            if memory >= part * settings.worker_max_memory:
+                return f"it has {memory:.0f} MiB of memory (worker_max_memory {settings.worker_max_memory:g} MiB)"
         if settings.worker_max_calls:
             served = await process.query("served", _QUERY_TIMEOUT)
             if isinstance(served, int) and served >= part * settings.worker_max_calls:
@@ -120,9 +120,11 @@ class Recycler:
     def _check_limit(self, group: WorkerGroup, number: int) -> None:
         """Pause if the new worker is over the limit already: workers would start one after the other for ever."""
         limit = self._settings().worker_max_memory
-        for slot in group.slots:
-            memory = 0.0 if slot.process is None else (slot.process.memory or 0) / _MIB
-            if slot.number == number and limit and memory >= limit * (1 - JITTER):
+        if not limit:
+            return
+        for slot in (slot for slot in group.slots if slot.number == number):
+            memory = _memory_of(slot)
+            if memory >= limit * (1 - JITTER):
                 self._memory_from = self._clock.seconds() + MEMORY_PAUSE
                 _log.error(
                     "{worker} is new and has {memory:.0f} MiB of memory: worker_max_memory, {limit:g} MiB, is too low; "
@@ -132,3 +134,8 @@ class Recycler:
                     limit=limit,
                     pause=MEMORY_PAUSE,
                 )
+
+
+def _memory_of(slot: Slot) -> float:
+    """Return the private memory of a worker in MiB; 0 if its process is gone."""
+    return 0.0 if slot.process is None else (slot.process.memory or 0) / _MIB
