@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import attrs
-from sqlalchemy import Connection, bindparam, select, update
+from sqlalchemy import Connection, bindparam, select
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
@@ -17,7 +17,8 @@ from novasvc.registry.errors import (
     ServiceNotFoundError,
 )
 from novasvc.registry.sql.engine import TIMEOUT
-from novasvc.registry.sql.schema import GREATEST_ID, database_now, services
+from novasvc.registry.sql.rows import BEAT
+from novasvc.registry.sql.schema import GREATEST_ID, services
 from novasvc.telemetry import metrics
 
 LARGEST_BATCH = 500
@@ -36,11 +37,7 @@ _OF_IDS = services.c.id.in_(bindparam("ids", expanding=True)) & (services.c.dele
 # Rows that another transaction has locked are left out, not waited for: the heartbeats of all others would wait, too,
 # and two transactions that lock the same rows in another order would end in a deadlock. SQLite locks the whole file.
 _LOCK = select(services.c.id).where(_OF_IDS).with_for_update(skip_locked=True)
-_BEAT = (
-    update(services)
-    .where(_OF_IDS)
-    .values(report_count=services.c.report_count + 1, last_seen_up=database_now(), updated_at=database_now())
-)
+_BEAT = BEAT.where(_OF_IDS)
 # InnoDB reads a small table from end to end, and locks each row that it reads, wanted or not.
 for _name in ("mysql", "mariadb"):
     _LOCK = _LOCK.with_hint(services, "FORCE INDEX (PRIMARY)", _name)

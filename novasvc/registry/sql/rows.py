@@ -24,15 +24,11 @@ _NEVER = datetime(1970, 1, 1)  # noqa: DTZ001 - the table's form
 _LIVE = services.c.deleted == 0
 _OF_ID = (services.c.id == bindparam("of_id")) & _LIVE
 _READ = select(services, database_now().label("now")).where(_LIVE)
-_BEAT = (
-    update(services)
-    .where(_OF_ID)
-    .values(
-        report_count=services.c.report_count + 1,
-        last_seen_up=database_now(),
-        updated_at=database_now(),
-    )
+BEAT = update(services).values(
+    report_count=services.c.report_count + 1, last_seen_up=database_now(), updated_at=database_now()
 )
+"""What a heartbeat writes; without a condition."""
+_BEAT = BEAT.where(_OF_ID)
 _PROOF = update(services).where(services.c.id == -1).values(report_count=services.c.report_count)
 _DELETE = update(services).where(_OF_ID).values(deleted=services.c.id, deleted_at=database_now())
 
