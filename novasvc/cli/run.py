@@ -4,7 +4,6 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from getopt import GetoptError, getopt
 from pathlib import Path
 
@@ -134,37 +133,33 @@ def _arguments(context: CommandContext, target: str, options: Sequence[str]) -> 
         value = context.options.get(name)
         if value is not None:
             given += [f"--{name}", str(value)]
-    topic = topic_of(target)
-    named = {option.partition("=")[0] for option in options}
+    topic, named = topic_of(target), dict(_parsed(options))
     # Two topics of one class are two services, so the binary follows the topic.
-    served = next((_value_of(options, place) for place, option in enumerate(options) if _is(option, "--topic")), topic)
+    served = named.get("--topic", topic)
     # Who runs a manager by hand wants to see its tasks, and not to spread the load of a fleet that starts.
     defaults = [("--topic", topic), ("--binary", f"novasvc-{served}"), ("--periodic-fuzzy-delay", "0")]
     given += [part for name, value in defaults if name not in named for part in (name, value)]
     return ["--nodaemon", "--pidfile=", "novasvc", "--manager", target, *given, *options]
 
 
-def _is(option: str, name: str) -> bool:
-    return option.partition("=")[0] == name
-
-
-def _value_of(options: Sequence[str], place: int) -> str:
-    """Return the value of an option, "--name=value" or "--name value"; "" if it has none."""
-    _, equals, value = options[place].partition("=")
-    return value if equals else next(iter(options[place + 1 : place + 2]), "")
+def _parsed(options: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the options of twistd novasvc with their values; [] if one is invalid, which the node itself reports."""
+    names = [option.name if option.flag else f"{option.name}=" for option in option_table()]
+    try:
+        return getopt(list(options), "", [*names, "config="])[0]
+    except GetoptError:
+        return []
 
 
 def _settings(context: CommandContext, target: str, options: Sequence[str]) -> Settings:
     """Return the settings of the node, as far as they are valid: the node itself reports the errors."""
-    names = [option.name if option.flag else f"{option.name}=" for option in option_table()]
     given = {"manager": target, "topic": topic_of(target), **context.options}
     files = list(context.files)
-    with suppress(GetoptError):
-        for name, value in getopt(list(options), "", [*names, "config="])[0]:
-            if name == "--config":
-                files.append(Path(value))
-            else:
-                given[name.removeprefix("--")] = value or True
+    for name, value in _parsed(options):
+        if name == "--config":
+            files.append(Path(value))
+        else:
+            given[name.removeprefix("--")] = value or True
     return load_leniently(files, context.environ, given).configuration.settings
 
 
