@@ -1,7 +1,7 @@
 """Emit events, for whoever handles them."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import attrs
@@ -14,14 +14,10 @@ from novasvc.middleware import Chain, Invocation
 from novasvc.middleware.invocation import EMIT
 from novasvc.rpc.around import send_through
 from novasvc.rpc.errors import InvalidArgumentsError, UnconfirmedError, UndeliverableError
-from novasvc.rpc.events.notification import PRIORITIES, Notification, encode_notification, wire_time
+from novasvc.rpc.events.notification import PRIORITIES, Notification, encode_notification, utc_now, wire_time
 from novasvc.rpc.message import NAME_LIMIT
 from novasvc.rpc.replies import MAX_RESENDS
 from novasvc.telemetry import metrics
-
-
-def _utc_now() -> datetime:
-    return datetime.now(UTC)
 
 
 @attrs.define(eq=False)
@@ -41,7 +37,7 @@ class EventEmitter:
     topic: str = attrs.field(default="notifications", kw_only=True)
     _clock: IReactorTime = attrs.field(kw_only=True)
     _chain: Chain | None = attrs.field(default=None, kw_only=True)
-    _now: Callable[[], datetime] = attrs.field(default=_utc_now, kw_only=True)
+    _now: Callable[[], datetime] = attrs.field(default=utc_now, kw_only=True)
 
     def emit(
         self, context: RequestContext, event_type: str, payload: Any = None, *, priority: str = "info"

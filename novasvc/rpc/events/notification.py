@@ -100,7 +100,8 @@ def wire_time(time: datetime) -> str:
     return time.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
 
 
-def _utc_now() -> datetime:
+def utc_now() -> datetime:
+    """Read the wall clock."""
     return datetime.now(UTC)
 
 
@@ -118,7 +119,7 @@ class Notifier:
     _transport: ITransport
     publisher_id: str = attrs.field(kw_only=True)
     topics: Sequence[str] = attrs.field(default=TOPICS, kw_only=True)
-    _now: Callable[[], datetime] = attrs.field(default=_utc_now, kw_only=True)
+    _now: Callable[[], datetime] = attrs.field(default=utc_now, kw_only=True)
 
     def notify(self, priority: str, context: RequestContext, event_type: str, payload: Any) -> Deferred[None]:
         """Publish a notification. Each priority also has a method of its name, such as :meth:`info`.
