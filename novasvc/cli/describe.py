@@ -7,32 +7,26 @@ from typing import Any
 import attrs
 import click
 
-from novasvc.cli import candidates
 from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.output import printable
-from novasvc.cli.remote import read_target, run_with_client, wait_for_reply
+from novasvc.cli.remote import run_with_client, target_options, wait_for_reply
+from novasvc.config import Settings
 from novasvc.context import RequestContext
 from novasvc.rpc.contracts.asyncapi import FRAMEWORK, make_asyncapi
+from novasvc.rpc.target import Target
 
 _TIMEOUT = 5.0
 
 
 @click.command(epilog="Example: novasvc describe agent")
-@click.argument("target", metavar="TOPIC[.HOST]", shell_complete=candidates.targets)
-@click.option(
-    "--server",
-    metavar="HOST",
-    help="The host, if the topic itself contains a dot.",
-    shell_complete=candidates.hosts,
-)
+@target_options
 @click.option("--all", "everything", is_flag=True, help="Also the methods that every service has.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, with the JSON Schemas of the methods.")
 @click.option("--asyncapi", is_flag=True, help="Print the methods as an AsyncAPI 3 document.")
 @pass_command_context
 def describe(
     context: CommandContext,
-    target: str,
-    server: str | None,
+    target: Target,
     everything: bool,  # noqa: FBT001 - click's
     as_json: bool,  # noqa: FBT001 - click's
     asyncapi: bool,  # noqa: FBT001 - click's
@@ -41,18 +35,23 @@ def describe(
 
     The API serves the AsyncAPI document of all services at /asyncapi.json.
     """
-    rpc_target = attrs.evolve(read_target(target, server), namespace="node", version="1.1")
+    settings = context.configuration.settings
+    answer = read_interface(settings, target)
+    if asyncapi:
+        click.echo(json.dumps(make_asyncapi([answer], exchange=settings.control_exchange), indent=2))
+    else:
+        click.echo(json.dumps(answer) if as_json else described(answer, everything=everything))
 
-    async def work(client: Any, _reactor: Any) -> None:
+
+def read_interface(settings: Settings, target: Target) -> dict[str, Any]:
+    """Ask a service what it offers; see :meth:`novasvc.node.endpoint.NodeAPI.interface`."""
+
+    async def work(client: Any, _reactor: Any) -> dict[str, Any]:
         asking = client.prepare(timeout=_TIMEOUT, idempotent=True).call(RequestContext.admin(), "interface")
-        answer = await wait_for_reply(asking)
-        if asyncapi:
-            document = make_asyncapi([answer], exchange=context.configuration.settings.control_exchange)
-            click.echo(json.dumps(document, indent=2))
-        else:
-            click.echo(json.dumps(answer) if as_json else described(answer, everything=everything))
+        answer: dict[str, Any] = await wait_for_reply(asking)
+        return answer
 
-    run_with_client(context.configuration.settings, rpc_target, work)
+    return run_with_client(settings, attrs.evolve(target, namespace="node", version="1.1"), work)
 
 
 def described(answer: dict[str, Any], *, everything: bool = False) -> str:

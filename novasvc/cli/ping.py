@@ -5,22 +5,16 @@ from typing import Any
 import attrs
 import click
 
-from novasvc.cli import candidates
 from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.output import printable
-from novasvc.cli.remote import TIMEOUT, Seconds, read_target, run_with_client, wait_for_reply
+from novasvc.cli.remote import TIMEOUT, Seconds, run_with_client, target_options, wait_for_reply
 from novasvc.context import RequestContext
 from novasvc.rpc.errors import RPCError, UndeliverableError
+from novasvc.rpc.target import Target
 
 
 @click.command()
-@click.argument("target", metavar="TOPIC[.HOST]", shell_complete=candidates.targets)
-@click.option(
-    "--server",
-    metavar="HOST",
-    help="The host, if the topic itself contains a dot.",
-    shell_complete=candidates.hosts,
-)
+@target_options
 @click.option("--count", type=click.IntRange(min=1), default=3, show_default=True, help="Number of calls.")
 @click.option(
     "--interval", type=Seconds(min=0), default=0.5, show_default=True, metavar="SECONDS", help="Time between two calls."
@@ -34,13 +28,13 @@ from novasvc.rpc.errors import RPCError, UndeliverableError
     help="Timeout of each call.",
 )
 @pass_command_context
-def ping(context: CommandContext, target: str, server: str | None, count: int, interval: float, timeout: float) -> int:
+def ping(context: CommandContext, target: Target, count: int, interval: float, timeout: float) -> int:
     """Ping a service of TOPIC, or the one on HOST, and print the round-trip times.
 
     Every service responds, whatever its manager. The first reply takes longer, because it includes the setup of the
     reply queue. The exit status is 1 if a reply is missing.
     """
-    rpc_target = attrs.evolve(read_target(target, server), namespace="baseapi", version="1.0")
+    rpc_target = attrs.evolve(target, namespace="baseapi", version="1.0")
 
     async def work(client: Any, reactor: Any) -> int:
         from twisted.internet.task import deferLater  # noqa: PLC0415 - `--help` does not need it

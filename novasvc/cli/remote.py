@@ -77,18 +77,33 @@ def read_target(text: str, server: str | None = None) -> Target:
         raise click.UsageError(str(error), click.get_current_context(silent=True)) from None
 
 
+_server_option = click.option(
+    "--server",
+    metavar="HOST",
+    help="The host, if the topic itself contains a dot.",
+    shell_complete=candidates.hosts,
+)
+
+
+def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add TOPIC[.HOST] and --server; the command gets both in one, as ``target``."""
+
+    @click.argument("target", metavar="TOPIC[.HOST]", shell_complete=candidates.targets)
+    @_server_option
+    @wraps(function)
+    def with_target(*args: Any, target: str, server: str | None, **kwargs: Any) -> Any:
+        return function(*args, target=read_target(target, server), **kwargs)
+
+    return with_target
+
+
 def request_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add TOPIC[.HOST], METHOD, NAME=VALUE and their options; the command gets ``target`` and ``arguments``."""
 
     @click.argument("target", metavar="TOPIC[.HOST]", shell_complete=candidates.targets)
     @click.argument("method", required=False, metavar="METHOD", shell_complete=candidates.methods)
     @click.argument("arguments", metavar="[NAME=VALUE]...", nargs=-1, shell_complete=candidates.arguments)
-    @click.option(
-        "--server",
-        metavar="HOST",
-        help="The host, if the topic itself contains a dot.",
-        shell_complete=candidates.hosts,
-    )
+    @_server_option
     @click.option(
         "--version",
         metavar="X.Y",
