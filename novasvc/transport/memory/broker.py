@@ -1,6 +1,5 @@
 """An in-memory broker: queues, fanout and replies, delivered in reactor turns of their own."""
 
-import os
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -10,6 +9,7 @@ import attrs
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from novasvc import identifiers
 from novasvc.rpc.target import Target
 
 _log = Logger()
@@ -304,7 +304,7 @@ class MemoryBroker:
 
         :param address: the address of a client in another process; None makes a new one.
         """
-        address = address or f"reply_{os.urandom(16).hex()}"
+        address = address or f"reply_{identifiers.random_bytes(16).hex()}"
         self._reply_queues[address] = _ReplyQueue(receiver)
         return address
 
