@@ -228,6 +228,17 @@ class MemoryBroker:
         """Return whether a queue of that name exists."""
         return name in self._queues
 
+    def delete(self, name: QueueName) -> bool:
+        """Delete a queue with its messages, though listeners consume from it, as an operator may; for tests.
+
+        :return: whether there was one.
+        """
+        queue = self._queues.pop(name, None)
+        if queue is None:
+            return False
+        queue.messages.clear()
+        return True
+
     def restore_fanout(self, topic: str, queue: Queue) -> bool:
         """Add a queue to a topic's fanout; return whether it was missing."""
         queues = self._fanouts.setdefault(topic, {})

@@ -1,0 +1,165 @@
+"""What must hold in each run, whatever the faults: the promises that the ledger is checked against."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+
+from novasvc.testing.simulation.ledger import Request, Run
+from novasvc.testing.simulation.simulation import Simulation
+
+_SLACK = 0.001
+"""Seconds by which a clock's rounding may differ."""
+_PROMPT = 10.0
+"""Seconds within which a call must be answered while nothing is wrong."""
+
+
+def ends_by_deadline(simulation: Simulation) -> Iterator[str]:
+    """Each call ends by its timeout, on its caller's clock."""
+    dead = {process.name for process in simulation.processes if process.clock.ended}
+    paused = [(begin, end) for begin, end, fault in simulation.disturbances if fault.kind == "pause"]
+    for request in simulation.ledger.requests.values():
+        if request.process in dead:
+            continue
+        if request.ended is None or request.waited is None:
+            yield f"{_name(request)} never ended"
+        elif request.timeout is not None and request.waited > request.timeout + _SLACK:
+            if not any(begin <= request.ended <= end for begin, end in paused):
+                yield f"{_name(request)} ended after {request.waited:.3f} s; its timeout was {request.timeout:g} s"
+
+
+def runs_at_most_once(simulation: Simulation) -> Iterator[str]:
+    """A method that is not idempotent runs at most once for each request."""
+    runs: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    for run in simulation.ledger.runs:
+        if run.kind == "serve" and run.key not in simulation.idempotent:
+            runs[run.key, run.request].append(run)
+    for (key, request), several in runs.items():
+        if len(several) > 1:
+            where = ", ".join(f"{run.process} at {run.began:.3f} s" for run in several)
+            yield f"{key} of {request} ran {len(several)} times: {where}"
+
+
+def answers_come_from_runs(simulation: Simulation) -> Iterator[str]:
+    """A call that has a result has run."""
+    for request in simulation.ledger.requests.values():
+        if request.kind == "call" and request.outcome == "result":
+            if not any(run.outcome == "result" for run in request.runs):
+                yield f"{_name(request)} has a result, and no run of it has"
+
+
+def casts_are_not_lost(simulation: Simulation) -> Iterator[str]:
+    """A cast to an idempotent method runs to its end, once the broker has it, unless its queue was lost."""
+    topics = {topic for topic, _ in simulation.lost_queues}
+    for request in simulation.ledger.requests.values():
+        taken = request.kind == "cast" and request.outcome == "result" and request.idempotent
+        if taken and request.key.partition(".")[0] not in topics:
+            if not any(run.ended is not None and run.outcome == "result" for run in request.runs):
+                yield f"{_name(request)} was taken by the broker, and never ran to its end"
+
+
+def calls_succeed_in_calm(simulation: Simulation) -> Iterator[str]:
+    """A call to a topic in a time without faults has a result; stopping and starting a node is no fault."""
+    times = [(begin, end) for begin, end, fault in simulation.disturbances if fault.kind != "restart"]
+    for request in simulation.ledger.requests.values():
+        if request.kind != "call" or request.server is not None or request.ended is None or request.began < 15.0:
+            continue
+        if request.timeout is not None and request.timeout < _PROMPT:
+            continue
+        if not any(begin <= request.ended and request.began <= end for begin, end in times):
+            if request.outcome != "result":
+                yield f"{_name(request)} ended with {request.outcome}, and nothing was wrong meanwhile"
+
+
+def one_leader(simulation: Simulation) -> Iterator[str]:
+    """Two processes never run a task of the fleet at the same time, unless one was paused; fencing numbers grow."""
+    greatest: dict[str, Run] = {}
+    for run in simulation.ledger.runs:
+        if run.fencing is None:
+            continue
+        before = greatest.get(run.key)
+        if before is None:
+            greatest[run.key] = run
+            continue
+        if before.process == run.process and before.fencing == run.fencing:
+            continue
+        if run.fencing == before.fencing:
+            yield f"{run.process} and {before.process} both had the fencing number {run.fencing} of {run.key}"
+        if run.fencing > before.fencing:
+            greatest[run.key] = run
+    yield from _overlaps(simulation)
+
+
+def _overlaps(simulation: Simulation) -> Iterator[str]:
+    """Yield the runs of a task of the fleet that ran beside another one."""
+    died = {process.name: process.ended_at for process in simulation.processes if process.clock.ended}
+    paused = {
+        host: [(begin, end) for begin, end, fault in simulation.disturbances if fault.kind == "pause" and host in fault.places]
+        for host in {process.host for process in simulation.processes}
+    }
+    runs: dict[str, list[tuple[float, float, Run]]] = defaultdict(list)
+    for run in simulation.ledger.runs:
+        if run.fencing is not None:
+            end = run.ended if run.ended is not None else died.get(run.process, simulation.clock.seconds())
+            runs[run.key].append((run.began, end, run))
+    for key, intervals in runs.items():
+        for (_, end, first), (begin, _, second) in zip(intervals, intervals[1:], strict=False):
+            host = first.process.partition("#")[0]
+            if begin < end and first.process != second.process:
+                if not any(since <= begin <= until for since, until in paused[host]):
+                    yield f"{key} ran at {first.process} until {end:.3f} s, and at {second.process} since {begin:.3f} s"
+
+
+def all_is_well_at_the_end(simulation: Simulation) -> Iterator[str]:
+    """After the calm all nodes run and are up, and nothing is left over: no message, no call, no delivery."""
+    now_down = 60.0
+    for node in simulation.nodes:
+        process = node.process
+        if process is None or process.service is None or process.service.state != "running":
+            yield f"{node} does not run: {process and process.service and process.service.state}"
+            continue
+        rows = [row for row in _rows(simulation) if (row.binary, row.host) == (node.binary, node.host)]
+        if len(rows) != 1:
+            yield f"{node} has {len(rows)} rows"
+        elif rows[0].age > now_down:
+            yield f"{node} runs, and its last heartbeat is {rows[0].age:.1f} s old"
+        server, client = process.service.node.server, process.service.node.client
+        if server is not None and server.in_flight:
+            yield f"{node} has {server.in_flight} calls in flight"
+        if client is not None and client.pending:
+            yield f"{node} has {client.pending} pending calls"
+        unsettled = sum(transport.unsettled for transport in process.transports)
+        if unsettled:
+            yield f"{node} has {unsettled} unsettled deliveries"
+    for (_, topic, server_), queue in simulation.broker.queues._queues.items():
+        if queue.messages:
+            yield f"{len(queue.messages)} messages wait in the queue of {topic if server_ is None else f'{topic}.{server_}'}"
+
+
+def _rows(simulation: Simulation):
+    found: list = []
+    simulation.database.registry.list(None, None, None).addCallback(found.extend)
+    return found
+
+
+def _name(request: Request) -> str:
+    where = request.key if request.server is None else f"{request.key} at {request.server}"
+    return f"{request.kind} {where} of {request.process} ({request.request}, at {request.began:.3f} s)"
+
+
+PROMISES: tuple[Callable[[Simulation], Iterator[str]], ...] = (
+    ends_by_deadline,
+    runs_at_most_once,
+    answers_come_from_runs,
+    casts_are_not_lost,
+    calls_succeed_in_calm,
+    one_leader,
+    all_is_well_at_the_end,
+)
+"""What :func:`check` checks, in this order."""
+
+
+def check(simulation: Simulation) -> list[str]:
+    """Return what was not kept in a run that is over, one sentence each."""
+    broken = list(simulation.ledger.problems)
+    for promise in PROMISES:
+        broken += [f"{promise.__name__}: {problem}" for problem in promise(simulation)]
+    return broken
