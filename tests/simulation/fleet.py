@@ -26,9 +26,9 @@ class Store(Manager):
         return token
 
     @rpc.expose
-    async def relay(self, context: RequestContext, token: str, idempotent: bool) -> str:
-        method = "again" if idempotent else "once"
-        stores = self.attachments.rpc.prepare(topic="store", idempotent=idempotent)
+    async def relay(self, context: RequestContext, token: str, twice: bool) -> str:
+        method = "again" if twice else "once"
+        stores = self.attachments.rpc.prepare(topic="store", idempotent=twice)
         return await stores.call(context, method, token=token)
 
     @periodic_task(spacing=10, scope="fleet")
@@ -55,7 +55,7 @@ async def shop(caller: Caller) -> None:
                 "store", "again", server=server, timeout=timeout, idempotent=True, token=token, seconds=seconds
             )
         elif what < 0.7:
-            asking = caller.call("store", "relay", timeout=timeout, token=token, idempotent=draw.random() < 0.5)
+            asking = caller.call("store", "relay", timeout=timeout, token=token, twice=draw.random() < 0.5)
         elif what < 0.85:
             asking = caller.cast("store", "again", server=server, token=token, seconds=seconds)
         else:
