@@ -1,13 +1,10 @@
 """The fleet that the project simulates: stores with all kinds of methods, conductors, and callers."""
 
-from typing import Any
-
 from twisted.internet.task import deferLater
 
 from novasvc import Manager, RequestContext, periodic_task, rpc
 from novasvc.registry.conductor import Conductor
-from novasvc.testing.simulation.caller import Caller
-from novasvc.testing.simulation.simulation import Simulation
+from novasvc.testing.simulation import Caller, Simulation
 
 
 class Store(Manager):
@@ -38,7 +35,7 @@ class Store(Manager):
 
 async def shop(caller: Caller) -> None:
     draw = caller.random
-    hosts = [node.host for node in caller._simulation.nodes if node.topic == "store"]
+    hosts = [node.host for node in caller.simulation.nodes if node.topic == "store"]
     number = 0
     while not caller.over:
         await caller.pause(draw.expovariate(0.8))
@@ -63,14 +60,14 @@ async def shop(caller: Caller) -> None:
         asking.addErrback(lambda failure: None)
 
 
-def build(seed: int, **options: Any) -> Simulation:
-    simulation = Simulation(seed, **options)
+def build(simulation: Simulation) -> None:
+    """Add a fleet whose size the seed decides: mostly small, sometimes of dozens of nodes."""
     source = simulation.seed.source("fleet")
+    large = source.random() < 0.01
     conductors = source.choice((0, 0, 1, 2))
     for number in range(conductors):
         simulation.node(Conductor, host=f"conductor{number + 1}", topic="conductor")
-    for number in range(source.choice((2, 3, 3, 5))):
+    for number in range(60 if large else source.choice((2, 3, 3, 5))):
         simulation.node(Store, host=f"store{number + 1}", topic="store", db_allowed=not conductors)
-    for number in range(source.choice((1, 2))):
+    for number in range(8 if large else source.choice((1, 1, 2))):
         simulation.caller(f"shop{number + 1}", shop)
-    return simulation

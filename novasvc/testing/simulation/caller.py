@@ -27,7 +27,7 @@ class Caller:
     def __init__(
         self, simulation: "Simulation", host: str, work: Callable[["Caller"], Coroutine[Deferred[Any], Any, None]]
     ) -> None:
-        self._simulation = simulation
+        self.simulation = simulation
         self._work = work
         self.host = host
         self.random = simulation.seed.source(f"caller {host}")
@@ -44,7 +44,7 @@ class Caller:
     @property
     def over(self) -> bool:
         """Whether the time of the faults is over: no further request is to be sent."""
-        return self._simulation.over
+        return self.simulation.over
 
     def pause(self, seconds: float) -> Deferred[None]:
         """Wait for some seconds of this process's clock."""
@@ -77,7 +77,7 @@ class Caller:
             request=context.request_id,
             idempotent=idempotent,
             timeout=timeout,
-            began=self._simulation.clock.rightNow,
+            began=self.simulation.clock.rightNow,
         )
         return self._follow(request, lambda: client.call(context, method, **args))
 
@@ -91,9 +91,9 @@ class Caller:
             key=f"{topic}.{method}",
             server=server,
             request=context.request_id,
-            idempotent=f"{topic}.{method}" in self._simulation.idempotent,
+            idempotent=f"{topic}.{method}" in self.simulation.idempotent,
             timeout=None,
-            began=self._simulation.clock.rightNow,
+            began=self.simulation.clock.rightNow,
         )
         return self._follow(request, lambda: client.cast(context, method, **args))
 
@@ -103,7 +103,7 @@ class Caller:
         return self.process.client.prepare(topic=topic, server=server, **prepared)
 
     def _follow(self, request: Request, send: Callable[[], Deferred[Any]]) -> Deferred[Any]:
-        ledger, clock = self._simulation.ledger, self.process.clock
+        ledger, clock = self.simulation.ledger, self.process.clock
         ledger.ask(request)
         began = clock.seconds()
 

@@ -160,6 +160,6 @@ PROMISES: tuple[Callable[[Simulation], Iterator[str]], ...] = (
 def check(simulation: Simulation) -> list[str]:
     """Return what was not kept in a run that is over, one sentence each."""
     broken = list(simulation.ledger.problems)
-    for promise in PROMISES:
+    for promise in (*PROMISES, *simulation.promises):
         broken += [f"{promise.__name__}: {problem}" for problem in promise(simulation)]
     return broken
