@@ -34,6 +34,11 @@ class SimulatedBroker:
         refused = self.clock.rightNow < self.refuses_until and process in self._refused
         return "the broker rejected the message (basic.nack)" if refused else None
 
+    def waiting(self) -> list[tuple[tuple[str, str | None], int]]:
+        """Return topic and host of the queues with messages, and how many they have."""
+        found = ((name, self.queues.ready(name)) for name in self.queues.names())
+        return [((name[1], name[2]), messages) for name, messages in found if messages]
+
     def note(self, kind: str, process: str, what: str, body: bytes) -> None:
         """Add a message to the trace; its checksum stands for its bytes."""
         self.trace.note(kind, process, f"{what} {len(body)} bytes {crc32(body):08x}")

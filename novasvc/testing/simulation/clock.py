@@ -50,6 +50,11 @@ class SimulationClock(SteppedClock):
         """Return the calls that wait, in no particular order."""
         return list({id(call): call for _, _, call, _ in self._heap if call.active()}.values())
 
+    def waiting(self, process: "ProcessClock") -> list[DelayedCall]:
+        """Return the calls of one process that wait, in the order of their times."""
+        calls = {id(call): call for _, _, call, owner in self._heap if owner is process and call.active()}
+        return sorted(calls.values(), key=DelayedCall.getTime)
+
     def next_call(self) -> DelayedCall | None:
         """Return the delayed call that is due first, or None; see SteppedClock."""
         heap = self._heap
@@ -108,6 +113,10 @@ class ProcessClock:
     def getDelayedCalls(self) -> Sequence[IDelayedCall]:
         """Return the calls of all processes that wait; see IReactorTime."""
         return self._world.getDelayedCalls()
+
+    def waiting(self) -> list[DelayedCall]:
+        """Return the calls of this process that wait."""
+        return self._world.waiting(self)
 
     def _moved(self, call: DelayedCall) -> None:
         self._world.push(call, self)

@@ -115,10 +115,13 @@ class Ledger:
         run.ended, run.outcome = self._seconds(), _outcome(result)
         self._note("ran", run.process, f"{run.key} {run.outcome}")
 
-    def problem(self, text: str) -> None:
-        """Enter something that must not happen."""
-        self.problems.append(f"at {self._seconds():.3f} s: {text}")
-        self._note("PROBLEM", "", text)
+    def problem(self, promise: str, text: str) -> None:
+        """Enter something that must not happen.
+
+        :param promise: what it breaks, one word.
+        """
+        self.problems.append(f"{promise}: {text} (at {self._seconds():.3f} s)")
+        self._note("PROBLEM", "", promise)
 
 
 def _outcome(result: Any) -> str:

@@ -129,6 +129,14 @@ class SimulatedProcess:
 
         return self.service.stop().addBoth(end)
 
+    def close(self) -> None:
+        """End a process that only calls others."""
+        self.ended = True
+        if self.client is not None:
+            closing = self.client.close()
+            closing.addCallback(lambda _: Deferred.fromCoroutine(self.runtime.broker.release()))
+            closing.addErrback(lambda failure: self.simulation.ledger.problem("close", failure.getTraceback()))
+
     def kill(self, broker_notices_after: float) -> None:
         """End without a word, as by SIGKILL or a power failure."""
         self.ended = self.clock.ended = True

@@ -2,9 +2,17 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
+from novasvc.registry.liveness import is_up
+from novasvc.registry.record import Records
+from novasvc.testing.clock import describe_call
 from novasvc.testing.simulation.ledger import Request, Run
-from novasvc.testing.simulation.simulation import Simulation
+
+if TYPE_CHECKING:
+    from novasvc.testing.simulation.simulation import Simulation
+
+_TESTING = "novasvc.testing."
 
 _SLACK = 0.001
 """Seconds by which a clock's rounding may differ."""
@@ -12,7 +20,7 @@ _PROMPT = 10.0
 """Seconds within which a call must be answered while nothing is wrong."""
 
 
-def ends_by_deadline(simulation: Simulation) -> Iterator[str]:
+def ends_by_deadline(simulation: "Simulation") -> Iterator[str]:
     """Each call ends by its timeout, on its caller's clock."""
     dead = {process.name for process in simulation.processes if process.clock.ended}
     paused = [(begin, end) for begin, end, fault in simulation.disturbances if fault.kind == "pause"]
@@ -26,7 +34,7 @@ def ends_by_deadline(simulation: Simulation) -> Iterator[str]:
                 yield f"{_name(request)} ended after {request.waited:.3f} s; its timeout was {request.timeout:g} s"
 
 
-def runs_at_most_once(simulation: Simulation) -> Iterator[str]:
+def runs_at_most_once(simulation: "Simulation") -> Iterator[str]:
     """A method that is not idempotent runs at most once for each request."""
     runs: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in simulation.ledger.runs:
@@ -38,7 +46,7 @@ def runs_at_most_once(simulation: Simulation) -> Iterator[str]:
             yield f"{key} of {request} ran {len(several)} times: {where}"
 
 
-def answers_come_from_runs(simulation: Simulation) -> Iterator[str]:
+def answers_come_from_runs(simulation: "Simulation") -> Iterator[str]:
     """A call that has a result has run."""
     for request in simulation.ledger.requests.values():
         if request.kind == "call" and request.outcome == "result":
@@ -46,7 +54,7 @@ def answers_come_from_runs(simulation: Simulation) -> Iterator[str]:
                 yield f"{_name(request)} has a result, and no run of it has"
 
 
-def casts_are_not_lost(simulation: Simulation) -> Iterator[str]:
+def casts_are_not_lost(simulation: "Simulation") -> Iterator[str]:
     """A cast to an idempotent method runs to its end, once the broker has it, unless its queue was lost."""
     topics = {topic for topic, _ in simulation.lost_queues}
     for request in simulation.ledger.requests.values():
@@ -56,7 +64,7 @@ def casts_are_not_lost(simulation: Simulation) -> Iterator[str]:
                 yield f"{_name(request)} was taken by the broker, and never ran to its end"
 
 
-def calls_succeed_in_calm(simulation: Simulation) -> Iterator[str]:
+def calls_succeed_in_calm(simulation: "Simulation") -> Iterator[str]:
     """A call to a topic in a time without faults has a result; stopping and starting a node is no fault."""
     times = [(begin, end) for begin, end, fault in simulation.disturbances if fault.kind != "restart"]
     for request in simulation.ledger.requests.values():
@@ -69,7 +77,7 @@ def calls_succeed_in_calm(simulation: Simulation) -> Iterator[str]:
                 yield f"{_name(request)} ended with {request.outcome}, and nothing was wrong meanwhile"
 
 
-def one_leader(simulation: Simulation) -> Iterator[str]:
+def one_leader(simulation: "Simulation") -> Iterator[str]:
     """Two processes never run a task of the fleet at the same time, unless one was paused; fencing numbers grow."""
     greatest: dict[str, Run] = {}
     for run in simulation.ledger.runs:
@@ -88,7 +96,7 @@ def one_leader(simulation: Simulation) -> Iterator[str]:
     yield from _overlaps(simulation)
 
 
-def _overlaps(simulation: Simulation) -> Iterator[str]:
+def _overlaps(simulation: "Simulation") -> Iterator[str]:
     """Yield the runs of a task of the fleet that ran beside another one."""
     died = {process.name: process.ended_at for process in simulation.processes if process.clock.ended}
     paused = {
@@ -108,34 +116,41 @@ def _overlaps(simulation: Simulation) -> Iterator[str]:
                     yield f"{key} ran at {first.process} until {end:.3f} s, and at {second.process} since {begin:.3f} s"
 
 
-def all_is_well_at_the_end(simulation: Simulation) -> Iterator[str]:
-    """After the calm all nodes run and are up, and nothing is left over: no message, no call, no delivery."""
-    now_down = 60.0
+def nodes_run(simulation: "Simulation") -> Iterator[str]:
+    """After the calm all nodes run, and others see them as up. Checked before they are stopped."""
+    rows = {(row.binary, row.host): row for row in _rows(simulation)}
     for node in simulation.nodes:
         process = node.process
-        if process is None or process.service is None or process.service.state != "running":
-            yield f"{node} does not run: {process and process.service and process.service.state}"
+        state = None if process is None or process.service is None else process.service.state
+        row = rows.get((node.binary, node.host))
+        if process is None or process.ended or state != "running":
+            yield f"{node} does not run: it is {state}"
+        elif row is None:
+            yield f"{node} runs, and has no row"
+        elif not is_up(row, process.runtime.settings.service_down_time):
+            yield f"{node} runs, and is down: its last heartbeat was {row.age:.1f} s ago"
+
+
+def nothing_is_left(simulation: "Simulation") -> Iterator[str]:
+    """When all have stopped, no message waits, none is unsettled, and no timer of a process runs on."""
+    for process in simulation.processes:
+        if process.clock.ended:
             continue
-        rows = [row for row in _rows(simulation) if (row.binary, row.host) == (node.binary, node.host)]
-        if len(rows) != 1:
-            yield f"{node} has {len(rows)} rows"
-        elif rows[0].age > now_down:
-            yield f"{node} runs, and its last heartbeat is {rows[0].age:.1f} s old"
-        server, client = process.service.node.server, process.service.node.client
-        if server is not None and server.in_flight:
-            yield f"{node} has {server.in_flight} calls in flight"
-        if client is not None and client.pending:
-            yield f"{node} has {client.pending} pending calls"
+        if not process.ended:
+            yield f"{process.name} did not stop"
         unsettled = sum(transport.unsettled for transport in process.transports)
         if unsettled:
-            yield f"{node} has {unsettled} unsettled deliveries"
-    for (_, topic, server_), queue in simulation.broker.queues._queues.items():
-        if queue.messages:
-            yield f"{len(queue.messages)} messages wait in the queue of {topic if server_ is None else f'{topic}.{server_}'}"
+            yield f"{process.name} left {unsettled} deliveries unsettled"
+        timers = sorted({name for name in map(describe_call, process.clock.waiting()) if _TESTING not in name})
+        if timers:
+            yield f"{process.name} left timers: {', '.join(timers)}"
+    for name, messages in simulation.broker.waiting():
+        if name not in simulation.lost_queues:
+            yield f"{messages} messages wait in the queue of {name[0] if name[1] is None else '.'.join(name)}"
 
 
-def _rows(simulation: Simulation):
-    found: list = []
+def _rows(simulation: "Simulation") -> Records:
+    found: Records = []
     simulation.database.registry.list(None, None, None).addCallback(found.extend)
     return found
 
@@ -145,19 +160,19 @@ def _name(request: Request) -> str:
     return f"{request.kind} {where} of {request.process} ({request.request}, at {request.began:.3f} s)"
 
 
-PROMISES: tuple[Callable[[Simulation], Iterator[str]], ...] = (
+PROMISES: tuple[Callable[["Simulation"], Iterator[str]], ...] = (
     ends_by_deadline,
     runs_at_most_once,
     answers_come_from_runs,
     casts_are_not_lost,
     calls_succeed_in_calm,
     one_leader,
-    all_is_well_at_the_end,
+    nothing_is_left,
 )
 """What :func:`check` checks, in this order."""
 
 
-def check(simulation: Simulation) -> list[str]:
+def check(simulation: "Simulation") -> list[str]:
     """Return what was not kept in a run that is over, one sentence each."""
     broken = list(simulation.ledger.problems)
     for promise in (*PROMISES, *simulation.promises):

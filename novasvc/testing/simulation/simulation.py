@@ -20,6 +20,7 @@ from novasvc.testing.simulation.link import Weather
 from novasvc.testing.simulation.node import SimulatedNode
 from novasvc.testing.simulation.plan import KINDS, Fault, draw_plan
 from novasvc.testing.simulation.process import SimulatedProcess
+from novasvc.testing.simulation.promises import nodes_run
 from novasvc.testing.simulation.randomness import Seed
 from novasvc.testing.simulation.trace import Trace
 
@@ -27,6 +28,10 @@ WARM_UP = 15.0
 """Seconds for the nodes to start, before the first fault."""
 _NODES_START = 5.0
 """Seconds until the callers begin: a cast to a topic that nobody has served yet is dropped, as over RabbitMQ."""
+_STOP = 90.0
+"""Seconds that the stop of a node may take, at most."""
+_LAST = 5.0
+"""Seconds for what is under way when the last process has ended."""
 CALM = 90.0
 """Seconds without faults at the end: what was delayed arrives, and what was lost is found."""
 
@@ -134,7 +139,7 @@ class Simulation:
 
     def not_started(self, node: SimulatedNode, error: BaseException | None) -> None:
         """Note that a node was not started."""
-        self.ledger.problem(f"{node} was not started: {error}")
+        self.ledger.problem("started", f"{node} was not started: {error}")
 
     def nodes_on(self, host: str) -> list[SimulatedNode]:
         """Return the nodes of a host."""
@@ -184,26 +189,43 @@ class Simulation:
             node.start_again()
         longest = max([end for _, end, _ in self.disturbances], default=0.0)
         self._advance(max(self.clock.seconds(), longest) + CALM)
+        for text in nodes_run(self):
+            self.ledger.problem("nodes_run", text)
+        self._stop()
 
-    def _advance(self, until: float) -> None:
+    def _stop(self) -> None:
+        """Stop the nodes, in the reverse order: those that others need come first, and so stop last."""
+        self.trace.note("stop", "", "all nodes")
+        for node in reversed(self.nodes):
+            process = node.process
+            if process is not None and not process.ended:
+                node.stop()
+                self._advance(self.clock.seconds() + _STOP, lambda process=process: process.ended)
+        for caller in self.callers:
+            caller.process.close()
+        self._advance(self.clock.seconds() + _LAST)
+
+    def _advance(self, until: float, done: Callable[[], bool] = lambda: False) -> None:
+        """Advance the time, until something is done if that comes first."""
         clock = self.clock
-        while True:
+        while not done():
             try:
                 while clock.step(until):
-                    pass
+                    if done():
+                        return
             except Exception:  # noqa: BLE001 - a reactor logs what a call raises, and goes on
-                self.ledger.problem(f"a call of the reactor raised: {format_exc()}")
+                self.ledger.problem("reactor", f"a call raised: {format_exc()}")
             else:
-                break
-        clock.rightNow = until
+                clock.rightNow = until
+                return
 
     def _begin_work(self, caller: Caller) -> None:
         caller.start().addErrback(self._caller_failed, caller)
 
     def _caller_failed(self, failure: Failure, caller: Caller) -> None:
-        self.ledger.problem(f"the work of caller {caller.host} raised: {failure.getTraceback()}")
+        self.ledger.problem("work", f"that of caller {caller.host} raised: {failure.getTraceback()}")
 
     def _logged(self, event: dict[str, Any]) -> None:
         """Take what a node logs as a bug of its own for a problem: Deferreds whose errors nobody handles."""
         if event["log_level"] is LogLevel.critical and "log_failure" in event:
-            self.ledger.problem(f"logged: {event['log_failure'].getTraceback()}")
+            self.ledger.problem("logged", event["log_failure"].getTraceback())

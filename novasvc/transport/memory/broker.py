@@ -228,6 +228,15 @@ class MemoryBroker:
         """Return whether a queue of that name exists."""
         return name in self._queues
 
+    def names(self) -> list[QueueName]:
+        """Return the names of all queues."""
+        return list(self._queues)
+
+    def ready(self, name: QueueName) -> int:
+        """Return how many messages wait in a queue."""
+        queue = self._queues.get(name)
+        return 0 if queue is None else len(queue.messages)
+
     def delete(self, name: QueueName) -> bool:
         """Delete a queue with its messages, though listeners consume from it, as an operator may; for tests.
 
