@@ -1,5 +1,7 @@
 """The fleet that the project simulates: stores with all kinds of methods, conductors, and callers."""
 
+from typing import Any
+
 from twisted.internet.task import deferLater
 
 from novasvc import Manager, RequestContext, periodic_task, rpc
@@ -8,6 +10,12 @@ from novasvc.testing.simulation import Caller, Simulation
 
 
 class Store(Manager):
+    """Methods of both kinds, a handler of events, and a task of the fleet."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(host)
+        self.failed: set[str] = set()
+
     async def _work(self, seconds: float) -> None:
         if seconds:
             await deferLater(self.attachments.reactor, seconds, lambda: None)
@@ -27,6 +35,14 @@ class Store(Manager):
         method = "again" if twice else "once"
         stores = self.attachments.rpc.prepare(topic="store", idempotent=twice)
         return await stores.call(context, method, token=token)
+
+    @rpc.event("order.*")
+    async def note(self, context: RequestContext, payload: dict[str, Any]) -> None:
+        token = payload["token"]
+        if payload["fails"] and self.host == "store1" and token not in self.failed:
+            self.failed.add(token)
+            raise LookupError(token)
+        await self._work(payload["seconds"])
 
     @periodic_task(spacing=10, scope="fleet")
     async def count(self, context: RequestContext) -> None:
@@ -53,6 +69,8 @@ async def shop(caller: Caller) -> None:
             )
         elif what < 0.7:
             asking = caller.call("store", "relay", timeout=timeout, token=token, twice=draw.random() < 0.5)
+        elif what < 0.75:
+            asking = caller.emit("order.placed", {"token": token, "seconds": seconds, "fails": draw.random() < 0.2})
         elif what < 0.85:
             asking = caller.cast("store", "again", server=server, token=token, seconds=seconds)
         else:

@@ -97,6 +97,22 @@ class Caller:
         )
         return self._follow(request, lambda: client.cast(context, method, **args))
 
+    def emit(self, event_type: str, payload: Any = None) -> Deferred[None]:
+        """Publish an event; it must be handled once the broker has it, if a node handles it."""
+        context = RequestContext()
+        events = self.process.events
+        request = Request(
+            process=self.process.name,
+            kind="event",
+            key=event_type,
+            server=None,
+            request=context.request_id,
+            idempotent=True,
+            timeout=None,
+            began=self.simulation.clock.rightNow,
+        )
+        return self._follow(request, lambda: events.emit(context, event_type, payload))
+
     def _client(self, topic: str, server: str | None, **prepared: Any) -> rpc.Client:
         if self.process.client is None:
             raise StateError(f"caller {self.host}", "starting", "call others")

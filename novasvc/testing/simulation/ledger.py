@@ -105,8 +105,9 @@ class Ledger:
             began=self._seconds(),
         )
         self.runs.append(run)
-        if asked_by in self.requests and self.requests[asked_by].key == run.key:
-            self.requests[asked_by].runs.append(run)
+        request = self.requests.get(asked_by)
+        if request is not None and request.key in {run.key, invocation.name}:
+            request.runs.append(run)
         self._note("run", process, f"{run.key} {asked_by}" + ("" if run.fencing is None else f" fencing {run.fencing}"))
         return run
 

@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 from novasvc import rpc
 from novasvc.config import Settings
 from novasvc.interfaces import IServiceRegistry, ITransport
-from novasvc.node.manager_resources import make_client
+from novasvc.node.manager_resources import make_client, make_emitter
 from novasvc.node.runtime import Runtime
 from novasvc.node.service import Service
 from novasvc.testing.runtime import make_runtime
@@ -69,6 +69,7 @@ class SimulatedProcess:
         )
         self.service: Service | None = None
         self.client: rpc.Client | None = None
+        self.events: rpc.EventEmitter
         self.held_until = 0.0
         self.stopping = self.ended = False
         self.ended_at: float | None = None
@@ -114,6 +115,7 @@ class SimulatedProcess:
     async def _connect_client(self) -> rpc.Client:
         transport = await self.runtime.broker.acquire()
         self.client = make_client(self.runtime, transport, lambda: cast("IServiceRegistry", self.registry))
+        self.events = make_emitter(self.runtime, transport, self.name)
         return self.client
 
     def stop(self) -> Deferred[None]:

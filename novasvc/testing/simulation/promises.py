@@ -16,6 +16,8 @@ _TESTING = "novasvc.testing."
 
 _SLACK = 0.001
 """Seconds by which a clock's rounding may differ."""
+_MOST_RUNS = 100
+"""Runs of one idempotent request: about one in each second that its caller waits, at most."""
 _PROMPT = 10.0
 """Seconds within which a call must be answered while nothing is wrong."""
 
@@ -46,6 +48,13 @@ def runs_at_most_once(simulation: "Simulation") -> Iterator[str]:
             yield f"{key} of {request} ran {len(several)} times: {where}"
 
 
+def runs_are_bounded(simulation: "Simulation") -> Iterator[str]:
+    """No request runs again and again without a pause, whatever is refused or lost."""
+    for request in simulation.ledger.requests.values():
+        if len(request.runs) > _MOST_RUNS:
+            yield f"{_name(request)} ran {len(request.runs)} times"
+
+
 def answers_come_from_runs(simulation: "Simulation") -> Iterator[str]:
     """A call that has a result has run."""
     for request in simulation.ledger.requests.values():
@@ -54,11 +63,11 @@ def answers_come_from_runs(simulation: "Simulation") -> Iterator[str]:
                 yield f"{_name(request)} has a result, and no run of it has"
 
 
-def casts_are_not_lost(simulation: "Simulation") -> Iterator[str]:
-    """A cast to an idempotent method runs to its end, once the broker has it, unless its queue was lost."""
+def nothing_is_lost(simulation: "Simulation") -> Iterator[str]:
+    """A cast to an idempotent method, or an event, runs to its end once the broker has it; unless its queue was lost."""
     topics = {topic for topic, _ in simulation.lost_queues}
     for request in simulation.ledger.requests.values():
-        taken = request.kind == "cast" and request.outcome == "result" and request.idempotent
+        taken = request.kind != "call" and request.outcome == "result" and request.idempotent
         if taken and request.key.partition(".")[0] not in topics:
             if not any(run.ended is not None and run.outcome == "result" for run in request.runs):
                 yield f"{_name(request)} was taken by the broker, and never ran to its end"
@@ -163,8 +172,9 @@ def _name(request: Request) -> str:
 PROMISES: tuple[Callable[["Simulation"], Iterator[str]], ...] = (
     ends_by_deadline,
     runs_at_most_once,
+    runs_are_bounded,
     answers_come_from_runs,
-    casts_are_not_lost,
+    nothing_is_lost,
     calls_succeed_in_calm,
     one_leader,
     nothing_is_left,
