@@ -14,6 +14,7 @@ from novasvc.interfaces import IServiceRegistry
 from novasvc.registry.errors import DatabaseUnavailableError
 from novasvc.registry.memory import MemoryRegistry
 from novasvc.testing.simulation.clock import ProcessClock, SimulationClock
+from novasvc.testing.simulation.randomness import happens
 from novasvc.testing.simulation.trace import Trace
 
 DATABASE = "simulation:"
@@ -103,7 +104,7 @@ class SimulatedRegistry:
         def arrive() -> None:
             now = world.rightNow
             if database.stalled_until > now:
-                if database.stalled_until - now > STATEMENT_TIMEOUT and database.random.random() < 0.5:
+                if database.stalled_until - now > STATEMENT_TIMEOUT and happens(database.random, 0.5):
                     return
                 world.callLater(database.stalled_until - now, arrive)
                 return

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from novasvc.testing.simulation.plan import Fault
 from novasvc.testing.simulation.process import SimulatedProcess
+from novasvc.testing.simulation.randomness import happens
 
 if TYPE_CHECKING:
     from novasvc.testing.simulation.simulation import Simulation
@@ -33,7 +34,7 @@ def _processes(simulation: "Simulation", fault: Fault) -> list[SimulatedProcess]
 
 
 def _kill(simulation: "Simulation", fault: Fault, source: Random) -> float:
-    notices = 0.0 if source.random() < 0.6 else source.uniform(5.0, _NOTICED)
+    notices = 0.0 if happens(source, 0.6) else source.uniform(5.0, _NOTICED)
     for host in fault.places:
         for node in simulation.nodes_on(host):
             node.kill(notices)
@@ -56,7 +57,7 @@ def _pause(simulation: "Simulation", fault: Fault, source: Random) -> float:
 
 def _cut(simulation: "Simulation", fault: Fault, source: Random) -> float:
     gets_out, gets_in = source.choice(((False, False), (True, False), (False, True)))
-    sudden = source.random() < 0.5  # a reset: both sides know at once
+    sudden = happens(source, 0.5)  # a reset: both sides know at once
     noticed, broker_notices = (0.0, 0.0) if sudden else (source.uniform(0, _NOTICED), source.uniform(0, _NOTICED))
     for process in _processes(simulation, fault):
         for link in process.links:
@@ -134,7 +135,7 @@ def _lost_queue(simulation: "Simulation", fault: Fault, source: Random) -> float
     for host in fault.places:
         for node in simulation.nodes_on(host):
             for server in (host, None):
-                if source.random() < 0.7 and simulation.broker.lose_queue(node.topic, server):
+                if happens(source, 0.7) and simulation.broker.lose_queue(node.topic, server):
                     simulation.lost_queues.add((node.topic, server))
     return 0.0
 

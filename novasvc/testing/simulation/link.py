@@ -43,7 +43,8 @@ class Link:
     #
     # A connection is lost for each direction by itself, and each side notices it at its own time, by its heartbeats. A
     # process whose messages do not get through any more goes on receiving, running and acknowledging, and knows nothing
-    # of it. So the broker gives to another process what this one has acknowledged: that is when a method could run twice.
+    # of it. So the broker gives to another process what this one has acknowledged: that is when a method could run
+    # twice.
 
     world: SimulationClock
     clock: ProcessClock
@@ -66,7 +67,7 @@ class Link:
     def to_broker(self, stream: str, do: Callable[[], object]) -> None:
         """Call a function at the broker when a message of the process arrives there."""
         if self._gets_out:
-            self.world.callLater(self._delay(stream, False), self._arrive, self._number, do)
+            self.world.callLater(self._delay(stream, inwards=False), self._arrive, self._number, do)
 
     def to_process(self, stream: str, do: Callable[[], object], *, after: Iterable[str] = ()) -> None:
         """Call a function in the process when a message of the broker arrives there.
@@ -74,10 +75,10 @@ class Link:
         :param after: other streams, of which nothing may be overtaken.
         """
         if self._gets_in:
-            delay = self._delay(stream, True, after)
+            delay = self._delay(stream, after, inwards=True)
             self.clock.callLater(delay * self.clock.rate, self._arrive, self._number, do)
 
-    def _delay(self, stream: str, inwards: bool, after: Iterable[str] = ()) -> float:
+    def _delay(self, stream: str, after: Iterable[str] = (), *, inwards: bool) -> float:
         now, draw = self.world.rightNow, self.random.random
         latency = self.weather.latency * (0.2 + draw() ** 4) + (self.slow and self.slow * draw())
         arrival = max(now, self.held_until, self.weather.held_until) + latency

@@ -64,9 +64,7 @@ class SimulatedNode:
         return starting.addErrback(self._not_started, process)
 
     def _make(self, process: SimulatedProcess) -> Service:
-        service = Service(
-            self.host, self.binary, self.topic, self._manager, runtime=process.runtime, **self._options
-        )
+        service = Service(self.host, self.binary, self.topic, self._manager, runtime=process.runtime, **self._options)
         self._simulation.know_methods(self.topic, service)
         return service
 

@@ -5,6 +5,8 @@ from random import Random
 
 import attrs
 
+from novasvc.testing.simulation.randomness import happens
+
 KINDS = {
     "kill": 4,
     "pause": 3,
@@ -73,7 +75,7 @@ def draw_plan(
         (kind,) = source.choices(kinds, weights)
         longest = source.choice((2.0, 15.0, 60.0))
         seconds = source.uniform(0.0, longest)
-        several = kind in {"cut", "broker partition", "database partition", "broker refusal"} and source.random() < 0.4
+        several = kind in {"cut", "broker partition", "database partition", "broker refusal"} and happens(source, 0.4)
         if "stall" in kind or kind == "database refusal":
             places: tuple[str, ...] = ()
         elif several:

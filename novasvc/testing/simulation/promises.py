@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from novasvc.registry.liveness import is_up
@@ -24,20 +25,19 @@ _PROMPT = 10.0
 
 def ends_by_deadline(simulation: "Simulation") -> Iterator[str]:
     """Each call ends by its timeout, on its caller's clock."""
-    dead = {process.name for process in simulation.processes if process.clock.ended}
-    paused = [(begin, end) for begin, end, fault in simulation.disturbances if fault.kind == "pause"]
     for request in simulation.ledger.requests.values():
-        if request.process in dead:
-            continue
         if request.ended is None or request.waited is None:
             yield f"{_name(request)} never ended"
-        elif request.timeout is not None and request.waited > request.timeout + _SLACK:
-            if not any(begin <= request.ended <= end for begin, end in paused):
-                yield f"{_name(request)} ended after {request.waited:.3f} s; its timeout was {request.timeout:g} s"
+        elif (
+            request.timeout is not None
+            and request.waited > request.timeout + _SLACK
+            and not simulation.was_paused(request.process, request.ended)
+        ):
+            yield f"{_name(request)} ended after {request.waited:.3f} s; its timeout was {request.timeout:g} s"
 
 
 def runs_at_most_once(simulation: "Simulation") -> Iterator[str]:
-    """A method that is not idempotent runs at most once for each request."""
+    """Each request runs a method that is not idempotent at most once."""
     runs: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in simulation.ledger.runs:
         if run.kind == "serve" and run.key not in simulation.idempotent:
@@ -56,73 +56,64 @@ def runs_are_bounded(simulation: "Simulation") -> Iterator[str]:
 
 
 def answers_come_from_runs(simulation: "Simulation") -> Iterator[str]:
-    """A call that has a result has run."""
+    """Each call that has a result has run."""
     for request in simulation.ledger.requests.values():
-        if request.kind == "call" and request.outcome == "result":
-            if not any(run.outcome == "result" for run in request.runs):
-                yield f"{_name(request)} has a result, and no run of it has"
+        answered = request.kind == "call" and request.outcome == "result"
+        if answered and not any(run.outcome == "result" for run in request.runs):
+            yield f"{_name(request)} has a result, and no run of it has"
 
 
 def nothing_is_lost(simulation: "Simulation") -> Iterator[str]:
-    """A cast to an idempotent method, or an event, runs to its end once the broker has it; unless its queue was lost."""
+    """Each cast to an idempotent method, and each event, runs to its end once the broker has it.
+
+    If the broker has lost the queue, it may have lost what was in it.
+    """
     topics = {topic for topic, _ in simulation.lost_queues}
     for request in simulation.ledger.requests.values():
         taken = request.kind != "call" and request.outcome == "result" and request.idempotent
-        if taken and request.key.partition(".")[0] not in topics:
-            if not any(run.ended is not None and run.outcome == "result" for run in request.runs):
-                yield f"{_name(request)} was taken by the broker, and never ran to its end"
+        kept = request.kind == "event" or request.key.partition(".")[0] not in topics
+        if taken and kept and not any(run.outcome == "result" for run in request.runs):
+            yield f"{_name(request)} was taken by the broker, and never ran to its end"
 
 
 def calls_succeed_in_calm(simulation: "Simulation") -> Iterator[str]:
-    """A call to a topic in a time without faults has a result; stopping and starting a node is no fault."""
+    """Each call to a topic in a time without faults has a result; to stop and to start a node is no fault."""
     times = [(begin, end) for begin, end, fault in simulation.disturbances if fault.kind != "restart"]
     for request in simulation.ledger.requests.values():
-        if request.kind != "call" or request.server is not None or request.ended is None or request.began < 15.0:
+        began, ended = request.began, request.ended
+        to_any = request.kind == "call" and request.server is None
+        if not to_any or ended is None or request.timeout is None or request.timeout < _PROMPT:
             continue
-        if request.timeout is not None and request.timeout < _PROMPT:
-            continue
-        if not any(begin <= request.ended and request.began <= end for begin, end in times):
-            if request.outcome != "result":
-                yield f"{_name(request)} ended with {request.outcome}, and nothing was wrong meanwhile"
+        if request.outcome != "result" and not any(begin <= ended and began <= end for begin, end in times):
+            yield f"{_name(request)} ended with {request.outcome}, and nothing was wrong meanwhile"
 
 
 def one_leader(simulation: "Simulation") -> Iterator[str]:
-    """Two processes never run a task of the fleet at the same time, unless one was paused; fencing numbers grow."""
-    greatest: dict[str, Run] = {}
-    for run in simulation.ledger.runs:
-        if run.fencing is None:
-            continue
-        before = greatest.get(run.key)
-        if before is None:
-            greatest[run.key] = run
-            continue
-        if before.process == run.process and before.fencing == run.fencing:
-            continue
-        if run.fencing == before.fencing:
-            yield f"{run.process} and {before.process} both had the fencing number {run.fencing} of {run.key}"
-        if run.fencing > before.fencing:
-            greatest[run.key] = run
-    yield from _overlaps(simulation)
-
-
-def _overlaps(simulation: "Simulation") -> Iterator[str]:
-    """Yield the runs of a task of the fleet that ran beside another one."""
-    died = {process.name: process.ended_at for process in simulation.processes if process.clock.ended}
-    paused = {
-        host: [(begin, end) for begin, end, fault in simulation.disturbances if fault.kind == "pause" and host in fault.places]
-        for host in {process.host for process in simulation.processes}
-    }
-    runs: dict[str, list[tuple[float, float, Run]]] = defaultdict(list)
+    """No two processes have the same fencing number of a task, nor run it at the same time, unless one was paused."""
+    by_task: dict[str, list[Run]] = defaultdict(list)
     for run in simulation.ledger.runs:
         if run.fencing is not None:
-            end = run.ended if run.ended is not None else died.get(run.process, simulation.clock.seconds())
-            runs[run.key].append((run.began, end, run))
-    for key, intervals in runs.items():
-        for (_, end, first), (begin, _, second) in zip(intervals, intervals[1:], strict=False):
-            host = first.process.partition("#")[0]
-            if begin < end and first.process != second.process:
-                if not any(since <= begin <= until for since, until in paused[host]):
-                    yield f"{key} ran at {first.process} until {end:.3f} s, and at {second.process} since {begin:.3f} s"
+            by_task[run.key].append(run)
+    for task, runs in by_task.items():
+        holders: dict[int | None, str] = {}
+        for run in runs:
+            holder = holders.setdefault(run.fencing, run.process)
+            if holder != run.process:
+                yield f"{run.process} and {holder} both had the fencing number {run.fencing} of {task}"
+        for before, after in pairwise(runs):
+            ended = _end(simulation, before)
+            overlaps = after.began < ended and before.process != after.process
+            if overlaps and not simulation.was_paused(before.process, after.began):
+                until, since = f"until {ended:.3f} s", f"since {after.began:.3f} s"
+                yield f"{task} ran at {before.process} {until}, and at {after.process} {since}"
+
+
+def _end(simulation: "Simulation", run: Run) -> float:
+    """Return when a run ended; a process that died has ended it then."""
+    if run.ended is not None:
+        return run.ended
+    died = simulation.process(run.process).ended_at
+    return simulation.clock.seconds() if died is None else died
 
 
 def nodes_run(simulation: "Simulation") -> Iterator[str]:
@@ -155,7 +146,8 @@ def nothing_is_left(simulation: "Simulation") -> Iterator[str]:
             yield f"{process.name} left timers: {', '.join(timers)}"
     for name, messages in simulation.broker.waiting():
         if name not in simulation.lost_queues:
-            yield f"{messages} messages wait in the queue of {name[0] if name[1] is None else '.'.join(name)}"
+            topic, host = name
+            yield f"{messages} messages wait in the queue of {topic if host is None else f'{topic}.{host}'}"
 
 
 def _rows(simulation: "Simulation") -> Records:

@@ -10,6 +10,11 @@ from novasvc import identifiers
 from novasvc.rpc.ids import discard_pool
 
 
+def happens(source: Random, share: float) -> bool:
+    """Draw whether something happens that happens in this share of the cases, 0 to 1."""
+    return source.random() < share
+
+
 @attrs.frozen
 class Seed:
     """The seed of a simulation, from which each of its parts has a random source of its own.

@@ -1,11 +1,12 @@
 """A simulation: nodes, callers, a broker and a database in one process, on one clock, from one seed."""
 
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from functools import partial
 from traceback import format_exc
-from typing import Any
+from typing import Any, cast
 
 from twisted.internet.defer import Deferred
-from twisted.logger import LogLevel, globalLogPublisher
+from twisted.logger import LogEvent, LogLevel, globalLogPublisher
 from twisted.python.failure import Failure
 
 from novasvc.errors import StateError
@@ -32,7 +33,7 @@ _STOP = 90.0
 """Seconds that the stop of a node may take, at most."""
 _LAST = 5.0
 """Seconds for what is under way when the last process has ended."""
-CALM = 90.0
+CALM = 60.0
 """Seconds without faults at the end: what was delayed arrives, and what was lost is found."""
 
 
@@ -149,6 +150,19 @@ class Simulation:
         """Return the processes of a host that live."""
         return [process for process in self.running() if process.host == host]
 
+    def process(self, name: str) -> SimulatedProcess:
+        """Return the process of a name."""
+        return next(process for process in self.processes if process.name == name)
+
+    def was_paused(self, name: str, moment: float) -> bool:
+        """Return whether a process was paused at a moment, or had just been."""
+        host = self.process(name).host
+        return any(
+            begin <= moment <= end
+            for begin, end, fault in self.disturbances
+            if fault.kind == "pause" and host in fault.places
+        )
+
     def running(self) -> list[SimulatedProcess]:
         """Return the processes that live."""
         return [process for process in self.processes if not process.ended]
@@ -163,16 +177,17 @@ class Simulation:
         if self._ran:
             raise StateError("the simulation", "over", "run again; make another one with the same seed")
         self._ran = True
-        hosts = list(dict.fromkeys(each.host for each in (*self.nodes, *self.callers)))
+        hosts = list(dict.fromkeys([*(node.host for node in self.nodes), *(each.host for each in self.callers)]))
         if self.plan is None:
             end = WARM_UP + self._duration
             self.plan = draw_plan(self.seed.source("plan"), hosts, WARM_UP, end, self._faults, self._kinds)
-        globalLogPublisher.addObserver(self._logged)
+        observer = cast("Any", self._logged)
+        globalLogPublisher.addObserver(observer)
         try:
             with self.seed.ids():
                 self._run()
         finally:
-            globalLogPublisher.removeObserver(self._logged)
+            globalLogPublisher.removeObserver(observer)
 
     def _run(self) -> None:
         assert self.plan is not None
@@ -200,7 +215,7 @@ class Simulation:
             process = node.process
             if process is not None and not process.ended:
                 node.stop()
-                self._advance(self.clock.seconds() + _STOP, lambda process=process: process.ended)
+                self._advance(self.clock.seconds() + _STOP, partial(_has_ended, process))
         for caller in self.callers:
             caller.process.close()
         self._advance(self.clock.seconds() + _LAST)
@@ -225,7 +240,11 @@ class Simulation:
     def _caller_failed(self, failure: Failure, caller: Caller) -> None:
         self.ledger.problem("work", f"that of caller {caller.host} raised: {failure.getTraceback()}")
 
-    def _logged(self, event: dict[str, Any]) -> None:
+    def _logged(self, event: LogEvent) -> None:
         """Take what a node logs as a bug of its own for a problem: Deferreds whose errors nobody handles."""
         if event["log_level"] is LogLevel.critical and "log_failure" in event:
             self.ledger.problem("logged", event["log_failure"].getTraceback())
+
+
+def _has_ended(process: SimulatedProcess) -> bool:
+    return process.ended

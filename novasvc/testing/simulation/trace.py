@@ -35,4 +35,4 @@ class Trace:
 
     def digest(self) -> str:
         """Return the hash of all lines so far, in hexadecimal."""
-        return self._hash.hexdigest()
+        return str(self._hash.hexdigest())

@@ -72,7 +72,9 @@ class SimulatedTransport:
                 waiting.callback(result)
 
         def arrive() -> None:
-            maybeDeferred(do).addBoth(lambda result: self.link.to_process("answers", partial(answer, result), after=after))
+            maybeDeferred(do).addBoth(
+                lambda result: self.link.to_process("answers", partial(answer, result), after=after)
+            )
 
         self.link.to_broker(stream, arrive)
         return waiting

@@ -88,4 +88,4 @@ class MutationTests(SynchronousTestCase):
 
     def test_runs_without_pause(self) -> None:
         """A server that requeues at once what it cannot answer."""
-        self.find("runs_are_bounded", 2, execution, "REQUEUE_DELAY", 0.02, ("broker refusal",))
+        self.find("runs_are_bounded", 2, execution, "REQUEUE_DELAY", 0.1, ("broker refusal",))
