@@ -131,6 +131,13 @@ def nodes_run(simulation: "Simulation") -> Iterator[str]:
             yield f"{node} runs, and is down: its last heartbeat was {row.age:.1f} s ago"
 
 
+def work_ends(simulation: "Simulation") -> Iterator[str]:
+    """Return the callers that go on when the simulation is over."""
+    for caller in simulation.callers:
+        if caller.works:
+            yield f"caller {caller.host} goes on; write its loop as `while not caller.over`, and let calls end"
+
+
 def nothing_is_left(simulation: "Simulation") -> Iterator[str]:
     """When all have stopped, no message waits, none is unsettled, and no timer of a process runs on."""
     for process in simulation.processes:
@@ -169,6 +176,7 @@ PROMISES: tuple[Callable[["Simulation"], Iterator[str]], ...] = (
     nothing_is_lost,
     calls_succeed_in_calm,
     one_leader,
+    work_ends,
     nothing_is_left,
 )
 """What :func:`check` checks, in this order."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
+from inspect import iscoroutinefunction
 from traceback import format_exc
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from twisted.python.failure import Failure
 
 from novasvc.errors import StateError
 from novasvc.node.service import Service
+from novasvc.rpc.target import Target
 from novasvc.testing.simulation.broker import SimulatedBroker
 from novasvc.testing.simulation.caller import Caller
 from novasvc.testing.simulation.clock import ProcessClock, SimulationClock
@@ -72,6 +74,9 @@ class Simulation:
         keep_trace: bool = True,
         **settings: Any,
     ) -> None:
+        unknown = set(kinds) - set(KINDS)
+        if unknown:
+            raise ValueError(f"there is no fault {min(unknown)!r}; there are: {', '.join(KINDS)}")
         self.seed = Seed(seed)
         self.clock = SimulationClock()
         self.trace = Trace(self.clock.seconds, keep_trace)
@@ -114,17 +119,34 @@ class Simulation:
         :param manager: the class, a factory, or "package.module:Class"; called for each start of the node.
         :param binary: by default "novasvc-" and the topic.
         :param options: for the manager's constructor, and for :class:`novasvc.node.service.Service`: db_allowed=False
-            has it use a conductor.
+            has it use a conductor, a node of :class:`novasvc.registry.conductor.Conductor` that was added before.
+        :raises ValueError: the host has such a node.
         """
+        self._check_new("node")
+        if any((each.host, each.topic) == (host, topic) for each in self.nodes):
+            raise ValueError(f"there is a node of {topic!r} on {host!r} already; give it another host")
+        Target(topic, host)  # an invalid name is an error here, and not in the start
         node = SimulatedNode(self, manager, host, topic, binary or f"novasvc-{topic}", options)
         self.nodes.append(node)
         return node
 
     def caller(self, host: str, work: Callable[[Caller], Coroutine[Deferred[Any], Any, None]]) -> Caller:
-        """Add a process that calls others; see :class:`Caller`."""
+        """Add a process that calls others; see :class:`Caller`.
+
+        :raises TypeError: the work is no coroutine function.
+        """
+        self._check_new("caller")
+        if not iscoroutinefunction(work):
+            raise TypeError(f"work is {work!r}; give an `async def` that takes the caller")
+        if any(each.host == host for each in self.callers):
+            raise ValueError(f"there is a caller on {host!r} already; give it another host")
         caller = Caller(self, host, work)
         self.callers.append(caller)
         return caller
+
+    def _check_new(self, what: str) -> None:
+        if self._ran:
+            raise StateError("the simulation", "over", f"take another {what}; add it before it runs")
 
     def add_process(self, host: str, name: str) -> SimulatedProcess:
         """Make a process; called for each start of a node."""
