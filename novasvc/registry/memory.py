@@ -68,6 +68,8 @@ class MemoryRegistry:
         def begin() -> ServiceRecord:
             self._check_writable()
             found = [row for row in self._rows if (row.host, row.binary) == (start.host, start.binary)]
+            if not found:
+                self._incarnations.check_not_deleted(start)
             row = found[0] if found else self._create(start.host, start.binary, start.topic, start.version)
             incarnation = self._incarnations.begin(start, row, self._now())
             if row.version != start.version:
