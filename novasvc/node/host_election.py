@@ -28,8 +28,8 @@ POLL = 1.0
 #
 # The kernel releases flock() when the process that has it exits, however it exits, and no message can be lost. The
 # supervisor could tell a worker to lead; but it may be killed while its workers drain, and a second supervisor of the
-# same host may start meanwhile, whose workers must wait for those of the first. If somebody deletes the file, the holder
-# notices within POLL, and stands for the lead again on the new file.
+# same host may start meanwhile, whose workers must wait for those of the first. If somebody deletes the file, the
+# holder notices within POLL, and stands for the lead again on the new file.
 
 
 @implementer(IElection)

@@ -12,6 +12,7 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
+from novasvc.node.file_lock import FileLock
 from novasvc.node.host_election import POLL, FileElection, ProcessElection
 from tests.contract.election_contract import TASKS, Contender
 
@@ -39,7 +40,7 @@ class FileCase(SynchronousTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def stand(self) -> Contender:
-        election = FileElection([self.directory, self.fallback], "x.lock", self.clock)
+        election = FileElection(FileLock([self.directory, self.fallback], "x.lock"), self.clock)
         self.contenders.append(Contender(election).start())
         return self.contenders[-1]
 
