@@ -104,10 +104,10 @@ class FileLock:
 
 # Note [Which lock]
 #
-# Two starts that have held the same lock one after the other prove that the first is dead. The lock is the same if it is
-# on the same inode of the same kernel: the boot id differs between machines, clones of one virtual machine included, and
-# after each restart of a machine. Host names and machine ids do not: containers and clones share them. A directory
-# that several machines have in common may have locks that do not exclude each other; the boot ids differ there.
+# Two starts that have held the same lock one after the other prove that the first is dead. The lock is the same if it
+# is on the same inode of the same kernel: the boot id differs between machines, clones of one virtual machine
+# included, and after each restart of a machine. Host names and machine ids do not: containers and clones share them.
+# Locks in a directory that several machines share may not exclude each other, but then the boot ids differ.
 
 
 def lock_identity(descriptor: int) -> str | None:

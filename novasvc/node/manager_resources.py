@@ -73,6 +73,7 @@ def attach_resources(
     registry: IServiceRegistry,
     tasks: TaskRunner,
     events: EventEmitter,
+    incarnation: int | None = None,
 ) -> None:
     """Give a manager its resources."""
     manager.attach(
@@ -84,5 +85,6 @@ def attach_resources(
             events=events,
             run_blocking=runtime.run_blocking,
             worker=runtime.worker,
+            incarnation=incarnation,
         )
     )

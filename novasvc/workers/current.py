@@ -14,6 +14,20 @@ from novasvc.rpc.server.unstarted_record import UnstartedRecord
 
 
 @attrs.frozen
+class SharedStart:
+    """What the workers of one supervisor have in common: together they are one start of each of their services.
+
+    :param owner: random id of the start; see :class:`novasvc.registry.incarnation.ServiceStart`.
+    :param pid: of the supervisor.
+    :param lock: identity of the lock that the supervisor and its workers hold; None without one.
+    """
+
+    owner: str
+    pid: int
+    lock: str | None = None
+
+
+@attrs.frozen
 class CurrentWorker:
     """A worker process; all fields are None in a process without a supervisor.
 
@@ -21,12 +35,14 @@ class CurrentWorker:
     :param grace: seconds to drain; 0 is no limit.
     :param unstarted_record: shared record of requests that this process has received but not begun.
     :param siblings: queries the other workers of this node.
+    :param start: what this process shares with them.
     """
 
     number: int | None = None
     grace: float | None = None
     unstarted_record: UnstartedRecord | None = None
     siblings: Siblings | None = None
+    start: SharedStart | None = None
 
 
 _workers = ReactorLocal(lambda _: CurrentWorker())

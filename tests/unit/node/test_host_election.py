@@ -125,8 +125,8 @@ class FileElectionTests(FileCase):
     def test_child(self) -> None:
         """A child process that was forked without exec does not keep the lock of a leader that resigned."""
         one, two = self.stand(), self.stand()
-        assert one.election._descriptor is not None
-        shared = os.dup(one.election._descriptor)  # as a forked child has it
+        assert one.election._file._descriptor is not None
+        shared = os.dup(one.election._file._descriptor)  # as a forked child has it
         self.addCleanup(os.close, shared)
         for task in TASKS:
             one.election.resign(task)
