@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from novasvc.interfaces import IElection, IServiceRegistry
-from novasvc.node.file_lock import FileLock
 from novasvc.node.host_election import FileElection, ProcessElection
 from novasvc.node.runtime import Runtime
 from novasvc.periodic.term import Scope
 from novasvc.registry.election import LeaseElection
 from novasvc.registry.heartbeat import ServiceIdentity
+from novasvc.workers.file_lock import FileLock
 
 
 def make_elections(

@@ -14,10 +14,10 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from novasvc.interfaces import IElection
-from novasvc.node.file_lock import FileLock
 from novasvc.periodic.term import Term
 from novasvc.reactor.local import ReactorLocal
 from novasvc.telemetry.flight import note
+from novasvc.workers.file_lock import FileLock
 
 _log = Logger()
 

@@ -402,8 +402,8 @@ class Node:
     def _tell_end(self) -> Deferred[None]:
         reason = self.lifecycle.reason
         if reason is None:
-            return self.registration.enter(self.registry, "stopped")
-        return self.registration.enter(self.registry, "failed", reason=str(reason))
+            return self.registration.enter_unless_alone(self.registry, "stopped")
+        return self.registration.enter_unless_alone(self.registry, "failed", reason=str(reason))
 
     def _begin_drain(self) -> None:
         """Accept nothing new from this moment on, so that "draining" can be relied on."""

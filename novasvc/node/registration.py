@@ -14,13 +14,14 @@ from twisted.python.failure import Failure
 from novasvc.errors import describe
 from novasvc.interfaces import IServiceRegistry
 from novasvc.node.elections import lock_directories, lock_name
-from novasvc.node.file_lock import FileLock
 from novasvc.node.runtime import Runtime
 from novasvc.registry.errors import ServiceNotFoundError, ServiceSupersededError, ServiceTwinError
 from novasvc.registry.heartbeat import ServiceIdentity
 from novasvc.registry.incarnation import ServiceStart, ServiceState
 from novasvc.registry.record import ServiceRecord
 from novasvc.telemetry.flight import note
+from novasvc.workers.current import EndKind
+from novasvc.workers.file_lock import FileLock
 
 _log = Logger()
 
@@ -39,6 +40,9 @@ _MOST_REFUSED = 100
 # whoever gets it knows that the earlier start is dead. On another machine only heartbeats tell. So a start that is
 # refused tries again until either the other one is silent for service_down_time, and is superseded, or its heartbeat
 # count grows: then it is alive for certain, and this start ends.
+
+
+_KINDS: dict[ServiceState, EndKind] = {"draining": "drain", "stopped": "end", "failed": "failure"}
 
 
 @attrs.define(eq=False)
@@ -84,10 +88,10 @@ class Registration:
         self.record = None
         start = self._start = self._make_start()
         seen: ServiceTwinError | None = None
-        while True:
+        record: ServiceRecord | None = None
+        while record is None:
             try:
-                record = self.record = await attempt(lambda: registry.begin(start))
-                break
+                record = await attempt(lambda: registry.begin(start))
             except ServiceTwinError as error:
                 if self._runtime.settings.fail_fast or _is_alive(seen, error):
                     raise
@@ -100,6 +104,7 @@ class Registration:
                 seen = error
                 waiting(error)
                 await deferLater(self._runtime.reactor, _LOOK, lambda: None)
+        self.record = record
         if record.incarnation is None:
             _log.warn(
                 "the registry numbers no starts of {node}: upgrade its conductors, or run `novasvc db upgrade`; until "
@@ -194,7 +199,18 @@ class Registration:
         :param seconds: until the deadline; None without one.
         :param calls: returns the number of calls in flight.
         """
-        self.enter(registry, "draining", until=seconds, calls=calls())
+        self.enter_unless_alone(registry, "draining", until=seconds, calls=calls())
+
+    def enter_unless_alone(
+        self, registry: IServiceRegistry | None, state: ServiceState, **given: Any
+    ) -> Deferred[None]:
+        """Tell the registry a state, unless other workers of this start go on; see :meth:`enter`."""
+        if self._runtime.start is None:
+            return self.enter(registry, state, **given)
+        if self._runtime.ends_alone is None:
+            return succeed(None)
+        asking = self._runtime.ends_alone(_KINDS[state], str(self._identity))
+        return asking.addCallback(lambda alone: None if alone else self.enter(registry, state, **given))
 
     def _was_told(self, _: None) -> None:
         self._warned = False

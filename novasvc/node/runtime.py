@@ -31,7 +31,7 @@ from novasvc.rpc.server.admission import Siblings
 from novasvc.rpc.server.unstarted_record import UnstartedRecord
 from novasvc.transport.local import HostSockets, LocalTransport
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
-from novasvc.workers.current import SharedStart, current_worker
+from novasvc.workers.current import EndsAlone, SharedStart, current_worker
 
 
 class _Openable(Protocol):
@@ -133,6 +133,7 @@ class Runtime:
         without siblings.
     :param siblings: asks the other workers that serve the same nodes; None without them.
     :param start: what this worker shares with its siblings; None in a process that is not a worker.
+    :param ends_alone: asks whether an end concerns only this worker; None without siblings.
     :param machine: name of this machine, for operators.
     :param wall_clock: returns Unix seconds, for cron lines.
     :param given_middleware: what :func:`novasvc.middleware.load_middleware` takes; by default the setting
@@ -149,6 +150,7 @@ class Runtime:
     unstarted_record: UnstartedRecord | None = attrs.field()
     siblings: Siblings | None = attrs.field()
     start: SharedStart | None = attrs.field()
+    ends_alone: EndsAlone | None = attrs.field()
     machine: str = attrs.field(factory=socket.gethostname)
     random_source: random.Random = attrs.field(factory=random.Random)
     retry: RetryPolicy = attrs.field(factory=jittered_backoff)
@@ -173,6 +175,10 @@ class Runtime:
     @start.default
     def _worker_start(self) -> SharedStart | None:
         return current_worker(self.reactor).start
+
+    @ends_alone.default
+    def _worker_ends_alone(self) -> EndsAlone | None:
+        return current_worker(self.reactor).ends_alone
 
     @conductor.default
     def _by_conductor(self) -> SharedConnection[IServiceRegistry]:

@@ -6,10 +6,10 @@ from pathlib import Path
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.node.file_lock import FileLock
 from novasvc.node.host_election import FileElection, ProcessElection
 from novasvc.registry.election import LeaseElection
 from novasvc.testing import MemoryRegistry
+from novasvc.workers.file_lock import FileLock
 from tests.contract.election_contract import Contenders, make_election_tests
 
 

@@ -12,8 +12,8 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.node.file_lock import FileLock
 from novasvc.node.host_election import POLL, FileElection, ProcessElection
+from novasvc.workers.file_lock import FileLock
 from tests.contract.election_contract import TASKS, Contender
 
 HOLD = """

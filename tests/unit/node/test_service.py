@@ -388,7 +388,7 @@ class StopTests(ServiceTestCase):
         :param hurry_after: seconds after which whoever drains the process has it hurry; None is not at all.
         """
         service.manager.work = Deferred(lambda _: None)
-        other = Service("h2", "nova-diary", "diary2", Diarist, runtime=self.runtime)
+        other = Service(f"other{len(self.rows())}", "nova-diary", "diary2", Diarist, runtime=self.runtime)
         self.successResultOf(other.start())
         self.addCleanup(lambda: self.successResultOf(other.stop()))
         calling = other.rpc.prepare(topic="diary").call(RequestContext(), "wait_for_work")
