@@ -140,7 +140,7 @@ class Node:
             self._begin_drain()
             grace = self.runtime.settings.graceful_shutdown_timeout
             self._deadline.begin(grace)
-            self.registration.drain(self.registry, grace or None, lambda: len(self.operations()))
+            self.registration.enter(self.registry, "draining", until=grace or None, calls=len(self.operations()))
         if state == "running":
             self.running_since = self.runtime.reactor.seconds()
         note("node", f"{self.identity} is {state}")
@@ -402,8 +402,8 @@ class Node:
     def _tell_end(self) -> Deferred[None]:
         reason = self.lifecycle.reason
         if reason is None:
-            return self.registration.enter_unless_alone(self.registry, "stopped")
-        return self.registration.enter_unless_alone(self.registry, "failed", reason=str(reason))
+            return self.registration.enter(self.registry, "stopped")
+        return self.registration.enter(self.registry, "failed", reason=str(reason))
 
     def _begin_drain(self) -> None:
         """Accept nothing new from this moment on, so that "draining" can be relied on."""

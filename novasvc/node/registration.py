@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, cast
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred, DeferredLock, succeed
+from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.interfaces import IReactorUNIX
 from twisted.internet.task import deferLater
 from twisted.logger import Logger, LogLevel
@@ -42,7 +44,7 @@ _MOST_REFUSED = 100
 # count grows: then it is alive for certain, and this start ends.
 
 
-_KINDS: dict[ServiceState, EndKind] = {"draining": "drain", "stopped": "end", "failed": "failure"}
+_ENDS: dict[ServiceState, EndKind] = {"draining": "drain", "stopped": "end", "failed": "failure"}
 
 
 @attrs.define(eq=False)
@@ -183,34 +185,27 @@ class Registration:
     def enter(self, registry: IServiceRegistry | None, state: ServiceState, **given: Any) -> Deferred[None]:
         """Tell the registry a state, after those that are being told; see IServiceRegistry.enter.
 
+        A worker tells no end while other workers of this start go on.
+
         :param registry: None if it was not reached.
         :param given: ``until``, ``reason`` and ``calls``.
         :return: Deferred[None], fired after ENTER_TIMEOUT at the latest. It never fails: an error is logged.
         """
         if registry is None or self.record is None or self.number is None:
             return succeed(None)
-        telling: Deferred[None] = self._turns.run(registry.enter, self.record.id, self.number, state, **given)
+        writing = partial(registry.enter, self.record.id, self.number, state, **given)
+        # One after the other: the last worker may end only when this one has told that it drains.
+        telling: Deferred[None] = self._turns.run(self._tell, state, writing)
         telling.addTimeout(ENTER_TIMEOUT, self._runtime.reactor)
         return telling.addCallbacks(self._was_told, self._was_not_told, errbackArgs=(state,))
 
-    def drain(self, registry: IServiceRegistry | None, seconds: float | None, calls: Callable[[], int]) -> None:
-        """Tell the registry that the node drains.
-
-        :param seconds: until the deadline; None without one.
-        :param calls: returns the number of calls in flight.
-        """
-        self.enter_unless_alone(registry, "draining", until=seconds, calls=calls())
-
-    def enter_unless_alone(
-        self, registry: IServiceRegistry | None, state: ServiceState, **given: Any
-    ) -> Deferred[None]:
-        """Tell the registry a state, unless other workers of this start go on; see :meth:`enter`."""
-        if self._runtime.start is None:
-            return self.enter(registry, state, **given)
+    def _tell(self, state: ServiceState, write: Callable[[], Deferred[None]]) -> Deferred[None]:
+        if state not in _ENDS or self._runtime.start is None:
+            return write()
         if self._runtime.ends_alone is None:
             return succeed(None)
-        asking = self._runtime.ends_alone(_KINDS[state], str(self._identity))
-        return asking.addCallback(lambda alone: None if alone else self.enter(registry, state, **given))
+        asking = self._runtime.ends_alone(_ENDS[state], str(self._identity))
+        return asking.addCallback(lambda alone: None if alone else write())
 
     def _was_told(self, _: None) -> None:
         self._warned = False
@@ -220,12 +215,13 @@ class Registration:
             return  # the node ends, or its heartbeats say so
         level = LogLevel.debug if self._warned else LogLevel.warn
         self._warned = True
+        late = failure.check(DeferredTimeoutError)
         _log.emit(
             level,
             "the registry was not told that {node} is {state}: {error}",
             node=self._identity,
             state=state,
-            error=describe(cast(BaseException, failure.value)),
+            error=f"no answer within {ENTER_TIMEOUT:g} s" if late else describe(cast(BaseException, failure.value)),
         )
 
 
