@@ -30,6 +30,10 @@ _log = Logger()
 # a disk that is attached, the setting fence_after has the node fence itself.
 
 
+_LEAST_WAIT = 1.0
+"""Seconds between two looks at the time of the last heartbeat, at least."""
+
+
 @attrs.define(eq=False)
 class Fence:
     """Take a node out of service, and put it back; see Note [What a fenced node does].
@@ -50,22 +54,34 @@ class Fence:
     _begin_again: Callable[[], Coroutine[Deferred[Any], Any, ServiceRecord]]
     _clock: IReactorTime
     _fence_after: float
+    is_fenced: bool = attrs.field(default=False, init=False)
     reason: str | None = attrs.field(default=None, init=False)
     final: bool = attrs.field(default=False, init=False)
     since: float = attrs.field(default=0.0, init=False)
     closing: Deferred[None] = attrs.field(factory=lambda: succeed(None), init=False)
     awaits_let_up: bool = attrs.field(default=False, init=False)
     _timer: IDelayedCall | None = attrs.field(default=None, init=False)
+    _last_written: Callable[[], float | None] = attrs.field(default=lambda: None, init=False)
+    _started_at: float = attrs.field(default=0.0, init=False)
 
-    @property
-    def is_fenced(self) -> bool:
-        """See IncarnationOwner."""
-        return self.reason is not None
+    def start(self, last_written: Callable[[], float | None]) -> None:
+        """Begin to count the time without heartbeats.
 
-    def start(self) -> None:
-        """Begin to count the time without heartbeats."""
+        :param last_written: returns the seconds on the clock when the last heartbeat was written, or None.
+        """
+        self._last_written, self._started_at = last_written, self._clock.seconds()
         if self._fence_after:
-            self._timer = self._clock.callLater(self._fence_after, copy_context().run, self._silent)
+            self._arm(self._fence_after)
+
+    def _arm(self, seconds: float) -> None:
+        self._timer = self._clock.callLater(seconds, copy_context().run, self._check_silence)
+
+    def _check_silence(self) -> None:
+        written = self._last_written()
+        silent = self._clock.seconds() - (self._started_at if written is None else written)
+        if silent >= self._fence_after and not self.is_fenced:
+            self._put_out_of_service(f"no heartbeat was written for {self._fence_after:g} s (fence_after)")
+        self._arm(max(self._fence_after - silent, _LEAST_WAIT))
 
     def stop(self) -> None:
         """Stop counting. Called when the node stops."""
@@ -75,7 +91,8 @@ class Fence:
 
     def reset(self) -> None:
         """Forget the reason: the node starts anew."""
-        self.reason, self.final, self.awaits_let_up = None, False, False
+        self.reason = None
+        self.is_fenced = self.final = self.awaits_let_up = False
 
     def refused(self, error: NovasvcError) -> None:
         """See IncarnationOwner."""
@@ -94,15 +111,10 @@ class Fence:
         self.awaits_let_up = True
         self._note(str(error))
 
-    def _silent(self) -> None:
-        self._timer = None
-        if self.reason is None:
-            self._put_out_of_service(f"no heartbeat was written for {self._fence_after:g} s (fence_after)")
-
     def _put_out_of_service(self, reason: str) -> None:
         if self.reason == reason:
             return
-        was_in_service = self.reason is None
+        was_in_service = not self.is_fenced
         self._note(reason)
         if was_in_service:
             self.closing = Deferred.fromCoroutine(self._close(reason))
@@ -111,7 +123,7 @@ class Fence:
             )
 
     def _note(self, reason: str) -> None:
-        self.reason, self.since = reason, self._clock.seconds()
+        self.is_fenced, self.reason, self.since = True, reason, self._clock.seconds()
         note("node", f"{self._node} is fenced: {reason}")
         _log.critical(
             "{node} is fenced, and takes in no calls, events or tasks: {reason}", node=self._node, reason=reason
@@ -123,12 +135,7 @@ class Fence:
 
     def written(self) -> Deferred[None]:
         """See IncarnationOwner."""
-        if self._fence_after:
-            self.stop()
-            self.start()
-        if self.reason is not None and not self.final and not self.awaits_let_up:
-            return self._put_into_service()
-        return succeed(None)
+        return succeed(None) if self.final or self.awaits_let_up else self._put_into_service()
 
     def _put_into_service(self) -> Deferred[None]:
         return Deferred.fromCoroutine(self._serve_again())

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from itertools import count
 from typing import Any, TypeVar
 
@@ -207,7 +208,7 @@ class Node:
         checks = [self._why_not_consuming, self.why_not_reached]
         clock, identity = self.runtime.reactor, self.identity
         self.heartbeat = Heartbeat(registry, identity, record, clock, self.report_interval, self.fence, checks)
-        self.fence.start()
+        self.fence.start(partial(getattr, self.heartbeat, "sent_at"))
         await self.heartbeat.start()
         self._start_tasks()
         await self.registration.enter(registry, "ready")
@@ -261,7 +262,7 @@ class Node:
         """Take in calls, events and runs of tasks again."""
         if self.transport is not None and self.lifecycle.state in {"starting", "running"}:
             await self._serve(self.transport)
-            self.fence.reason = None
+            self.fence.reset()
             self._start_tasks()
 
     async def _serve(self, transport: ITransport) -> None:

@@ -56,13 +56,8 @@ class ServiceIdentity:
 class IncarnationOwner(Protocol):
     """What a heartbeat tells the node of; see :class:`novasvc.node.fence.Fence`."""
 
-    @property
-    def is_fenced(self) -> bool:
-        """Whether the node is out of service."""
-
-    @property
-    def awaits_let_up(self) -> bool:
-        """Whether the node is out of service until an operator lets it up."""
+    is_fenced: bool
+    awaits_let_up: bool
 
     def refused(self, error: NovasvcError) -> None:
         """Handle a heartbeat that was refused: another start, or an operator, has taken the service's place."""
@@ -71,7 +66,7 @@ class IncarnationOwner(Protocol):
         """Handle the end of a force-down."""
 
     def written(self) -> Deferred[None]:
-        """Handle a heartbeat that was written."""
+        """Handle a heartbeat that was written although the node is out of service."""
 
     def begin_again(self) -> Deferred[ServiceRecord]:
         """Begin again after the row was not found; see :meth:`novasvc.interfaces.IServiceRegistry.begin`."""
@@ -98,6 +93,7 @@ class Heartbeat:
     :ivar failures: heartbeats that could not be written.
     :ivar skipped: heartbeats not sent because a check failed.
     :ivar trouble: why the last heartbeat was skipped or failed, as it was logged; None if it was sent.
+    :ivar sent_at: seconds on the clock when the last heartbeat was written; None before that.
     :ivar write_error: why the last heartbeat could not be written; None if it was.
     """
 
@@ -113,7 +109,9 @@ class Heartbeat:
     skipped: int = attrs.field(default=0, init=False)
     trouble: str | None = attrs.field(default=None, init=False)
     write_error: str | None = attrs.field(default=None, init=False)
-    _written_at: float | None = attrs.field(default=None, init=False)
+    sent_at: float | None = attrs.field(default=None, init=False)
+    _tried_at: float | None = attrs.field(default=None, init=False)
+    _number: int | None = attrs.field(default=None, init=False)
     _loop: LoopingCall | None = attrs.field(default=None, init=False)
     _started_at: float = attrs.field(default=0.0, init=False)
     _due: float = attrs.field(default=0.0, init=False)
@@ -131,6 +129,7 @@ class Heartbeat:
         for outcome in ("sent", "failed", "skipped"):
             # Export counters at zero so that alerts see the first increase.
             metrics.heartbeats.at(self._identity.host, self._identity.binary, outcome)
+        self._number = _number_of(self.record)
         self._started_at = self._due = self._clock.seconds()
         first: Deferred[None] = Deferred()
         # LoopingCall runs from the reactor; the copied context gives its log events this node's fields.
@@ -153,7 +152,7 @@ class Heartbeat:
     @property
     def is_current(self) -> bool:
         """Whether a write was tried recently, so that ``write_error`` says if the registry can be written now."""
-        since = None if self._written_at is None else self._clock.seconds() - self._written_at
+        since = None if self._tried_at is None else self._clock.seconds() - self._tried_at
         return since is not None and since <= 2 * self._report_interval + LAG_LIMIT
 
     def _run(self) -> Deferred[None]:
@@ -197,35 +196,32 @@ class Heartbeat:
     async def _look(self) -> None:
         """Read the row while the service is forced down, and go on if an operator has let it up."""
         record = await self._registry.get(str(self.record.id))
-        check_beat(record, None if self.record.incarnation is None else self.record.incarnation.number)
+        check_beat(record, self._number)
         await self._owner.let_up()
 
     async def _send(self) -> None:
         try:
-            await self._beat()
+            await self._registry.beat(self.record.id, self._number)
         except ServiceNotFoundError:
             # Deleted by an operator, or lost by a database that was restored from a backup: begin() tells them apart.
             self.record = await self._owner.begin_again()
             _log.warn("the registry had lost the row of {identity}; registered it again", identity=self._identity)
-            await self._beat()
+            self._number = _number_of(self.record)
+            await self._registry.beat(self.record.id, self._number)
         self.sent += 1
-        self.write_error, self._written_at = None, self._clock.seconds()
+        self.write_error = None
+        self.sent_at = self._tried_at = self._clock.seconds()
         self._count("sent")
         metrics.heartbeat_sent.at(self._identity.host, self._identity.binary).value = time.time()
         if self.trouble is not None:
             _log.info("heartbeats resumed; the problem was: {trouble}", trouble=self.trouble)
             self.trouble = None
-        await self._owner.written()
-
-    def _beat(self) -> Deferred[None]:
-        incarnation = self.record.incarnation
-        number = None if incarnation is None else incarnation.number
-        sending: Deferred[None] = self._registry.beat(self.record.id, number)
-        return sending
+        if self._owner.is_fenced:
+            await self._owner.written()
 
     def _note_refusal(self, error: NovasvcError) -> None:
         # The registry has answered, so it can be written.
-        self.write_error, self._written_at = None, self._clock.seconds()
+        self.write_error, self._tried_at = None, self._clock.seconds()
         self.skipped += 1
         self._count("skipped")
         self.trouble = str(error)
@@ -234,7 +230,7 @@ class Heartbeat:
     def _note_failure(self, problem: str) -> None:
         self.failures += 1
         self._count("failed")
-        self.write_error, self._written_at = problem, self._clock.seconds()
+        self.write_error, self._tried_at = problem, self._clock.seconds()
 
     def _count(self, outcome: str) -> None:
         metrics.heartbeats.at(self._identity.host, self._identity.binary, outcome).value += 1
@@ -258,3 +254,7 @@ class Heartbeat:
 
     def _loop_failed(self, failure: Failure) -> None:
         _log.failure("the heartbeat loop of {identity} failed", failure=failure, identity=self._identity)
+
+
+def _number_of(record: ServiceRecord) -> int | None:
+    return None if record.incarnation is None else record.incarnation.number

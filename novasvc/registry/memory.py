@@ -84,7 +84,9 @@ class MemoryRegistry:
         def beat() -> None:
             row = self._row(service_id)
             if incarnation is not None:
-                check_beat(row, incarnation)
+                latest = row.incarnation
+                if latest is None or latest.number != incarnation or row.forced_down:
+                    check_beat(row, incarnation)
             self._write(row, report_count=row.report_count + 1, last_seen_up=self._now())
 
         return self._answer(beat)
