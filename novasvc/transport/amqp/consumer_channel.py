@@ -1,6 +1,6 @@
 """A channel with consumers, and its deliveries until each is settled: ack, requeue, hold or quarantine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import attrs
@@ -17,6 +17,7 @@ from novasvc.transport.amqp.frames import MULTIPLE, SINGLE, Deliver, ack_packer,
 from novasvc.transport.amqp.moves import MessageMover, Original
 from novasvc.transport.amqp.protocol import BODY_LIMIT
 from novasvc.transport.amqp.publisher import Message
+from novasvc.transport.amqp.replacement import interim_queue
 from novasvc.transport.amqp.reply_codes import NOT_FOUND
 
 if TYPE_CHECKING:
@@ -121,7 +122,8 @@ class Delivery:
     def _copy(self, deliveries: int, deaths: int) -> Message:
         """Return a copy for the queue that the message came from."""
         counts = {name: count for name, count in ((DELIVERIES, deliveries), (DEATHS, deaths)) if count}
-        queue, ttl = self._queue, self.expires_in
+        replacements = self._consuming.listener.subscriptions.replacements
+        queue, ttl = replacements.destination(self._queue), self.expires_in
         return Message("", queue, self.body, ttl, mandatory=True, target=queue, headers=counts or None)
 
     def _holding_copy(self, deliveries: int) -> Message:
@@ -192,6 +194,7 @@ class ConsumerChannel(ChannelReceiver):
     _pack_ack: Callable[[int, int], bytes] = attrs.field(init=False)
     _acks: list[int] = attrs.field(factory=list, init=False)
     consumers: ConsumerSet = attrs.field(init=False)
+    _stopped: dict[str, set[int]] = attrs.field(factory=dict, init=False)
     mover: MessageMover = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -206,6 +209,33 @@ class ConsumerChannel(ChannelReceiver):
 
     def __len__(self) -> int:
         return len(self._unsettled)
+
+    # -- replaced queues -----------------------------------------------------------------------
+
+    async def replace(self, queue: str, names: Sequence[str], *, low_priority: bool) -> None:
+        """Consume from these queues in place of a queue: start and stop consumers.
+
+        :param queue: a queue of requests.
+        :param names: itself, or its interim queue, or both.
+        """
+        consumers = self.consumers
+        for name in names:
+            if not consumers.has(name) and (low_priority or not consumers.is_draining()):
+                await consumers.consume(name, queue, low_priority=low_priority)
+                self._stopped.pop(queue, None)
+        for name in {queue, interim_queue(queue)}.difference(names):
+            if consumers.has(name):
+                await consumers.stop(name)
+                # The broker answers in order, so a consumer that was being resized is cancelled by now, too.
+                await self.channel.basic_qos(prefetch_count=consumers.prefetch)
+                self._stopped[queue] = set(self._unsettled)
+
+    def left_of(self, queue: str) -> int:
+        """Return how many of the deliveries that were unsettled when a consumer was stopped still are.
+
+        They are counted whatever queue they came from: a delivery does not remember its consumer.
+        """
+        return len(self._stopped.get(queue, set()).intersection(self._unsettled))
 
     # -- settling ------------------------------------------------------------------------------
 

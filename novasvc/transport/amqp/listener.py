@@ -16,6 +16,7 @@ from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import AMQPClosedError, Channel
 from novasvc.transport.amqp.connection import Connection
 from novasvc.transport.amqp.consumer_channel import ConsumerChannel
+from novasvc.transport.amqp.existing import declare_or_accept
 from novasvc.transport.amqp.holding_queue import HoldingQueue
 from novasvc.transport.amqp.loopback import Loopback
 from novasvc.transport.amqp.moves import MoveTracker
@@ -128,7 +129,12 @@ class Listener:
     def durable(self) -> bool:
         """Whether the request queues survive a restart of the broker."""
         options = self.subscriptions.options
-        return options.durable_queues or options.quorum_queue
+        return options.durable_queues or self.is_quorum(self.topic)
+
+    def is_quorum(self, queue: str) -> bool:
+        """Return whether a queue of requests is a quorum queue, which may count neither messages nor consumers."""
+        options = self.subscriptions.options
+        return options.accepted.get(queue, "quorum" if options.quorum_queue else "") == "quorum"
 
     def sent_to(self, queue: str) -> str:
         """Return how the messages of one of our queues were addressed; see IDelivery."""
@@ -138,6 +144,19 @@ class Listener:
 
     async def establish(self, protocol: AMQPProtocol) -> None:
         """Declare the queues and consume from them, unless cancelled; see Subscription."""
+        subscriptions = self.subscriptions
+
+        def establish() -> Coroutine[Deferred[Any], Any, None]:
+            return self._establish(protocol)
+
+        try:
+            await declare_or_accept(protocol, self.exchange, subscriptions.options, establish)
+        except AMQPClosedError as reason:
+            subscriptions.replacements.adapt(reason)
+            raise
+        subscriptions.replacements.add(self)
+
+    async def _establish(self, protocol: AMQPProtocol) -> None:
         if self._cancelled or (self._narrowed and self.target.server is None):
             return
         options, target, narrowed = self.subscriptions.options, self.target, self._narrowed
@@ -161,7 +180,8 @@ class Listener:
             # The shared topic queue last. If one of our own queues cannot be consumed, this attempt fails, and each
             # retry would otherwise take requests of the topic and requeue them as redelivered.
             for queue in reversed(queues):
-                await consuming.consumers.consume(queue, low_priority=narrowed)
+                for name in self.subscriptions.replacements.consumed(queue):
+                    await consuming.consumers.consume(name, queue, low_priority=narrowed)
             if not consuming.requeue_all:
                 self._consuming, self._establishing = consuming, None
                 if self._narrowed and not narrowed:
@@ -179,9 +199,37 @@ class Listener:
 
     async def _declare_queues(self, channel: Channel, queues: Sequence[str]) -> None:
         for queue in queues:
+            if self.subscriptions.replacements.stage(queue) is not None:
+                continue  # its declaration and its bindings are the operator's now
             await topology.declare_request_queue(channel, self.exchange, queue, self.subscriptions.options)
-        for key in self.keys:
-            await topology.bind(channel, topology.Binding(self.topic, self.exchange, key))
+            if queue == self.topic:
+                for key in self.keys:
+                    await topology.bind(channel, topology.Binding(queue, self.exchange, key))
+
+    def request_queues(self) -> Sequence[str]:
+        """Return the queues of requests that are consumed: those that other programs declare, too."""
+        if self._cancelled:
+            return ()
+        own = () if self.target.server is None else (topology.request_address(self.target),)
+        return own if self._narrowed else (self.topic, *own)
+
+    def routing_keys(self, queue: str) -> Sequence[str]:
+        """Return the keys by which a queue of requests is bound to the control exchange."""
+        return (queue, *self.keys) if queue == self.topic else (queue,)
+
+    async def apply_stage(self, queue: str) -> None:
+        """Start and stop the consumers of a queue that is being replaced, as its stage says.
+
+        :raises AMQPClosedError: the channel was lost meanwhile.
+        """
+        consuming = self._consuming
+        if consuming is not None and queue in self.request_queues():
+            await consuming.replace(queue, self.subscriptions.replacements.consumed(queue), low_priority=self._narrowed)
+            self.held_count_changed()
+
+    def left_of(self, queue: str) -> int:
+        """Return how many deliveries are unsettled of those that may be from a consumer that a stage has stopped."""
+        return 0 if self._consuming is None else self._consuming.left_of(queue)
 
     def verify(self, write: WriteProbe, timeout: float) -> Deferred[Reachability]:
         """Publish a probe to itself, and redeclare lost bindings; see IListener."""
@@ -316,6 +364,7 @@ class Listener:
 
     async def _close(self) -> None:
         self.subscriptions.remove(self)
+        self.subscriptions.replacements.remove(self)
         await self.wait_for_moves()
         await DeferredList([Deferred.fromCoroutine(holding.close()) for holding in self._holding_queues.values()])
         consuming, self._consuming = self._consuming, None

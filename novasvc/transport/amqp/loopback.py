@@ -113,7 +113,9 @@ class Loopback:
             self._probe_arrived(body)
         elif probe == self.address:
             self._probe_arrived(body)
-        elif queue != self.address and probe.startswith(f"{self.fanout_binding.exchange}_"):
+        elif queue == self.address:
+            self._receive_order(probe, body)
+        elif probe.startswith(f"{self.fanout_binding.exchange}_"):
             self._forward(probe, body)
         return True
 
@@ -121,6 +123,19 @@ class Loopback:
         if self._arrival is not None and self._token in body:
             arrival, self._arrival = self._arrival, None
             arrival.callback(None)
+
+    def _receive_order(self, address: str, body: bytes) -> None:
+        """Carry out an order to replace queues: another process's message in our own queue. Answer it."""
+
+        def answer(text: bytes | None) -> Deferred[None] | None:
+            if text is None:
+                return None
+            return self.listener.publish(Message("", address, text, _FORWARD_TTL, mandatory=False, target=address))
+
+        answering = self.listener.subscriptions.replacements.receive(body).addCallback(answer)
+        answering.addErrback(
+            lambda failure: _log.warn("order to replace queues not answered: {error}", error=failure.value)
+        )
 
     def _forward(self, address: str, body: bytes) -> None:
         """Forward a probe to its sender, another process of this service."""
@@ -135,7 +150,8 @@ class Loopback:
     def verify(self, write: WriteProbe, timeout: float) -> Deferred[Reachability]:
         """Send a probe and wait for it, restoring what is missing; see IListener."""
         listener = self.listener
-        if self.address is None or listener.target.server is None:
+        if self.address is None or listener.target.server is None or listener.subscriptions.replacements:
+            # While queues are replaced, their bindings are the operator's, and must not be made again.
             return succeed(Reachability())
         self._checks += 1
         clock = listener.clock
@@ -183,7 +199,7 @@ class Loopback:
             self._timeout_streak = 0
             return
         messages, consumers = await listener.publisher.count(self.server_binding.queue)
-        if not consumers and not self.options.quorum_queue:
+        if not consumers and not listener.is_quorum(self.server_binding.queue):
             raise NoConsumerError(self.server_binding.queue)
         if listener.is_full or (messages and self._requests_seen != seen_before):
             return  # It queues behind messages that are being processed.
@@ -235,7 +251,7 @@ class Loopback:
             before = self.listener.consumes_from(self.topic_binding.queue)
             _, consumers = await topology.count(channel, self.topic_binding.queue)
             still_consuming = before and self.listener.consumes_from(self.topic_binding.queue)
-            if still_consuming and not consumers and not self.options.quorum_queue:
+            if still_consuming and not consumers and not self.listener.is_quorum(self.topic_binding.queue):
                 raise NoConsumerError(self.topic_binding.queue)
             plan.to_topic = still_consuming and consumers == 1
             bindings = [] if plan.to_topic else [self.topic_binding]

@@ -111,6 +111,7 @@ def declare_exchange(channel: Channel, exchange: str, options: BrokerOptions) ->
     """Declare a control exchange, of type topic."""
     return channel.exchange_declare(  # type: ignore[no-any-return]
         exchange=exchange,
+        passive=exchange in options.accepted,
         type="topic",
         durable=options.durable_queues or options.quorum_queue,
         auto_delete=options.auto_delete,
@@ -132,13 +133,17 @@ async def declare_request_queue(channel: Channel, exchange: str, name: str, opti
 
     :raises AMQPClosedError: the broker refused, or was lost.
     """
-    await channel.queue_declare(
-        queue=name,
-        durable=options.durable_queues or options.quorum_queue,
-        auto_delete=options.auto_delete,
-        arguments=_quorum(options) if options.quorum_queue else {},
-    )
+    await channel.queue_declare(queue=name, passive=name in options.accepted, **request_queue_arguments(options))
     await bind(channel, Binding(name, exchange, name))
+
+
+def request_queue_arguments(options: BrokerOptions) -> dict[str, Any]:
+    """Return the properties and arguments with which queues of requests are declared."""
+    return {
+        "durable": options.durable_queues or options.quorum_queue,
+        "auto_delete": options.auto_delete,
+        "arguments": _quorum(options) if options.quorum_queue else {},
+    }
 
 
 async def declare_fanout_queue(channel: Channel, topic: str, name: str, options: BrokerOptions) -> None:
