@@ -1,6 +1,6 @@
 """A channel with consumers, and its deliveries until each is settled: ack, requeue, hold or quarantine."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import attrs
@@ -17,7 +17,6 @@ from novasvc.transport.amqp.frames import MULTIPLE, SINGLE, Deliver, ack_packer,
 from novasvc.transport.amqp.moves import MessageMover, Original
 from novasvc.transport.amqp.protocol import BODY_LIMIT
 from novasvc.transport.amqp.publisher import Message
-from novasvc.transport.amqp.replacement import interim_queue
 from novasvc.transport.amqp.reply_codes import NOT_FOUND
 
 if TYPE_CHECKING:
@@ -195,6 +194,7 @@ class ConsumerChannel(ChannelReceiver):
     _acks: list[int] = attrs.field(factory=list, init=False)
     consumers: ConsumerSet = attrs.field(init=False)
     _stopped: dict[str, set[int]] = attrs.field(factory=dict, init=False)
+    _kept: set[str] = attrs.field(factory=set, init=False)
     mover: MessageMover = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -212,30 +212,46 @@ class ConsumerChannel(ChannelReceiver):
 
     # -- replaced queues -----------------------------------------------------------------------
 
-    async def replace(self, queue: str, names: Sequence[str], *, low_priority: bool) -> None:
-        """Consume from these queues in place of a queue: start and stop consumers.
+    async def release(self, queue: str, *, keep: bool) -> None:
+        """Stop the consumer of a queue that is being replaced; :meth:`left_of` then tells what is unsettled.
 
-        :param queue: a queue of requests.
-        :param names: itself, or its interim queue, or both.
+        :param keep: the queue may be a quorum queue: leave the consumer until the queue is deleted. If it was cancelled
+            before, RabbitMQ would keep the queue's type with this channel, and end the connection when the channel
+            consumes from a classic queue of the same name. Nothing more comes from the queue, which is empty.
         """
         consumers = self.consumers
-        for name in names:
-            if not consumers.has(name) and (low_priority or not consumers.is_draining()):
-                await consumers.consume(name, queue, low_priority=low_priority)
-                self._stopped.pop(queue, None)
-        for name in {queue, interim_queue(queue)}.difference(names):
-            if consumers.has(name):
-                await consumers.stop(name)
-                # The broker answers in order, so a consumer that was being resized is cancelled by now, too.
-                await self.channel.basic_qos(prefetch_count=consumers.prefetch)
-                self._stopped[queue] = set(self._unsettled)
+        if queue in self._stopped:
+            return
+        if keep and consumers.has(queue):
+            self._kept.add(queue)
+        elif not keep:
+            await consumers.stop(queue)
+            # The broker answers in order, so a consumer that was being resized is cancelled by now, too.
+            await self.channel.basic_qos(prefetch_count=consumers.prefetch)
+        self._stopped[queue] = set(self._unsettled)
+
+    async def resume(self, queue: str, *, old: bool, low_priority: bool) -> None:
+        """Consume from a queue again that was released.
+
+        :param old: it is the same queue, not a new one of the same name.
+        """
+        consumers = self.consumers
+        self._stopped.pop(queue, None)
+        if old:
+            self._kept.discard(queue)
+        if not consumers.has(queue) and (low_priority or not consumers.is_draining()):
+            await consumers.consume(queue, low_priority=low_priority)
 
     def left_of(self, queue: str) -> int:
-        """Return how many of the deliveries that were unsettled when a consumer was stopped still are.
+        """Return how many of the deliveries that were unsettled when a queue was released still are.
 
         They are counted whatever queue they came from: a delivery does not remember its consumer.
         """
         return len(self._stopped.get(queue, set()).intersection(self._unsettled))
+
+    def waits_for_end_of(self, queue: str) -> bool:
+        """Return whether a kept consumer was not ended yet by the deletion of its queue."""
+        return queue in self._kept
 
     # -- settling ------------------------------------------------------------------------------
 
@@ -346,6 +362,11 @@ class ConsumerChannel(ChannelReceiver):
         # RabbitMQ, "Consumer Cancel Notification": only clients that announce consumer_cancel_notify get basic.cancel.
         # The channel stays open, but it is simplest to restore all of its consumers in the one way there is.
         queue = self.consumers.origins.get(consumer_tag.encode(), _NO_ORIGIN).queue
+        if queue in self._kept:
+            # The queue was deleted, to be replaced.
+            self._kept.discard(queue)
+            self.consumers.forget(queue)
+            return
         queue = f"the holding queue for {queue}" if self.holding else queue
         _log.warn(
             "the broker cancelled the consumer of {queue}: the queue was deleted, its broker node is down, or a "

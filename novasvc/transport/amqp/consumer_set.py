@@ -131,6 +131,11 @@ class ConsumerSet:
             await self._channel.basic_cancel(consumer_tag=tag)
             self.origins.pop(tag.encode(), None)
 
+    def forget(self, queue: str) -> None:
+        """Forget a consumer that the broker has cancelled."""
+        tag = self._consumers.pop(queue, _NO_CONSUMER).tag
+        self.origins.pop(tag.encode(), None)
+
     def has(self, queue: str) -> bool:
         """Return whether a queue has our consumer, or one that is being replaced or waits for room."""
         return queue in self._consumers

@@ -18,10 +18,12 @@ from novasvc.transport.amqp.connection import Connection
 from novasvc.transport.amqp.consumer_channel import ConsumerChannel
 from novasvc.transport.amqp.existing import declare_or_accept
 from novasvc.transport.amqp.holding_queue import HoldingQueue
+from novasvc.transport.amqp.interim import InterimConsumers
 from novasvc.transport.amqp.loopback import Loopback
 from novasvc.transport.amqp.moves import MoveTracker
 from novasvc.transport.amqp.protocol import AMQPProtocol
 from novasvc.transport.amqp.publisher import Message, Publisher
+from novasvc.transport.amqp.replacement import Stage, interim_queue
 from novasvc.transport.amqp.reply_codes import NOT_FOUND
 from novasvc.transport.amqp.subscriptions import Subscriptions
 from novasvc.transport.amqp.topic_prefetch import TopicPrefetch
@@ -79,12 +81,14 @@ class Listener:
     _unresponsive: bool = attrs.field(default=False, init=False)
     move_tracker: MoveTracker = attrs.field(init=False)
     _topic_prefetch: TopicPrefetch = attrs.field(init=False)
+    _interim: InterimConsumers = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.prefetch = min(self.prefetch, _LARGEST_PREFETCH)
         self._fanout_queue = None if self.single_queue else topology.new_fanout_queue(self.target.topic)
         self.move_tracker = MoveTracker(self.clock)
         self._topic_prefetch = TopicPrefetch(self.clock, self._held_count, self._resize_topic)
+        self._interim = InterimConsumers(self)
         self.loopback = Loopback(self, self._fanout_queue, self.subscriptions.options)
 
     def __str__(self) -> str:
@@ -180,8 +184,8 @@ class Listener:
             # The shared topic queue last. If one of our own queues cannot be consumed, this attempt fails, and each
             # retry would otherwise take requests of the topic and requeue them as redelivered.
             for queue in reversed(queues):
-                for name in self.subscriptions.replacements.consumed(queue):
-                    await consuming.consumers.consume(name, queue, low_priority=narrowed)
+                if not self.subscriptions.replacements.is_released(queue):
+                    await consuming.consumers.consume(queue, low_priority=narrowed)
             if not consuming.requeue_all:
                 self._consuming, self._establishing = consuming, None
                 if self._narrowed and not narrowed:
@@ -217,19 +221,37 @@ class Listener:
         """Return the keys by which a queue of requests is bound to the control exchange."""
         return (queue, *self.keys) if queue == self.topic else (queue,)
 
-    async def apply_stage(self, queue: str) -> None:
-        """Start and stop the consumers of a queue that is being replaced, as its stage says.
+    async def apply_stage(self, queue: str, stage: Stage | None, *, keep: bool) -> None:
+        """Start and stop the consumers of a queue that is being replaced.
 
+        :param stage: None: the replacement is over.
+        :param keep: keep the consumer of a released queue until the queue is deleted.
         :raises AMQPClosedError: the channel was lost meanwhile.
         """
+        if stage is None:
+            self._interim.close(queue)
+        elif stage.with_interim:
+            await self._interim.start(queue, interim_queue(queue))
+        else:
+            await self._interim.stop(queue)
         consuming = self._consuming
-        if consuming is not None and queue in self.request_queues():
-            await consuming.replace(queue, self.subscriptions.replacements.consumed(queue), low_priority=self._narrowed)
-            self.held_count_changed()
+        if consuming is None or queue not in self.request_queues():
+            return
+        if stage is Stage.RELEASED:
+            await consuming.release(queue, keep=keep)
+        else:
+            await consuming.resume(queue, old=stage is Stage.FOLLOWING, low_priority=self._narrowed)
+        self.held_count_changed()
 
     def left_of(self, queue: str) -> int:
-        """Return how many deliveries are unsettled of those that may be from a consumer that a stage has stopped."""
+        """Return how many deliveries are unsettled that may be from a consumer that a stage has stopped."""
+        if self.subscriptions.replacements.stage(queue) is Stage.FINISHING:
+            return self._interim.unsettled(queue)
         return 0 if self._consuming is None else self._consuming.left_of(queue)
+
+    def waits_for_end_of(self, queue: str) -> bool:
+        """Return whether the broker has not said yet that an old queue was deleted, whose consumer was kept."""
+        return self._consuming is not None and self._consuming.waits_for_end_of(queue)
 
     def verify(self, write: WriteProbe, timeout: float) -> Deferred[Reachability]:
         """Publish a probe to itself, and redeclare lost bindings; see IListener."""
@@ -304,7 +326,7 @@ class Listener:
         """Stop the deliveries of the topic and of fanouts; see IListener."""
         self._narrowed, self.prefetch = True, min(prefetch, _LARGEST_PREFETCH)
         self._topic_prefetch.stop()
-        return Deferred.fromCoroutine(self._change(self._narrow))
+        return Deferred.fromCoroutine(self._stop_interim(self.topic, self._narrow))
 
     def _narrow(self, consuming: ConsumerChannel) -> Coroutine[Deferred[Any], Any, None]:
         own = None if self.target.server is None else topology.request_address(self.target)
@@ -313,7 +335,15 @@ class Listener:
     def cancel(self) -> Deferred[None]:
         """Stop all deliveries; see IListener."""
         self._stop()
-        return Deferred.fromCoroutine(self._change(lambda consuming: consuming.consumers.cancel()))
+        return Deferred.fromCoroutine(self._stop_interim(None, lambda consuming: consuming.consumers.cancel()))
+
+    async def _stop_interim(
+        self, queue: str | None, change: Callable[[ConsumerChannel], Coroutine[Deferred[Any], Any, None]]
+    ) -> None:
+        """Make a change of the consumers, and stop those of interim queues: of one queue, or all."""
+        await self._change(change)
+        if not self._unresponsive:
+            await self.wait_for_change(self._interim.stop(queue))
 
     def _is_cancelled(self) -> bool:
         return self._cancelled
@@ -367,6 +397,7 @@ class Listener:
         self.subscriptions.replacements.remove(self)
         await self.wait_for_moves()
         await DeferredList([Deferred.fromCoroutine(holding.close()) for holding in self._holding_queues.values()])
+        self._interim.close()
         consuming, self._consuming = self._consuming, None
         if consuming is None:
             return

@@ -34,11 +34,16 @@ class Stage(StrEnum):
     FOLLOWING = "following"
     """The queue and the interim queue."""
     RELEASED = "released"
-    """The interim queue only."""
+    """The interim queue only; an old quorum queue also, as long as it exists."""
     RETURNED = "returned"
     """The interim queue, and the new queue of the same name."""
     FINISHING = "finishing"
     """The new queue only."""
+
+    @property
+    def with_interim(self) -> bool:
+        """Whether the interim queue is consumed."""
+        return self is not Stage.FINISHING
 
 
 REPORT, FINISH = "report", "finish"
@@ -116,13 +121,9 @@ class Replacements:
         """Return a queue's stage; None if it is not being replaced."""
         return self._stages.get(queue)
 
-    def consumed(self, queue: str) -> Sequence[str]:
-        """Return the queues that are consumed in place of a queue."""
-        if not self._stages or (stage := self._stages.get(queue)) is None:
-            return (queue,)
-        if stage is Stage.RELEASED:
-            return (interim_queue(queue),)
-        return (queue,) if stage is Stage.FINISHING else (queue, interim_queue(queue))
+    def is_released(self, queue: str) -> bool:
+        """Return whether a queue is not to be consumed."""
+        return bool(self._stages) and self._stages.get(queue) is Stage.RELEASED
 
     def destination(self, queue: str) -> str:
         """Return where copies of a queue's messages go: to the interim queue, while the queue itself is emptied."""
@@ -131,16 +132,10 @@ class Replacements:
         return queue
 
     def adapt(self, reason: AMQPClosedError) -> None:
-        """Adapt the stages to a queue that does not exist, if the channel was closed for that."""
+        """Release a queue that does not exist, if the channel was closed for that."""
         found = _NO_QUEUE.search(reason.problem) if reason.code == NOT_FOUND else None
-        if found is None:
-            return
-        queue = found[1].removesuffix(_INTERIM)
-        if self._stages.get(found[1]) is Stage.FOLLOWING:
+        if found is not None and found[1] in self._stages:
             self._stages[found[1]] = Stage.RELEASED
-        elif queue in self._stages:
-            # The replacement is over, or was begun anew.
-            del self._stages[queue]
 
     # -- orders --------------------------------------------------------------------------------
 
@@ -185,7 +180,7 @@ class Replacements:
         if before != self._stages.get(queue):
             _log.info("{queue}: {stage}, as an operator replaces it by a {kind} queue", queue=queue, stage=order.do, kind=order.kind)
         try:
-            await listener.apply_stage(queue)
+            await listener.apply_stage(queue, self._stages.get(queue), keep=order.kind == "classic")
         except AMQPClosedError as reason:
             # The channel's loss restores the consumers, by the new stage; the answer says what is consumed by now.
             _log.warn("{queue}: cannot change its consumers: {reason}", queue=queue, reason=reason)
@@ -194,8 +189,8 @@ class Replacements:
         return {
             "stage": self._stages.get(queue, ""),
             "consumes": listener.consumes_from(queue),
-            "interim": listener.consumes_from(interim_queue(queue)),
             "left": listener.left_of(queue),
+            "waits": listener.waits_for_end_of(queue),
             "keys": list(listener.routing_keys(queue)),
             "auto_delete": listener.subscriptions.options.auto_delete,
         }

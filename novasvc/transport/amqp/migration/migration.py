@@ -21,6 +21,8 @@ from novasvc.transport.amqp.topology import declare_exchange
 
 LOOK = 0.25
 """Seconds between two looks at the queues."""
+CENSUS = 1.0
+"""Seconds; see Request."""
 BATCH = 500
 """Queues that are replaced at the same time."""
 _EVENTS = "_events"
@@ -50,6 +52,8 @@ class Request:
     :param dry_run: report what would be done, and change nothing.
     :param cut_off_others: go on in spite of consumers that do not take part.
     :param timeout: seconds that a step may wait for requests in progress.
+    :param pause: seconds between two steps; see Note [Replacing a queue].
+    :param census: seconds in which the processes of a topic answer what they consume.
     """
 
     kind: str
@@ -58,6 +62,8 @@ class Request:
     dry_run: bool = False
     cut_off_others: bool = False
     timeout: float = 1800.0
+    pause: float = PAUSE
+    census: float = CENSUS
 
 
 @attrs.define(eq=False)
@@ -133,7 +139,7 @@ class _Topic:
             await self._orders.open()
         except AMQPClosedError as reason:
             raise self._session.error(reason) from reason
-        await self._orders.ask()
+        await self._orders.ask(self._request.census)
         names = self._names()
         for start in range(0, len(names), BATCH):
             await self._replace_some(names[start : start + BATCH])
@@ -214,7 +220,7 @@ class _Topic:
                 if last:
                     durable = await self._is_durable()
                     raise UnknownConsumersError(queue, others, durable)
-                await self._orders.ask()  # some may have been slow, or about to start
+                await self._orders.ask(self._request.census)  # some may have been slow, or about to start
 
     async def _is_durable(self) -> bool:
         """Return whether the control exchange is durable."""
@@ -233,10 +239,10 @@ class _Topic:
         self._say("having the nodes consume from the interim queues, too", *queues)
         await self._tell(Stage.FOLLOWING, remaining, lambda answer: answer["stage"] == Stage.FOLLOWING)
         await self._each(remaining, Route.detach)
-        await self._session.wait(PAUSE)
+        await self._session.wait(self._request.pause)
         self._say("diverting new messages to the interim queues", *queues)
         await self._each(remaining, Route.divert)
-        await self._session.wait(PAUSE)
+        await self._session.wait(self._request.pause)
         until = self._session.reactor.seconds() + self._request.timeout
         while remaining:
             self._say("emptying the old queues", *remaining)
@@ -273,10 +279,8 @@ class _Topic:
         await self._session.run(route.detach)
         old_is_quorum = self._request.kind != "quorum"
         if old_is_quorum:
-            # The broker deletes a quorum queue unconditionally, so look as closely as possible before.
-            await move_leftovers(self._session, queue, route.interim)
-            messages, consumers = await self._session.count(queue)
-            if messages or (consumers and not others):
+            # The broker deletes a quorum queue unconditionally, so look before.
+            if (await self._session.count(queue))[0]:
                 return False
 
         def renew(channel: Channel) -> Any:
@@ -296,16 +300,16 @@ class _Topic:
                 route, has_route = self._routes[queue], queue in routed
                 await self._session.run(partial(route.declare_missing, routed=has_route))
         self._say("having the nodes consume from the new queues", *queues)
-        await self._tell(Stage.RETURNED, queues, lambda answer: answer["stage"] == Stage.RETURNED)
+        await self._tell(Stage.RETURNED, queues, _is_returned)
         if routed:
             self._say("leading new messages to the new queues", *routed)
             await self._each(routed, Route.direct)
-            await self._session.wait(PAUSE)
+            await self._session.wait(self._request.pause)
         await self._each(queues, Route.attach)
         if routed:
-            await self._session.wait(PAUSE)
+            await self._session.wait(self._request.pause)
             await self._each(routed, Route.close)
-            await self._session.wait(PAUSE)
+            await self._session.wait(self._request.pause)
             await self._each(routed, Route.delete_route)
         until, remaining = self._session.reactor.seconds() + self._request.timeout, list(queues)
         while remaining:
@@ -317,7 +321,7 @@ class _Topic:
             if remaining:
                 self._check_time(until, f"{interim_queue(remaining[0])}: it is not empty, or still consumed")
                 await self._session.wait(LOOK)
-                await self._tell(Stage.RETURNED, remaining, lambda answer: answer["stage"] == Stage.RETURNED)
+                await self._tell(Stage.RETURNED, remaining, _is_returned)
         await self._tell(FINISH, queues, lambda answer: not answer["stage"])
         self._say("replaced", *queues)
 
@@ -335,7 +339,6 @@ class _Topic:
     async def _delete_interim(self, queue: str) -> bool:
         route, session = self._routes[queue], self._session
         if session.options.quorum_queue:
-            await move_leftovers(session, route.interim, queue)
             messages, consumers = await session.count(route.interim)
             if messages or consumers:
                 return False
@@ -354,8 +357,8 @@ class _Topic:
         clock = self._session.reactor
         until = clock.seconds() + self._request.timeout if until is None else until
         while not await self._orders.tell(do, queues, self._request.kind, done):
-            left = sum(answer["left"] for queue in queues for answer in self._orders.answers(queue))
-            waiting = f"{left} requests are in progress" if left else "a process does not answer"
+            left = self._orders.left(queues)
+            waiting = f"requests in progress: {left}" if left else "a process does not answer"
             self._check_time(until, f"{self._topic}: {waiting} ({do})")
             if do in {Stage.FOLLOWING, Stage.RELEASED}:
                 await self._each(queues, Route.detach)
@@ -367,3 +370,7 @@ class _Topic:
 
 def _is_released(answer: Answer) -> bool:
     return answer["stage"] in {Stage.RELEASED, Stage.FINISHING} and not answer["left"]
+
+
+def _is_returned(answer: Answer) -> bool:
+    return answer["stage"] == Stage.RETURNED and not answer["waits"]

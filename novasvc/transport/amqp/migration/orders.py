@@ -18,8 +18,8 @@ from novasvc.transport.amqp.replacement import REPORT, Order
 
 REPEAT = 1.0
 """Seconds after which an order is repeated; a process that has started meanwhile gets it, too."""
-GONE_AFTER = 10.0
-"""Seconds without an answer after which a process counts as gone; the broker then says what it left."""
+GONE_AFTER = 30.0
+"""Seconds without an answer after which a process counts as gone: the broker has missed its heartbeats by then."""
 
 Answer = Mapping[str, Any]
 """What a process says about one queue; see :class:`novasvc.transport.amqp.replacement.Replacements`."""
@@ -86,9 +86,9 @@ class Orders(ChannelReceiver):
         head = pack_publish(channel.id, self._exchange, key, False)  # noqa: FBT003 - mandatory: none may be there
         channel.client.write(head + pack_content(channel.id, properties, order.encode(), channel.client.frame_max))
 
-    async def ask(self) -> None:
-        """Ask all processes what they consume, and wait for their answers for a while."""
-        until = self._session.reactor.seconds() + REPEAT
+    async def ask(self, seconds: float) -> None:
+        """Ask all processes what they consume, and wait so long for their answers."""
+        until = self._session.reactor.seconds() + seconds
         self._number += 1
         self._publish(Order(do=REPORT, number=self._number))
         while (left := until - self._session.reactor.seconds()) > 0:
@@ -130,6 +130,14 @@ class Orders(ChannelReceiver):
     def answers(self, queue: str) -> list[Answer]:
         """Return what the processes say about a queue."""
         return [process.queues[queue] for process in self.processes.values() if queue in process.queues]
+
+    def left(self, queues: Collection[str]) -> int:
+        """Return how many requests from some queues are in progress, at most."""
+        # A process counts for each queue what it has of all of them.
+        return sum(
+            max((answer["left"] for queue, answer in process.queues.items() if queue in queues), default=0)
+            for process in self.processes.values()
+        )
 
     def queues(self) -> dict[str, tuple[str, ...]]:
         """Return all queues that processes consume, with their routing keys."""
