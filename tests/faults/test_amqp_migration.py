@@ -11,7 +11,7 @@ from novasvc import rpc
 from novasvc.errors import BrokerRefusedError
 from novasvc.rpc.errors import RPCError
 from novasvc.transport.amqp import BrokerAddress, BrokerOptions
-from novasvc.transport.amqp.migration.errors import (
+from novasvc.transport.errors import (
     MigrationLockedError,
     MigrationStalledError,
     NothingToMigrateError,

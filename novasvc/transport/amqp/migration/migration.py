@@ -9,7 +9,7 @@ import attrs
 from novasvc.config.transport_url import BrokerAddress
 from novasvc.transport.amqp.channel import AMQPClosedError, Channel
 from novasvc.transport.amqp.existing import KINDS, marker_exchange
-from novasvc.transport.amqp.migration.errors import MigrationStalledError, NothingToMigrateError, UnknownConsumersError
+from novasvc.transport.errors import MigrationStalledError, NothingToMigrateError, UnknownConsumersError
 from novasvc.transport.amqp.migration.leftovers import move_leftovers
 from novasvc.transport.amqp.migration.orders import Answer, Orders
 from novasvc.transport.amqp.migration.route import PAUSE, Route

@@ -12,7 +12,7 @@ from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import AMQPClosedError, Channel
 from novasvc.transport.amqp.connection import Connection
 from novasvc.transport.amqp.existing import mismatch
-from novasvc.transport.amqp.migration.errors import MigrationLockedError, OtherArgumentsError
+from novasvc.transport.errors import MigrationLockedError, OtherArgumentsError
 from novasvc.transport.amqp.options import BrokerOptions
 from novasvc.transport.amqp.protocol import AMQPProtocol
 from novasvc.transport.amqp.reply_codes import NOT_FOUND, PRECONDITION_FAILED, broker_error
