@@ -21,6 +21,7 @@ from novasvc.transport.amqp.holding_queue import HoldingQueue
 from novasvc.transport.amqp.interim import InterimConsumers
 from novasvc.transport.amqp.loopback import Loopback
 from novasvc.transport.amqp.moves import MoveTracker
+from novasvc.transport.amqp.private_names import random_name
 from novasvc.transport.amqp.protocol import AMQPProtocol
 from novasvc.transport.amqp.publisher import Message, Publisher
 from novasvc.transport.amqp.replacement import Stage, interim_queue
@@ -82,10 +83,12 @@ class Listener:
     move_tracker: MoveTracker = attrs.field(init=False)
     _topic_prefetch: TopicPrefetch = attrs.field(init=False)
     _interim: InterimConsumers = attrs.field(init=False)
+    _claimed: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.prefetch = min(self.prefetch, _LARGEST_PREFETCH)
-        self._fanout_queue = None if self.single_queue else topology.new_fanout_queue(self.target.topic)
+        options = self.subscriptions.options
+        self._fanout_queue = None if self.single_queue else topology.new_fanout_queue(self.target.topic, options)
         self.move_tracker = MoveTracker(self.clock)
         self._topic_prefetch = TopicPrefetch(self.clock, self._held_count, self._resize_topic)
         self._interim = InterimConsumers(self)
@@ -176,7 +179,7 @@ class Listener:
                 queues.append(topology.request_address(target))
             await self._declare_queues(channel, queues)
             if self._fanout_queue is not None and not narrowed:
-                await topology.declare_fanout_queue(channel, target.topic, self._fanout_queue, options)
+                await self._declare_fanout_queue(channel, self._fanout_queue)
                 for binding in topology.cancellation_bindings(self.exchange, target, self._fanout_queue):
                     await topology.bind(channel, binding)
                 queues.append(self._fanout_queue)
@@ -209,6 +212,15 @@ class Listener:
             if queue == self.topic:
                 for key in self.keys:
                     await topology.bind(channel, topology.Binding(queue, self.exchange, key))
+
+    async def _declare_fanout_queue(self, channel: Channel, name: str) -> None:
+        topic, options = self.topic, self.subscriptions.options
+        messages, consumers = await topology.declare_fanout_queue(channel, topic, name, options)
+        if not self._claimed and not await topology.claim(channel, name, consumers, messages, options):
+            self._fanout_queue = random_name(f"{topology.fanout_exchange(topic)}_")
+            self.loopback = Loopback(self, self._fanout_queue, options)
+            await topology.declare_fanout_queue(channel, topic, self._fanout_queue, options)
+        self._claimed = True
 
     def request_queues(self) -> Sequence[str]:
         """Return the queues of requests that are consumed: those that other programs declare, too."""
@@ -406,6 +418,7 @@ class Listener:
         consuming.channel.receiver = None  # deliveries from now on are requeued when the channel closes
         try:
             if self._fanout_queue is not None and not self._unresponsive:
+                self.subscriptions.options.private_names.give_back(self._fanout_queue)
                 await topology.delete_queue(consuming.channel, self._fanout_queue, self.clock)
         except AMQPClosedError:
             return

@@ -14,6 +14,7 @@ from novasvc.transport.amqp.channel import Channel, ChannelReceiver
 from novasvc.transport.amqp.content import PROBE, write_properties
 from novasvc.transport.amqp.frames import Deliver, pack_content, pack_publish
 from novasvc.transport.amqp.migration.session import Session
+from novasvc.transport.amqp.private_names import random_name
 from novasvc.transport.amqp.replacement import REPORT, Order
 
 REPEAT = 1.0
@@ -53,7 +54,7 @@ class Orders(ChannelReceiver):
     topic: str
     processes: dict[str, Process] = attrs.field(factory=lambda: defaultdict(Process), init=False)
     _channel: Channel | None = attrs.field(default=None, init=False)
-    _address: str = attrs.field(factory=topology.new_reply_queue, init=False)
+    _address: str = attrs.field(factory=lambda: random_name("reply_"), init=False)
     _number: int = attrs.field(default=0, init=False)
     _answered: Deferred[None] | None = attrs.field(default=None, init=False)
 
