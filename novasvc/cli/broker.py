@@ -17,7 +17,7 @@ from novasvc.errors import NovasvcError, ProblemError
 
 if TYPE_CHECKING:
     from novasvc.registry.record import Records
-    from novasvc.transport.amqp.migration.migration import Step
+    from novasvc.transport.amqp.migration.request import Step
 
 _SHOWN = 3
 """Queues of a step that are named in a line; the others are counted."""
@@ -29,7 +29,9 @@ def broker() -> None:
 
 
 @broker.command()
-@click.option("--to", "kind", type=click.Choice(["quorum", "classic"]), required=True, help="The type of the new queues.")
+@click.option(
+    "--to", "kind", type=click.Choice(["quorum", "classic"]), required=True, help="The type of the new queues."
+)
 @click.option(
     "--topic",
     "topics",
@@ -57,6 +59,7 @@ def broker() -> None:
 @pass_command_context
 def migrate(
     context: CommandContext,
+    *,
     kind: str,
     topics: tuple[str, ...],
     dry_run: bool,
@@ -66,8 +69,8 @@ def migrate(
 ) -> None:
     """Replace the queues of topics and hosts by queues of another type, while calls go on.
 
-    Run it with the settings of the services. If it is interrupted, run it again: it goes on where it was. Afterwards set
-    rabbit_quorum_queue in the settings of all services; they may be restarted at any time.
+    Run it with the settings of the services. If it is interrupted, run it again: it goes on where it was. Afterwards
+    set rabbit_quorum_queue in the settings of all services; they may be restarted at any time then.
     """
     settings = context.configuration.settings
     if not settings.uses_broker:
@@ -82,6 +85,7 @@ def migrate(
             "queues that are deleted with their last consumer cannot be replaced while calls go on",
             "restart the services with the new settings instead",
         )
+
     def report(step: "Step") -> None:
         if as_json:
             click.echo(json.dumps({"topic": step.topic, "step": step.step, "queues": list(step.queues)}))
@@ -106,7 +110,8 @@ def _run(
     from novasvc.cli.reactor import run_on_reactor  # noqa: PLC0415
     from novasvc.config.transport_url import BrokerAddress  # noqa: PLC0415
     from novasvc.transport.amqp.configured import broker_options  # noqa: PLC0415
-    from novasvc.transport.amqp.migration.migration import Migration, Request  # noqa: PLC0415
+    from novasvc.transport.amqp.migration.migration import Migration  # noqa: PLC0415
+    from novasvc.transport.amqp.migration.request import Request  # noqa: PLC0415
 
     options = attrs.evolve(broker_options(settings), quorum_queue=wanted["kind"] == "quorum")
     address = BrokerAddress.parse(settings.transport_url, tls=settings.rabbit_ssl)

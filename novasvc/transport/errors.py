@@ -168,8 +168,8 @@ class MigrationStalledError(RPCError):
 
     def __str__(self) -> str:
         return (
-            f"{self.step}, still after {self.seconds:g} s; calls go on, and nothing is lost: run the command again to go "
-            "on, and restart no node before"
+            f"{self.step}, still after {self.seconds:g} s; calls go on, and nothing is lost: run the command again to "
+            "go on, and restart no node before"
         )
 
 

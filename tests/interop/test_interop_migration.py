@@ -9,8 +9,9 @@ from twisted.internet.defer import Deferred, DeferredList
 from novasvc import rpc
 from novasvc.context import RequestContext
 from novasvc.transport.amqp import BrokerAddress, BrokerOptions
+from novasvc.transport.amqp.migration.migration import Migration
+from novasvc.transport.amqp.migration.request import Request
 from novasvc.transport.errors import UnknownConsumersError
-from novasvc.transport.amqp.migration.migration import Migration, Request
 from tests.interop.peer import PATIENCE, InteropCase, Peer
 
 CONTEXT = RequestContext()
@@ -35,7 +36,13 @@ class MigrationTests(InteropCase):
 
     def migrate(self, **given: Any) -> Deferred[None]:
         request = Request(
-            kind="quorum", exchange="nova", hosts={self.topic: ["ours"]}, timeout=PATIENCE, pause=0.1, census=0.5, **given
+            kind="quorum",
+            exchange="nova",
+            hosts={self.topic: ["ours"]},
+            timeout=PATIENCE,
+            pause=0.1,
+            census=0.5,
+            **given,
         )
         options = BrokerOptions(quorum_queue=True)
         migration = Migration(BrokerAddress.parse(self.url), options, request, reactor, lambda _: None)

@@ -69,8 +69,8 @@ async def declare_or_accept(
                 raise
             options.accepted[name] = kind
             _log.warn(
-                "the {what} {name} is not what the settings say, and is used as it is, because the queues of {exchange} "
-                "are replaced by {kind} queues; set rabbit_quorum_queue = {value}",
+                "the {what} {name} is not what the settings say, and is used as it is, because the queues of "
+                "{exchange} are replaced by {kind} queues; set rabbit_quorum_queue = {value}",
                 what=what,
                 name=name,
                 exchange=exchange,

@@ -10,6 +10,7 @@ from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import AMQPClosedError
 from novasvc.transport.amqp.consumer_channel import ConsumerChannel
 from novasvc.transport.amqp.protocol import AMQPProtocol
+from novasvc.transport.amqp.replacement import Stage, interim_queue
 from novasvc.transport.amqp.reply_codes import NOT_FOUND
 from novasvc.transport.errors import BrokerError
 
@@ -115,10 +116,40 @@ class InterimConsumers:
     _listener: "Listener"
     _consumers: dict[str, InterimConsumer] = attrs.field(factory=dict, init=False)
 
-    def unsettled(self, queue: str) -> int:
-        """Return the number of unsettled deliveries from a queue's interim queue."""
-        consumer = self._consumers.get(queue)
-        return 0 if consumer is None else len(consumer)
+    async def apply(self, queue: str, stage: Stage | None, *, keep: bool) -> None:
+        """Start and stop the consumers of a queue that is being replaced, and of its interim queue.
+
+        :param stage: None: the replacement is over.
+        :param keep: keep the consumer of a released queue until the queue is deleted.
+        :raises AMQPClosedError: the channel was lost meanwhile.
+        """
+        if stage is None:
+            self.close(queue)
+        elif stage.with_interim:
+            await self.start(queue, interim_queue(queue))
+        else:
+            await self.stop(queue)
+        listener = self._listener
+        if listener.consuming is None or queue not in listener.request_queues():
+            return
+        if stage is Stage.RELEASED:
+            await listener.consuming.release(queue, keep=keep)
+        else:
+            old = stage is Stage.FOLLOWING
+            await listener.consuming.resume(queue, old=old, low_priority=listener.is_narrowed)
+        listener.held_count_changed()
+
+    def left_of(self, queue: str) -> int:
+        """Return how many deliveries are unsettled that may be from a consumer that a stage has stopped."""
+        if self._listener.subscriptions.replacements.stage(queue) is Stage.FINISHING:
+            return len(self._consumers.get(queue, ()))
+        consuming = self._listener.consuming
+        return 0 if consuming is None else consuming.left_of(queue)
+
+    def waits_for_end_of(self, queue: str) -> bool:
+        """Return whether the broker has not said yet that an old queue was deleted, whose consumer was kept."""
+        consuming = self._listener.consuming
+        return consuming is not None and consuming.waits_for_end_of(queue)
 
     def start(self, queue: str, name: str) -> Deferred[None]:
         """Consume from an interim queue; a refusal is logged.

@@ -24,7 +24,6 @@ from novasvc.transport.amqp.moves import MoveTracker
 from novasvc.transport.amqp.private_names import random_name
 from novasvc.transport.amqp.protocol import AMQPProtocol
 from novasvc.transport.amqp.publisher import Message, Publisher
-from novasvc.transport.amqp.replacement import Stage, interim_queue
 from novasvc.transport.amqp.reply_codes import NOT_FOUND
 from novasvc.transport.amqp.subscriptions import Subscriptions
 from novasvc.transport.amqp.topic_prefetch import TopicPrefetch
@@ -61,6 +60,7 @@ class Listener:
     :param single_queue: consume from the topic's queue only; see ITransport.consume.
     :param keys: further routing keys that the topic's queue is bound with; see ITransport.subscribe.
     :ivar unreadable: messages that were rejected because they could not be decoded.
+    :ivar interim: consumes from interim queues, while queues are replaced.
     """
 
     subscriptions: Subscriptions
@@ -82,7 +82,7 @@ class Listener:
     _unresponsive: bool = attrs.field(default=False, init=False)
     move_tracker: MoveTracker = attrs.field(init=False)
     _topic_prefetch: TopicPrefetch = attrs.field(init=False)
-    _interim: InterimConsumers = attrs.field(init=False)
+    interim: InterimConsumers = attrs.field(init=False)
     _claimed: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -91,7 +91,7 @@ class Listener:
         self._fanout_queue = None if self.single_queue else topology.new_fanout_queue(self.target.topic, options)
         self.move_tracker = MoveTracker(self.clock)
         self._topic_prefetch = TopicPrefetch(self.clock, self._held_count, self._resize_topic)
-        self._interim = InterimConsumers(self)
+        self.interim = InterimConsumers(self)
         self.loopback = Loopback(self, self._fanout_queue, self.subscriptions.options)
 
     def __str__(self) -> str:
@@ -174,9 +174,7 @@ class Listener:
             # "global" stays false, a limit for each consumer: quorum queues support no other.
             await channel.basic_qos(prefetch_count=self.prefetch)
             await topology.declare_exchange(channel, self.exchange, options)
-            queues = [] if narrowed else [target.topic]
-            if target.server is not None:
-                queues.append(topology.request_address(target))
+            queues = self._queues(narrowed=narrowed)
             await self._declare_queues(channel, queues)
             if self._fanout_queue is not None and not narrowed:
                 await self._declare_fanout_queue(channel, self._fanout_queue)
@@ -222,48 +220,27 @@ class Listener:
             await topology.declare_fanout_queue(channel, topic, self._fanout_queue, options)
         self._claimed = True
 
-    def request_queues(self) -> Sequence[str]:
+    def _queues(self, *, narrowed: bool) -> list[str]:
+        own = [] if self.target.server is None else [topology.request_address(self.target)]
+        return own if narrowed else [self.topic, *own]
+
+    def request_queues(self) -> list[str]:
         """Return the queues of requests that are consumed: those that other programs declare, too."""
-        if self._cancelled:
-            return ()
-        own = () if self.target.server is None else (topology.request_address(self.target),)
-        return own if self._narrowed else (self.topic, *own)
+        return [] if self._cancelled else self._queues(narrowed=self._narrowed)
+
+    @property
+    def consuming(self) -> ConsumerChannel | None:
+        """The channel of the consumers, if they are established."""
+        return self._consuming
+
+    @property
+    def is_narrowed(self) -> bool:
+        """Whether only the server's own queue is consumed, at a lower priority."""
+        return self._narrowed
 
     def routing_keys(self, queue: str) -> Sequence[str]:
         """Return the keys by which a queue of requests is bound to the control exchange."""
         return (queue, *self.keys) if queue == self.topic else (queue,)
-
-    async def apply_stage(self, queue: str, stage: Stage | None, *, keep: bool) -> None:
-        """Start and stop the consumers of a queue that is being replaced.
-
-        :param stage: None: the replacement is over.
-        :param keep: keep the consumer of a released queue until the queue is deleted.
-        :raises AMQPClosedError: the channel was lost meanwhile.
-        """
-        if stage is None:
-            self._interim.close(queue)
-        elif stage.with_interim:
-            await self._interim.start(queue, interim_queue(queue))
-        else:
-            await self._interim.stop(queue)
-        consuming = self._consuming
-        if consuming is None or queue not in self.request_queues():
-            return
-        if stage is Stage.RELEASED:
-            await consuming.release(queue, keep=keep)
-        else:
-            await consuming.resume(queue, old=stage is Stage.FOLLOWING, low_priority=self._narrowed)
-        self.held_count_changed()
-
-    def left_of(self, queue: str) -> int:
-        """Return how many deliveries are unsettled that may be from a consumer that a stage has stopped."""
-        if self.subscriptions.replacements.stage(queue) is Stage.FINISHING:
-            return self._interim.unsettled(queue)
-        return 0 if self._consuming is None else self._consuming.left_of(queue)
-
-    def waits_for_end_of(self, queue: str) -> bool:
-        """Return whether the broker has not said yet that an old queue was deleted, whose consumer was kept."""
-        return self._consuming is not None and self._consuming.waits_for_end_of(queue)
 
     def verify(self, write: WriteProbe, timeout: float) -> Deferred[Reachability]:
         """Publish a probe to itself, and redeclare lost bindings; see IListener."""
@@ -355,7 +332,7 @@ class Listener:
         """Make a change of the consumers, and stop those of interim queues: of one queue, or all."""
         await self._change(change)
         if not self._unresponsive:
-            await self.wait_for_change(self._interim.stop(queue))
+            await self.wait_for_change(self.interim.stop(queue))
 
     def _is_cancelled(self) -> bool:
         return self._cancelled
@@ -409,7 +386,7 @@ class Listener:
         self.subscriptions.replacements.remove(self)
         await self.wait_for_moves()
         await DeferredList([Deferred.fromCoroutine(holding.close()) for holding in self._holding_queues.values()])
-        self._interim.close()
+        self.interim.close()
         consuming, self._consuming = self._consuming, None
         if consuming is None:
             return

@@ -7,7 +7,7 @@ processes; each process that consumes one of the queues in question carries the 
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -83,10 +83,10 @@ class Order:
         read = json.loads(body)
         if not isinstance(read, dict) or not isinstance(queues := read.get("queues"), list):
             raise ValueError("not an order")  # noqa: TRY004 - for the caller, as malformed JSON is
-        known = {"do": str(read.get("do")), "kind": str(read.get("kind")), "number": read.get("number")}
-        if known["do"] not in {*Stage, REPORT, FINISH} or not isinstance(known["number"], int):
-            raise ValueError(f"unknown order {known['do']!r}")
-        return cls(queues=tuple(map(str, queues)), **known)
+        do, number = str(read.get("do")), read.get("number")
+        if do not in {*Stage, REPORT, FINISH} or not isinstance(number, int):
+            raise ValueError(f"unknown order {do!r}")
+        return cls(do=do, queues=tuple(map(str, queues)), kind=str(read.get("kind")), number=number)
 
 
 @attrs.define(eq=False)
@@ -155,14 +155,16 @@ class Replacements:
         # One after the other: two orders would start the same consumer twice.
         await self._lock.acquire()
         try:
-            ours = [(queue, listener) for queue, listener in self._queues() if not order.queues or queue in order.queues]
+            ours = [each for each in self._queues() if not order.queues or each[0] in order.queues]
             if order.do != REPORT:
                 for queue, listener in ours:
                     await self._carry_out(order, queue, listener)
         finally:
             self._lock.release()
+        if not ours:
+            return None
         answers = {queue: self._answer(queue, listener) for queue, listener in ours}
-        return json.dumps({"number": order.number, "process": self._process, "queues": answers}).encode() if ours else None
+        return json.dumps({"number": order.number, "process": self._process, "queues": answers}).encode()
 
     def _queues(self) -> "Iterator[tuple[str, Listener]]":
         for listener in list(self._listeners):
@@ -178,9 +180,11 @@ class Replacements:
         if order.do in {Stage.RETURNED, Stage.FINISHING, FINISH}:
             self._accepted[queue] = order.kind
         if before != self._stages.get(queue):
-            _log.info("{queue}: {stage}, as an operator replaces it by a {kind} queue", queue=queue, stage=order.do, kind=order.kind)
+            _log.info(
+                "an operator replaces {queue} by a {kind} queue: {stage}", queue=queue, kind=order.kind, stage=order.do
+            )
         try:
-            await listener.apply_stage(queue, self._stages.get(queue), keep=order.kind == "classic")
+            await listener.interim.apply(queue, self._stages.get(queue), keep=order.kind == "classic")
         except AMQPClosedError as reason:
             # The channel's loss restores the consumers, by the new stage; the answer says what is consumed by now.
             _log.warn("{queue}: cannot change its consumers: {reason}", queue=queue, reason=reason)
@@ -189,8 +193,8 @@ class Replacements:
         return {
             "stage": self._stages.get(queue, ""),
             "consumes": listener.consumes_from(queue),
-            "left": listener.left_of(queue),
-            "waits": listener.waits_for_end_of(queue),
+            "left": listener.interim.left_of(queue),
+            "waits": listener.interim.waits_for_end_of(queue),
             "keys": list(listener.routing_keys(queue)),
             "auto_delete": listener.subscriptions.options.auto_delete,
         }

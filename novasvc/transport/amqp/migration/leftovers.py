@@ -49,7 +49,7 @@ class _Mover(ChannelReceiver):
         # Copies and confirms are counted alike: the delivery tags of both begin at 1 on a channel, and ascend.
         self.copied += 1
         self.unconfirmed.add(self.copied)
-        head = pack_publish(channel.id, "", self._to, True)  # noqa: FBT003 - mandatory
+        head = pack_publish(channel.id, "", self._to, True)
         channel.client.write(head + pack_content(channel.id, properties, body, channel.client.frame_max))
 
     def returned(self, args: tuple[Any, ...], body: bytes | None) -> None:
@@ -97,5 +97,3 @@ async def move_leftovers(session: Session, queue: str, to: str) -> int:
     except AMQPClosedError as reason:
         raise session.error(reason) from reason
     return mover.copied
-
-

@@ -84,7 +84,7 @@ class Orders(ChannelReceiver):
         assert channel is not None
         key = topology.cancellation_key(Target(self.topic))
         properties = write_properties(REPEAT * 10, {PROBE: self._address})
-        head = pack_publish(channel.id, self._exchange, key, False)  # noqa: FBT003 - mandatory: none may be there
+        head = pack_publish(channel.id, self._exchange, key, False)
         channel.client.write(head + pack_content(channel.id, properties, order.encode(), channel.client.frame_max))
 
     async def ask(self, seconds: float) -> None:
@@ -143,5 +143,7 @@ class Orders(ChannelReceiver):
     def queues(self) -> dict[str, tuple[str, ...]]:
         """Return all queues that processes consume, with their routing keys."""
         return {
-            queue: tuple(answer["keys"]) for process in self.processes.values() for queue, answer in process.queues.items()
+            queue: tuple(answer["keys"])
+            for process in self.processes.values()
+            for queue, answer in process.queues.items()
         }

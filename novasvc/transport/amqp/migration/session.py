@@ -12,10 +12,10 @@ from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import AMQPClosedError, Channel
 from novasvc.transport.amqp.connection import Connection
 from novasvc.transport.amqp.existing import mismatch
-from novasvc.transport.errors import MigrationLockedError, OtherArgumentsError
 from novasvc.transport.amqp.options import BrokerOptions
 from novasvc.transport.amqp.protocol import AMQPProtocol
 from novasvc.transport.amqp.reply_codes import NOT_FOUND, PRECONDITION_FAILED, broker_error
+from novasvc.transport.errors import MigrationLockedError, OtherArgumentsError
 
 _T = TypeVar("_T")
 
@@ -125,7 +125,9 @@ class Session:
         :raises MigrationLockedError: another command has it.
         """
         name = f"novasvc.migration.{exchange}"
-        refusal = await self.attempt(lambda channel: channel.queue_declare(queue=name, exclusive=True), _RESOURCE_LOCKED)
+        refusal = await self.attempt(
+            lambda channel: channel.queue_declare(queue=name, exclusive=True), _RESOURCE_LOCKED
+        )
         if refusal is not None:
             raise MigrationLockedError(self.address.shown(), exchange)
 

@@ -1,12 +1,28 @@
 """Tests for the stable names of private queues."""
 
-import os
+import subprocess
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.transport.amqp.private_names import PrivateNames
+
+FORKED = """
+import os, pathlib, sys
+from novasvc.transport.amqp.private_names import PrivateNames
+directory = pathlib.Path(sys.argv[1])
+parent = PrivateNames(directory, "h1", "agent")
+name = parent.take("reply_", [])
+read, write = os.pipe()
+if not os.fork():
+    os.close(write)
+    os.read(read, 1)
+    os._exit(0)
+parent.release()
+print(PrivateNames(directory, "h1", "agent").take("reply_", []) == name)
+"""
 
 
 class PrivateNamesTests(SynchronousTestCase):
@@ -78,16 +94,6 @@ class PrivateNamesTests(SynchronousTestCase):
 
     def test_child(self) -> None:
         """A child that was forked does not keep the slot of its parent when that has released it."""
-        names = self.names()
-        name = names.take("reply_", [])
-        read, write = os.pipe()
-        child = os.fork()
-        if not child:
-            os.close(write)
-            os.read(read, 1)
-            os._exit(0)
-        os.close(read)
-        names.release()
-        self.assertEqual(self.names().take("reply_", []), name)
-        os.close(write)
-        os.waitpid(child, 0)
+        command = [sys.executable, "-c", FORKED, str(self.directory)]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+        self.assertEqual(found.stdout, "True\n")
