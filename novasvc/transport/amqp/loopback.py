@@ -8,10 +8,11 @@ import attrs
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from novasvc.interfaces import Reachability, WriteProbe
 from novasvc.transport.amqp import topology
-from novasvc.transport.amqp.channel import Channel
+from novasvc.transport.amqp.channel import AMQPClosedError, Channel
 from novasvc.transport.amqp.content import PROBE
 from novasvc.transport.amqp.options import BrokerOptions
 from novasvc.transport.amqp.publisher import Message
@@ -150,9 +151,10 @@ class Loopback:
     def verify(self, write: WriteProbe, timeout: float) -> Deferred[Reachability]:
         """Send a probe and wait for it, restoring what is missing; see IListener."""
         listener = self.listener
-        if self.address is None or listener.target.server is None or listener.subscriptions.replacements:
-            # While queues are replaced, their bindings are the operator's, and must not be made again.
+        if self.address is None or listener.target.server is None:
             return succeed(Reachability())
+        if listener.subscriptions.replacements:
+            return self._check_replacements(timeout)
         self._checks += 1
         clock = listener.clock
         run = ProbeRun(self, write, clock.seconds() + timeout * _PROBE_FRACTION, self.routine_plan())
@@ -163,6 +165,16 @@ class Loopback:
             return Reachability(f"the broker did not answer within {timeout:g} s")
 
         return verifying.addTimeout(timeout, clock, onTimeoutCancel=no_answer)
+
+    def _check_replacements(self, timeout: float) -> Deferred[Reachability]:
+        """Make no binding, and send no probe: while queues are replaced, that is the operator's to do."""
+        checking = Deferred.fromCoroutine(self.listener.subscriptions.replacements.check(self.listener))
+        checking.addTimeout(timeout, self.listener.clock, onTimeoutCancel=lambda *_: None)
+        return checking.addCallbacks(lambda _: Reachability(), self._check_failed)
+
+    def _check_failed(self, failure: Failure) -> Reachability:
+        failure.trap(AMQPClosedError)
+        return Reachability()  # the channel is restored, and with it the consumers
 
     def _raise_if_blocked(self) -> None:
         """Raise BrokerBlockedError if the broker blocks publishing: the probe's absence then proves nothing."""

@@ -7,7 +7,7 @@ processes; each process that consumes one of the queues in question carries the 
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from twisted.logger import Logger
 
 from novasvc.transport.amqp.channel import AMQPClosedError
 from novasvc.transport.amqp.reply_codes import NOT_FOUND
+from novasvc.transport.errors import BrokerError
 
 if TYPE_CHECKING:
     from novasvc.transport.amqp.listener import Listener
@@ -163,7 +164,9 @@ class Replacements:
             self._lock.release()
         if not ours:
             return None
-        answers = {queue: self._answer(queue, listener) for queue, listener in ours}
+        answers: dict[str, dict[str, Any]] = {}
+        for queue, listener in ours:
+            self._add_answer(answers.setdefault(queue, {}), queue, listener)
         return json.dumps({"number": order.number, "process": self._process, "queues": answers}).encode()
 
     def _queues(self) -> "Iterator[tuple[str, Listener]]":
@@ -189,12 +192,27 @@ class Replacements:
             # The channel's loss restores the consumers, by the new stage; the answer says what is consumed by now.
             _log.warn("{queue}: cannot change its consumers: {reason}", queue=queue, reason=reason)
 
-    def _answer(self, queue: str, listener: "Listener") -> Mapping[str, Any]:
-        return {
-            "stage": self._stages.get(queue, ""),
-            "consumes": listener.consumes_from(queue),
-            "left": listener.interim.left_of(queue),
-            "waits": listener.interim.waits_for_end_of(queue),
-            "keys": list(listener.routing_keys(queue)),
-            "auto_delete": listener.subscriptions.options.auto_delete,
-        }
+    def _add_answer(self, answer: dict[str, Any], queue: str, listener: "Listener") -> None:
+        """Add what a listener says about a queue; several of a process may consume from the same one."""
+        answer["stage"] = self._stages.get(queue, "")
+        answer["consumes"] = answer.get("consumes", 0) + listener.consumes_from(queue)
+        answer["left"] = answer.get("left", 0) + listener.interim.left_of(queue)
+        answer["waits"] = answer.get("waits", False) or listener.interim.waits_for_end_of(queue)
+        answer["keys"] = list(listener.routing_keys(queue))
+        answer["auto_delete"] = listener.subscriptions.options.auto_delete
+
+    async def check(self, listener: "Listener") -> None:
+        """End the replacements that are over without our knowing: their interim queues do not exist any more.
+
+        A process that was cut off from the broker misses orders.
+        """
+        for queue in listener.request_queues():
+            if queue not in self._stages:
+                continue
+            try:
+                await listener.publisher.count(interim_queue(queue))
+            except BrokerError as error:
+                if type(error) is BrokerError and _NO_QUEUE.search(error.problem):
+                    self._stages.pop(queue, None)
+                    _log.info("the replacement of {queue} has ended", queue=queue)
+                    await listener.interim.apply(queue, None, keep=False)
