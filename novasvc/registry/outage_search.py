@@ -1,0 +1,198 @@
+"""Find the outages of a fleet in its rows and silences."""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from itertools import pairwise
+
+from novasvc.registry.outages import (
+    CONDUCTOR_TOPIC,
+    Gap,
+    MassSilence,
+    Member,
+    Outages,
+    Silence,
+    Stall,
+    VerdictRule,
+    moment_of,
+    seconds_of,
+    stalled,
+)
+
+# Note [Time in which heartbeats arrive]
+#
+# A stall of the database makes all services silent at once, whatever their number; when it ends, their heartbeats come
+# back within an interval, and for that interval the rest look dead. So silence is not measured in seconds, but in
+# seconds in which some service was heard. Rows alone do not tell: a row has only its latest heartbeat. Therefore a
+# registry that writes a heartbeat to a row that was silent for long records that silence. From the rows and these
+# silences follows when each service was heard, from its start to its latest heartbeat; a time in which none was heard,
+# less some slack, is a stall. It holds for the conductors, too: where there are some, only their heartbeats, or those
+# of a service's own group, prove that the heartbeats of the group would have arrived.
+#
+# The silences serve a second purpose. When a part of a network is cut off and comes back, its services return one
+# after the other. The last of them are no longer a large share of their group, but they became silent together with
+# those that have returned.
+
+
+def find_outages(members: Sequence[Member], silences: Iterable[Silence], now: datetime, rule: VerdictRule) -> Outages:
+    """Find the outages that concern services which are silent now.
+
+    :param members: all services, those that have stopped included.
+    :param silences: recorded in the last SILENCES_KEPT seconds.
+    :param now: the database's clock.
+    """
+    finder = _Finder(members, silences, seconds_of(now), rule)
+    stalls: list[Stall] = []
+    masses: list[MassSilence] = []
+    for binary in finder.silent_binaries():
+        found = finder.stalls(binary)
+        stalls += (
+            Stall(
+                binary=binary,
+                heard=moment_of(began - rule.slack),
+                began=moment_of(began),
+                ended=None if ended is None else moment_of(ended),
+            )
+            for began, ended in found
+        )
+        masses += finder.masses(binary, found)
+    return Outages(stalls=tuple(stalls), masses=tuple(masses))
+
+
+_Span = tuple[float, float]
+
+
+class _Finder:
+    def __init__(self, members: Sequence[Member], silences: Iterable[Silence], now: float, rule: VerdictRule) -> None:
+        self._members, self._now, self._rule = members, now, rule
+        self._silences: dict[int, list[_Span]] = {}
+        for silence in silences:
+            span = seconds_of(silence.began), seconds_of(silence.ended)
+            self._silences.setdefault(silence.service_id, []).append(span)
+        # A service whose silences nobody records may have been silent at any time before its latest heartbeat. It
+        # proves nothing, unless most are of this kind.
+        recorded = [member for member in members if member.has_silences]
+        self._heard = recorded if 2 * len(recorded) >= len(members) else list(members)
+        self._conductors = [member for member in self._heard if member.topic == CONDUCTOR_TOPIC]
+
+    def silent_binaries(self) -> list[str]:
+        rule, stalls = self._rule, [began for spans in self._silences.values() for began, _ in spans]
+        stalls += (
+            max((member.seen for member in group), default=self._now) for group in (self._members, self._conductors)
+        )
+        # No outage excuses a service that was silent for so long before the earliest stall that is possible.
+        oldest = min(stalls) - rule.longest - rule.slack
+        return sorted(
+            {
+                member.binary
+                for member in self._members
+                if member.runs and self._now - member.seen > rule.late and member.seen >= oldest
+            }
+        )
+
+    # -- stalls ----------------------------------------------------------------------------------
+
+    def stalls(self, binary: str) -> list[Gap]:
+        own = [member for member in self._heard if member.binary == binary]
+        heard = self._heard
+        if own and self._conductors and not any(member.topic == CONDUCTOR_TOPIC for member in own):
+            latest = max(member.seen for member in self._conductors)
+            # If its heartbeats came long after the last one of a conductor, it does not need any.
+            if max(member.seen for member in own) - latest <= self._rule.service_down_time:
+                heard = [*own, *self._conductors]
+        spans = _union(span for member in heard for span in self._spans(member))
+        slack = self._rule.slack
+        gaps: list[Gap] = [(end + slack, begin) for (_, end), (begin, _) in pairwise(spans) if begin > end + slack]
+        if spans and self._now > (began := spans[-1][1] + slack):
+            gaps += self._open(began)
+        return gaps
+
+    def _open(self, began: float) -> list[Gap]:
+        """Return a stall that seems to go on, because nobody is heard.
+
+        In a small fleet all may well have died. Then the database is not to blame for longer than a short stall.
+        """
+        rule = self._rule
+        then = began - rule.slack - rule.service_down_time
+        running = sum(member.runs and member.seen >= then for member in self._members)
+        if running >= rule.suspect_group_size:
+            return [(began, None)]
+        end = began + rule.service_down_time / 2
+        return [] if running <= 1 else [(began, end if end < self._now else None)]
+
+    def _spans(self, member: Member) -> Iterator[_Span]:
+        """Return the times in which a service was heard."""
+        begin = member.started
+        for began, ended in sorted(self._silences.get(member.id, ())):
+            if began >= begin:
+                yield begin, began
+            begin = max(begin, ended)
+        if member.seen >= begin:
+            yield begin, min(member.seen, self._now)
+
+    # -- many at once ----------------------------------------------------------------------------
+
+    def masses(self, binary: str, stalls: Sequence[Gap]) -> Iterator[MassSilence]:
+        group = [member for member in self._members if member.runs and member.binary == binary]
+        yield from self._masses_of(binary, None, group, stalls)
+        zones: dict[str, list[Member]] = {}
+        for member in group:
+            if member.zone is not None:
+                zones.setdefault(member.zone, []).append(member)
+        if len(zones) > 1 or (zones and len(next(iter(zones.values()))) < len(group)):
+            for zone, members in sorted(zones.items()):
+                yield from self._masses_of(binary, zone, members, stalls)
+
+    def _masses_of(
+        self, binary: str, zone: str | None, group: Sequence[Member], stalls: Sequence[Gap]
+    ) -> Iterator[MassSilence]:
+        rule, now = self._rule, self._now - stalled(self._now, stalls)
+        seen = sorted((member.seen - stalled(member.seen, stalls), member.seen) for member in group)
+        signs = [sign for sign, _ in seen]
+        silent = [(sign, at) for sign, at in seen if now - sign >= rule.late]
+        begun = sorted([*(sign for sign, _ in silent), *self._ended(group, stalls)])
+        run: list[tuple[float, int, int]] = []
+        for sign, at in silent:
+            near = bisect_right(begun, sign + rule.slack) - bisect_left(begun, sign - rule.slack)
+            services = len(signs) - bisect_left(signs, sign - rule.slack)
+            if (
+                services >= rule.suspect_group_size
+                and near > rule.suspect_share * services
+                and now - sign <= rule.longest
+            ):
+                run.append((at, near, services))
+            elif run:
+                yield _mass(binary, zone, run)
+                run = []
+        if run:
+            yield _mass(binary, zone, run)
+
+    def _ended(self, group: Sequence[Member], stalls: Sequence[Gap]) -> Iterator[float]:
+        """Return when the silences of a group began that have ended, and were not only a stall."""
+        for member in group:
+            for began, ended in self._silences.get(member.id, ()):
+                begin = began - stalled(began, stalls)
+                if ended - stalled(ended, stalls) - begin >= self._rule.late:
+                    yield begin
+
+
+def _mass(binary: str, zone: str | None, run: Sequence[tuple[float, int, int]]) -> MassSilence:
+    return MassSilence(
+        binary=binary,
+        zone=zone,
+        first=moment_of(run[0][0]),
+        last=moment_of(run[-1][0]),
+        silent=max(near for _, near, _ in run),
+        services=max(services for _, _, services in run),
+    )
+
+
+def _union(spans: Iterable[_Span]) -> list[_Span]:
+    """Merge spans that overlap."""
+    merged: list[_Span] = []
+    for begin, end in sorted(spans):
+        if merged and begin <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(merged[-1][1], end)
+        else:
+            merged.append((begin, end))
+    return merged
