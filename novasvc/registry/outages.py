@@ -6,9 +6,11 @@ heartbeats, or together with a large part of its group, is not simply down.
 
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
+from typing import Self
 
 import attrs
 
+from novasvc.config import Settings
 from novasvc.registry.record import ServiceRecord
 
 CONDUCTOR_TOPIC = "conductor"
@@ -25,7 +27,9 @@ _NEVER = datetime(1970, 1, 1)  # noqa: DTZ001 - the table's form
 
 @attrs.frozen(kw_only=True)
 class VerdictRule:
-    """When a service is down; the settings of the same names, of whoever reads.
+    """When a service is down; the settings of the same names.
+
+    Readers with other settings come to other verdicts.
 
     :param service_down_time: seconds without a heartbeat after which a service is down.
     :param suspect_share: the services of a group that become silent at the same time are suspect, if they are more than
@@ -38,6 +42,11 @@ class VerdictRule:
     suspect_share: float = 1 / 3
     suspect_group_size: int = 5
     suspect_time: float = 300.0
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Return the rule that the settings of this process say."""
+        return cls(**{field.name: getattr(settings, field.name) for field in attrs.fields(cls)})
 
     @property
     def slack(self) -> float:
