@@ -127,8 +127,8 @@ class _Finder:
             if began >= begin:
                 yield begin, began
             begin = max(begin, ended)
-        if member.seen >= begin:
-            yield begin, min(member.seen, self._now)
+        # On MySQL the column of the heartbeat has whole seconds, so it may be before the end of the silence.
+        yield begin, max(begin, min(member.seen, self._now))
 
     # -- many at once ----------------------------------------------------------------------------
 

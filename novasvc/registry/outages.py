@@ -11,6 +11,7 @@ from typing import Self
 import attrs
 
 from novasvc.config import Settings
+from novasvc.registry.incarnation import ENDED
 from novasvc.registry.record import ServiceRecord
 
 CONDUCTOR_TOPIC = "conductor"
@@ -171,17 +172,47 @@ def now_of(record: ServiceRecord) -> datetime:
 def members_of(records: Iterable[ServiceRecord]) -> Iterator[Member]:
     """Return what of rows matters."""
     for record in records:
-        incarnation, seen = record.incarnation, seconds_of(last_sign(record))
-        yield Member(
-            id=record.id,
+        incarnation = record.incarnation
+        yield make_member(
+            service_id=record.id,
             binary=record.binary,
             topic=record.topic,
+            forced_down=record.forced_down,
+            last_seen_up=record.last_seen_up,
+            created_at=record.created_at,
+            state=None if incarnation is None else incarnation.state,
+            since=None if incarnation is None else incarnation.since,
+            started_at=None if incarnation is None else incarnation.started_at,
             zone=None if incarnation is None else incarnation.zone,
-            seen=seen,
-            started=seen if record.created_at is None else min(seen, seconds_of(record.created_at)),
-            runs=not record.forced_down and (incarnation is None or not incarnation.has_ended),
-            has_silences=incarnation is not None,
         )
+
+
+def make_member(
+    *,
+    service_id: int,
+    binary: str,
+    topic: str | None,
+    forced_down: bool,
+    last_seen_up: datetime | None,
+    created_at: datetime | None,
+    state: str | None,
+    since: datetime | None,
+    started_at: datetime | None,
+    zone: str | None,
+) -> Member:
+    """Return what of a row and its incarnation matters; without an incarnation the last four are None."""
+    signs = [sign for sign in (last_seen_up or created_at or _NEVER, since, started_at) if sign is not None]
+    seen = seconds_of(max(signs))
+    return Member(
+        id=service_id,
+        binary=binary,
+        topic=topic,
+        zone=zone,
+        seen=seen,
+        started=seen if created_at is None else min(seen, seconds_of(created_at)),
+        runs=not forced_down and state not in ENDED,
+        has_silences=state is not None,
+    )
 
 
 def seconds_of(moment: datetime) -> float:

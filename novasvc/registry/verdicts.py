@@ -80,10 +80,14 @@ class OutageLog:
             if not any(_same(problem, known) for known in self._known):
                 _log.error("services are suspect, not down: {problem}", problem=problem)
         if self._known and not found:
-            _log.info("no service is suspect because of the others any more; the last outage: {last}", last=self._known[-1])
+            _log.info(
+                "no service is suspect because of the others any more; the last outage: {last}", last=self._known[-1]
+            )
         self._known = found
 
 
 def _same(one: str, other: str) -> bool:
     """Return whether two sentences are about the same outage: numbers may grow."""
-    return [word for word in one.split() if not word[0].isdigit()] == [word for word in other.split() if not word[0].isdigit()]
+    return [word for word in one.split() if not word[0].isdigit()] == [
+        word for word in other.split() if not word[0].isdigit()
+    ]
