@@ -40,6 +40,8 @@ class ManagerResources:
         interrupted: a cancelled call fires when the function has ended.
     :param worker: the number of this worker process, from 1, which it keeps when it is restarted; None without
         a supervisor.
+    :param observe: makes an observer of the fleet: ``observe(observer, name)`` returns a
+        :class:`novasvc.registry.observer.FleetObserver`, for the manager to start and stop.
     """
 
     reactor: IReactorTime
@@ -49,6 +51,7 @@ class ManagerResources:
     events: EventEmitter
     run_blocking: Callable[..., Deferred[Any]]
     worker: int | None = None
+    observe: Callable[..., Any] | None = None
 
     @cached_property
     def blocking(self) -> BlockingClient:

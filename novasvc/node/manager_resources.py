@@ -1,11 +1,13 @@
 """Build a manager's periodic tasks and RPC client, and attach its resources; shared by Node and WSGIService."""
 
 from collections.abc import Callable
+from functools import partial
 
 from novasvc.interfaces import IServiceRegistry, ITransport
 from novasvc.manager import Manager, ManagerResources
 from novasvc.middleware import Chain
 from novasvc.middleware.invocation import EMIT
+from novasvc.node.observer_service import make_observer
 from novasvc.node.runtime import Runtime
 from novasvc.periodic import TaskRunner
 from novasvc.registry.lookup import ServiceLookup, UpHosts
@@ -84,5 +86,6 @@ def attach_resources(
             events=events,
             run_blocking=runtime.run_blocking,
             worker=runtime.worker,
+            observe=partial(make_observer, runtime, registry),
         )
     )

@@ -2,7 +2,7 @@
 
 import attrs
 
-from novasvc.errors import NovasvcError
+from novasvc.errors import NovasvcError, ProblemError
 
 
 @attrs.define
@@ -190,6 +190,12 @@ class ServiceForcedDownError(NovasvcError):
             f"service {self.service} is forced down; once nothing else does its work any more, let it up with "
             f"`novasvc service force-down --unset {host} {binary}`"
         )
+
+
+class ObserverError(ProblemError):
+    """An observer of the fleet cannot be used; the subject is its name."""
+
+    about = "observer {!r}"
 
 
 @attrs.define

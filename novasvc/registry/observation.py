@@ -44,6 +44,7 @@ class StatusChange:
     :param before: the status that the observer was told before; None for a service that it did not know.
     :param verdict: the verdict now, with reason and since.
     :param key: names this change of this service for this observer: the same text if it is told again.
+    :param number: see :class:`Observation`.
     :param repeated: it may have been told before: whoever was told did not live to record it, or has failed.
     :param fencing: fencing number of the process that tells it. It grows when another process takes over, so a resource
         that remembers the greatest one can refuse a process that was stopped meanwhile.
@@ -56,6 +57,7 @@ class StatusChange:
     before: Status | None
     verdict: Verdict
     key: str
+    number: int
     repeated: bool
     fencing: int
 

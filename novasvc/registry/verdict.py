@@ -25,7 +25,18 @@ from novasvc.registry.outages import (
 )
 from novasvc.registry.record import ServiceRecord
 
-__all__ = ["CAUSE", "Judge", "Status", "Verdict", "VerdictRule", "describe_outages", "judge", "needs_outages"]
+__all__ = [
+    "CAUSE",
+    "DELETED",
+    "Judge",
+    "OutageKey",
+    "Status",
+    "Verdict",
+    "VerdictRule",
+    "describe_outages",
+    "judge",
+    "needs_outages",
+]
 
 Status = Literal["alive", "suspect", "down"]
 
@@ -51,6 +62,10 @@ class Verdict:
     def is_down(self) -> bool:
         """Whether it is down."""
         return self.status == "down"
+
+
+DELETED = Verdict("down", "its row was deleted")
+"""The verdict on a service that is not registered any more."""
 
 
 def judge(records: Sequence[ServiceRecord], rule: VerdictRule, silences: Iterable[Silence] = ()) -> list[Verdict]:
@@ -122,7 +137,7 @@ class Judge:
         reason = f"no heartbeat since {_time(sign)}" if record.report_count else "no heartbeat yet"
         if incarnation is not None and incarnation.state == "ready" and incarnation.reason:
             reason += f": {incarnation.reason}"
-        elif incarnation is not None and incarnation.state == "starting":
+        elif incarnation is not None and incarnation.state == "starting" and sign == incarnation.since:
             reason = f"starting since {_time(incarnation.since)}"
         end = seconds_of(sign) + silent
         silent -= stalled(end, self._stalls.get(record.binary, ()), since=seconds_of(sign))
@@ -134,19 +149,23 @@ class Judge:
         return Verdict("down", reason, sign)
 
 
-def describe_outages(outages: Outages) -> list[str]:
-    """Return a sentence for each outage that goes on, for the log and the page."""
+OutageKey = tuple[str, str | None]
+"""The binary and the zone of a group that is silent; the begin of a stall, and None."""
+
+
+def describe_outages(outages: Outages) -> dict[OutageKey, str]:
+    """Return a sentence for each outage that goes on, for the log and the page. Its key stays while it goes on."""
     stalls: dict[datetime, list[str]] = {}
     for stall in outages.stalls:
         if stall.ended is None:
             stalls.setdefault(stall.heard, []).append(stall.binary)
-    found = [
-        f"no heartbeat of {' or '.join(sorted(binaries))} arrives since {_time(heard)}: {CAUSE}"
-        for heard, binaries in sorted(stalls.items())
-    ]
-    return found + [
-        f"{_count(mass)} became silent at the same time, {_time(mass.last)}: {CAUSE}" for mass in outages.masses
-    ]
+    found: dict[OutageKey, str] = {}
+    for heard, binaries in sorted(stalls.items()):
+        names = " or ".join(sorted(binaries))
+        found[f"stall since {heard}", None] = f"no heartbeat of {names} arrives since {_time(heard)}: {CAUSE}"
+    for mass in outages.masses:
+        found[mass.binary, mass.zone] = f"{_count(mass)} became silent at the same time, {_time(mass.last)}: {CAUSE}"
+    return found
 
 
 def _count(mass: MassSilence) -> str:

@@ -1,6 +1,8 @@
 """Verdicts on rows that were read from a registry, with a second query for what the others do, if that matters."""
 
+from collections import Counter
 from collections.abc import Sequence
+from typing import get_args
 
 import attrs
 from twisted.logger import Logger
@@ -9,7 +11,8 @@ from novasvc.interfaces import IServiceRegistry
 from novasvc.registry.outages import Outages, VerdictRule
 from novasvc.registry.query import ServicePage, ServiceQuery
 from novasvc.registry.record import ServiceRecord
-from novasvc.registry.verdict import Judge, Verdict, describe_outages, needs_outages
+from novasvc.registry.verdict import Judge, OutageKey, Status, Verdict, describe_outages, needs_outages
+from novasvc.telemetry import metrics
 
 _log = Logger()
 
@@ -67,27 +70,28 @@ async def judge_all(registry: IServiceRegistry, rule: VerdictRule, query: Servic
     return FleetVerdicts(list(zip(records, map(Judge(rule, outages), records), strict=True)), outages)
 
 
+def count_verdicts(fleet: FleetVerdicts) -> None:
+    """Export the numbers of verdicts and outages as metrics."""
+    found = Counter((record.binary, verdict.status) for record, verdict in fleet.services)
+    for binary in {binary for binary, _ in found} | {labels[0] for labels, _ in metrics.verdicts}:
+        for status in get_args(Status):
+            metrics.verdicts.at(binary, status).value = found[binary, status]
+    metrics.outages.at().value = len(describe_outages(fleet.outages))
+
+
 @attrs.define
 class OutageLog:
     """Logs each outage of a fleet when it is seen for the first time, and the end of the last one."""
 
-    _known: tuple[str, ...] = attrs.field(default=(), init=False)
+    _known: dict[OutageKey, str] = attrs.field(factory=dict, init=False)
 
     def note(self, outages: Outages) -> None:
         """Compare with the outages of the call before."""
-        found = tuple(describe_outages(outages))
-        for problem in found:
-            if not any(_same(problem, known) for known in self._known):
+        found = describe_outages(outages)
+        for key, problem in found.items():
+            if key not in self._known:
                 _log.error("services are suspect, not down: {problem}", problem=problem)
         if self._known and not found:
-            _log.info(
-                "no service is suspect because of the others any more; the last outage: {last}", last=self._known[-1]
-            )
+            last = next(reversed(self._known.values()))
+            _log.info("no service is suspect because of the others any more; the last outage: {last}", last=last)
         self._known = found
-
-
-def _same(one: str, other: str) -> bool:
-    """Return whether two sentences are about the same outage: numbers may grow."""
-    return [word for word in one.split() if not word[0].isdigit()] == [
-        word for word in other.split() if not word[0].isdigit()
-    ]

@@ -88,7 +88,8 @@ class Fleet:
 
     def problems(self) -> list[str]:
         """Return the sentences on outages."""
-        return describe_outages(find_outages([*members_of(self.records())], self.silences, _time(self.now), RULE))
+        outages = find_outages([*members_of(self.records())], self.silences, _time(self.now), RULE)
+        return list(describe_outages(outages).values())
 
     def _record(self, node: Node) -> ServiceRecord:
         incarnation = Incarnation(
