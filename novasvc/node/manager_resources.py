@@ -11,6 +11,7 @@ from novasvc.node.observer_service import make_observer
 from novasvc.node.runtime import Runtime
 from novasvc.periodic import TaskRunner
 from novasvc.registry.lookup import ServiceLookup, UpHosts
+from novasvc.registry.outages import VerdictRule
 from novasvc.rpc import Client, EventEmitter
 
 
@@ -41,7 +42,7 @@ def make_client(runtime: Runtime, transport: ITransport, registry: Callable[[], 
     """
     settings, clock = runtime.settings, runtime.reactor
     explain = ServiceLookup(registry, clock, settings.service_down_time)
-    hosts = UpHosts(registry, clock, settings.service_down_time)
+    hosts = UpHosts(registry, clock, settings.service_down_time, VerdictRule.of(settings))
     return Client(
         transport,
         clock=clock,

@@ -3,7 +3,6 @@
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
-from itertools import pairwise
 
 from novasvc.registry.outages import (
     CONDUCTOR_TOPIC,
@@ -46,12 +45,14 @@ def find_outages(members: Sequence[Member], silences: Iterable[Silence], now: da
     masses: list[MassSilence] = []
     for binary in finder.silent_binaries():
         found = finder.stalls(binary)
+        excused = finder.excused(binary, found)
         stalls += (
             Stall(
                 binary=binary,
                 heard=moment_of(began - rule.slack),
                 began=moment_of(began),
                 ended=None if ended is None else moment_of(ended),
+                excused=excused,
             )
             for began, ended in found
         )
@@ -101,24 +102,32 @@ class _Finder:
             if max(member.seen for member in own) - latest <= self._rule.service_down_time:
                 heard = [*own, *self._conductors]
         spans = _union(span for member in heard for span in self._spans(member))
-        slack = self._rule.slack
-        gaps: list[Gap] = [(end + slack, begin) for (_, end), (begin, _) in pairwise(spans) if begin > end + slack]
-        if spans and self._now > (began := spans[-1][1] + slack):
-            gaps += self._open(began)
-        return gaps
+        ends = [*spans[1:], (None, None)]
+        return [gap for (_, heard), (begin, _) in zip(spans, ends, strict=True) for gap in self._gap(heard, begin)]
 
-    def _open(self, began: float) -> list[Gap]:
-        """Return a stall that seems to go on, because nobody is heard.
+    def _gap(self, heard: float, begin: float | None) -> list[Gap]:
+        """Return the stall between two times in which services were heard, if it is one.
 
-        In a small fleet all may well have died. Then the database is not to blame for longer than a short stall.
+        In a small fleet all may well have died. Then the database is not to blame for longer than a short stall, unless
+        one of them came back.
+
+        :param heard: the end of the earlier time.
+        :param begin: the begin of the later one; None if there is none yet.
         """
-        rule = self._rule
-        then = began - rule.slack - rule.service_down_time
-        running = sum(member.runs and member.seen >= then for member in self._members)
-        if running >= rule.suspect_group_size:
-            return [(began, None)]
+        rule, began = self._rule, heard + self._rule.slack
+        if began >= (self._now if begin is None else begin):
+            return []
+        then = [
+            member
+            for member in self._members
+            if member.runs and member.started <= heard and member.seen >= heard - rule.service_down_time
+        ]
+        if len(then) <= 1:
+            return []
+        if len(then) >= rule.suspect_group_size or any(begin is not None and member.seen >= begin for member in then):
+            return [(began, begin)]
         end = began + rule.service_down_time / 2
-        return [] if running <= 1 else [(began, end if end < self._now else None)]
+        return [(began, end if end < (self._now if begin is None else begin) else begin)]
 
     def _spans(self, member: Member) -> Iterator[_Span]:
         """Return the times in which a service was heard."""
@@ -129,6 +138,16 @@ class _Finder:
             begin = max(begin, ended)
         # On MySQL the column of the heartbeat has whole seconds, so it may be before the end of the silence.
         yield begin, max(begin, min(member.seen, self._now))
+
+    def excused(self, binary: str, stalls: Sequence[Gap]) -> int:
+        """Return the number of services that would be down but for stalls."""
+        silent = [
+            (self._now - member.seen, stalled(self._now, stalls, since=member.seen))
+            for member in self._members
+            if member.runs and member.binary == binary
+        ]
+        limit = self._rule.service_down_time
+        return sum(length > limit >= length - excuse for length, excuse in silent)
 
     # -- many at once ----------------------------------------------------------------------------
 

@@ -90,12 +90,14 @@ class Stall:
     :param heard: the last heartbeat before it.
     :param began: some slack after that.
     :param ended: the first heartbeat after it; None if it has not ended.
+    :param excused: services of the binary that are suspect instead of down because of its stalls.
     """
 
     binary: str
     heard: datetime
     began: datetime
     ended: datetime | None
+    excused: int
 
 
 @attrs.frozen(kw_only=True)

@@ -155,14 +155,17 @@ OutageKey = tuple[str, str | None]
 
 def describe_outages(outages: Outages) -> dict[OutageKey, str]:
     """Return a sentence for each outage that goes on, for the log and the page. Its key stays while it goes on."""
-    stalls: dict[datetime, list[str]] = {}
+    stalls: dict[tuple[datetime, datetime | None], list[str]] = {}
     for stall in outages.stalls:
-        if stall.ended is None:
-            stalls.setdefault(stall.heard, []).append(stall.binary)
+        if stall.excused:
+            stalls.setdefault((stall.heard, stall.ended), []).append(stall.binary)
     found: dict[OutageKey, str] = {}
-    for heard, binaries in sorted(stalls.items()):
+    for (heard, ended), binaries in stalls.items():
         names = " or ".join(sorted(binaries))
-        found[f"stall since {heard}", None] = f"no heartbeat of {names} arrives since {_time(heard)}: {CAUSE}"
+        when = (
+            f"has arrived since {_time(heard)}" if ended is None else f"arrived from {_time(heard)} to {_time(ended)}"
+        )
+        found[f"stall since {heard}", None] = f"no heartbeat of {names} {when}: {CAUSE}"
     for mass in outages.masses:
         found[mass.binary, mass.zone] = f"{_count(mass)} became silent at the same time, {_time(mass.last)}: {CAUSE}"
     return found

@@ -296,6 +296,34 @@ class StallTests(SynchronousTestCase):
         for second in range(160, 190):
             self.assertEqual(fleet.run(second).count()["down"], 0, second)
 
+    def test_said(self) -> None:
+        """A stall is said while a service would be down but for it, also after its end."""
+        fleet = Fleet()
+        for node in fleet.add("compute", 20)[:2]:
+            _dead(node, 95)
+        fleet.stalls = [(100, 200)]
+        self.assertEqual(fleet.run(145).problems(), [])
+        (problem,) = fleet.run(180).problems()
+        self.assertRegex(
+            problem, r"\Ano heartbeat of compute has arrived since 2026-11-29 12:01:39 UTC: the database or"
+        )
+        (problem,) = fleet.run(215).problems()
+        self.assertRegex(
+            problem, r"\Ano heartbeat of compute arrived from 2026-11-29 12:01:39 UTC to 2026-11-29 12:03:"
+        )
+        self.assertEqual(fleet.count(), {"alive": 18, "suspect": 2})
+        self.assertEqual(fleet.run(260).problems(), [])
+        self.assertEqual(fleet.count(), {"alive": 18, "down": 2})
+
+    def test_first_of_a_fleet(self) -> None:
+        """The only service of a fleet that died is down, also when others join later."""
+        fleet = Fleet()
+        _dead(fleet.add("compute", 1)[0])
+        fleet.run(100)
+        for node in fleet.add("compute", 3):
+            node.started = 95
+        self.assertEqual(fleet.run(120).count(), {"alive": 3, "down": 1})
+
     def test_conductor(self) -> None:
         """Without any conductor, others that need one are suspect for any time, and come back; the database works."""
         fleet = Fleet()
