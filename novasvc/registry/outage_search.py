@@ -152,7 +152,8 @@ class _Finder:
     # -- many at once ----------------------------------------------------------------------------
 
     def masses(self, binary: str, stalls: Sequence[Gap]) -> Iterator[MassSilence]:
-        group = [member for member in self._members if member.runs and member.binary == binary]
+        # Those that an operator has forced down meanwhile still became silent with the others.
+        group = [member for member in self._members if member.counts and member.binary == binary]
         yield from self._masses_of(binary, None, group, stalls)
         zones: dict[str, list[Member]] = {}
         for member in group:
@@ -166,12 +167,13 @@ class _Finder:
         self, binary: str, zone: str | None, group: Sequence[Member], stalls: Sequence[Gap]
     ) -> Iterator[MassSilence]:
         rule, now = self._rule, self._now - stalled(self._now, stalls)
-        seen = sorted((member.seen - stalled(member.seen, stalls), member.seen) for member in group)
-        signs = [sign for sign, _ in seen]
-        silent = [(sign, at) for sign, at in seen if now - sign >= rule.late]
-        begun = sorted([*(sign for sign, _ in silent), *self._ended(group, stalls)])
+        seen = sorted((member.seen - stalled(member.seen, stalls), member.seen, member.runs) for member in group)
+        signs = [sign for sign, _, _ in seen]
+        begun = sorted([*(sign for sign in signs if now - sign >= rule.late), *self._ended(group, stalls)])
         run: list[tuple[float, int, int]] = []
-        for sign, at in silent:
+        for sign, at, runs in seen:
+            if not runs or now - sign < rule.late:
+                continue
             near = bisect_right(begun, sign + rule.slack) - bisect_left(begun, sign - rule.slack)
             services = len(signs) - bisect_left(signs, sign - rule.slack)
             if (

@@ -146,7 +146,8 @@ class Member:
 
     :param seen: the last sign of life.
     :param started: when it was heard for the first time, as far as is known.
-    :param runs: it should send heartbeats: it has not stopped, and is not forced down.
+    :param counts: it has not stopped, so it is one of its group.
+    :param runs: it should send heartbeats: it is not forced down, either.
     :param has_silences: its silences are recorded, because novasvc writes its heartbeats.
     """
 
@@ -156,6 +157,7 @@ class Member:
     zone: str | None
     seen: float
     started: float
+    counts: bool
     runs: bool
     has_silences: bool
 
@@ -212,6 +214,7 @@ def make_member(
         zone=zone,
         seen=seen,
         started=seen if created_at is None else min(seen, seconds_of(created_at)),
+        counts=state not in ENDED,
         runs=not forced_down and state not in ENDED,
         has_silences=state is not None,
     )
