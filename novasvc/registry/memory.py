@@ -47,6 +47,7 @@ class MemoryRegistry:
     unwritable: NovasvcError | None = None
     service_down_time: float = 60.0
     _by_id: dict[int, ServiceRecord] = attrs.field(factory=dict, init=False)
+    _hosts: dict[str, list[int]] = attrs.field(factory=dict, init=False)
     _deleted: list[ServiceRecord] = attrs.field(factory=list, init=False)
     _last_id: int = attrs.field(default=0, init=False)
     _leases: MemoryLeases = attrs.field(init=False)
@@ -78,7 +79,7 @@ class MemoryRegistry:
 
         def begin() -> ServiceRecord:
             self._check_writable()
-            found = [row for row in self._rows if (row.host, row.binary) == (start.host, start.binary)]
+            found = self._named(start.host, start.binary)
             row = found[0] if found else self._create(start.host, start.binary, start.topic, start.version)
             incarnation = self._incarnations.begin(start, row, self._now())
             if row.version != start.version:
@@ -205,6 +206,7 @@ class MemoryRegistry:
             row = self._row(service_id)
             self._check_writable()
             del self._by_id[row.id]
+            self._hosts[row.host].remove(row.id)
             self._deleted.append(row)
 
         return self._answer(delete)
@@ -275,19 +277,25 @@ class MemoryRegistry:
         return [row for row in map(self._aged, self._rows) if matches(row)]
 
     def _read_or_create(self, host: str, binary: str, topic: str | None, version: int) -> ServiceRecord:
-        for row in self._rows:
-            if (row.host, row.binary) == (host, binary):
-                return row if row.version == version else self._write(row, version=version)
+        for row in self._named(host, binary):
+            return row if row.version == version else self._write(row, version=version)
         return self._create(host, binary, topic, version)
 
     def _create(self, host: str, binary: str, topic: str | None, version: int) -> ServiceRecord:
-        if topic is not None and any((row.host, row.topic) == (host, topic) for row in self._rows):
+        if topic is not None and any(row.topic == topic for row in self._of_host(host)):
             problem = f"another service of host {host!r} has the topic {topic!r}"
             raise DatabaseConflictError("memory:", problem)
         self._check_writable()
         self._last_id += 1
         row = self._by_id[self._last_id] = self._new_row(host, binary, topic, version)
+        self._hosts.setdefault(host, []).append(row.id)
         return row
+
+    def _of_host(self, host: str) -> Records:
+        return [self._by_id[service_id] for service_id in self._hosts.get(host, ())]
+
+    def _named(self, host: str, binary: str) -> Records:
+        return [row for row in self._of_host(host) if row.binary == binary]
 
     def _row(self, service_id: int) -> ServiceRecord:
         if service_id not in self._by_id:
