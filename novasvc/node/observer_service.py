@@ -5,19 +5,23 @@ from typing import Any
 
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
+from zope.interface import implementer
 
-from novasvc.interfaces import IServiceRegistry
+from novasvc.interfaces import IServiceRegistry, ISpecified
 from novasvc.node.lifecycle import Lifecycle
 from novasvc.node.lifecycle_service import LifecycleService
 from novasvc.node.runtime import Runtime, SharedConnection, process_runtime
+from novasvc.node.specification import NodeSpecification
 from novasvc.registry.errors import DatabaseUnavailableError
-from novasvc.registry.observer import FleetObserver
+from novasvc.registry.observer import FleetObserver, check_observer
 from novasvc.registry.outages import VerdictRule
 from novasvc.transport.errors import BrokerUnavailableError
+from novasvc.workers.specification import check_constructor
 
 _log = Logger()
 
 
+@implementer(ISpecified)
 class ObserverService(LifecycleService):
     """Tells an observer of changes in the fleet while it runs; see :class:`novasvc.registry.observer.FleetObserver`.
 
@@ -31,8 +35,11 @@ class ObserverService(LifecycleService):
     """
 
     def __init__(self, observer: Any, observer_name: str, *, runtime: Runtime | None = None, **options: Any) -> None:
+        check_observer(observer, observer_name)
         self.runtime = runtime or process_runtime()
-        self._options = {"observer": observer, "name": observer_name, **options}
+        self._arguments = (observer, observer_name)
+        self._given_runtime = runtime
+        self._options = options
         settings = self.runtime.settings
         self._connection: SharedConnection[IServiceRegistry] = (
             self.runtime.database if settings.db_allowed else self.runtime.conductor
@@ -41,9 +48,16 @@ class ObserverService(LifecycleService):
         self._observer: FleetObserver | None = None
         self._lifecycle = Lifecycle(f"observer {observer_name}", self._begin, self._end, self._entered)
 
+    def specification(self) -> NodeSpecification:
+        """Return what a worker makes the service of; see :class:`~novasvc.interfaces.ISpecified`."""
+        check_constructor(self, ObserverService)
+        options = {"runtime": self._given_runtime, **self._options}
+        environment = self.runtime if self._given_runtime is None else None
+        return NodeSpecification(type(self), self._arguments, options, self.name, environment)
+
     async def _begin(self) -> None:
         registry = self._registry = await self._connect()
-        self._observer = make_observer(self.runtime, registry, **self._options)
+        self._observer = make_observer(self.runtime, registry, *self._arguments, **self._options)
         self._observer.start()
 
     async def _connect(self) -> IServiceRegistry:

@@ -42,6 +42,22 @@ TOPIC = "novasvc.observers"
 # between two reads, or while no process observed, has not changed.
 
 
+def check_observer(observer: object, name: str) -> None:
+    """Check that an object can observe under a name.
+
+    :raises ObserverError: the name is unusable, or the observer lacks a method.
+    """
+    if not 0 < len(name) <= LONGEST_NAME:
+        problem = f"a name has 1 to {LONGEST_NAME} characters, not {len(name)}"
+        raise ObserverError(name[:LONGEST_NAME], problem, "give another name")
+    try:
+        verifyObject(IServiceObserver, observer)
+    except Exception as error:
+        problem = f"{type(observer).__name__} does not provide IServiceObserver: {error}"
+        remedy = "decorate its class with @implementer(IServiceObserver), and define on_up, on_down and on_suspect"
+        raise ObserverError(name, problem, remedy) from error
+
+
 @attrs.define(eq=False, kw_only=True)
 class FleetObserver:
     """Tells an observer of each change in a fleet: a service is up, down or suspect.
@@ -87,15 +103,7 @@ class FleetObserver:
     def __attrs_post_init__(self) -> None:
         retry = jittered_backoff(first=1.0, longest=60.0, random_source=self.random_source)
         self._teller = Teller(self.name, self.observer, self.clock, retry, self.timeout, self._note_told)
-        if not 0 < len(self.name) <= LONGEST_NAME:
-            problem = f"a name has 1 to {LONGEST_NAME} characters, not {len(self.name)}"
-            raise ObserverError(self.name[:LONGEST_NAME], problem, "give another name")
-        try:
-            verifyObject(IServiceObserver, self.observer)
-        except Exception as error:
-            problem = f"{type(self.observer).__name__} does not provide IServiceObserver: {error}"
-            remedy = "decorate its class with @implementer(IServiceObserver), and define on_up, on_down and on_suspect"
-            raise ObserverError(self.name, problem, remedy) from error
+        check_observer(self.observer, self.name)
 
     @property
     def tells(self) -> bool:
