@@ -280,6 +280,7 @@ def _reach_database(settings: Settings, reactor: Any) -> IServiceRegistry:
         reactor=reactor,
         enable_new_services=settings.enable_new_services,
         migrate=settings.migrate,
+        service_down_time=settings.service_down_time,
     )
 
 

@@ -28,8 +28,9 @@ def memory_runtime(clock: Clock | None = None, *, seed: int = 0, **settings: Any
     :param settings: fields of :class:`novasvc.config.Settings`.
     """
     time = clock or Clock()
-    broker, registry = MemoryBroker(), MemoryRegistry(time)
     configuration = Settings(**settings)
+    broker = MemoryBroker()
+    registry = MemoryRegistry(time, service_down_time=configuration.service_down_time)
 
     def connect() -> ITransport:
         return MemoryTransport(broker, clock=time, exchange=configuration.control_exchange)
