@@ -92,7 +92,7 @@ def connect(
     async def open_client() -> ReactorClient:
         transport = await runtime.broker.acquire()
         try:
-            client = make_client(runtime, transport, lambda: None)
+            client = make_client(runtime, transport, None)
             return client if timeout is None else client.prepare(timeout=timeout)
         except BaseException:  # such as a key file that cannot be read: the program may go on without a client
             await runtime.broker.release()

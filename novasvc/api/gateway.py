@@ -26,6 +26,7 @@ from novasvc.rpc.errors import (
     RPCTimeoutError,
     RPCVersionCapError,
     ServiceDrainingError,
+    TargetDownError,
     TooManyCallsError,
     TransportClosedError,
     TransportFullError,
@@ -58,6 +59,7 @@ _STATUSES: Mapping[type[BaseException], int] = {
     UnsupportedVersionError: 400,
     NoSuchMethodError: 404,
     NotAllowedError: 403,
+    TargetDownError: 503,
     # No node serves the topic, or none on that host: the path names nothing. 503 if the registry lists one as up.
     UndeliverableError: 404,
     RPCTimeoutError: 504,

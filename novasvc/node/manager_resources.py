@@ -9,6 +9,8 @@ from novasvc.middleware.invocation import EMIT
 from novasvc.node.runtime import Runtime
 from novasvc.periodic import TaskRunner
 from novasvc.registry.lookup import ServiceLookup, UpHosts
+from novasvc.registry.targets import TargetLiveness
+from novasvc.registry.versions import OldestUp
 from novasvc.rpc import Client, EventEmitter
 
 
@@ -31,21 +33,27 @@ def make_tasks(manager: Manager, runtime: Runtime, *, fuzzy_delay: float, interv
     )
 
 
-def make_client(runtime: Runtime, transport: ITransport, registry: Callable[[], IServiceRegistry | None]) -> Client:
-    """Make an RPC client whose errors say what the registry knows of a service that is not reached.
+def make_client(
+    runtime: Runtime, transport: ITransport, registry: Callable[[], IServiceRegistry | None] | None
+) -> Client:
+    """Make an RPC client that asks the registry about the services that it calls.
+
+    Its errors say what the registry knows of a service that is not reached, and calls to a server that is down fail at
+    once.
 
     :param transport: open.
-    :param registry: returns the registry; None while it is not connected.
+    :param registry: returns the registry, None while it is not connected; None for a process without one.
     """
-    settings, clock = runtime.settings, runtime.reactor
-    explain = ServiceLookup(registry, clock, settings.service_down_time)
-    hosts = UpHosts(registry, clock, settings.service_down_time)
+    settings = runtime.settings
+    asked = [] if registry is None else [registry, runtime.reactor, settings.service_down_time]
     return Client(
         transport,
-        clock=clock,
+        clock=runtime.reactor,
         timeout=settings.rpc_response_timeout,
-        explain=explain,
-        hosts=hosts,
+        explain=ServiceLookup(*asked) if asked else None,
+        hosts=UpHosts(*asked) if asked else None,
+        liveness=TargetLiveness(*asked) if asked else None,
+        oldest=OldestUp(*asked) if asked else None,
         middleware=runtime.middleware,
         signer=runtime.signer,
     )
