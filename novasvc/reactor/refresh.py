@@ -23,13 +23,14 @@ class RefreshedValue(Generic[_Value]):
     """Keep a value that takes long to read, for callers that must not wait long.
 
     A caller that uses it steadily never waits: a value that is older than ``refresh`` is read again in the background.
-    Without a value a caller waits for it for a moment, unless the last read has just failed.
+    Without a value, or with one that is twice as old, a caller waits for a moment, unless the last read has just
+    failed.
 
     :param read: returns a Deferred of the value, with a deadline of its own. Never called twice at a time, nor twice
         within a second; after failures less and less often, down to every 30 s.
     :param clock: measures the age.
     :param refresh: seconds after which a caller begins a new read.
-    :param keep: seconds after which the value is no longer used. Infinity uses the last value, however old it is.
+    :param keep: seconds for which a value is used if it cannot be read again. Infinity uses the last one for ever.
     :param patience: seconds that a caller waits for a value.
     """
 
@@ -60,7 +61,7 @@ class RefreshedValue(Generic[_Value]):
         stale = self._doubted or now - self._read_at >= self._refresh
         if stale and not self._reading and now >= self._not_before:
             self._begin(now)
-        if not self._doubted and now - self._read_at < self._keep:
+        if not self._doubted and now - self._read_at < min(self._keep, 2 * self._refresh):
             return self._value
         return self.next()
 
@@ -68,7 +69,7 @@ class RefreshedValue(Generic[_Value]):
         """Return what :meth:`get` does, but wait for the read that is under way even if there is a value."""
         if not self._reading:
             return self.known
-        return self._waiters.wait().addTimeout(self._patience, self._clock, onTimeoutCancel=lambda *_: None)
+        return self._waiters.wait().addTimeout(self._patience, self._clock, onTimeoutCancel=lambda *_: self.known)
 
     def doubt(self) -> None:
         """Have the next caller wait for a new read, because the value seems to be wrong."""

@@ -122,8 +122,8 @@ class TargetDownError(UndeliverableError):
 
     def __str__(self) -> str:
         return (
-            f"{self.target} is down, so the call was not sent: {self.reason}; start it, call another server of the "
-            "topic, or call it all the same with prepare(check_liveness=False)"
+            f"{self.target} is down, and the call was not sent: {self.reason}; call another server of the topic, or "
+            "call this one all the same with prepare(check_liveness=False)"
         )
 
 
