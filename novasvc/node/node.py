@@ -20,6 +20,7 @@ from novasvc.node.deadline import StopDeadline, TooLateError
 from novasvc.node.elections import make_elections
 from novasvc.node.endpoint import NodeAPI
 from novasvc.node.errors import DirectoryError, StartError
+from novasvc.node.fleet_version import check_service_version
 from novasvc.node.health import NodeHealth
 from novasvc.node.lifecycle import Lifecycle
 from novasvc.node.manager_resources import attach_resources, make_client, make_emitter
@@ -165,6 +166,9 @@ class Node:
         connection = self.registry_connection
         registry = self.registry = await self._retry_outages(connection.name, connection.acquire)
         identity = self.identity
+        if not self.runtime.settings.allow_older_service:
+            down_time = self.runtime.settings.service_down_time
+            await self._retry_outages(connection.name, lambda: check_service_version(registry, identity, down_time))
         record = self._record = await self._retry_outages(
             connection.name,
             lambda: registry.register(identity.host, identity.binary, identity.topic, identity.version),

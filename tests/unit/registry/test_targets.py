@@ -13,7 +13,7 @@ from novasvc.registry.record import ServiceChanges
 from novasvc.registry.targets import TargetLiveness
 from novasvc.rpc import Retry
 from novasvc.rpc.target import Target
-from novasvc.testing import Fleet, FleetMixin, MemoryRegistry
+from novasvc.testing import FleetMixin, MemoryRegistry
 
 DOWN_TIME = 60.0
 
@@ -31,8 +31,6 @@ class Echo(Manager):
 
 class CallTests(FleetMixin, SynchronousTestCase):
     """Calls between nodes of a fleet."""
-
-    fleet: Fleet
 
     def setUp(self) -> None:
         super().setUp()

@@ -14,7 +14,7 @@ from novasvc.errors import (
 )
 from novasvc.rpc.auto_version import REFRESH
 from novasvc.rpc.target import Target
-from novasvc.testing import Fleet, FleetMixin
+from novasvc.testing import FleetMixin
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
 
 
@@ -48,8 +48,6 @@ class Newest(New):
 
 class AutoCapTests(FleetMixin, SynchronousTestCase):
     """Clients with a version cap that follows the fleet."""
-
-    fleet: Fleet
 
     def start(self, manager: Any, host: str) -> Any:
         return self.fleet.start(manager, host=host, topic="compute", binary="compute")
