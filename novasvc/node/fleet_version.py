@@ -16,8 +16,8 @@ async def check_service_version(
 ) -> None:
     """Check that a service is not older than the fleet. Called before it registers, because that writes its version.
 
-    Only other hosts count, so that a fleet of one host can be downgraded. A service that was part of the fleet until a
-    moment ago starts again even if all others have been upgraded meanwhile: it may be the last one in a rolling upgrade.
+    Only other hosts count, so that a fleet of one host can be downgraded. A service that was up until a moment ago
+    starts again even if all others have been upgraded meanwhile: it may be the last one in a rolling upgrade.
 
     :param service_down_time: seconds without a heartbeat after which a service is down.
     :raises ServiceTooOldError: others are up, and all of them have a higher service version.
