@@ -5,7 +5,7 @@ from math import inf
 from typing import Generic, TypeVar
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
@@ -58,8 +58,9 @@ class RefreshedValue(Generic[_Value]):
         The Deferred fires within ``patience``, and does not fail. Cancelling it ends the waiting only.
         """
         now = self._clock.seconds()
-        stale = self._doubted or now - self._read_at >= self._refresh
-        if stale and not self._reading and now >= self._not_before:
+        if now - self._read_at < self._refresh and not self._doubted:
+            return self._value
+        if not self._reading and now >= self._not_before:
             self._begin(now)
         if not self._doubted and now - self._read_at < min(self._keep, 2 * self._refresh):
             return self._value
@@ -79,7 +80,7 @@ class RefreshedValue(Generic[_Value]):
         self._reading, self._not_before = True, now + _SPACING
         # Others share the value, so the read must not end with the deadline of the request that came first.
         with without_deadline():
-            reading = self._read()
+            reading = maybeDeferred(self._read)
         reading.addCallbacks(self._finish, self._fail)
 
     def _finish(self, value: _Value) -> None:

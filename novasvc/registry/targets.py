@@ -14,6 +14,7 @@ from novasvc.registry.query import ServicePage, ServiceQuery
 from novasvc.registry.record import ServiceRecord
 from novasvc.rpc.checks import Checked
 from novasvc.rpc.errors import TargetDownError
+from novasvc.rpc.replies import PendingCalls
 from novasvc.rpc.target import Target
 
 # Note [Calls to a server that is down]
@@ -63,10 +64,8 @@ class TargetLiveness:
         """Check a target with a server; see :data:`novasvc.rpc.checks.Check`."""
         topic = self._topics.get(target.topic) or self._add(target.topic)
         down = topic.get()
-        if down is None:
-            return None
         if not isinstance(down, Deferred):
-            if target.server not in down:
+            if not down or target.server not in down:
                 return None
             # It may be up again: wait for the read that has just begun, if what is known is older than REFRESH.
             down = topic.next()
@@ -93,6 +92,7 @@ class TargetLiveness:
         return added
 
     def _read(self, topic: str) -> Deferred[_Down]:
+        PendingCalls.check_thread()
         registry = self._registry()
         if registry is None:
             return fail(LookupError("the registry is not connected"))

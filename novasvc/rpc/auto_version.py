@@ -14,6 +14,7 @@ from twisted.internet.interfaces import IReactorTime
 from novasvc.reactor.refresh import RefreshedValue
 from novasvc.rpc.checks import Checked
 from novasvc.rpc.errors import RPCVersionCapError
+from novasvc.rpc.replies import PendingCalls
 from novasvc.rpc.target import Target
 from novasvc.rpc.version import Version, compatible, parse_version
 
@@ -94,8 +95,9 @@ class FleetVersions:
         """Read what is known of a topic.
 
         :raises LookupError: none of its services is up, or none says what it serves: what was known stays.
-        :raises NovasvcError: the registry is away.
+        :raises NovasvcError: the registry is away, or this is not the reactor's thread.
         """
+        PendingCalls.check_thread()
         oldest = await self._oldest(topic)
         if oldest is None:
             raise LookupError(f"no service with the topic {topic!r} is up")

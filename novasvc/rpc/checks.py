@@ -1,6 +1,6 @@
 """What a client checks before it sends a message: whether the target is up, and which version it may have."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -16,23 +16,25 @@ Check = Callable[[Target], Checked]
 """Check a target. The Deferred that it may return fires within a bound of its own, and does not fail."""
 
 
-def check_target(checks: Sequence[Check], target: Target) -> Checked:
-    """Make several checks, until one forbids the message. It costs a call each while the answers are known."""
-    for place, check in enumerate(checks, 1):
-        answer = check(target)
+def both(first: Check | None, second: Check | None) -> Check | None:
+    """Return a check that makes two checks, the second one if the first allows the message."""
+    if first is None or second is None:
+        return first or second
+
+    def check(target: Target) -> Checked:
+        answer = first(target)
         if isinstance(answer, Deferred):
-            return Deferred.fromCoroutine(_check_rest(answer, checks[place:], target))
-        if answer is not None:
-            return answer
-    return None
+            return Deferred.fromCoroutine(_then(answer, second, target))
+        return second(target) if answer is None else answer
+
+    return check
 
 
-async def _check_rest(pending: Deferred[RPCError | None], checks: Sequence[Check], target: Target) -> RPCError | None:
-    answer = await pending
-    if answer is not None:
-        return answer
-    rest = check_target(checks, target)
-    return await rest if isinstance(rest, Deferred) else rest
+async def _then(pending: Deferred[RPCError | None], second: Check, target: Target) -> RPCError | None:
+    answer: Checked = await pending
+    if answer is None:
+        answer = second(target)
+    return await answer if isinstance(answer, Deferred) else answer
 
 
 def send_when_checked(
@@ -43,7 +45,7 @@ def send_when_checked(
 ) -> Deferred[Any]:
     """Send a message when a check that is under way allows it.
 
-    :param pending: the result of :func:`check_target`.
+    :param pending: the result of a check.
     :param timeout: seconds for both; None for no limit.
     :param send: sends the message, and takes the seconds that are left.
     :return: the Deferred of ``send``, or a failure with the error of the check. Cancelling it cancels either.

@@ -17,7 +17,7 @@ from novasvc.middleware import SENDING, Chain, load_middleware
 from novasvc.middleware.invocation import CALL, CAST, Invocation
 from novasvc.rpc.around import send_through, target_fields
 from novasvc.rpc.auto_version import AutoCap, FleetVersions, OldestFunction, choose
-from novasvc.rpc.checks import Check, check_target, send_when_checked
+from novasvc.rpc.checks import Check, Checked, both, send_when_checked
 from novasvc.rpc.errors import (
     InvalidTargetError,
     RPCError,
@@ -130,7 +130,7 @@ class Client:
         self._version_cap = version_cap
         self._fixed_cap: str | None = None
         self._auto_cap: AutoCap | None = None
-        self._checks: tuple[Sequence[Check], Sequence[Check]] = ((), ())
+        self._checks: tuple[Check | None, Check | None] = (None, None)
         self._idempotent = idempotent
         self._mandatory = mandatory
         self._retry = retry
@@ -211,7 +211,7 @@ class Client:
     def _set_checks(self) -> None:
         """Set what is checked before a message is sent to a server, and to a topic."""
         cap = self._version_cap
-        checks: tuple[Check, ...] = ()
+        follow: Check | None = None
         if cap is None or (isinstance(cap, str) and cap != AUTO):
             self._fixed_cap = cap
         else:
@@ -221,9 +221,8 @@ class Client:
                     "manager.attachments.rpc, or give a version"
                 )
             self._auto_cap = AutoCap(self._versions, None if isinstance(cap, str) else cap)
-            checks = (self._auto_cap.check,)
-        liveness = self._liveness if self._check_liveness else None
-        self._checks = (checks if liveness is None else (*checks, liveness)), checks
+            follow = self._auto_cap.check
+        self._checks = both(follow, self._liveness if self._check_liveness else None), follow
 
     def _ask_interface(self, target: Target) -> Deferred[Any]:
         asking = Client(
@@ -326,8 +325,9 @@ class Client:
             options=options,
             sign=None if self._signer is None else partial(self._signer.sign, target),
         )
-        if self._checks[target.server is None]:
-            return self._call_checked(target, method, body, timeout, context.request_id)
+        check = self._checks[target.server is None]
+        if check is not None and ((answer := check(target)) is not None or self._auto_cap is not None):
+            return self._call_checked(answer, target, method, body, timeout, context.request_id)
         return self._calls.call(
             target,
             method,
@@ -341,27 +341,29 @@ class Client:
         )
 
     def _call_checked(
-        self, target: Target, method: str, body: EncodeCall, timeout: float | None, request_id: str
+        self,
+        answer: Checked,
+        target: Target,
+        method: str,
+        body: EncodeCall,
+        timeout: float | None,
+        request_id: str,
     ) -> Deferred[Any]:
-        """Call if the checks allow it; wait for those whose answer is not known."""
+        """Call if the answer of a check allows it; wait for it if it is not known."""
         self._calls.check_thread()
-        answer = check_target(self._checks[target.server is None], target)
         if isinstance(answer, RPCError):
             return self._calls.refuse(target, method, answer)
-
-        def send(seconds: float | None) -> Deferred[Any]:
-            return self._calls.call(
-                target,
-                method,
-                body,
-                seconds,
-                self._keepalive,
-                request_id,
-                idempotent=self._idempotent,
-                cancels=self._cancels,
-                on_progress=self._on_progress,
-            )
-
+        send = partial(
+            self._calls.call,
+            target,
+            method,
+            body,
+            keepalive=self._keepalive,
+            request_id=request_id,
+            idempotent=self._idempotent,
+            cancels=self._cancels,
+            on_progress=self._on_progress,
+        )
         calling = send(timeout) if answer is None else send_when_checked(answer, self._clock, timeout, send)
         return calling if self._auto_cap is None else calling.addErrback(self._doubt_cap, self._auto_cap, target)
 
@@ -507,7 +509,8 @@ class Client:
 
     def _cast(self, target: Target, context: RequestContext, method: str, args: Mapping[str, Any]) -> Deferred[None]:
         self._calls.check_open()
-        answer = check_target(self._checks[True], target)  # those of a topic: a queue keeps a cast for its server
+        check = self._checks[True]  # that of a topic, even with a server: its queue keeps a cast for it
+        answer = None if check is None else check(target)
         if isinstance(answer, RPCError):
             return fail(answer)
         body = encode_request(
