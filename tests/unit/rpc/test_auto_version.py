@@ -1,6 +1,6 @@
 """Tests for novasvc.rpc.auto_version, with the clients that nodes have."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -48,6 +48,8 @@ class Newest(New):
 
 class AutoCapTests(FleetMixin, SynchronousTestCase):
     """Clients with a version cap that follows the fleet."""
+
+    fleet_settings: ClassVar[dict[str, Any]] = {"allow_older_service": True}  # old services start after new ones
 
     def start(self, manager: Any, host: str) -> Any:
         return self.fleet.start(manager, host=host, topic="compute", binary="compute")
