@@ -111,11 +111,11 @@ class Client:
         oldest: OldestFunction | None = None,
         _calls: PendingCalls | None = None,
     ) -> None:
-        if call_monitor_timeout is not None and not SHORTEST_KEEPALIVE <= call_monitor_timeout < inf:
+        if call_monitor_timeout is not None and not _within(SHORTEST_KEEPALIVE, call_monitor_timeout):
             raise ValueError(f"call_monitor_timeout is {call_monitor_timeout!r}; give seconds >= {SHORTEST_KEEPALIVE}")
         if timeout is None and call_monitor_timeout is None:
             raise ValueError("timeout and call_monitor_timeout are None, so a call could wait for ever; give one")
-        if timeout is not None and not timeout < inf:
+        if timeout is not None and not _within(-inf, timeout):
             raise ValueError(f"timeout is {timeout!r}; give a finite number of seconds, or None")
         if retry is not None and not idempotent:
             raise ValueError(
@@ -263,7 +263,7 @@ class Client:
             return fail(InvalidTargetError(*_NO_TARGET))
         return choose(self._auto_cap or self._fixed_cap, self._target, versions)
 
-    def call(self, context: RequestContext, method: str, /, *positional: Never, **args: Any) -> Deferred[Any]:
+    def call(self, context: RequestContext, method: str = "", /, *positional: Never, **args: Any) -> Deferred[Any]:
         """Call a method and wait for its result.
 
         :param context: sent with the call. Its deadline applies if it is earlier than the timeout, and so does that of
@@ -292,7 +292,7 @@ class Client:
         :raises TypeError: at once: an argument is not given by name, or the first parameter is no context.
         :raises ProblemError: at once: called in another thread than that of the reactor.
         """
-        if positional or not isinstance(context, RequestContext):
+        if positional or not method or not isinstance(context, RequestContext):
             raise _misused("call", context, method, positional)
         if self._chain is not None:
             return self._send_through(CALL, Client.call, context, method, args)
@@ -373,7 +373,7 @@ class Client:
             cap.doubt(target)
         return failure
 
-    def gather(self, context: RequestContext, method: str, /, *positional: Never, **args: Any) -> Gathering:
+    def gather(self, context: RequestContext, method: str = "", /, *positional: Never, **args: Any) -> Gathering:
         """Call a method of all servers of the topic, and take their answers one by one.
 
         It ends when all hosts have answered that are up according to the registry, or at the timeout. A host whose
@@ -386,7 +386,7 @@ class Client:
         :raises TypeError: at once: see :meth:`call`.
         :raises ProblemError: at once: see :meth:`call`.
         """
-        if positional or not isinstance(context, RequestContext):
+        if positional or not method or not isinstance(context, RequestContext):
             raise _misused("gather", context, method, positional)
         self._calls.check_thread()
         timeout = self._timeout
@@ -439,7 +439,7 @@ class Client:
         named = target.topic, method
         return Deferred.fromCoroutine(call_with_retries(retry, self._clock, timeout, attempt, named))
 
-    def cast(self, context: RequestContext, method: str, /, *positional: Never, **args: Any) -> Deferred[None]:
+    def cast(self, context: RequestContext, method: str = "", /, *positional: Never, **args: Any) -> Deferred[None]:
         """Send a message that runs a method, and do not wait for a result.
 
         :return: Deferred[None], fired when the broker has confirmed the message. A confirm does not mean
@@ -457,7 +457,7 @@ class Client:
         :raises TypeError: at once: see :meth:`call`.
         :raises ProblemError: at once: see :meth:`call`.
         """
-        if positional or not isinstance(context, RequestContext):
+        if positional or not method or not isinstance(context, RequestContext):
             raise _misused("cast", context, method, positional)
         if self._chain is not None:
             return self._send_through(CAST, Client.cast, context, method, args)
@@ -466,9 +466,9 @@ class Client:
         except RPCError as error:
             return fail(error)
 
-    def fanout(self, context: RequestContext, method: str, /, *positional: Never, **args: Any) -> Deferred[None]:
+    def fanout(self, context: RequestContext, method: str = "", /, *positional: Never, **args: Any) -> Deferred[None]:
         """Run a method on every server of the topic; otherwise as :meth:`cast`."""
-        if positional or not isinstance(context, RequestContext):
+        if positional or not method or not isinstance(context, RequestContext):
             raise _misused("fanout", context, method, positional)
         if self._chain is not None:
             return self._send_through(CAST, Client.fanout, context, method, args)
@@ -540,11 +540,18 @@ class Client:
         return target
 
 
+def _within(least: float, value: object) -> bool:
+    """Return whether a value is a number, at least this, and finite upwards."""
+    return isinstance(value, int | float) and least <= value < inf
+
+
 def _misused(name: str, context: object, method: object, positional: Sequence[object]) -> TypeError:
     """Return the error for a call whose parameters are in the wrong places."""
     example = f'write {name}(context, "method", name=value)'
     if not isinstance(context, RequestContext):
         return TypeError(f"{name}() takes a RequestContext first, not {context!r:.80}; {example}")
+    if not method:
+        return TypeError(f"{name}() has no method; {example}")
     given = ", ".join(f"{value!r:.80}" for value in positional)
     return TypeError(f"{name}() of {method!r} takes arguments by name, but got {given}; {example}")
 

@@ -203,14 +203,18 @@ class NoSuchMethodError(RPCError):
 
     :param method: the name that was called.
     :param served: interfaces of the service that have such a method; "" if there are none or it is unknown.
+    :param similar: the name of the interface's method that was probably meant; "" if none is similar.
     """
 
     method: str
     served: str = ""
+    similar: str = ""
 
     def __str__(self) -> str:
         if self.served:
             return f"the called interface exposes no method {self.method!r}; it is exposed in {self.served}"
+        if self.similar:
+            return f"the service exposes no method {self.method!r}; did you mean {self.similar!r}?"
         return f"the service exposes no method {self.method!r}; check the name, or decorate it with @rpc.expose"
 
 
