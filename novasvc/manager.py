@@ -55,7 +55,7 @@ class ManagerResources:
     def blocking(self) -> BlockingClient:
         """The RPC client for methods that run in a thread: each call waits there for its result."""
         calls = getattr(self.reactor, "blocking_calls", None)  # of a fleet in a test, which has no threads
-        client = BlockingClient(self.rpc, reactor=self.reactor, _calls=calls)
+        client = BlockingClient(self.rpc, reactor=self.reactor, events=self.events, _calls=calls)
         return client.prepare()  # a prepared one cannot be closed
 
 
