@@ -43,6 +43,16 @@ class FleetVersionTests(FleetMixin, SynchronousTestCase):
         self.assertIn("allow_older_service = true", str(error))
         self.assertEqual({row.host for row in self.fleet.rows()}, {"a", "b"})
 
+    def test_many(self) -> None:
+        """In a large fleet the oldest is found, too, wherever its row is."""
+        for number in range(12):
+            self.start(New, f"n{number}")
+        self.refused()
+        (row,) = [row for row in self.fleet.rows() if row.host == "n11"]
+        registry = self.fleet.registry
+        self.fleet.run(registry.register(row.host, row.binary, row.topic, 4))
+        self.start(Old, "old")
+
     def test_mixed(self) -> None:
         """It starts while another one of its version is up, or none at all, and so does a newer one."""
         self.start(Old, "a")
