@@ -27,7 +27,7 @@ from novasvc.registry.record import Records, ServiceChanges, ServiceRecord
 
 _T = TypeVar("_T")
 
-_SORT_COLUMNS = {"name": ("binary", "host"), "host": ("host", "binary"), "seen": (), "id": ()}
+_SORT_COLUMNS = {"name": ("binary", "host"), "host": ("host", "binary"), "seen": (), "version": ("version",), "id": ()}
 """The columns that each sort order compares before time stamp and id."""
 
 
