@@ -127,8 +127,18 @@ def nodes_run(simulation: "Simulation") -> Iterator[str]:
             yield f"{node} does not run: it is {state}"
         elif row is None:
             yield f"{node} runs, and has no row"
+        elif process.is_fenced:
+            yield f"{node} is fenced: {process.service and process.service.node.fence.reason}"
         elif not is_up(row, process.runtime.settings.service_down_time):
             yield f"{node} runs, and is down: its last heartbeat was {row.age:.1f} s ago"
+
+
+def superseded_nodes_are_fenced(simulation: "Simulation") -> Iterator[str]:
+    """Return the processes that do not know that another one has taken their place. Checked before they are stopped."""
+    for node in simulation.nodes:
+        for process in node.superseded:
+            if not (process.ended or process.is_fenced):
+                yield f"{process.name} is not fenced, and {node.process and node.process.name} has taken its place"
 
 
 def work_ends(simulation: "Simulation") -> Iterator[str]:

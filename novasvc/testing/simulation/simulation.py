@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent, LogLevel, globalLogPublisher
 from twisted.python.failure import Failure
 
+from novasvc.config import Settings
 from novasvc.errors import StateError
 from novasvc.node.service import Service
 from novasvc.rpc.target import Target
@@ -23,9 +24,10 @@ from novasvc.testing.simulation.link import Weather
 from novasvc.testing.simulation.node import SimulatedNode
 from novasvc.testing.simulation.plan import KINDS, Fault, draw_plan
 from novasvc.testing.simulation.process import SimulatedProcess
-from novasvc.testing.simulation.promises import nodes_run
+from novasvc.testing.simulation.promises import nodes_run, superseded_nodes_are_fenced
 from novasvc.testing.simulation.randomness import Seed
 from novasvc.testing.simulation.trace import Trace
+from novasvc.testing.simulation.verdicts import VerdictWitness
 
 WARM_UP = 15.0
 """Seconds for the nodes to start, before the first fault."""
@@ -95,12 +97,14 @@ class Simulation:
         self.disturbances: list[tuple[float, float, Fault]] = []
         self.idempotent: set[str] = set()
         self.lost_queues: set[tuple[str, str | None]] = set()
+        self.verdicts = VerdictWitness(self)
         self.promises: list[Callable[[Simulation], Iterable[str]]] = []
         self.over = False
         self.plan: list[Fault] | None = None
         self._duration, self._faults, self._kinds = duration, faults, kinds
         self._settings = {"periodic_fuzzy_delay": 0, **settings}
         self._ran = False
+        self.service_down_time = Settings(**self._settings).service_down_time
 
     # -- what takes part -------------------------------------------------------------------------
 
@@ -148,9 +152,9 @@ class Simulation:
         if self._ran:
             raise StateError("the simulation", "over", f"take another {what}; add it before it runs")
 
-    def add_process(self, host: str, name: str) -> SimulatedProcess:
+    def add_process(self, host: str, name: str, lock: str | None = None) -> SimulatedProcess:
         """Make a process; called for each start of a node."""
-        process = SimulatedProcess(self, host, name, self._settings)
+        process = SimulatedProcess(self, host, name, self._settings, lock)
         self.processes.append(process)
         return process
 
@@ -217,6 +221,7 @@ class Simulation:
             node.start()
         for caller in self.callers:
             self.clock.callLater(_NODES_START, self._begin_work, caller)
+        self.clock.callLater(WARM_UP, self.verdicts.look)
         for fault in self.plan:
             self.clock.callLater(fault.at, apply, self, fault)
         self._advance(WARM_UP + self._duration)
@@ -226,18 +231,20 @@ class Simulation:
             node.start_again()
         longest = max([end for _, end, _ in self.disturbances], default=0.0)
         self._advance(max(self.clock.seconds(), longest) + CALM)
-        for text in nodes_run(self):
-            self.ledger.problem("nodes_run", text)
+        for promise in (nodes_run, superseded_nodes_are_fenced):
+            for text in promise(self):
+                self.ledger.problem(promise.__name__, text)
+        self.verdicts.stop()
         self._stop()
 
     def _stop(self) -> None:
         """Stop the nodes, in the reverse order: those that others need come first, and so stop last."""
         self.trace.note("stop", "", "all nodes")
         for node in reversed(self.nodes):
-            process = node.process
-            if process is not None and not process.ended:
-                node.stop()
-                self._advance(self.clock.seconds() + _STOP, partial(_has_ended, process))
+            for process in (*node.superseded, node.process):
+                if process is not None and not process.ended:
+                    process.stop()
+                    self._advance(self.clock.seconds() + _STOP, partial(_has_ended, process))
         for caller in self.callers:
             caller.process.close()
         self._advance(self.clock.seconds() + _LAST)
