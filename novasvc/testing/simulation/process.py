@@ -69,7 +69,7 @@ class SimulatedProcess:
         self.runtime: Runtime = attrs.evolve(
             runtime,
             wall_clock=lambda: wall_offset + self.clock.seconds(),
-            given_middleware=(Witness(simulation.ledger, name, lambda: self.is_fenced),),
+            given_middleware=(Witness(simulation.ledger, name, lambda: self.is_refused),),
             # Given, because a process would take its own number and a file lock of this machine.
             start=SharedStart(owner=f"{source.getrandbits(128):032x}", pid=len(simulation.processes) + 1, lock=lock),
             ends_alone=_ends_together,
@@ -110,6 +110,18 @@ class SimulatedProcess:
     def is_fenced(self) -> bool:
         """Whether its node is fenced: the registry has refused it."""
         return self.service is not None and self.service.node.fence.is_fenced
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether its node is fenced, and the registry refuses it still: nobody has let it up since."""
+        if self.service is None or not self.is_fenced:
+            return False
+        registration = self.service.node.registration
+        found: list[Any] = []
+        record = registration.record
+        self.simulation.database.registry.get("0" if record is None else str(record.id)).addBoth(found.append)
+        row = found[0]
+        return isinstance(row, Failure) or row.forced_down or row.incarnation.number != registration.number
 
     # -- its life --------------------------------------------------------------------------------
 
