@@ -1,6 +1,7 @@
 """Build a manager's periodic tasks and RPC client, and attach its resources; shared by Node and WSGIService."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import partial
 
 from novasvc.interfaces import IServiceRegistry, ITransport
@@ -74,6 +75,7 @@ def make_emitter(runtime: Runtime, transport: ITransport, publisher_id: str) -> 
         topic=runtime.settings.event_topic,
         clock=runtime.reactor,
         chain=Chain.of(runtime.middleware, EMIT),
+        now=lambda: datetime.fromtimestamp(runtime.wall_clock(), UTC),
     )
 
 
