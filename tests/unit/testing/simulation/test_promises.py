@@ -3,11 +3,15 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from twisted.internet.defer import succeed
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.registry import election
+from novasvc.node.node import Node
+from novasvc.registry import election, memory
 from novasvc.registry.heartbeat import Heartbeat
+from novasvc.registry.memory import MemoryRegistry
 from novasvc.registry.memory_leases import MemoryLeases
+from novasvc.registry.outages import Outages
 from novasvc.rpc.replies import PendingCalls
 from novasvc.rpc.server import execution
 from novasvc.rpc.server.dispatcher import Dispatcher
@@ -81,6 +85,25 @@ class MutationTests(SynchronousTestCase):
     def test_unreachable(self) -> None:
         """A node that does not find out that its queue is gone."""
         self.find("nodes_run", 2, transport._Listener, "_repair", lambda listener: (), ("lost queue",))
+
+    def test_is_not_fenced(self) -> None:
+        """A node that goes on when it is forced down."""
+
+        async def stay(node: Node, reason: str) -> None:
+            pass
+
+        self.find("fenced_nodes_run_nothing", 0, Node, "_leave_service", stay, ("forced down", "twin"))
+
+    def test_does_not_notice_its_successor(self) -> None:
+        """A registry that takes the heartbeats of a start whose place another one has taken."""
+        kinds = ("twin", "database partition", "pause")
+        self.find("superseded_nodes_are_fenced", 30, memory, "check_beat", lambda record, number: None, kinds)
+
+    def test_blames_nodes(self) -> None:
+        """A registry that takes a stall of the database for the silence of each node."""
+        outages: Callable[..., Any] = lambda registry, rule: succeed(Outages())  # noqa: E731
+        kinds = ("database stall", "database refusal")
+        self.find("no_false_down", 2, MemoryRegistry, "outages", outages, kinds)
 
     def test_leaves_timers(self) -> None:
         """A node whose heartbeats go on when it has stopped."""
