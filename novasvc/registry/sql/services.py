@@ -8,13 +8,19 @@ from typing import Any, TypeVar
 import attrs
 from sqlalchemy import Connection
 from sqlalchemy import Engine as SQLEngine
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 from zope.interface import implementer
 
 from novasvc.interfaces import IServiceRegistry
 from novasvc.reactor.coalesce import CoalescedReads
-from novasvc.registry.errors import DatabaseConflictError, DatabaseError, DatabaseLockedError, MigrationNeededError
+from novasvc.registry.errors import (
+    DatabaseConflictError,
+    DatabaseError,
+    DatabaseLockedError,
+    DatabaseRefusedError,
+    MigrationNeededError,
+)
 from novasvc.registry.incarnation import ServiceStart, ServiceState
 from novasvc.registry.lease import LeaseRequest, Leases
 from novasvc.registry.observation import Observation, Observations
@@ -181,10 +187,14 @@ class ServiceRegistry:
 
     def observations(self, observer: str) -> Deferred[Observations]:
         """See IServiceRegistry."""
+        if not self._rows.incarnations:
+            return fail(self._no_tables())
         return self._engine.run(lambda connection: observations.read(connection, observer))
 
     def observe(self, observer: str, fencing: int, observations: Sequence[Observation]) -> Deferred[None]:
         """See IServiceRegistry."""
+        if not self._rows.incarnations:
+            return fail(self._no_tables())
         return self._engine.run(lambda connection: write_observations(connection, observer, fencing, observations))
 
     def hold_leases(self, request: LeaseRequest) -> Deferred[Leases]:
@@ -242,6 +252,10 @@ class ServiceRegistry:
             with suppress(DatabaseConflictError, DatabaseLockedError):
                 return await self._engine.run(lambda connection: leases.hold(connection, request))
         return await self._engine.run(lambda connection: leases.hold(connection, request))
+
+    def _no_tables(self) -> DatabaseRefusedError:
+        problem = "it has no tables of novasvc, so what observers were told cannot be kept; run `novasvc db upgrade`"
+        return DatabaseRefusedError(self._engine.address.masked, problem)
 
     def _beat_alone(self, service_id: int, incarnation: int | None) -> Deferred[None]:
         late = self._silent_after()
