@@ -326,7 +326,7 @@ class IServiceRegistry(Interface):
         """Begin the next incarnation of (host, binary), and create its row if there is none.
 
         Of concurrent calls, one wins. A start whose ``owner`` has the latest incarnation already gets that one again,
-        in whatever state it is.
+        in whatever state it is; or ServiceNotFoundError, if its row was deleted.
 
         :param ServiceStart start: what the service says of itself.
         :return: Deferred[ServiceRecord]: its ``incarnation`` has the number, or is None where incarnations cannot be

@@ -76,6 +76,7 @@ def attach_resources(
     registry: IServiceRegistry,
     tasks: TaskRunner,
     events: EventEmitter,
+    incarnation: int | None = None,
 ) -> None:
     """Give a manager its resources."""
     manager.attach(
@@ -87,6 +88,7 @@ def attach_resources(
             events=events,
             run_blocking=runtime.run_blocking,
             worker=runtime.worker,
+            incarnation=incarnation,
             observe=partial(make_observer, runtime, registry),
         )
     )

@@ -80,6 +80,8 @@ class MemoryRegistry:
         def begin() -> ServiceRecord:
             self._check_writable()
             found = self._named(start.host, start.binary)
+            if not found:
+                self._incarnations.check_not_deleted(start)
             row = found[0] if found else self._create(start.host, start.binary, start.topic, start.version)
             incarnation = self._incarnations.begin(start, row, self._now())
             if row.version != start.version:
@@ -94,7 +96,9 @@ class MemoryRegistry:
         def beat() -> None:
             row = self._row(service_id)
             if incarnation is not None:
-                check_beat(row, incarnation)
+                latest = row.incarnation
+                if latest is None or latest.number != incarnation or row.forced_down:
+                    check_beat(row, incarnation)
             now = self._now()
             self._write(row, report_count=row.report_count + 1, last_seen_up=now)
             self._verdicts.note(row, now, self.service_down_time)

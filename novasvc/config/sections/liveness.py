@@ -27,6 +27,16 @@ class LivenessSection:
         unit="seconds",
         minimum=1,
     )
+    fence_after: float = setting(
+        "A service whose heartbeats could not be written for this long takes in nothing and cancels what it does, "
+        "until one is written: so it has ended before others take over its work. 0 disables: it goes on, as in Nova. "
+        "Must be greater than report_interval.",
+        NUMBER,
+        default=0.0,
+        unit="seconds",
+        minimum=1,
+        zero=True,
+    )
     suspect_share: float = setting(
         "Services of a binary, or of a binary in a zone, that become silent at the same time are suspect instead of "
         "down if they are more than this share of those that were up; 1 disables that.",

@@ -100,6 +100,7 @@ class ServiceRows:
             found = connection.execute(_LATEST, {"of_host": start.host, "of_binary": start.binary}).first()
             record = None if found is None else _record(found[:-2])
         if record is None or found is None:
+            incarnations.check_not_deleted(connection, start)
             service_id = self._insert(connection, start.host, start.binary, start.topic, start.version)
             begun = incarnations.begin(connection, start, service_id, (start.host, start.binary), None, 0)
             return self._one(connection, service_id) if begun else None
@@ -107,6 +108,8 @@ class ServiceRows:
         if record.incarnation is not None:
             owner, lock = found[-2:]
             if owner == start.owner:
+                if (record.incarnation.zone, record.incarnation.tags) != (start.zone, start.tags):
+                    incarnations.describe(connection, start, record.id)
                 return self._write(connection, record.id, {"version": start.version})
             number = record.incarnation.number
             heard = max(record.incarnation.since, record.last_seen_up or record.incarnation.since)
