@@ -128,7 +128,8 @@ class Judge:
             return Verdict("suspect", reason, sign)
         if incarnation is None:
             return Verdict("alive")
-        if incarnation.state == "ready" and incarnation.reason:
+        # With workers, the others may still send heartbeats.
+        if incarnation.state == "ready" and incarnation.reason and silent > self._rule.slack:
             return Verdict("suspect", f"it runs, but sends no heartbeats: {incarnation.reason}", sign)
         return Verdict("alive", since=incarnation.since)
 
