@@ -228,7 +228,7 @@ class Heartbeat:
             await self._owner.written()
 
     def _withhold(self, reason: str | None) -> None:
-        if reason != self.withheld and reason != _LATE:
+        if reason not in {self.withheld, _LATE}:
             self.withheld = reason
             self._withholding(reason)
 

@@ -212,7 +212,7 @@ class NodeTests(LogCase):
         self.assertEqual((self.unready(), self.said("heartbeats resumed")), ([], 1))
 
     def test_told(self) -> None:
-        """Others see why an unreachable node sends no heartbeats: it is suspect, then down; and alive when it is back."""
+        """Others see why an unreachable node sends no heartbeats: it is suspect, then down, then alive."""
 
         def verdict() -> tuple[str, str]:
             (row,) = self.successResultOf(self.registry.list(None, None, None))
