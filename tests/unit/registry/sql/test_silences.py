@@ -4,6 +4,8 @@ import sqlite3
 from contextlib import closing
 from typing import Any
 
+import attrs
+from sqlalchemy import event
 from twisted.internet.defer import gatherResults
 
 from novasvc.errors import DatabaseRefusedError
@@ -101,3 +103,66 @@ class SilenceTests(RegistryCase):
         error = await self.assertFailure(registry.observations("o"), DatabaseRefusedError)
         self.assertIn("it has no tables of novasvc", str(error))
         await self.assertFailure(registry.observe("o", 1, []), DatabaseRefusedError)
+
+
+class QuietTests(RegistryCase):
+    """Outages are found without reading the rows, if there can be none."""
+
+    def age_starts(self) -> None:
+        """A start is a sign of life, too: let it be long ago."""
+        for column in ("since", "started_at"):
+            self.execute(f"UPDATE novasvc_incarnations SET {column} = '2019-01-01 00:00:00.000000'")  # noqa: S608
+
+    async def read(self, registry: Any) -> tuple[Outages, list[str]]:
+        """Return the outages, and the statements that read them."""
+        statements: list[str] = []
+
+        def find(connection: Any) -> Outages:
+            event.listen(connection, "before_cursor_execute", lambda *given: statements.append(given[2]))
+            return silences.read_outages(connection, VerdictRule(), ours=True)
+
+        return await registry._engine.run(find), statements
+
+    async def test_quiet(self) -> None:
+        """With one service that is silent for a while, and others that died long ago, two statements do."""
+        registry = self.make()
+        for number in range(8):
+            record = await registry.begin(attrs.evolve(START, host=f"h{number}", owner=str(number)))
+            await registry.beat(record.id, 1)
+        self.age_starts()
+        self.execute("UPDATE services SET last_seen_up = '2020-01-01 00:00:00.000000' WHERE id < 4")
+        self.execute(
+            "UPDATE services SET last_seen_up = strftime('%Y-%m-%d %H:%M:%f', 'now', '-70 seconds') WHERE id = 4"
+        )
+        outages, statements = await self.read(registry)
+        self.assertEqual((outages, len(statements)), (Outages(), 2))
+        fleet = await judge_all(registry, VerdictRule())
+        self.assertEqual([verdict.status for _, verdict in fleet.services], ["down"] * 4 + ["alive"] * 4)
+
+    async def test_not_quiet(self) -> None:
+        """Two that are silent, nobody who is heard, a silent conductor, or a recorded silence: the rows are read."""
+        registry = self.make()
+        for number in range(8):
+            topic = "conductor" if number == 7 else "agent"
+            start = attrs.evolve(START, host=f"h{number}", owner=str(number), topic=topic, binary=topic)
+            await registry.beat((await registry.begin(start)).id, 1)
+        self.age_starts()
+        for change, found in (
+            (
+                "UPDATE services SET last_seen_up = strftime('%Y-%m-%d %H:%M:%f', 'now', '-70 seconds') WHERE id < 4",
+                True,
+            ),
+            ("UPDATE services SET last_seen_up = strftime('%Y-%m-%d %H:%M:%f', 'now')", False),
+            (
+                "UPDATE services SET last_seen_up = strftime('%Y-%m-%d %H:%M:%f', 'now', '-70 seconds') WHERE id = 8",
+                False,
+            ),
+            ("UPDATE services SET last_seen_up = strftime('%Y-%m-%d %H:%M:%f', 'now', '-70 seconds')", True),
+        ):
+            self.execute(change)
+            outages, statements = await self.read(registry)
+            self.assertEqual(outages != Outages(), found, change)
+            self.assertEqual(len(statements) > 2, "'now')" not in change, change)
+        await registry.beat(1, 1)
+        self.execute("UPDATE services SET last_seen_up = strftime('%Y-%m-%d %H:%M:%f', 'now')")
+        self.assertGreater(len((await self.read(registry))[1]), 2)
