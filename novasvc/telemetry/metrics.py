@@ -234,6 +234,12 @@ heartbeats = counter(
     most=3 * MAX_LABEL_SETS,
 )
 heartbeat_sent = gauge("novasvc_heartbeat_sent_timestamp_seconds", "Unix time of the last heartbeat.", "host", "binary")
+fenced = gauge(
+    "novasvc_fenced",
+    "1 while a node of this process is out of service: forced down, superseded, deleted, or silent for fence_after.",
+    "host",
+    "binary",
+)
 MAX_TASKS = 100
 """Tasks of a process with label sets of their own."""
 
