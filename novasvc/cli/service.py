@@ -26,7 +26,7 @@ API_BINARIES = ("nova-osapi_compute", "nova-metadata")
 COLUMNS = ("ID", "Binary", "Host", "Zone", "Status", "State", "Updated At")
 TABLE_COLUMNS = ("ID", "Binary", "Host", "Zone", "Status", "State", "Last Seen")
 """For people, to whom an age says more than a time stamp."""
-LONG_COLUMNS = ("Disabled Reason", "Forced Down")
+LONG_COLUMNS = ("Disabled Reason", "Forced Down", "Lifecycle", "Since", "Reason", "Incarnation", "Tags")
 _MAX_REASON_LENGTH = 255
 
 
@@ -191,7 +191,7 @@ def force_down(context: CommandContext, selector: ServiceSelector, unset: bool) 
 @selector_options
 @pass_command_context
 def delete(context: CommandContext, selector: ServiceSelector) -> None:
-    """Delete a service; a running one registers again at its next heartbeat."""
+    """Delete a service; a running one takes in nothing from its next heartbeat on."""
 
     async def delete(registry: IServiceRegistry) -> ServiceRecord:
         record = await selector.find(registry)
@@ -201,7 +201,10 @@ def delete(context: CommandContext, selector: ServiceSelector) -> None:
     record = context.with_registry(delete)
     click.echo(f"{record.name} is deleted")
     if is_up(record, context.configuration.settings.service_down_time):
-        click.echo("novasvc: its node was up, so it registers again at its next heartbeat unless you stop it", err=True)
+        message = (
+            "its node was up: it takes in nothing from its next heartbeat on; stop it, or restart it to register it"
+        )
+        click.echo(f"novasvc: {message}", err=True)
 
 
 def _change(context: CommandContext, selector: ServiceSelector, changes: ServiceChanges) -> ServiceRecord:
@@ -227,11 +230,13 @@ def row(record: ServiceRecord, down_time: float) -> dict[str, object]:
     :param down_time: the setting service_down_time.
     Source: `openstack compute service list`.
     """
+    latest = record.incarnation
+    zone = None if latest is None else latest.zone
     return {
         "ID": record.id,
         "Binary": record.binary,
         "Host": record.host,
-        "Zone": "nova" if record.topic == "compute" else "internal",
+        "Zone": zone or ("nova" if record.topic == "compute" else "internal"),
         "Status": "disabled" if record.disabled else "enabled",
         "State": "up" if is_up(record, down_time) else "down",
         "Updated At": record.updated_at,
@@ -244,4 +249,14 @@ def row(record: ServiceRecord, down_time: float) -> dict[str, object]:
         "Last Seen Up": record.last_seen_up,
         "Created At": record.created_at,
         "Version": record.version,
+        "Lifecycle": None if latest is None else latest.state,
+        "Since": None if latest is None else latest.since,
+        "Until": None if latest is None else latest.until,
+        "Reason": None if latest is None else latest.reason,
+        "Calls": None if latest is None else latest.calls,
+        "Incarnation": None if latest is None else latest.number,
+        "Machine": None if latest is None else latest.machine,
+        "PID": None if latest is None else latest.pid,
+        "Started At": None if latest is None else latest.started_at,
+        "Tags": None if latest is None else ", ".join(latest.tags),
     }

@@ -122,7 +122,7 @@ class Node:
         self.health = NodeHealth(self)
         self.registration = Registration(self.runtime, self.identity)
         self.fence = Fence(
-            str(self.identity),
+            self.identity,
             self._leave_service,
             self._enter_service,
             self._begin_again,

@@ -6,14 +6,17 @@ import attrs
 import sqlalchemy
 from sqlalchemy import select, text
 from twisted.internet import reactor
-from twisted.internet.defer import gatherResults
+from twisted.internet.defer import Deferred, DeferredList, gatherResults
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
+from novasvc.errors import ServiceTwinError
 from novasvc.registry.lease import LeaseRequest
+from novasvc.registry.record import ServiceRecord
 from novasvc.registry.sql import leases, migrate
 from novasvc.registry.sql.schema import services
 from novasvc.registry.sql.services import ServiceRegistry, connect_registry
+from tests.contract.incarnation_contract import START
 from tests.contract.registry_contract import Fixture, make_registry_tests
 from tests.contract.verdict_contract import DOWN_TIME
 from tests.servers import MariaDB, PostgreSQL, database_url
@@ -57,6 +60,29 @@ class ServerTests:
             other.rollback()
         await locked
         self.assertEqual([row.report_count for row in await self.registry.list(None, None, None)], [1] * 5)
+
+    async def test_race_of_processes(self: Any) -> None:
+        """Of starts through several registries, as in several conductors, one wins; those of other services all do."""
+        url = self.registry._engine.address.render()
+        registries = [connect_registry(url, reactor=reactor) for _ in range(4)]
+        for each in registries:
+            self.addCleanup(each.close)
+            await each.open()
+
+        def begin(registry: ServiceRegistry, number: int, host: str) -> Deferred[ServiceRecord]:
+            return registry.begin(attrs.evolve(START, owner=f"owner {number}", machine=f"m{number}", host=host))
+
+        for turn in (1, 2):
+            racing, others = [], []
+            for number in range(40):
+                racing.append(begin(registries[number % 4], 1000 * turn + number, "h1"))
+                others.append(begin(registries[number % 4], 1000 * turn + number, f"other {turn} {number}"))
+            self.assertEqual({record.incarnation.number for record in await gatherResults(others)}, {1})
+            outcomes = await DeferredList(racing, consumeErrors=True)
+            won = [outcome for done, outcome in outcomes if done]
+            self.assertEqual([record.incarnation.number for record in won], [turn])
+            self.assertEqual({type(outcome.value) for done, outcome in outcomes if not done}, {ServiceTwinError})
+            await self.registry.enter(won[0].id, turn, "stopped")
 
     async def test_lease_renewed_meanwhile(self: Any) -> None:
         """A lease whose holder renews it in time is not taken by a contender that read it before the commit."""

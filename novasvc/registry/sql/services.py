@@ -35,6 +35,8 @@ from novasvc.registry.sql.diagnosis import diagnose
 from novasvc.registry.sql.engine import Engine
 from novasvc.registry.sql.observations import write as write_observations
 from novasvc.registry.sql.schema import HEAD
+from novasvc.registry.sql.start_batches import StartBatches
+from novasvc.registry.sql.starts import Outcomes, begin_all
 
 _log = Logger()
 
@@ -108,6 +110,12 @@ class ServiceRegistry:
         self._migrate = migrate
         self._next_space_check = 0.0
         self._late = VerdictRule(service_down_time=service_down_time).late
+        self._starts = StartBatches(
+            engine.clock,
+            self._begin_all,
+            lambda start: Deferred.fromCoroutine(self._begin_alone(start)),
+            engine.address.masked,
+        )
         self._beats = BeatBatches(
             engine.clock, self._write, self._beat_alone, engine.address.masked, self._silent_after
         )
@@ -134,7 +142,9 @@ class ServiceRegistry:
 
         :raises DatabaseConflictError: another service of this host has this topic.
         """
-        return Deferred.fromCoroutine(self._begin(start))
+        if not self._rows.incarnations:
+            return self.register(start.host, start.binary, start.topic, start.version)
+        return self._starts.begin(start)
 
     def beat(self, service_id: int, incarnation: int | None = None) -> Deferred[None]:
         """See IServiceRegistry."""
@@ -238,19 +248,22 @@ class ServiceRegistry:
         except DatabaseConflictError as error:
             raise _topic_is_taken(error, host, topic) from error
 
-    async def _begin(self, start: ServiceStart) -> ServiceRecord:
-        if not self._rows.incarnations:
-            return await self._register(start.host, start.binary, start.topic, start.version)
+    def _begin_all(self, starts: Sequence[ServiceStart]) -> Deferred[Outcomes]:
+        return self._engine.run(lambda connection: begin_all(connection, self._rows, starts))
+
+    async def _begin_alone(self, start: ServiceStart) -> ServiceRecord:
         conflict: DatabaseError | None = None
         for _ in range(_BEGIN_ATTEMPTS):
             # See Note [Two starts want one number].
             try:
-                record = await self._engine.run(lambda connection: self._rows.begin(connection, start))
+                (outcome,) = await self._begin_all([start])
             except (DatabaseConflictError, DatabaseLockedError) as error:
                 conflict = error
             else:
-                if record is not None:
-                    return record
+                if isinstance(outcome, ServiceRecord):
+                    return outcome
+                if outcome is not None:
+                    raise outcome
         if isinstance(conflict, DatabaseConflictError):
             raise _topic_is_taken(conflict, start.host, start.topic) from conflict
         problem = f"other starts of {start.name} change its row at the same time"

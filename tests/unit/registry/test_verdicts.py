@@ -67,7 +67,7 @@ class FleetTests(SynchronousTestCase):
             self.run_for(4)
             self.assertEqual(self.count()["down"], 0)
         self.assertEqual(self.count(), {"alive": COUNT - 3, "suspect": 3})
-        self.run_for(30)
+        self.run_for(36)
         self.assertEqual(self.count(), {"alive": COUNT - 3, "down": 3})
 
     def test_cut_off_and_killed(self) -> None:
