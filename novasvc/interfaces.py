@@ -424,7 +424,8 @@ class IServiceRegistry(Interface):
         the outages follow from them and from the rows.
 
         :param VerdictRule rule: the settings to find them by.
-        :return: Deferred[Outages], read after this call.
+        :return: Deferred[Outages]; what was read within the last sixtieth of service_down_time, at most a second, may
+            be returned again.
         """
 
     def observations(observer: str) -> Deferred[Observations]:

@@ -17,6 +17,8 @@ from novasvc.interfaces import IServiceRegistry
 from novasvc.registry.liveness import is_up
 from novasvc.registry.query import ServicePage, ServiceQuery, Sort
 from novasvc.registry.record import ServiceChanges, ServiceRecord
+from novasvc.registry.verdict import Verdict, VerdictRule
+from novasvc.registry.verdicts import judge_some
 
 API_BINARIES = ("nova-osapi_compute", "nova-metadata")
 """Nova's API servers register without ever sending heartbeats; like Nova, list them only if asked by name."""
@@ -140,8 +142,16 @@ def _check(records: Sequence[ServiceRecord], down_time: float) -> int:
 @pass_command_context
 def show(context: CommandContext, selector: ServiceSelector, output: Output) -> None:
     """Show all details of a service."""
-    record = context.with_registry(selector.find)
-    output.write_one(row(record, context.configuration.settings.service_down_time))
+    settings = context.configuration.settings
+
+    async def find(registry: IServiceRegistry) -> tuple[ServiceRecord, Verdict]:
+        record = await selector.find(registry)
+        (verdict,) = await judge_some(registry, [record], VerdictRule.of(settings))
+        return record, verdict
+
+    record, verdict = context.with_registry(find)
+    shown = {"Verdict": verdict.status, "Verdict Reason": verdict.reason, "Verdict Since": verdict.since}
+    output.write_one(row(record, settings.service_down_time) | shown)
 
 
 @service.command()

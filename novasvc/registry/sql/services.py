@@ -8,13 +8,19 @@ from typing import Any, TypeVar
 import attrs
 from sqlalchemy import Connection
 from sqlalchemy import Engine as SQLEngine
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 from zope.interface import implementer
 
 from novasvc.interfaces import IServiceRegistry
-from novasvc.reactor.coalesce import CoalescedReads
-from novasvc.registry.errors import DatabaseConflictError, DatabaseError, DatabaseLockedError, MigrationNeededError
+from novasvc.reactor.coalesce import CoalescingCache
+from novasvc.registry.errors import (
+    DatabaseConflictError,
+    DatabaseError,
+    DatabaseLockedError,
+    DatabaseRefusedError,
+    MigrationNeededError,
+)
 from novasvc.registry.incarnation import ServiceStart, ServiceState
 from novasvc.registry.lease import LeaseRequest, Leases
 from novasvc.registry.observation import Observation, Observations
@@ -47,6 +53,9 @@ _MIGRATION_DEADLINE = 60.0
 
 _PURGE_INTERVAL = 600.0
 """Seconds between deletions of old silences, by a process that writes heartbeats."""
+
+_MOST_RULES = 10
+"""Rules whose outages are cached. A conductor may be asked by processes with different settings."""
 
 _SPACE_CHECK_INTERVAL = 1.0
 """Seconds for which a successful check of the disk's free space is cached."""
@@ -111,7 +120,7 @@ class ServiceRegistry:
             engine.clock, self._write, self._beat_alone, engine.address.masked, self._silent_after
         )
         self._purge_at = engine.clock.seconds() + _PURGE_INTERVAL
-        self._outages = CoalescedReads(self._read_outages, engine.clock)
+        self._outages: dict[VerdictRule, CoalescingCache[Outages]] = {}
 
     def open(self) -> Deferred[None]:
         """See IServiceRegistry."""
@@ -187,14 +196,27 @@ class ServiceRegistry:
 
     def outages(self, rule: VerdictRule) -> Deferred[Outages]:
         """See IServiceRegistry."""
-        return self._outages.get(rule)
+        cache = self._outages.get(rule)
+        if cache is None:
+            if len(self._outages) >= _MOST_RULES:
+                self._outages.clear()
+            # As old as a heartbeat may be without a difference.
+            keep = min(1.0, rule.service_down_time / 60)
+            cache = self._outages[rule] = CoalescingCache(
+                lambda: self._read_outages(rule), self._engine.clock, lambda _: keep
+            )
+        return cache.get()
 
     def observations(self, observer: str) -> Deferred[Observations]:
         """See IServiceRegistry."""
+        if not self._rows.incarnations:
+            return fail(self._no_tables())
         return self._engine.run(lambda connection: observations.read(connection, observer))
 
     def observe(self, observer: str, fencing: int, observations: Sequence[Observation]) -> Deferred[None]:
         """See IServiceRegistry."""
+        if not self._rows.incarnations:
+            return fail(self._no_tables())
         return self._engine.run(lambda connection: write_observations(connection, observer, fencing, observations))
 
     def hold_leases(self, request: LeaseRequest) -> Deferred[Leases]:
@@ -256,13 +278,17 @@ class ServiceRegistry:
                 return await self._engine.run(lambda connection: leases.hold(connection, request))
         return await self._engine.run(lambda connection: leases.hold(connection, request))
 
+    def _no_tables(self) -> DatabaseRefusedError:
+        problem = "it has no tables of novasvc, so what observers were told cannot be kept; run `novasvc db upgrade`"
+        return DatabaseRefusedError(self._engine.address.masked, problem)
+
     def _beat_alone(self, service_id: int, incarnation: int | None) -> Deferred[None]:
         late = self._silent_after()
         return self._write(lambda connection: self._rows.beat(connection, service_id, incarnation, late))
 
-    async def _read_outages(self, rule: VerdictRule) -> Outages:
+    def _read_outages(self, rule: VerdictRule) -> Deferred[Outages]:
         ours = self._rows.incarnations
-        return await self._engine.run(lambda connection: silences.read_outages(connection, rule, ours=ours))
+        return self._engine.run(lambda connection: silences.read_outages(connection, rule, ours=ours))
 
     def _silent_after(self) -> float | None:
         """Return the seconds of a silence that heartbeats record; begin to delete old ones now and then."""
