@@ -1,14 +1,18 @@
 """Build a manager's periodic tasks and RPC client, and attach its resources; shared by Node and WSGIService."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
 
 from novasvc.interfaces import IServiceRegistry, ITransport
 from novasvc.manager import Manager, ManagerResources
 from novasvc.middleware import Chain
 from novasvc.middleware.invocation import EMIT
+from novasvc.node.observer_service import make_observer
 from novasvc.node.runtime import Runtime
 from novasvc.periodic import TaskRunner
 from novasvc.registry.lookup import ServiceLookup, UpHosts
+from novasvc.registry.outages import VerdictRule
 from novasvc.registry.targets import TargetLiveness
 from novasvc.registry.versions import OldestUp
 from novasvc.rpc import Client, EventEmitter
@@ -44,16 +48,16 @@ def make_client(
     :param transport: open.
     :param registry: returns the registry, None while it is not connected; None for a process without one.
     """
-    settings = runtime.settings
-    asked = [] if registry is None else [registry, runtime.reactor, settings.service_down_time]
+    settings, clock = runtime.settings, runtime.reactor
+    down_time, rule = settings.service_down_time, VerdictRule.of(settings)
     return Client(
         transport,
-        clock=runtime.reactor,
+        clock=clock,
         timeout=settings.rpc_response_timeout,
-        explain=ServiceLookup(*asked) if asked else None,
-        hosts=UpHosts(*asked) if asked else None,
-        liveness=TargetLiveness(*asked) if asked else None,
-        oldest=OldestUp(*asked) if asked else None,
+        explain=None if registry is None else ServiceLookup(registry, clock, down_time),
+        hosts=None if registry is None else UpHosts(registry, clock, down_time, rule),
+        liveness=None if registry is None else TargetLiveness(registry, clock, down_time),
+        oldest=None if registry is None else OldestUp(registry, clock, down_time),
         middleware=runtime.middleware,
         signer=runtime.signer,
     )
@@ -71,6 +75,7 @@ def make_emitter(runtime: Runtime, transport: ITransport, publisher_id: str) -> 
         topic=runtime.settings.event_topic,
         clock=runtime.reactor,
         chain=Chain.of(runtime.middleware, EMIT),
+        now=lambda: datetime.fromtimestamp(runtime.wall_clock(), UTC),
     )
 
 
@@ -81,6 +86,7 @@ def attach_resources(
     registry: IServiceRegistry,
     tasks: TaskRunner,
     events: EventEmitter,
+    incarnation: int | None = None,
 ) -> None:
     """Give a manager its resources."""
     manager.attach(
@@ -92,5 +98,7 @@ def attach_resources(
             events=events,
             run_blocking=runtime.run_blocking,
             worker=runtime.worker,
+            incarnation=incarnation,
+            observe=partial(make_observer, runtime, registry),
         )
     )

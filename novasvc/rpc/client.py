@@ -525,9 +525,11 @@ class Client:
         send: Callable[[], Deferred[None]] = partial(
             self._transport.send, target, body, None, self._mandatory and not target.fanout
         )
-        if self._idempotent:
-            send = partial(Deferred.fromCoroutine, _send_with_retries(send))
-        return send() if answer is None else send_when_checked(answer, self._clock, None, lambda _: send())
+
+        def send_in_time(_seconds: float | None = None) -> Deferred[None]:
+            return Deferred.fromCoroutine(_send_with_retries(send)) if self._idempotent else send()
+
+        return send_in_time() if answer is None else send_when_checked(answer, self._clock, None, send_in_time)
 
     def _checked_target(self, *, replies: bool = False) -> Target:
         target = self._target
