@@ -57,7 +57,7 @@ def make_client(
         explain=None if registry is None else ServiceLookup(registry, clock, down_time),
         hosts=None if registry is None else UpHosts(registry, clock, down_time, rule),
         liveness=None if registry is None else TargetLiveness(registry, clock, rule),
-        oldest=None if registry is None else OldestUp(registry, clock, down_time),
+        oldest=None if registry is None else OldestUp(registry, clock, rule),
         middleware=runtime.middleware,
         signer=runtime.signer,
     )
