@@ -2,7 +2,7 @@
 
 import attrs
 
-from novasvc.errors import NovasvcError
+from novasvc.errors import NovasvcError, ProblemError
 
 
 @attrs.define
@@ -119,3 +119,24 @@ class ServiceNotFoundError(NovasvcError):
 
     def __str__(self) -> str:
         return f"service {self.service} could not be found; `novasvc service list` lists the registered services"
+
+
+@attrs.define
+class OperationNotFoundError(NovasvcError):
+    """There is no operation with this number; those that ended long ago are deleted.
+
+    :param operation: the number.
+    """
+
+    operation: int
+
+    def __str__(self) -> str:
+        return f"operation {self.operation} could not be found; `novasvc fleet list` lists the operations"
+
+
+class OperationConflictError(ProblemError):
+    """Another operation has some of the same nodes, and has not ended; the subject describes the operation."""
+
+
+class OperationStateError(ProblemError):
+    """An operation cannot be resumed, aborted or continued in its state; the subject describes the operation."""

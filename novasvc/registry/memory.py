@@ -16,6 +16,7 @@ from novasvc.registry.errors import DatabaseConflictError, ServiceNotFoundError
 from novasvc.registry.lease import LeaseRequest, Leases
 from novasvc.registry.liveness import is_up
 from novasvc.registry.memory_leases import MemoryLeases
+from novasvc.registry.memory_operations import MemoryOperations
 from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
 from novasvc.registry.record import Records, ServiceChanges, ServiceRecord
 
@@ -33,6 +34,7 @@ class MemoryRegistry:
     :param clock: its seconds are the time of the stamps.
     :param outage: if set, every method fails with it, as if the database were down.
     :param unwritable: if set, every method that writes fails with it, as if the database were read-only or full.
+    :ivar operations: the operations on the fleet; see :class:`novasvc.interfaces.IOperationStore`.
     """
 
     _clock: IReactorTime
@@ -42,8 +44,10 @@ class MemoryRegistry:
     _deleted: list[ServiceRecord] = attrs.field(factory=list, init=False)
     _last_id: int = attrs.field(default=0, init=False)
     _leases: MemoryLeases = attrs.field(init=False)
+    operations: MemoryOperations = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self.operations = MemoryOperations(self._clock)
         self._leases = MemoryLeases(self._clock)
 
     def open(self) -> Deferred[None]:

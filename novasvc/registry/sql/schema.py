@@ -18,13 +18,14 @@ from sqlalchemy import (
     PrimaryKeyConstraint,
     String,
     Table,
+    Text,
     UniqueConstraint,
 )
 from sqlalchemy.dialects import mysql
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
-REVISIONS = ("0001", "0002")
+REVISIONS = ("0001", "0002", "0003", "0004")
 """The migrations, oldest first. Repeated here, so that a check of the schema does not import Alembic."""
 
 HEAD = REVISIONS[-1]
@@ -87,6 +88,43 @@ leases = Table(
     mariadb_charset="utf8mb4",
 )
 """One row per task that runs once in a fleet; see :class:`novasvc.registry.lease.Lease`. Not one of Nova's tables."""
+
+operations = Table(
+    "novasvc_operations",
+    metadata,
+    Column("id", Integer, primary_key=True, nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("options", Text, nullable=False),
+    Column("owner", String(36)),
+    Column("operator", String(255), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("reason", Text),
+    Column("created_at", _MOMENT, nullable=False),
+    Column("heard_at", _MOMENT, nullable=False),
+    Column("ended_at", _MOMENT),
+    mysql_charset="utf8mb4",
+    mariadb_charset="utf8mb4",
+)
+"""One row per operation on the fleet; see :class:`novasvc.registry.operation.Operation`. Not one of Nova's tables."""
+
+operation_nodes = Table(
+    "novasvc_operation_nodes",
+    metadata,
+    Column("operation_id", Integer, nullable=False),
+    Column("service_id", Integer, nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("wave", Integer, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("detail", Text),
+    Column("incarnation", BigInteger),
+    Column("claim", Integer),
+    PrimaryKeyConstraint("operation_id", "service_id", name="novasvc_operation_nodes_pkc"),
+    UniqueConstraint("claim", name="uniq_novasvc_operation_nodes0claim"),
+    mysql_charset="utf8mb4",
+    mariadb_charset="utf8mb4",
+)
+"""One row per node of an operation. ``claim``: see Note [Two operators, one node] in ``registry.sql.operations``."""
 
 revision = Table(VERSION_TABLE, metadata, Column("version_num", String(32), nullable=False))
 revision.append_constraint(PrimaryKeyConstraint("version_num", name=f"{VERSION_TABLE}_pkc"))

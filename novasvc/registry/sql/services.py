@@ -22,6 +22,7 @@ from novasvc.registry.sql.address import DatabaseAddress
 from novasvc.registry.sql.beats import BeatBatches
 from novasvc.registry.sql.diagnosis import diagnose
 from novasvc.registry.sql.engine import Engine
+from novasvc.registry.sql.operations import SQLOperations
 from novasvc.registry.sql.schema import HEAD
 
 _log = Logger()
@@ -65,6 +66,7 @@ class ServiceRegistry:
     :param enable_new_services: False creates new rows disabled.
     :param migrate: False fails with MigrationNeededError if a migration is due; Nova's own table needs none.
     :param new_uuid: returns the uuid of a new row, lower-case and with dashes.
+    :ivar operations: the operations on the fleet, in the same database.
     Source: novasvc.interfaces.IServiceRegistry; nova.db.main.api, the functions ``service_*``.
     """
 
@@ -77,6 +79,7 @@ class ServiceRegistry:
         new_uuid: Callable[[], str] = lambda: str(uuid.uuid4()),
     ) -> None:
         self._engine = engine
+        self.operations = SQLOperations(engine)
         self._rows = rows.ServiceRows(engine.address.masked, enable_new_services, new_uuid)
         self._migrate = migrate
         self._next_space_check = 0.0
