@@ -262,7 +262,7 @@ class NodeAPI:
 
 def _incarnation(node: "Node") -> int | None:
     record = node.record
-    return None if record is None or getattr(record, "incarnation", None) is None else record.incarnation.number
+    return None if record is None or record.incarnation is None else record.incarnation.number
 
 
 def task_row(task: TaskStats, now: float) -> dict[str, Any]:
