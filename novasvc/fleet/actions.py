@@ -27,6 +27,7 @@ class Attempt:
     :param options: of the operation.
     :param service_down_time: seconds without a heartbeat after which a service is down.
     :param patience: the time that it has.
+    :param claim: returns whether this attempt is the one to send the command: one process may run several services.
     """
 
     node: OperationNode
@@ -35,6 +36,7 @@ class Attempt:
     options: Mapping[str, Any]
     service_down_time: float
     patience: Patience
+    claim: Callable[[ServiceRecord], bool]
 
     async def record(self) -> ServiceRecord:
         """Read the row of the service.
@@ -58,8 +60,15 @@ class Attempt:
         return self.calls
 
     async def command(self, record: ServiceRecord, method: str, version: str, **args: Any) -> bool:
-        """Send the node a command; see :meth:`NodeCalls.command`."""
-        return await self._calls.command(record, method, version, **args)
+        """Send the node's process a command, unless this operation has sent it one.
+
+        :return: False if it has.
+        :raises NodeFailedError: see :meth:`NodeCalls.command`.
+        """
+        if not self.claim(record):
+            return False
+        await self._calls.command(record, method, version, **args)
+        return True
 
     async def status(self, record: ServiceRecord) -> Mapping[str, Any] | None:
         """Ask the node for its status; see :meth:`NodeCalls.status`."""
@@ -108,7 +117,7 @@ async def _change(attempt: Attempt, changes: ServiceChanges) -> str:
 async def _drain(attempt: Attempt) -> str:
     record = await attempt.record()
     before = attempt.node.incarnation
-    if not _is_stopped(record, before):
+    if not _is_stopped(record, before) and state_of(record) != "draining":
         await attempt.command(record, "drain", "1.0")
     gone = 0
 
@@ -171,7 +180,8 @@ async def _reload(attempt: Attempt) -> str:
     if before is None:
         raise NodeFailedError("it does not answer")
     reports = before.get("reloads") or {}
-    await attempt.command(record, "reload", "1.2")
+    if not await attempt.command(record, "reload", "1.2"):
+        reports = {}
     seen = "its reload has not ended"
 
     async def reloaded() -> str | None:

@@ -37,35 +37,34 @@ class NodeCalls:
     _client: Client
     clock: IReactorTime
 
-    async def ping(self, record: ServiceRecord, timeout: float) -> float:
+    async def ping(self, record: ServiceRecord, seconds: float) -> float:
         """Ping a node, and return the seconds until its answer.
 
+        :param seconds: that it has.
         :raises NodeFailedError: it cannot be called, or does not answer.
         """
         began = self.clock.seconds()
         try:
-            await self._call(record, "baseapi", "1.0", "ping", timeout, {"arg": 1})
+            await self._call(record, "baseapi", "1.0", "ping", seconds, {"arg": 1})
         except NovasvcError as error:
             raise NodeFailedError(describe_failure(error)) from error
         return self.clock.seconds() - began
 
-    async def command(self, record: ServiceRecord, method: str, version: str, **args: Any) -> bool:
-        """Send a command.
+    async def command(self, record: ServiceRecord, method: str, version: str, **args: Any) -> None:
+        """Send a command. If its answer does not come, the node may have taken it: what the node does then shows that.
 
         :param method: of the namespace "node".
         :param version: the first version with this method.
-        :return: False if the node may have taken it, although its answer did not come.
         :raises NodeFailedError: it cannot be called, or refuses.
         """
         try:
             await self._call(record, "node", version, method, COMMAND_TIMEOUT, args)
         except (RPCTimeoutError, UnconfirmedError):
-            return False
+            return
         except NovasvcError as error:
             raise NodeFailedError(describe_failure(error)) from error
         except Exception as error:  # any class that the node raised
             raise NodeFailedError(f"it answered with {type(error).__name__}: {error}") from error
-        return True
 
     async def status(self, record: ServiceRecord) -> Mapping[str, Any] | None:
         """Ask a node for its status; return None if it does not answer, or has no such method.
@@ -82,12 +81,12 @@ class NodeCalls:
         return answer if isinstance(answer, Mapping) else None
 
     async def _call(
-        self, record: ServiceRecord, namespace: str, version: str, method: str, timeout: float, args: Mapping[str, Any]
+        self, record: ServiceRecord, namespace: str, version: str, method: str, seconds: float, args: Mapping[str, Any]
     ) -> Any:
         if record.topic is None:
             raise NodeFailedError("it serves no topic, so it cannot be called")
         client = self._client.prepare(
-            topic=record.topic, server=record.host, namespace=namespace, version=version, timeout=timeout
+            topic=record.topic, server=record.host, namespace=namespace, version=version, timeout=seconds
         )
         return await client.call(RequestContext.admin(), method, **args)
 

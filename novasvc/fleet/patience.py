@@ -1,4 +1,4 @@
-"""Wait for a condition by asking for it again and again, within a deadline that outages of the database do not use up."""
+"""Wait for a condition by asking again and again, within a deadline that outages of the database do not use up."""
 
 from collections.abc import Awaitable, Callable
 from typing import TypeVar

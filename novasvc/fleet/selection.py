@@ -53,3 +53,21 @@ def zone_of(record: ServiceRecord) -> str | None:
 def tags_of(record: ServiceRecord) -> tuple[str, ...]:
     """Return the tags that a node was started with."""
     return () if record.incarnation is None else record.incarnation.tags
+
+
+Process = tuple[str, int]
+"""Name of the machine, and number of the process, or of the supervisor, that runs a service."""
+
+
+def process_of(record: ServiceRecord) -> Process | None:
+    """Return the process that runs a service; None if that is not known, or it does not run."""
+    incarnation = record.incarnation
+    if incarnation is None or incarnation.has_ended or not incarnation.pid:
+        return None
+    return incarnation.machine, incarnation.pid
+
+
+def others_in_process(chosen: Sequence[ServiceRecord], records: Sequence[ServiceRecord]) -> list[ServiceRecord]:
+    """Return the services that were not chosen, but run in the process of one that was."""
+    ids, processes = {record.id for record in chosen}, {process_of(record) for record in chosen} - {None}
+    return [record for record in records if record.id not in ids and process_of(record) in processes]

@@ -51,7 +51,7 @@ class MemoryRegistry:
     operations: MemoryOperations = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.operations = MemoryOperations(self._clock)
+        self.operations = MemoryOperations(self._clock, lambda: self.outage)
         self._leases = MemoryLeases(self._clock)
 
     def open(self) -> Deferred[None]:

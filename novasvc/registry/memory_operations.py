@@ -1,15 +1,16 @@
 """The operations of a registry in memory."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import attrs
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
+from novasvc.errors import NovasvcError
 from novasvc.interfaces import IOperationStore
 from novasvc.registry.errors import OperationNotFoundError
 from novasvc.registry.operation import (
@@ -24,6 +25,8 @@ from novasvc.registry.operation import (
     OperationState,
 )
 from novasvc.registry.operation_rules import check_abort, check_owner, check_resume, conflict
+
+_T = TypeVar("_T")
 
 
 @attrs.define
@@ -48,9 +51,11 @@ class MemoryOperations:
     """The tables of operations as a dictionary.
 
     :param clock: the database's clock.
+    :param outage: returns the error with which every method fails; None while the database is there.
     """
 
     _clock: IReactorTime
+    _outage: Callable[[], NovasvcError | None] = lambda: None
     _rows: dict[int, _Row] = attrs.field(factory=dict, init=False)
     _last_id: int = attrs.field(default=0, init=False)
 
@@ -69,11 +74,11 @@ class MemoryOperations:
             self._rows[row.id] = row
             return self._operation(row)
 
-        return maybeDeferred(begin)
+        return self._answer(begin)
 
     def read(self, operation: int) -> Deferred[Operation]:
         """Read an operation."""
-        return maybeDeferred(lambda: self._operation(self._row(operation)))
+        return self._answer(lambda: self._operation(self._row(operation)))
 
     def nodes(self, operation: int) -> Deferred[Nodes]:
         """Read the nodes of an operation."""
@@ -81,12 +86,12 @@ class MemoryOperations:
         def read() -> Nodes:
             return sorted(self._row(operation).nodes.values(), key=lambda node: node.position)
 
-        return maybeDeferred(read)
+        return self._answer(read)
 
     def list(self, limit: int) -> Deferred[Operations]:
         """Read the latest operations."""
         latest = sorted(self._rows, reverse=True)[:limit]
-        return maybeDeferred(lambda: [self._operation(self._rows[number]) for number in latest])
+        return self._answer(lambda: [self._operation(self._rows[number]) for number in latest])
 
     def resume(self, operation: int, owner: str, operator: str, skip_failed: bool) -> Deferred[Operation]:  # noqa: FBT001
         """Take over an operation."""
@@ -106,7 +111,7 @@ class MemoryOperations:
             row.state, row.reason, row.ended, row.heard = "running", None, None, self._clock.seconds()
             return self._operation(row)
 
-        return maybeDeferred(resume)
+        return self._answer(resume)
 
     def note(self, operation: int, owner: str, changes: Sequence[NodeChange]) -> Deferred[None]:
         """Write how nodes have come on."""
@@ -122,11 +127,11 @@ class MemoryOperations:
                     incarnation=change.incarnation,
                 )
 
-        return maybeDeferred(note)
+        return self._answer(note)
 
     def end(self, operation: int, owner: str, state: OperationState, reason: str | None) -> Deferred[None]:
         """End an operation."""
-        return maybeDeferred(lambda: self._end(self._owned(operation, owner), state, reason))
+        return self._answer(lambda: self._end(self._owned(operation, owner), state, reason))
 
     def abort(self, operation: int, operator: str) -> Deferred[Operation]:
         """End an operation for good."""
@@ -137,7 +142,16 @@ class MemoryOperations:
             self._end(row, "aborted", f"aborted by {operator}")
             return self._operation(row)
 
-        return maybeDeferred(abort)
+        return self._answer(abort)
+
+    def _answer(self, operation: Callable[[], _T]) -> Deferred[_T]:
+        def answer() -> _T:
+            outage = self._outage()
+            if outage is not None:
+                raise outage
+            return operation()
+
+        return maybeDeferred(answer)
 
     def _end(self, row: _Row, state: OperationState, reason: str | None) -> None:
         row.state, row.reason, row.owner = state, reason, None
