@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger, LogLevel
@@ -263,5 +264,5 @@ class OperationRun:
 
     async def _store_interruption(self) -> None:
         ending = self.store.end(self.operation.id, self._owner, "halted", "interrupted")
-        with suppress(NovasvcError, CancelledError):
+        with suppress(NovasvcError, CancelledError, DeferredTimeoutError):
             await ending.addTimeout(_INTERRUPTED_TIMEOUT, self.clock)

@@ -188,7 +188,7 @@ class StandInAPI:
 
     @rpc.expose(namespace="node", version="1.0")
     def drain(self, context: RequestContext) -> None:
-        self._take("drain", lambda: self._process.drain())
+        self._take("drain", self._process.drain)
 
     @rpc.expose(namespace="node", version="1.2", expected=(StateError,))
     def restart(self, context: RequestContext, incarnation: int | None = None) -> None:
