@@ -168,7 +168,8 @@ async def _restart(attempt: Attempt) -> str:
             seen = "it has not restarted"
         else:
             healthy, seen = _judge(status)
-            return f"incarnation {number_of(now)}" if healthy else None
+            number = number_of(now)
+            return None if not healthy else "restarted" if number is None else f"incarnation {number}"
         return None
 
     return await attempt.patience.until(restarted, lambda: seen)

@@ -12,7 +12,6 @@ import attrs
 
 from novasvc.registry.operation import Nodes, OperationNode
 from novasvc.registry.record import ServiceRecord
-from novasvc.telemetry.logs import pluralize
 
 MAX_CONCURRENT = 100
 """Nodes under way at a time, however large a wave is."""
@@ -166,5 +165,5 @@ def _reason_to_halt(failed: Nodes, limits: Limits) -> str:
     if limits.canary and any(node.wave == 0 for node in failed):
         return f"the canary failed: {names}"
     if len(failed) > limits.max_failures:
-        return f"{pluralize(len(failed), 'node')} failed, and {limits.max_failures} may: {names}"
+        return f"{len(failed)} failed, and {limits.max_failures} may: {names}"
     return ""

@@ -125,7 +125,7 @@ class NextTests(SynchronousTestCase):
         self.assertEqual(self.after("dffrp", max_failures=1), Wait())
         action = self.after("dffdp", max_failures=1)
         assert isinstance(action, Halt)
-        self.assertEqual(action.reason, "2 nodes failed, and 1 may: novasvc-agent@h1, novasvc-agent@h2")
+        self.assertEqual(action.reason, "2 failed, and 1 may: novasvc-agent@h1, novasvc-agent@h2")
 
     def test_last_fails(self) -> None:
         """If no node is left, the operation is finished, with its failures."""

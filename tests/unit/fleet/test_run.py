@@ -63,7 +63,7 @@ class RestartTests(FleetRig):
         ended = self.finish(self.begin("restart", max_failures=2))
         self.assertEqual((ended.state, self.states(ended)), ("halted", "dffdfppp"))
         self.assertEqual(ended.counts, {"done": 2, "failed": 3, "pending": 3, "running": 0, "skipped": 0})
-        self.assertIn("3 nodes failed, and 2 may", ended.reason or "")
+        self.assertIn("3 failed, and 2 may", ended.reason or "")
         self.assertEqual(self.details(ended), ["its start failed: init_host: no disk"] * 3)
 
     def test_within_budget(self) -> None:
