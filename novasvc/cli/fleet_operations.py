@@ -1,7 +1,5 @@
 """Begin, resume and run operations on the fleet for a command."""
 
-import signal
-import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +7,7 @@ from typing import Any
 import click
 from twisted.internet.defer import CancelledError
 
+from novasvc.cli.confirmation import confirm
 from novasvc.cli.fleet_connections import FleetConnections
 from novasvc.cli.fleet_display import FleetDisplay, LeftOut
 from novasvc.cli.fleet_options import who_operates
@@ -78,7 +77,7 @@ async def operate(
         if dry_run:
             return 0
         if not yes:
-            _confirm(f"{KINDS[kind].verb} {len(nodes)} of {len(records)} services?")
+            confirm(f"{KINDS[kind].verb} {len(nodes)} of {len(records)} services?")
         owner, operator = str(uuid.uuid4()), who_operates()
         stored = {**limits.to_json(), **(options or {})}
         request = OperationRequest(kind=kind, options=stored, owner=owner, operator=operator, nodes=nodes)
@@ -129,20 +128,3 @@ def _left_out(chosen: Sequence[ServiceRecord], service_down_time: float) -> list
         elif not is_up(record, service_down_time):
             found.append(LeftOut(record, "it is down" + (" (forced)" if record.forced_down else "")))
     return found
-
-
-def _confirm(question: str) -> None:
-    """Ask the operator.
-
-    :raises UsageError: there is no terminal to ask on.
-    :raises Abort: the answer is no, or Ctrl-C.
-    """
-    if not sys.stdin.isatty():
-        message = "Without a terminal to confirm on, add --yes."
-        raise click.UsageError(message, click.get_current_context(silent=True))
-    # The reactor's handler would only note the signal: the terminal is read here.
-    former = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        click.confirm(question, abort=True)
-    finally:
-        signal.signal(signal.SIGINT, former)

@@ -16,9 +16,10 @@ from novasvc.interfaces import IServiceRegistry
 from novasvc.registry.errors import DatabaseConflictError, DatabaseError, DatabaseLockedError, MigrationNeededError
 from novasvc.registry.incarnation import ServiceStart, ServiceState
 from novasvc.registry.lease import LeaseRequest, Leases
+from novasvc.registry.purge import MAX_BATCH, PurgedRows, PurgeRequest
 from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
 from novasvc.registry.record import Records, ServiceChanges, ServiceRecord
-from novasvc.registry.sql import leases, rows, sqlite
+from novasvc.registry.sql import leases, purge, rows, sqlite
 from novasvc.registry.sql import migrate as migration
 from novasvc.registry.sql.address import DatabaseAddress
 from novasvc.registry.sql.beats import BeatBatches
@@ -159,6 +160,17 @@ class ServiceRegistry:
     def delete(self, service_id: int) -> Deferred[None]:
         """See IServiceRegistry."""
         return self._engine.run(lambda connection: rows.delete(connection, service_id))
+
+    def find_purgeable(self, request: PurgeRequest, after: int) -> Deferred[PurgedRows]:
+        """Read at most MAX_BATCH rows that :meth:`purge` would delete.
+
+        :param after: only rows with a greater id.
+        """
+        return self._engine.run(lambda connection: purge.find(connection, request, after, MAX_BATCH))
+
+    def purge(self, request: PurgeRequest) -> Deferred[PurgedRows]:
+        """Delete at most MAX_BATCH rows for good; return them. Call it until there are none."""
+        return self._engine.run(lambda connection: purge.purge(connection, request, 0, MAX_BATCH))
 
     def hold_leases(self, request: LeaseRequest) -> Deferred[Leases]:
         """See IServiceRegistry."""
