@@ -119,6 +119,7 @@ class Process(MultiService):
     :param environ: has systemd's variables; None is os.environ.
     :param schedule_exit: called with the number of the signal and the seconds until the forced exit, as
         :func:`schedule_forced_exit` is.
+    :param run_again: stops the reactor, and runs the program again; see :func:`novasvc.run.restart.restart_process`.
     :ivar signo: the signal that ends the process; None if none has come.
     :ivar stopping_now: an immediate stop was requested.
     """
@@ -132,6 +133,7 @@ class Process(MultiService):
         *,
         environ: Mapping[str, str] | None = None,
         schedule_exit: Callable[[int, float], object] = schedule_forced_exit,
+        run_again: Callable[[Any, Callable[[], bool]], object] = restart_process,
     ) -> None:
         super().__init__()
         environ = os.environ if environ is None else environ
@@ -141,6 +143,7 @@ class Process(MultiService):
         self._restart = restart
         self._grace = grace
         self._schedule_exit = schedule_exit
+        self._run_again = run_again
         self._restarts_under_way = 0
         self._reloads_ended = 0
         self._reload_problem: str | None = None
@@ -267,7 +270,7 @@ class Process(MultiService):
         if grace := self._grace():
             self._drain_timer = self._reactor.callLater(grace, self._drain_timed_out, grace)
             self._schedule_restart(grace + KILL_DELAY)
-        restart_process(self._reactor, self._is_restarting)
+        self._run_again(self._reactor, self._is_restarting)
 
     def _is_restarting(self) -> bool:
         return self._executes_again and self.signo is None
