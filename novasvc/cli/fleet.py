@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from novasvc.cli.command_context import CommandContext, pass_command_context
-from novasvc.cli.fleet_connections import FleetConnections, with_fleet
+from novasvc.cli.fleet_connections import FleetConnections
 from novasvc.cli.fleet_history import abort, list_, show
 from novasvc.cli.fleet_options import json_option, operation_options
 from novasvc.cli.fleet_ping import ping
@@ -34,7 +34,7 @@ def _operate(context: CommandContext, kind: str, given: Mapping[str, Any], **opt
     async def work(connections: FleetConnections) -> int:
         return await operate(connections, kind, options=options, **given)
 
-    return with_fleet(context.configuration.settings, work)
+    return context.with_fleet(work)
 
 
 @fleet.command()
@@ -102,7 +102,7 @@ def resume(context: CommandContext, operation: int, skip_failed: bool, as_json: 
     async def work(connections: FleetConnections) -> int:
         return await resume(connections, operation, skip_failed=skip_failed, as_json=as_json)
 
-    return with_fleet(context.configuration.settings, work)
+    return context.with_fleet(work)
 
 
 for _command in (ping, list_, show, abort):

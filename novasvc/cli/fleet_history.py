@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from novasvc.cli.command_context import CommandContext, pass_command_context
-from novasvc.cli.fleet_connections import FleetConnections, with_fleet
+from novasvc.cli.fleet_connections import FleetConnections
 from novasvc.cli.fleet_options import who_operates
 from novasvc.cli.output import Output, output_options, printable
 from novasvc.registry.operation import Nodes, Operation
@@ -27,7 +27,7 @@ def list_(context: CommandContext, limit: int, output: Output) -> None:
         found: list[Operation] = await connections.store.list(limit)
         return found
 
-    output.write_list(COLUMNS, [row(each) for each in with_fleet(context.configuration.settings, read)])
+    output.write_list(COLUMNS, [row(each) for each in context.with_fleet(read)])
 
 
 @click.command()
@@ -41,7 +41,7 @@ def show(context: CommandContext, operation: int, state: str | None, output: Out
     async def read(connections: FleetConnections) -> tuple[Operation, Nodes]:
         return await connections.store.read(operation), await connections.store.nodes(operation)
 
-    found, nodes = with_fleet(context.configuration.settings, read)
+    found, nodes = context.with_fleet(read)
     rows = [
         {
             "Wave": node.wave + 1,
@@ -76,7 +76,7 @@ def abort(context: CommandContext, operation: int) -> None:
         ended: Operation = await connections.store.abort(operation, who_operates())
         return ended
 
-    ended = with_fleet(context.configuration.settings, end)
+    ended = context.with_fleet(end)
     counts = ended.counts
     click.echo(
         f"operation {ended.id} is aborted: {counts['done']} done, {counts['failed']} failed, {_left(ended)} left"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from novasvc.cli.command_context import CommandContext, pass_command_context
-from novasvc.cli.fleet_connections import FleetConnections, with_fleet
+from novasvc.cli.fleet_connections import FleetConnections
 from novasvc.cli.fleet_options import json_option, selection_options
 from novasvc.cli.output import printable
 from novasvc.cli.progress import ProgressBar
@@ -32,9 +32,7 @@ def ping(context: CommandContext, timeout: float, as_json: bool, selection: Sele
 
     Services that are down are pinged as well. The exit status is 1 if a service does not respond.
     """
-    return with_fleet(
-        context.configuration.settings, lambda connections: ping_fleet(connections, selection, timeout, as_json=as_json)
-    )
+    return context.with_fleet(lambda connections: ping_fleet(connections, selection, timeout, as_json=as_json))
 
 
 async def ping_fleet(connections: FleetConnections, selection: Selection, seconds: float, *, as_json: bool) -> int:
