@@ -13,6 +13,7 @@ from novasvc.cli.output import Output, output_options, printable
 from novasvc.cli.service_purge import purge
 from novasvc.cli.service_selector import ServiceSelector, selector_options
 from novasvc.cli.suggestion import SuggestingGroup
+from novasvc.cli.verdicts import confirm_down, verdicts
 from novasvc.interfaces import IServiceRegistry
 from novasvc.registry.liveness import is_up
 from novasvc.registry.query import ServicePage, ServiceQuery, Sort
@@ -34,6 +35,8 @@ def service() -> None:
 
 
 service.add_command(purge)
+service.add_command(verdicts)
+service.add_command(confirm_down)
 
 
 @service.command("list")

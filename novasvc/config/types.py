@@ -75,6 +75,13 @@ def _number(value: object) -> float:
     return float(value)
 
 
+def _share(value: object) -> float:
+    share = _number(value)
+    if not 0 <= share <= 1:
+        raise ValueError
+    return share
+
+
 def _boolean(value: object) -> bool:
     if not isinstance(value, bool):
         raise ValueError  # noqa: TRY004
@@ -221,6 +228,7 @@ _classes, _names, _identities = _list_of(_class, "class"), _list_of(_name, "name
 
 INTEGER = ValueType("a whole number", lambda text: _integer(int(text)), _integer)
 NUMBER = ValueType("a number", lambda text: _number(float(text)), _number)
+SHARE = ValueType("a number from 0 to 1", lambda text: _share(float(text)), _share)
 BOOLEAN = ValueType("true or false", _boolean_from_text, _boolean)
 PATH = ValueType("a path", _path, _path)
 NAME = ValueType("a name of 1 to 255 letters, digits, dots, dashes and underscores", _name, _name)

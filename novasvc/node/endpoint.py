@@ -59,8 +59,9 @@ class NodeAPI:
         """Describe the node's state, tasks, methods, workers, events and health.
 
         :return: {"host", "binary", "topic", "version": novasvc's, "service_version": int, "pid": int, "worker": int or
-            None, "state", "started_at": ISO 8601 in UTC or None, "uptime": seconds or None, "in_flight": calls,
-            "tasks": see :func:`task_row`, "methods": see :func:`method_rows`, "calls": the oldest CALLS as
+            None, "state", "incarnation": int or None, "fenced": why it takes in nothing, or None, "started_at": ISO
+            8601 in UTC or None, "uptime": seconds or None, "in_flight": calls, "tasks": see :func:`task_row`,
+            "methods": see :func:`method_rows`, "calls": the oldest CALLS as
             :meth:`novasvc.rpc.Server.running_calls` has them, without this one, "workers": as ISupervisor.workers has
             them, [] without a supervisor, "events": the last ones last, {"time": ISO 8601 in UTC, "kind", "text"},
             "health": see :data:`novasvc.node.health.Check`}.
@@ -81,6 +82,8 @@ class NodeAPI:
             "pid": os.getpid(),
             "worker": node.runtime.worker,
             "state": node.lifecycle.state,
+            "incarnation": node.registration.number,
+            "fenced": node.fence.reason,
             "started_at": None if uptime is None else iso_time(time.time() - uptime),
             "uptime": uptime,
             "in_flight": 0 if server is None else server.in_flight,
@@ -131,6 +134,16 @@ class NodeAPI:
         _log.info("running task {task} on request", task=name)
         self._node.tasks.begin(name)
         return {"started": True}
+
+    @expose(namespace="node", version="1.2", idempotent=True)
+    def twin_refused(self, context: RequestContext, machine: str, incarnation: int) -> None:
+        """Note that another start of this service was refused, because this one is alive.
+
+        :param machine: name of the machine of the other start.
+        :param incarnation: number of this one.
+        """
+        if incarnation == self._node.registration.number:
+            self._node.registration.note_refused(truncated(machine))
 
     @expose(namespace="node", version="1.2", idempotent=True)
     async def status(self, context: RequestContext) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from typing import Any
 
 from novasvc.api.access import Access
 from novasvc.api.backend import Backend
+from novasvc.api.fleet_reader import FleetReader
 from novasvc.api.page.actions import ActionPages
 from novasvc.api.page.assets import Assets
 from novasvc.api.page.calls import call_node
@@ -31,11 +32,8 @@ def make_page_resources(backend: Backend, access: Access) -> dict[bytes, Any]:
 
     :return: resources by the first segment of their paths.
     """
-
-    async def read() -> list[ServiceRecord]:
-        return await backend.registry.list(None, None, None)
-
-    watch = Watch(read, backend.reactor, backend.settings.service_down_time)
+    fleet = FleetReader(backend)
+    watch = Watch(fleet.read, backend.reactor, backend.settings.service_down_time)
     assets = Assets()
     renderer = Renderer(assets)
     pages = Pages(renderer, access)

@@ -296,7 +296,7 @@ class PingTests(FleetCase):
 
         clock = self.clock
         self.calls = Slow(self.client, self.clock)
-        self.registry._rows = [make_record(number) for number in range(10_000)]
+        self.registry._by_id = {number: make_record(number) for number in range(10_000)}
         self.assertEqual(self.ping(), 0)
         self.assertEqual(most, 100)
         (line,) = self.lines()
