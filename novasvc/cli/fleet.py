@@ -10,6 +10,7 @@ from novasvc.cli.fleet_connections import FleetConnections
 from novasvc.cli.fleet_history import abort, list_, show
 from novasvc.cli.fleet_options import json_option, operation_options
 from novasvc.cli.fleet_ping import ping
+from novasvc.cli.fleet_versions import versions
 from novasvc.cli.suggestion import SuggestingGroup
 
 _MAX_REASON_LENGTH = 255
@@ -105,5 +106,5 @@ def resume(context: CommandContext, operation: int, skip_failed: bool, as_json: 
     return context.with_fleet(work)
 
 
-for _command in (ping, list_, show, abort):
+for _command in (ping, versions, list_, show, abort):
     fleet.add_command(_command)
