@@ -86,7 +86,12 @@ class NodeCalls:
         if record.topic is None:
             raise NodeFailedError("it serves no topic, so it cannot be called")
         client = self._client.prepare(
-            topic=record.topic, server=record.host, namespace=namespace, version=version, timeout=seconds
+            topic=record.topic,
+            server=record.host,
+            namespace=namespace,
+            version=version,
+            timeout=seconds,
+            check_liveness=False,  # to ask the node itself is the purpose
         )
         return await client.call(RequestContext.admin(), method, **args)
 
