@@ -1,9 +1,9 @@
-"""The RPC namespace "node", which every node serves: inspect the node, run a task, drain."""
+"""The RPC namespace "node", which every node serves: inspect the node, run a task, drain, reload, restart."""
 
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -13,12 +13,15 @@ from twisted.logger import Logger
 from novasvc._version import __version__
 from novasvc.context import RequestContext
 from novasvc.errors import StateError
+from novasvc.interfaces import IProcessControl
+from novasvc.node.process_control import process_control
 from novasvc.periodic.errors import UnknownTaskError
 from novasvc.periodic.task import TaskStats
 from novasvc.rpc import Server, expose
 from novasvc.rpc.contracts.description import describe_errors, describe_methods
 from novasvc.rpc.endpoint import Method
 from novasvc.rpc.events.declare import describe_handlers
+from novasvc.rpc.identity.allowed import OPERATORS
 from novasvc.telemetry import flight
 from novasvc.telemetry.metrics import MethodMetrics
 from novasvc.telemetry.timestamps import iso_time
@@ -142,7 +145,75 @@ class NodeAPI:
         if incarnation == self._node.registration.number:
             self._node.registration.note_refused(truncated(machine))
 
-    @expose(namespace="node", version="1.0", expected=(SupervisionError,))
+    @expose(namespace="node", version="1.2", idempotent=True)
+    async def status(self, context: RequestContext) -> dict[str, Any]:
+        """Tell whether the node works, and how its reloads went: the part of :meth:`describe` that operations need.
+
+        :return: {"host", "binary", "topic", "version": novasvc's, "service_version": int, "pid": int, "worker": int or
+            None, "state", "incarnation": int or None, "uptime": seconds or None, "problems": [the detail of each
+            health check that fails], "reloads": see :meth:`novasvc.interfaces.ISupervisor.reload_report`, or None if
+            its process cannot reload}.
+        """
+        node = self._node
+        since = node.running_since
+        asking = Deferred.fromCoroutine(self._reloads())
+        checks = await node.health.checks()
+        return {
+            "host": node.identity.host,
+            "binary": node.identity.binary,
+            "topic": node.topic,
+            "version": __version__,
+            "service_version": node.identity.version,
+            "pid": os.getpid(),
+            "worker": node.runtime.worker,
+            "state": node.lifecycle.state,
+            "incarnation": _incarnation(node),
+            "uptime": None if since is None else node.runtime.reactor.seconds() - since,
+            "problems": [f"{check['name']}: {check['detail']}" for check in checks if not check["ready"]],
+            "reloads": await asking,
+        }
+
+    @expose(namespace="node", version="1.2", expected=(SupervisionError, StateError), allow=OPERATORS)
+    async def reload(self, context: RequestContext) -> dict[str, Any]:
+        """Begin to reload: the supervisor replaces its workers, or the process starts its services anew.
+
+        The call is answered at once; ``reloads`` of :meth:`status` tells the end.
+
+        :return: {"reloading": "supervisor" or "process"}.
+        :raises SupervisionError: the supervisor cannot be reached, or the reload cannot begin; its text says why.
+        :raises StateError: the process is part of another application.
+        """
+        _log.warn("{node} was asked to reload", node=self._node.identity)
+        if self._node.runtime.worker is not None:
+            await self._ask("reload", wait=False)
+            return {"reloading": "supervisor"}
+        self._after_the_answer(self._control("reload").begin_reload)
+        return {"reloading": "process"}
+
+    @expose(namespace="node", version="1.2", expected=(SupervisionError, StateError), allow=OPERATORS)
+    async def restart(self, context: RequestContext, incarnation: int | None = None) -> dict[str, Any]:
+        """Drain, and run the same program again in place of the process, or of the supervisor with all its workers.
+
+        The call is answered before.
+
+        :param incarnation: restart only if this is the node's incarnation: a restart that is repeated, because its
+            answer was lost, then does not happen twice.
+        :return: {"restarting": "supervisor" or "process"}.
+        :raises SupervisionError: the supervisor cannot be reached.
+        :raises StateError: the node is another incarnation, or the process is part of another application.
+        """
+        node = self._node
+        own = _incarnation(node)
+        if incarnation is not None and incarnation != own:
+            raise StateError(f"node {node.identity}", f"incarnation {own}", f"restart as incarnation {incarnation}")
+        _log.warn("{node} was asked to restart", node=node.identity)
+        if node.runtime.worker is not None:
+            await self._ask("restart")
+            return {"restarting": "supervisor"}
+        self._after_the_answer(self._control("restart").restart)
+        return {"restarting": "process"}
+
+    @expose(namespace="node", version="1.0", expected=(SupervisionError,), allow=OPERATORS)
     async def drain(self, context: RequestContext) -> dict[str, Any]:
         """Drain and stop: the supervisor with all workers, or the process, or only this service.
 
@@ -158,9 +229,18 @@ class NodeAPI:
             await self._ask("drain")
             return {"draining": "supervisor"}
         own = is_taken(signal.SIGTERM)
-        # Not now: a draining node waits for its calls, and this is one of them.
-        node.runtime.reactor.callLater(0, _end_process if own else self._stop)
+        self._after_the_answer(_end_process if own else self._stop)
         return {"draining": "process" if own else "service"}
+
+    def _after_the_answer(self, function: Callable[[], object]) -> None:
+        # Not now: a draining node waits for its calls, and this is one of them.
+        self._node.runtime.reactor.callLater(0, function)
+
+    def _control(self, wanted: str) -> IProcessControl:
+        control = process_control.get(self._node.runtime.reactor)
+        if control is None:
+            raise StateError(f"node {self._node.identity}", "part of another application", f"{wanted} its process")
+        return control
 
     def _stop(self) -> None:
         stopping = self._node.lifecycle.stop()
@@ -176,9 +256,26 @@ class NodeAPI:
             return []
         return rows
 
-    async def _ask(self, command: str) -> Any:
+    async def _reloads(self) -> dict[str, Any] | None:
+        if self._node.runtime.worker is None:
+            control = process_control.get(self._node.runtime.reactor)
+            return None if control is None else control.reload_report()
+        try:
+            told: dict[str, Any] = await self._ask("who")
+        except SupervisionError as error:
+            _log.warn("the supervisor does not tell of its reloads: {error}", error=error)
+            return None
+        return told.get("reloads")
+
+    async def _ask(self, command: str, **arguments: Any) -> Any:
         runtime = self._node.runtime
-        return await inquiry.ask(runtime.reactor, runtime.settings.control_socket, command, timeout=_PATIENCE)
+        path = runtime.settings.control_socket
+        return await inquiry.ask(runtime.reactor, path, command, timeout=_PATIENCE, **arguments)
+
+
+def _incarnation(node: "Node") -> int | None:
+    record = node.record
+    return None if record is None or record.incarnation is None else record.incarnation.number
 
 
 def task_row(task: TaskStats, now: float) -> dict[str, Any]:
