@@ -1,6 +1,6 @@
 """Replace the queues of one topic."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,8 @@ LOOK = 0.25
 BATCH = 500
 """Queues that are replaced at the same time."""
 _EVENTS = "_events"
+_LONGEST = 255
+"""Octets of a name (AMQP 0-9-1, shortstr)."""
 
 
 @attrs.define(eq=False)
@@ -29,6 +31,7 @@ class TopicMigration:
     """Replaces the queues of one topic.
 
     :param report: called with each step when it begins.
+    :param mark: called before the first change; see Note [Accepted names] in existing.
     :param replaced: the queues that are replaced are added to it.
     """
 
@@ -36,6 +39,7 @@ class TopicMigration:
     _request: Request
     _topic: str
     _report: Callable[[Step], None]
+    _mark: Callable[[], Awaitable[None]]
     _replaced: list[str]
     _orders: Orders = attrs.field(init=False)
     _routes: dict[str, Route] = attrs.field(factory=dict, init=False)
@@ -62,6 +66,12 @@ class TopicMigration:
             self._routes.setdefault(queue, Route(queue, self._request.exchange, (queue,), self._session.options))
         events = f"{self._topic}{_EVENTS}"
         own = [queue for queue in self._routes if queue in {self._topic, events} or queue.startswith(f"{self._topic}.")]
+        for queue in own:
+            if len(self._routes[queue].interim_exchange.encode()) > _LONGEST:
+                problem = "its name is too long: names made of it would have more than 255 octets"
+                raise NothingToMigrateError(
+                    f"queue {queue}", problem, "restart its service with the new settings instead"
+                )
         return sorted(own, key=lambda queue: (queue not in {self._topic, events}, queue))
 
     async def _replace_some(self, names: Sequence[str]) -> None:
@@ -79,6 +89,8 @@ class TopicMigration:
             return
         if old:
             await self._check(old)
+        if begun:
+            await self._mark()
         if old:
             await self._empty(old)
         if begun:
