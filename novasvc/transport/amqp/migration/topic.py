@@ -19,7 +19,7 @@ from novasvc.transport.errors import MigrationStalledError, NothingToMigrateErro
 
 LOOK = 0.25
 """Seconds between two looks at the queues."""
-BATCH = 500
+BATCH = 100
 """Queues that are replaced at the same time."""
 _EVENTS = "_events"
 _LONGEST = 255
