@@ -9,7 +9,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from novasvc.api.errors import APIError
-from novasvc.api.service_status import ServiceStatus, Totals, count_totals, service_state, visible_fields
+from novasvc.api.service_status import ServiceStatus, Totals, assess, count_totals, status_of
 from novasvc.api.timeline import Event, Timeline, events_of
 from novasvc.errors import NovasvcError
 from novasvc.registry.record import ServiceRecord
@@ -45,6 +45,8 @@ class Watch(Service):
         """Random id of this watch. Versions of another watch or process are not comparable."""
         self.version = 0
         """The number of successful reads."""
+        self.members = 0
+        """The version in which a service was added or removed last."""
         self.totals = Totals()
         self.trouble = "the registry has not been read yet"
         """Why the last read failed; "" if it succeeded."""
@@ -217,16 +219,15 @@ class Watch(Service):
         self._read_at = self._clock.seconds()
         before, after = self._services, {}
         events: list[Event] = []
-        for record in records:
+        for record, assessment in assess(records, self._down_time):
             seen = before.get(record.id)
-            state = service_state(record, self._down_time)
-            if seen is not None and seen.state == state and visible_fields(seen.record) == visible_fields(record):
-                after[record.id] = ServiceStatus(record, state, seen.changed)
-                continue
-            after[record.id] = service = ServiceStatus(record, state, self.version)
-            events += ((kind, service, why) for kind, why in events_of(seen, service))
+            after[record.id] = service = status_of(record, assessment, seen, self._read_at, self.version)
+            if service.turned == self.version:
+                events += ((kind, service, why) for kind, why in events_of(seen, service))
         for number in before.keys() - after.keys():
             events.append(("deleted", before[number], ""))
+        if before.keys() != after.keys():
+            self.members = self.version
         self._services = after
         self.totals = count_totals(after.values())
         if self.version > 1:  # the first read only sets the baseline

@@ -13,7 +13,10 @@ from novasvc.api.page.fleet import FleetPage
 from novasvc.api.page.leases import LeasesPage
 from novasvc.api.page.login import LoginPage
 from novasvc.api.page.node import NodePage
+from novasvc.api.page.overview import Overview
 from novasvc.api.page.pages import Pages
+from novasvc.api.page.problems import find_problems
+from novasvc.api.page.query import Query
 from novasvc.api.page.rendering import Renderer
 from novasvc.api.page.stream import EventStreams
 from novasvc.api.page.view import Views
@@ -40,7 +43,8 @@ def make_page_resources(backend: Backend, access: Access) -> dict[bytes, Any]:
     renderer = Renderer(assets)
     pages = Pages(renderer, access)
     views = Views(watch)
-    streams = EventStreams(watch, views, access, renderer, backend.reactor)
+    overview = Overview(watch, renderer, lambda: find_problems(views.view(Query()).matching), backend.reactor.seconds)
+    streams = EventStreams(watch, views, overview, access, renderer, backend.reactor)
 
     async def describe(record: ServiceRecord) -> Any:
         return await call_node(backend, record, "describe")
@@ -48,9 +52,11 @@ def make_page_resources(backend: Backend, access: Access) -> dict[bytes, Any]:
     descriptions = NodeDescriptions(describe, backend.reactor)
     backend.add_service(watch)
     backend.add_service(streams)
+    fleet = FleetPage(access, watch, views, overview, pages).app.resource()
     login = LoginPage(access, streams, pages, backend.reactor).app.resource()
     return {
-        b"": FleetPage(access, watch, views, pages).app.resource(),
+        b"": fleet,
+        b"s": fleet,
         b"action": ActionPages(backend, access, watch, pages).app.resource(),
         b"node": NodePage(backend, access, watch, descriptions, pages).app.resource(),
         b"leases": LeasesPage(backend, access, pages).app.resource(),

@@ -1,0 +1,151 @@
+"""What is wrong in a fleet: services in trouble, grouped by what is wrong and why, worst first."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from urllib.parse import urlencode
+
+import attrs
+
+from novasvc.api.service_status import SEVERITY, UP, ServiceStatus
+from novasvc.registry.lease import Lease
+
+MAX_PROBLEMS = 20
+"""Problems on a page; fewer than services, because services with the same problem share one."""
+MAX_NAMED = 30
+"""Services that a problem names."""
+
+_LEASE, _NODE = SEVERITY["suspect"], SEVERITY["forced down"]
+_KNOWN = SEVERITY["stopped"]
+"""The severity of what an operator knows: a disabled service that is down as well."""
+_STATE_PARAMETERS = {"forced down": "forced"}
+"""States whose names in URLs are others."""
+
+
+@attrs.frozen
+class Affected:
+    """What has a problem.
+
+    :param name: of a service or lease.
+    :param url: of its page.
+    :param since: since when, in seconds since 1970; None if that is not known.
+    :param detail: what is particular about it, or "".
+    """
+
+    name: str
+    url: str
+    since: float | None = None
+    detail: str = ""
+
+
+@attrs.frozen
+class Problem:
+    """One problem, of one or more services.
+
+    :param look: selects its icon and colour; see :attr:`ServiceStatus.look`.
+    :param title: what is wrong: "down".
+    :param why: why; "" if that is not known.
+    :param affected: the first MAX_NAMED that have it.
+    :param count: the number of all that have it.
+    :param url: of all that have it; "" if there is no such page.
+    """
+
+    look: str
+    title: str
+    why: str
+    affected: tuple[Affected, ...]
+    count: int
+    url: str = ""
+
+
+@attrs.frozen
+class Problems:
+    """The problems of a fleet.
+
+    :param shown: the worst MAX_PROBLEMS, worst first.
+    :param count: the number of all.
+    """
+
+    shown: tuple[Problem, ...] = ()
+    count: int = 0
+
+
+@attrs.frozen
+class NodeReport:
+    """What a node says is wrong in it, although it sends heartbeats.
+
+    :param title: what is wrong: "worker crashes".
+    :param why: details, or "".
+    :param since: in seconds since 1970; None if unknown.
+    """
+
+    title: str
+    why: str
+    since: float | None = None
+
+
+def find_problems(
+    services: Iterable[ServiceStatus],
+    leases: Iterable[tuple[Lease, float | None]] = (),
+    reports: Mapping[int, Sequence[NodeReport]] | None = None,
+) -> Problems:
+    """Find the problems of a fleet.
+
+    :param services: in the order in which they are named.
+    :param leases: all leases, and since when each is free.
+    :param reports: by id of the service.
+    """
+    groups: dict[tuple[int, str, str, str], list[Affected]] = {}
+    reports = reports or {}
+    for service in services:
+        look, record = service.look, service.record
+        address = f"/s/{record.id}"
+        if look not in {UP, "draining", "starting"}:
+            why, severity, since = service.reason, SEVERITY[look], service.since
+            if look == "disabled":
+                why, since = record.disabled_reason or "no reason given", service.disabled_since
+            elif record.disabled:
+                why = f"{why}; disabled: {record.disabled_reason or 'no reason given'}"
+                severity = max(severity, _KNOWN)
+            groups.setdefault((severity, look, look, why), []).append(Affected(service.name, address, since))
+        for report in reports.get(record.id, ()):
+            affected = Affected(service.name, address, report.since, report.why)
+            groups.setdefault((_NODE, "warn", report.title, ""), []).append(affected)
+    for lease, since in leases:
+        if since is not None:
+            affected = Affected(f"{lease.topic} {lease.task}", "/leases", since)
+            groups.setdefault((_LEASE, "warn", "lease without holder", "no node runs this task now"), []).append(affected)
+    ordered = sorted(groups.items(), key=lambda item: (item[0][0], -len(item[1]), item[0]))
+    shown = tuple(
+        Problem(look, title, why, tuple(affected[:MAX_NAMED]), len(affected), _url(look, why, len(affected)))
+        for (_, look, title, why), affected in ordered[:MAX_PROBLEMS]
+    )
+    return Problems(shown, len(groups))
+
+
+def _url(look: str, why: str, count: int) -> str:
+    if look == "warn" or count == 1:
+        return ""
+    state = _STATE_PARAMETERS.get(look, look)
+    text = why.partition("disabled: ")[2] or (why if look == "disabled" else "")
+    return f"/?{urlencode({'q': text, 'state': state} if text and text != 'no reason given' else {'state': state})}"
+
+
+def headline(services: Iterable[ServiceStatus], problems: Problems) -> str:
+    """Say in one line how the fleet is."""
+    counts = dict.fromkeys(SEVERITY, 0)
+    total = 0
+    for service in services:
+        counts[service.look] += 1
+        total += 1
+    if not total:
+        return "No service has registered yet"
+    everything = f"all {total:,} services are up" if total > 1 else "the one service is up"
+    if not problems.count:
+        return f"Nothing is wrong: {everything}"
+    found = [f"{counts[look]:,} {look}" for look in SEVERITY if counts[look] and look not in _QUIET]
+    found += [problem.title for problem in problems.shown if problem.look == "warn"]
+    found = found or [f"{everything[0].upper()}{everything[1:]}", f"{counts['disabled']:,} disabled"]
+    return ", ".join(found)
+
+
+_QUIET = {UP, "disabled", "draining", "starting"}
+"""Looks that the headline leaves out: they are as somebody wants them."""
