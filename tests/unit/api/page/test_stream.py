@@ -79,6 +79,21 @@ class StreamTests(SynchronousTestCase):
         self.rig.clock.advance(2)
         self.assertEqual((stream.last["cells"], stream.last["entries"]), ([], ""))
 
+    def test_tells_what_is_wrong(self) -> None:
+        """An update has the problems if they have changed, and the squares of services that have."""
+        stream = Stream(self.rig)
+        self.rig.clock.advance(2)
+        self.assertEqual((stream.last["problems"], stream.last["squares"]), (None, []))
+        self.rig.registry.update(1, ServiceChanges(disabled=True, disabled_reason="<i>"))
+        self.rig.clock.advance(2)
+        self.assertEqual(stream.last["squares"], [[1, "o", "h1: disabled, <i>"]])
+        self.assertIn("&lt;i&gt;", stream.last["problems"])
+        self.assertEqual((stream.last["headline"], stream.last["wrong"]), ("The one service is up, 1 disabled", 1))
+        self.rig.registry.update(1, ServiceChanges(disabled=False))
+        self.rig.clock.advance(2)
+        self.assertEqual((stream.last["squares"], stream.last["problems"].strip()), ([[1, "", "h1"]], ""))
+        self.assertEqual(stream.last["headline"], "Nothing is wrong: the one service is up")
+
     def test_comes_back(self) -> None:
         """A reconnecting viewer gets only what changed since its Last-Event-ID."""
         known = Stream(self.rig).messages[0][1]
