@@ -11,7 +11,8 @@ from novasvc.registry.lease import Lease
 MAX_PROBLEMS = 20
 """Problems on a page; fewer than services, because services with the same problem share one."""
 MAX_NAMED = 30
-"""Services that a problem names."""
+"""Services that are named in all, if they are not more; otherwise MOST_OF_FIRST of the first problem, MOST_OF_EACH."""
+MOST_OF_FIRST, MOST_OF_EACH = 12, 6
 
 _LEASE, _NODE = SEVERITY["suspect"], SEVERITY["forced down"]
 _KNOWN = SEVERITY["stopped"]
@@ -43,7 +44,7 @@ class Problem:
     :param look: selects its icon and colour; see :attr:`ServiceStatus.look`.
     :param title: what is wrong: "down".
     :param why: why; "" if that is not known.
-    :param affected: the first MAX_NAMED that have it.
+    :param affected: the first ones that have it.
     :param count: the number of all that have it.
     :param url: of all that have it; "" if there is no such page.
     """
@@ -114,15 +115,16 @@ def find_problems(
             affected = Affected(f"{lease.topic} {lease.task}", "/leases", since)
             groups.setdefault((_LEASE, "warn", "lease without holder", "no node runs this task now"), []).append(affected)
     ordered = sorted(groups.items(), key=lambda item: (item[0][0], -len(item[1]), item[0]))
-    shown = tuple(
-        Problem(look, title, why, tuple(affected[:MAX_NAMED]), len(affected), _url(look, why, len(affected)))
-        for (_, look, title, why), affected in ordered[:MAX_PROBLEMS]
-    )
-    return Problems(shown, len(groups))
+    few = sum(len(affected) for _, affected in ordered) <= MAX_NAMED
+    shown = []
+    for (_, look, title, why), affected in ordered[:MAX_PROBLEMS]:
+        most = MAX_NAMED if few else MOST_OF_EACH if shown else MOST_OF_FIRST
+        shown.append(Problem(look, title, why, tuple(affected[:most]), len(affected), _url(look, why)))
+    return Problems(tuple(shown), len(groups))
 
 
-def _url(look: str, why: str, count: int) -> str:
-    if look == "warn" or count == 1:
+def _url(look: str, why: str) -> str:
+    if look == "warn":
         return ""
     state = _STATE_PARAMETERS.get(look, look)
     text = why.partition("disabled: ")[2] or (why if look == "disabled" else "")
