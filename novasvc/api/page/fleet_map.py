@@ -16,6 +16,8 @@ CODES = {
 
 _SIZES = (120, 600, 2500)
 """Numbers of services up to which squares have the sizes 1 to 3; with more, size 4."""
+_WIDE = 400
+"""A group of more services has the whole width."""
 _BARE = re.compile(r"[A-Za-z0-9_.:-]+")
 """Values of attributes that need no quotes (HTML Standard, "Unquoted attribute value syntax")."""
 
@@ -84,7 +86,8 @@ def _heading(zone: str, binary: str, members: Sequence[ServiceStatus]) -> Markup
     worse = [f"{counts[look]:,} {look}" for look in sorted(counts, key=SEVERITY.__getitem__) if look != "up"]
     said = f"{len(members):,}" + "".join(f", {words}" for words in worse)
     where = Markup("<span class=zone>{}</span> ").format(zone) if zone else ""
-    return Markup("<section><h3>{}{} <span class=hint>{}</span></h3>").format(where, binary, said)
+    wide = Markup(" class=wide") if len(members) > _WIDE else ""
+    return Markup("<section{}><h3>{}{} <span class=hint>{}</span></h3>").format(wide, where, binary, said)
 
 
 def _value(text: str) -> str:

@@ -6,6 +6,7 @@ from novasvc.api.access import Access
 from novasvc.api.backend import Backend
 from novasvc.api.page.actions import ActionPages
 from novasvc.api.page.assets import Assets
+from novasvc.api.page.bulk import BulkPages
 from novasvc.api.page.calls import call_node
 from novasvc.api.page.description import NodeDescriptions
 from novasvc.api.page.events import Events
@@ -24,7 +25,7 @@ from novasvc.api.watch import Watch
 from novasvc.registry.record import ServiceRecord
 
 PAGE_APPS = tuple(
-    resource.app for resource in (FleetPage, NodePage, LeasesPage, ActionPages, LoginPage, Events, Assets)
+    resource.app for resource in (FleetPage, NodePage, LeasesPage, ActionPages, BulkPages, LoginPage, Events, Assets)
 )
 """The Klein apps of the page, for its description."""
 
@@ -58,6 +59,7 @@ def make_page_resources(backend: Backend, access: Access) -> dict[bytes, Any]:
         b"": fleet,
         b"s": fleet,
         b"action": ActionPages(backend, access, watch, pages).app.resource(),
+        b"bulk": BulkPages(backend, access, watch, views, pages).app.resource(),
         b"node": NodePage(backend, access, watch, descriptions, pages).app.resource(),
         b"leases": LeasesPage(backend, access, pages).app.resource(),
         b"login": login,

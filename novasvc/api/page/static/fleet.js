@@ -1,6 +1,7 @@
 // Keeps the page of the fleet up to date.
 
 import { say, sayLive } from "./banner.js";
+import { watchPicking } from "./picking.js";
 import { Source } from "./source.js";
 import { startMap, setSquares } from "./map.js";
 import { now, span } from "./time.js";
@@ -85,9 +86,9 @@ async function loadPart(id) {
     const old = document.getElementById(id);
     if (!fresh) return;
     const focused = old.contains(document.activeElement) ? document.activeElement.id : "";
-    const picked = new Set([...old.querySelectorAll("input[name=id]:checked")].map((box) => box.value));
+    const picked = [...old.querySelectorAll("input:checked")].map((box) => box.id);
     old.replaceWith(fresh);
-    for (const box of fresh.querySelectorAll("input[name=id]")) box.checked = picked.has(box.value);
+    for (const box of picked) document.getElementById(box)?.toggleAttribute("checked", true);
     noteAges(fresh);
     if (id === "map") startMap();
     if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
@@ -124,6 +125,7 @@ export function watchFleet() {
   noteAges(document);
   setInterval(tick, 1000);
   startMap();
+  watchPicking();
   const list = document.getElementById("timeline");
   const source = new Source(grid.dataset.events, `${grid.dataset.since}-${list.dataset.entry}`, {
     news: takeNews,
