@@ -18,6 +18,7 @@ from novasvc.context import RequestContext
 if TYPE_CHECKING:
     from novasvc.middleware.invocation import Invocation
     from novasvc.periodic.term import Term
+    from novasvc.registry.incarnation import ServiceStart, ServiceState
     from novasvc.registry.lease import LeaseRequest, Leases
     from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
     from novasvc.registry.record import Records, ServiceChanges, ServiceRecord
@@ -319,12 +320,48 @@ class IServiceRegistry(Interface):
         :return: Deferred[ServiceRecord].
         """
 
-    def beat(service_id: int) -> Deferred[None]:
+    def begin(start: ServiceStart) -> Deferred[ServiceRecord]:
+        """Begin the next incarnation of (host, binary), and create its row if there is none.
+
+        Of concurrent calls, one wins. A start whose ``owner`` has the latest incarnation already gets that one again,
+        in whatever state it is.
+
+        :param ServiceStart start: what the service says of itself.
+        :return: Deferred[ServiceRecord]: its ``incarnation`` has the number, or is None where incarnations cannot be
+            kept: an older conductor, or a database without our tables. Fails with ServiceTwinError if another start is
+            alive.
+        """
+
+    def beat(service_id: int, incarnation: int | None = None) -> Deferred[None]:
         """Write a heartbeat: add one to report_count and stamp last_seen_up.
 
         :param int service_id: the row's id.
+        :param incarnation: number of the incarnation that lives; None for a service without one, which nothing refuses.
         :return: Deferred[None]; fails with ServiceNotFoundError if the row was deleted. Fails with DatabaseFullError
-            if the database has no space for more rows, even though this row was stamped.
+            if the database has no space for more rows, even though this row was stamped. With an incarnation, it fails
+            with ServiceSupersededError if a later one has begun, or with ServiceForcedDownError while the service is
+            forced down; then nothing was written.
+        """
+
+    def enter(
+        service_id: int,
+        incarnation: int,
+        state: ServiceState,
+        *,
+        until: float | None = None,
+        reason: str | None = None,
+        calls: int = 0,
+    ) -> Deferred[None]:
+        """Write the state of an incarnation. Entering the same state again keeps ``since``, and writes the rest.
+
+        A service that is forced down may say its state, too.
+
+        :param int service_id: the row's id.
+        :param int incarnation: number of the incarnation.
+        :param state: see :class:`novasvc.registry.incarnation.Incarnation`, as for ``reason`` and ``calls``.
+        :param until: seconds from now until the deadline of a drain; None without one.
+        :return: Deferred[None]; fails with ServiceNotFoundError if the row was deleted, or with ServiceSupersededError
+            if a later incarnation has begun.
         """
 
     def prove_writable() -> Deferred[None]:

@@ -91,6 +91,7 @@ environment() {
     bare "$1" "$2"
     # Debian 12's pip installs what has no wheel the old way, which leaves no record of its files.
     "$2/bin/python" -m pip install -q --disable-pip-version-check --upgrade pip >&2
-    "$2/bin/python" -m pip install -q --disable-pip-version-check -e ".[$3]" >&2
+    # Python compiles what it imports, which is a small part of what is installed.
+    "$2/bin/python" -m pip install -q --disable-pip-version-check --no-compile -e ".[$3]" >&2
     printf '%s\n' "$stamp" >"$2/stamp"
 }

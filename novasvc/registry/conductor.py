@@ -13,7 +13,14 @@ from novasvc import rpc
 from novasvc.context import RequestContext
 from novasvc.manager import Manager
 from novasvc.registry.encoding import encode_record, read_query
-from novasvc.registry.errors import DatabaseError, ServiceNotFoundError
+from novasvc.registry.errors import (
+    DatabaseError,
+    ServiceForcedDownError,
+    ServiceNotFoundError,
+    ServiceSupersededError,
+    ServiceTwinError,
+)
+from novasvc.registry.incarnation import ServiceStart, ServiceState
 from novasvc.registry.lease import LeaseRequest
 from novasvc.registry.record import ServiceChanges
 from novasvc.rpc.errors import InvalidArgumentsError
@@ -27,12 +34,21 @@ PROVE_WRITABLE_VERSION = "1.2"
 """The first version with prove_writable."""
 LEASES_VERSION = "1.3"
 """The first version with hold_leases, release_leases and list_leases."""
+INCARNATIONS_VERSION = "1.4"
+"""The first version with begin and enter, and with the argument ``incarnation`` of beat."""
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 def _expose(*, idempotent: bool, version: str = VERSION) -> Callable[[_Method], _Method]:
-    expected = (DatabaseError, ServiceNotFoundError, InvalidArgumentsError)
+    expected = (
+        DatabaseError,
+        ServiceNotFoundError,
+        ServiceTwinError,
+        ServiceSupersededError,
+        ServiceForcedDownError,
+        InvalidArgumentsError,
+    )
     return rpc.expose(namespace=NAMESPACE, version=version, idempotent=idempotent, expected=expected)
 
 
@@ -49,7 +65,8 @@ class Conductor(Manager):
     # finds the row of the first. A second beat counts one too many, and the node was alive. A second
     # delete finds no row, as intended, and ids are never reused. But a second update could undo
     # what an operator has changed since the first, so update is not idempotent. A second hold_leases renews what the
-    # first has taken.
+    # first has taken. A second begin has the owner of the first, and gets the same incarnation. A second enter writes
+    # the same state: a service enters one state after the other, and waits for each.
 
     @_expose(idempotent=True)
     async def register(
@@ -58,10 +75,32 @@ class Conductor(Manager):
         """Return the row of (host, binary), created if there is none."""
         return encode_record(await self.attachments.registry.register(host, binary, topic, version))
 
+    @_expose(version=INCARNATIONS_VERSION, idempotent=True)
+    async def begin(self, context: RequestContext, start: ServiceStart) -> dict[str, Any]:
+        """Begin the next incarnation of a service.
+
+        :param start: an object with the fields of :class:`novasvc.registry.incarnation.ServiceStart`.
+        """
+        return encode_record(await self.attachments.registry.begin(start))
+
     @_expose(idempotent=True)
-    def beat(self, context: RequestContext, service_id: int) -> Deferred[None]:
-        """Write a heartbeat."""
-        return self.attachments.registry.beat(service_id)
+    def beat(self, context: RequestContext, service_id: int, incarnation: int | None = None) -> Deferred[None]:
+        """Write a heartbeat. The argument ``incarnation`` is new in version 1.4."""
+        return self.attachments.registry.beat(service_id, incarnation)
+
+    @_expose(version=INCARNATIONS_VERSION, idempotent=True)
+    def enter(
+        self,
+        context: RequestContext,
+        service_id: int,
+        incarnation: int,
+        state: ServiceState,
+        until: float | None = None,
+        reason: str | None = None,
+        calls: int = 0,
+    ) -> Deferred[None]:
+        """Write the state of an incarnation."""
+        return self.attachments.registry.enter(service_id, incarnation, state, until=until, reason=reason, calls=calls)
 
     @_expose(version=PROVE_WRITABLE_VERSION, idempotent=True)
     def prove_writable(self, context: RequestContext) -> Deferred[None]:

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import attrs
 
+from novasvc.registry.incarnation import Incarnation
 from novasvc.registry.lease import Lease, Leases
 from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
 from novasvc.registry.record import Records, ServiceRecord
@@ -27,6 +28,8 @@ def _fields(kind: Any) -> dict[str, tuple[type, ...]]:
 
 _FIELDS, _QUERY, _TOTALS = _fields(ServiceRecord), _fields(ServiceQuery), _fields(ServiceTotals)
 _LEASE = _fields(Lease)
+_INCARNATION = {**_fields(Incarnation), "tags": (list,)}
+del _FIELDS["incarnation"]  # an older conductor does not send it
 
 
 def check_type(name: str, value: Any, types: tuple[type, ...]) -> Any:
@@ -65,7 +68,16 @@ def _read_fields(name: str, value: Any, fields: Mapping[str, tuple[type, ...]]) 
 
 def read_record(value: Any) -> ServiceRecord:
     """Decode a row."""
-    return ServiceRecord(**_read_fields("row", value, _FIELDS))
+    row = _read_fields("row", value, _FIELDS)
+    incarnation = value.get("incarnation")
+    return ServiceRecord(**row, incarnation=None if incarnation is None else read_incarnation(incarnation))
+
+
+def read_incarnation(value: Any) -> Incarnation:
+    """Decode the incarnation of a row."""
+    fields = _read_fields("incarnation", value, _INCARNATION)
+    tags = tuple(check_type("tag", tag, (str,)) for tag in fields.pop("tags"))
+    return Incarnation(**fields, tags=tags)
 
 
 def read_records(value: Any) -> Records:

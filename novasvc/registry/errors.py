@@ -119,3 +119,74 @@ class ServiceNotFoundError(NovasvcError):
 
     def __str__(self) -> str:
         return f"service {self.service} could not be found; `novasvc service list` lists the registered services"
+
+
+@attrs.define
+class ServiceTwinError(NovasvcError):
+    """Another start of the same service is alive; at most one may be.
+
+    :param service: "binary@host".
+    :param incarnation: number of the other start.
+    :param machine: name of the machine of the other start.
+    :param pid: process of the other start.
+    :param since: when the other start began, by the database's clock, UTC.
+    :param quiet: seconds since the other start was last heard of.
+    :param beats: the row's report_count. If it grows, the other start is alive for certain.
+    """
+
+    service: str
+    incarnation: int
+    machine: str
+    pid: int
+    since: str
+    quiet: float
+    beats: int
+
+    def __str__(self) -> str:
+        return (
+            f"service {self.service} runs already: on machine {self.machine!r}, process {self.pid}, since {self.since} "
+            f"UTC, last heard of {max(0.0, self.quiet):.0f} s ago; stop that one, or give this one another host"
+        )
+
+
+@attrs.define
+class ServiceSupersededError(NovasvcError):
+    """A later start of the same service has taken its place; this one must not work any more.
+
+    :param service: "binary@host".
+    :param incarnation: number of the start that was superseded.
+    :param latest: number of the latest start.
+    :param machine: name of the machine of the latest start.
+    :param pid: process of the latest start.
+    :param since: when the latest start began, by the database's clock, UTC.
+    """
+
+    service: str
+    incarnation: int
+    latest: int
+    machine: str
+    pid: int
+    since: str
+
+    def __str__(self) -> str:
+        return (
+            f"incarnation {self.incarnation} of service {self.service} was superseded by incarnation {self.latest}: on "
+            f"machine {self.machine!r}, process {self.pid}, since {self.since} UTC; end this one"
+        )
+
+
+@attrs.define
+class ServiceForcedDownError(NovasvcError):
+    """An operator has forced the service down; nothing was written.
+
+    :param service: "binary@host".
+    """
+
+    service: str
+
+    def __str__(self) -> str:
+        binary, _, host = self.service.partition("@")
+        return (
+            f"service {self.service} is forced down; once nothing else does its work any more, let it up with "
+            f"`novasvc service force-down --unset {host} {binary}`"
+        )

@@ -13,8 +13,11 @@ from zope.interface import implementer
 from novasvc.errors import NovasvcError
 from novasvc.interfaces import IServiceRegistry
 from novasvc.registry.errors import DatabaseConflictError, ServiceNotFoundError
+from novasvc.registry.fencing import check_beat, check_current
+from novasvc.registry.incarnation import ServiceStart, ServiceState
 from novasvc.registry.lease import LeaseRequest, Leases
 from novasvc.registry.liveness import is_up
+from novasvc.registry.memory_incarnations import MemoryIncarnations, entered
 from novasvc.registry.memory_leases import MemoryLeases
 from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
 from novasvc.registry.record import Records, ServiceChanges, ServiceRecord
@@ -42,6 +45,7 @@ class MemoryRegistry:
     _deleted: list[ServiceRecord] = attrs.field(factory=list, init=False)
     _last_id: int = attrs.field(default=0, init=False)
     _leases: MemoryLeases = attrs.field(init=False)
+    _incarnations: MemoryIncarnations = attrs.field(factory=MemoryIncarnations, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._leases = MemoryLeases(self._clock)
@@ -56,29 +60,52 @@ class MemoryRegistry:
 
     def register(self, host: str, binary: str, topic: str | None, version: int) -> Deferred[ServiceRecord]:
         """Return the row of (host, binary), created if there is none."""
+        return self._answer(lambda: self._aged(self._read_or_create(host, binary, topic, version)))
 
-        def read_or_create() -> ServiceRecord:
-            for row in self._rows:
-                if (row.host, row.binary) == (host, binary):
-                    return self._aged(row if row.version == version else self._write(row, version=version))
-            if topic is not None and any((row.host, row.topic) == (host, topic) for row in self._rows):
-                problem = f"another service of host {host!r} has the topic {topic!r}"
-                raise DatabaseConflictError("memory:", problem)
+    def begin(self, start: ServiceStart) -> Deferred[ServiceRecord]:
+        """Begin the next incarnation of (host, binary), and create its row if there is none."""
+
+        def begin() -> ServiceRecord:
             self._check_writable()
-            self._last_id += 1
-            self._rows.append(self._new_row(host, binary, topic, version))
-            return self._aged(self._rows[-1])
+            found = [row for row in self._rows if (row.host, row.binary) == (start.host, start.binary)]
+            row = found[0] if found else self._create(start.host, start.binary, start.topic, start.version)
+            incarnation = self._incarnations.begin(start, row, self._now())
+            if row.version != start.version:
+                row = self._write(row, version=start.version)
+            return self._aged(self._replace(row, incarnation=incarnation))
 
-        return self._answer(read_or_create)
+        return self._answer(begin)
 
-    def beat(self, service_id: int) -> Deferred[None]:
+    def beat(self, service_id: int, incarnation: int | None = None) -> Deferred[None]:
         """Add one to report_count and stamp last_seen_up."""
 
         def beat() -> None:
             row = self._row(service_id)
+            if incarnation is not None:
+                check_beat(row, incarnation)
             self._write(row, report_count=row.report_count + 1, last_seen_up=self._now())
 
         return self._answer(beat)
+
+    def enter(
+        self,
+        service_id: int,
+        incarnation: int,
+        state: ServiceState,
+        *,
+        until: float | None = None,
+        reason: str | None = None,
+        calls: int = 0,
+    ) -> Deferred[None]:
+        """Write the state of an incarnation."""
+
+        def enter() -> None:
+            row = self._row(service_id)
+            current = check_current(row, incarnation)
+            self._check_writable()
+            self._replace(row, incarnation=entered(current, self._now(), state, until, reason, calls))
+
+        return self._answer(enter)
 
     def prove_writable(self) -> Deferred[None]:
         """Check that a write would succeed; change nothing."""
@@ -217,6 +244,21 @@ class MemoryRegistry:
 
         return [row for row in map(self._aged, self._rows) if matches(row)]
 
+    def _read_or_create(self, host: str, binary: str, topic: str | None, version: int) -> ServiceRecord:
+        for row in self._rows:
+            if (row.host, row.binary) == (host, binary):
+                return row if row.version == version else self._write(row, version=version)
+        return self._create(host, binary, topic, version)
+
+    def _create(self, host: str, binary: str, topic: str | None, version: int) -> ServiceRecord:
+        if topic is not None and any((row.host, row.topic) == (host, topic) for row in self._rows):
+            problem = f"another service of host {host!r} has the topic {topic!r}"
+            raise DatabaseConflictError("memory:", problem)
+        self._check_writable()
+        self._last_id += 1
+        self._rows.append(self._new_row(host, binary, topic, version))
+        return self._rows[-1]
+
     def _row(self, service_id: int) -> ServiceRecord:
         for row in self._rows:
             if row.id == service_id:
@@ -225,7 +267,10 @@ class MemoryRegistry:
 
     def _write(self, row: ServiceRecord, **columns: Any) -> ServiceRecord:
         self._check_writable()
-        written = attrs.evolve(row, updated_at=self._now(), **columns)
+        return self._replace(row, updated_at=self._now(), **columns)
+
+    def _replace(self, row: ServiceRecord, **columns: Any) -> ServiceRecord:
+        written = attrs.evolve(row, **columns)
         self._rows[self._rows.index(row)] = written
         return written
 

@@ -4,6 +4,8 @@ from datetime import datetime
 
 import attrs
 
+from novasvc.registry.incarnation import Incarnation
+
 
 @attrs.frozen(kw_only=True)
 class ServiceRecord:
@@ -19,6 +21,8 @@ class ServiceRecord:
     :param version: the code's service version.
     :param age: seconds since last_seen_up, or since created_at before the first heartbeat, both
         by the database's clock; negative if the time stamp is in the future.
+    :param incarnation: the latest start of the service; None if it did not tell: a service of Nova's own or of an older
+        version, or a database without our tables.
     Source: Nova's table ``services``.
     """
 
@@ -36,6 +40,7 @@ class ServiceRecord:
     last_seen_up: datetime | None
     version: int
     age: float
+    incarnation: Incarnation | None = None
 
     @property
     def name(self) -> str:

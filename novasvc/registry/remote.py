@@ -12,6 +12,7 @@ from novasvc import rpc
 from novasvc.context import RequestContext
 from novasvc.interfaces import IServiceRegistry
 from novasvc.registry.conductor import (
+    INCARNATIONS_VERSION,
     LEASES_VERSION,
     NAMESPACE,
     PAGE_VERSION,
@@ -27,7 +28,15 @@ from novasvc.registry.encoding import (
     read_records,
     read_totals,
 )
-from novasvc.registry.errors import DatabaseError, DatabaseUnavailableError, ServiceNotFoundError
+from novasvc.registry.errors import (
+    DatabaseError,
+    DatabaseUnavailableError,
+    ServiceForcedDownError,
+    ServiceNotFoundError,
+    ServiceSupersededError,
+    ServiceTwinError,
+)
+from novasvc.registry.incarnation import ServiceStart, ServiceState
 from novasvc.registry.lease import LeaseRequest, Leases
 from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
 from novasvc.registry.record import Records, ServiceChanges, ServiceRecord
@@ -99,9 +108,54 @@ class RemoteRegistry:
         """See IServiceRegistry."""
         return self._ask(read_record, "register", host=host, binary=binary, topic=topic, version=version)
 
-    def beat(self, service_id: int) -> Deferred[None]:
-        """See IServiceRegistry."""
-        return self._ask(read_nothing, "beat", service_id=service_id)
+    def begin(self, start: ServiceStart) -> Deferred[ServiceRecord]:
+        """See IServiceRegistry. An older conductor lacks the method; then the row has no incarnation."""
+        return Deferred.fromCoroutine(self._begin(start))
+
+    async def _begin(self, start: ServiceStart) -> ServiceRecord:
+        try:
+            return await self._ask(read_record, "begin", INCARNATIONS_VERSION, start=attrs.asdict(start))
+        except DatabaseError as error:
+            if not _is_too_old(error):
+                raise
+        return await self.register(start.host, start.binary, start.topic, start.version)
+
+    def beat(self, service_id: int, incarnation: int | None = None) -> Deferred[None]:
+        """See IServiceRegistry. While conductors are upgraded, an older one may answer: it refuses no incarnation."""
+        if incarnation is None:
+            return self._ask(read_nothing, "beat", service_id=service_id)
+        return Deferred.fromCoroutine(self._beat(service_id, incarnation))
+
+    async def _beat(self, service_id: int, incarnation: int) -> None:
+        args = {"service_id": service_id, "incarnation": incarnation}
+        try:
+            await self._ask(read_nothing, "beat", INCARNATIONS_VERSION, **args)
+        except DatabaseError as error:
+            if not _is_too_old(error):
+                raise
+            await self.beat(service_id)
+
+    def enter(
+        self,
+        service_id: int,
+        incarnation: int,
+        state: ServiceState,
+        *,
+        until: float | None = None,
+        reason: str | None = None,
+        calls: int = 0,
+    ) -> Deferred[None]:
+        """See IServiceRegistry. An older conductor lacks the method: DatabaseError."""
+        given = {"until": until, "reason": reason, "calls": calls}
+        return self._ask(
+            read_nothing,
+            "enter",
+            INCARNATIONS_VERSION,
+            service_id=service_id,
+            incarnation=incarnation,
+            state=state,
+            **given,
+        )
 
     def prove_writable(self) -> Deferred[None]:
         """See IServiceRegistry. An older conductor lacks the method; then a read must do."""
@@ -111,7 +165,7 @@ class RemoteRegistry:
         try:
             await self._ask(read_nothing, "prove_writable", PROVE_WRITABLE_VERSION)
         except DatabaseError as error:
-            if not isinstance(error.__cause__, UnsupportedVersionError | NoSuchMethodError):
+            if not _is_too_old(error):
                 raise
             with suppress(ServiceNotFoundError):
                 await self.get("0")
@@ -159,10 +213,26 @@ class RemoteRegistry:
         return Deferred.fromCoroutine(_answer(asking, read, method))
 
 
+_OWN_ERRORS = (
+    DatabaseError,
+    ServiceNotFoundError,
+    ServiceTwinError,
+    ServiceSupersededError,
+    ServiceForcedDownError,
+    CancelledError,
+)
+"""Errors that the caller gets as they are."""
+
+
+def _is_too_old(error: BaseException) -> bool:
+    """Return whether a call failed because the conductor is older than the method."""
+    return isinstance(error.__cause__, UnsupportedVersionError | NoSuchMethodError)
+
+
 async def _answer(asking: Deferred[Any], read: Callable[[Any], _T], method: str) -> _T:
     try:
         answer = await asking
-    except (DatabaseError, ServiceNotFoundError, CancelledError):
+    except _OWN_ERRORS:
         raise
     except Exception as error:
         for kind, problem in _OUTAGES.items():

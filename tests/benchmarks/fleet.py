@@ -31,7 +31,9 @@ from novasvc.registry.sql import migrate
 from novasvc.registry.sql.schema import services
 from novasvc.rpc import Client
 from novasvc.rpc.errors import RPCError
+from novasvc.testing.servers import database as new_database
 from novasvc.transport.amqp import AMQPTransport
+from tests.benchmarks.fleet_reading import measure_reading
 from tests.servers.databases import DatabaseServer, MariaDB, PostgreSQL
 from tests.servers.process import end, spawn
 from tests.servers.rabbitmq import Broker
@@ -61,7 +63,8 @@ def measure(nodes: Sequence[int], conductors: int, interval: float, seconds: flo
     """Measure.
 
     :return: "fleet.<nodes>.": "beats_per_s", "p50_ms", "p99_ms", "failed", "conductor_core", "database_core",
-        "broker_core"; "fleet.registrations_per_s".
+        "broker_core"; "fleet.registrations_per_s"; "fleet.<greatest number of nodes>." and what
+        :func:`~tests.benchmarks.fleet_reading.measure_reading` returns.
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="novasvc-fleet-")))
@@ -69,8 +72,10 @@ def measure(nodes: Sequence[int], conductors: int, interval: float, seconds: flo
         url, server = stack.enter_context(_database(database, folder))
         migrate.create(url)
         ids = _fill(url, max(nodes))
+        reading = measure_reading(folder / "reading", url)
         running = [stack.enter_context(_conductor(folder / f"c{number}", broker, url)) for number in range(conductors)]
-        return _run(Deferred.fromCoroutine(_measure(broker, server, running, ids, nodes, interval, seconds)))
+        figures = _run(Deferred.fromCoroutine(_measure(broker, server, running, ids, nodes, interval, seconds)))
+        return figures | {f"fleet.{max(nodes)}.{name}": value for name, value in reading.items()}
 
 
 @contextmanager
@@ -79,8 +84,8 @@ def _database(name: str, folder: Path) -> Iterator[tuple[str, DatabaseServer | N
     if kind is None:
         yield f"sqlite:///{folder}/fleet.sqlite", None
         return
-    with kind(folder / name, durable=True) as server:
-        yield server.url(server.new_database()), server
+    with kind(folder / name, durable=True) as server, new_database(server.url(server.system)) as url:
+        yield url, server
 
 
 def _fill(url: str, number: int) -> list[int]:

@@ -15,6 +15,7 @@ from novasvc.interfaces import IServiceRegistry
 from novasvc.registry.lease import Lease, LeaseRequest
 from novasvc.registry.query import ServiceQuery, ServiceTotals, Sort
 from novasvc.registry.record import ServiceChanges, ServiceRecord
+from tests.contract.incarnation_contract import IncarnationContract
 
 Fixture = Callable[[TestCase], Awaitable[Any]]
 """Takes the running test, returns an open, empty registry, and sees to its closing."""
@@ -23,7 +24,7 @@ NO_SUCH_ID = 4711
 NO_SUCH_UUID = "00000000-0000-4000-8000-000000000000"
 
 
-class RegistryContract(TestCase):
+class RegistryContract(IncarnationContract, TestCase):
     fixture: Fixture
     registry: Any
 

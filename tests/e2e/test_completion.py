@@ -5,6 +5,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from unittest import TestCase
 
@@ -25,10 +26,12 @@ class Stock(Manager):
 """
 
 # bash calls the function as after a Tab, and offers what it leaves in COMPREPLY. It splits words at "=".
-COMPLETE = """
+LOAD = """
 source <(novasvc completion bash)
 compopt() { options="$1 $2"; }
-COMP_WORDS=(WORDS)
+"""
+COMPLETE = """
+options= COMPREPLY=() COMP_WORDS=(WORDS)
 COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
 _novasvc_completion novasvc
 printf '%s\\n' "${COMPREPLY[@]}" "options:$options"
@@ -47,32 +50,45 @@ class BashTests(TestCase):
         (self.folder / "bin" / "novasvc").symlink_to(program("novasvc"))
         self.environment = {"NOVASVC_STATE_DIR": str(self.folder / "state")}
 
-    def complete(self, *words: str, **environment: str) -> list[str]:
-        """Return what bash offers, without a word on standard error."""
+    def complete_all(self, lines: Sequence[Sequence[str]], **environment: str) -> list[list[str]]:
+        """Return what one bash offers for each line, without a word on standard error."""
         given = {**unmeasured("NOVASVC_"), **self.environment, **environment}
         given["PATH"] = f"{self.folder}/bin:{given['PATH']}"
-        script = COMPLETE.replace("(WORDS)", f"({shlex.join(['novasvc', *words])})")
+        script = LOAD + "".join(COMPLETE.replace("(WORDS)", f"({shlex.join(['novasvc', *words])})") for words in lines)
+        patience = PATIENCE * len(lines)
         ran = subprocess.run(
-            ["bash", "--norc", "-c", script], env=given, capture_output=True, text=True, timeout=PATIENCE, check=False
+            ["bash", "--norc", "-c", script], env=given, capture_output=True, text=True, timeout=patience, check=False
         )
         self.assertEqual(ran.stderr, "")
-        *found, self.options = ran.stdout.splitlines()
-        return [word for word in found if word]
+        offered: list[list[str]] = [[]]
+        self.options = []
+        for word in ran.stdout.splitlines():
+            if word.startswith("options:"):
+                self.options.append(word.removeprefix("options:"))
+                offered.append([])
+            elif word:
+                offered[-1].append(word)
+        return offered[:-1]
 
-    def assert_completed(self, words: list[str], expected: list[str]) -> None:
+    def complete(self, *words: str, **environment: str) -> list[str]:
+        """Return what bash offers for one line."""
+        (offered,) = self.complete_all([words], **environment)
+        return offered
+
+    def assert_completed(self, expected: Sequence[tuple[list[str], list[str]]]) -> None:
         """Check what is offered; on a busy machine a search may come to its deadline, and is repeated."""
-        deadline = time.monotonic() + 3 * PATIENCE
-        found = sorted(self.complete(*words))
-        while not found and expected and time.monotonic() < deadline:
-            found = sorted(self.complete(*words))
-        self.assertEqual(found, sorted(expected), words)
+        for (words, wanted), offered in zip(expected, self.complete_all([words for words, _ in expected]), strict=True):
+            found, deadline = offered, time.monotonic() + 3 * PATIENCE
+            while not found and wanted and time.monotonic() < deadline:
+                found = self.complete(*words)
+            self.assertEqual(sorted(found), sorted(wanted), words)
 
     def test_nodes(self) -> None:
         """Topics, hosts, methods, arguments and registered services are completed from what runs."""
         for host in ("h1", "h2"):
             command = [program("novasvc"), "run", "shop:Stock", "--host", host]
             Process(self, command, self.folder, **self.environment).wait_for(" describe stock")
-        for words, expected in (
+        expected = [
             (["ca"], ["call", "cast"]),
             (["call", ""], ["stock"]),
             (["cast", "st"], ["stock"]),
@@ -95,22 +111,22 @@ class BashTests(TestCase):
             (["service", "show", "h1", ""], ["novasvc-stock"]),
             (["service", "list", "--host", "h"], ["h1", "h2"]),
             (["service", "show", "--binary", "n"], ["novasvc-stock"]),
-        ):
-            self.assert_completed(words, expected)
-        self.assert_completed(["call", "stock", "reserve", "am"], ["amount="])
-        self.assertEqual(self.options, "options:-o nospace")
+        ]
+        self.assert_completed(expected)
+        self.assert_completed([(["call", "stock", "reserve", "am"], ["amount="])])
+        self.assertEqual(self.options, ["-o nospace"])
 
     def test_workers(self) -> None:
         """Numbers of workers, and names of servers, are completed from the supervisor."""
         options = ["--host", "h1", "--workers", "2"]
         command = [program("novasvc"), "run", "shop:Stock", *options]
         Process(self, command, self.folder, **self.environment).wait_for("the supervisor is running")
-        for words, expected in (
+        expected = [
             (["drain", "--worker", ""], ["1", "2"]),
             (["dump", "--worker", "2"], ["2"]),
             (["workers", "set", "--server", ""], ["novasvc-stock"]),
-        ):
-            self.assert_completed(words, expected)
+        ]
+        self.assert_completed(expected)
 
     @pytest.mark.long
     def test_nobody(self) -> None:
@@ -122,16 +138,14 @@ class BashTests(TestCase):
             ["service", "show", ""],
             ["drain", "--worker", ""],
         )
-        for words in commands:
-            self.assertEqual(self.complete(*words), [], words)
+        self.assertEqual(self.complete_all(commands), [[]] * len(commands))
         self.assertFalse((self.folder / "state").exists())
         for environment in (
             {"NOVASVC_REPORT_INTERVAL": "never"},
             {"NOVASVC_TRANSPORT_URL": "amqp://127.0.0.1:1/"},
             {"NOVASVC_CONFIG": str(self.folder / "none.toml")},
         ):
-            for words in commands:
-                self.assertEqual(self.complete(*words, **environment), [], words)
+            self.assertEqual(self.complete_all(commands, **environment), [[]] * len(commands))
 
     def test_silent(self) -> None:
         """A broker and a database that accept connections and say nothing hold nobody up for long."""

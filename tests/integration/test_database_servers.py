@@ -41,7 +41,9 @@ class PostgreSQLMigrationTests(SynchronousTestCase):
         self.assertTrue(migrate.create(made))
         self.assertEqual(migrate.upgrade(migrated), HEAD)
         self.assertEqual(tables(made), tables(migrated))
-        self.assertEqual(set(tables(made)), {"services", "novasvc_leases", "novasvc_alembic_version"})
+        self.assertEqual(
+            set(tables(made)), {"services", "novasvc_leases", "novasvc_incarnations", "novasvc_alembic_version"}
+        )
 
     def test_again(self) -> None:
         """Migrating what is up to date changes nothing."""

@@ -1,6 +1,6 @@
 """Heartbeats in batches: those that wait at the same time are written by one transaction."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import attrs
@@ -17,6 +17,7 @@ from novasvc.registry.errors import (
     ServiceNotFoundError,
 )
 from novasvc.registry.sql.engine import TIMEOUT
+from novasvc.registry.sql.incarnations import NUMBER
 from novasvc.registry.sql.rows import BEAT
 from novasvc.registry.sql.schema import GREATEST_ID, services
 from novasvc.telemetry import metrics
@@ -37,23 +38,43 @@ _OF_IDS = services.c.id.in_(bindparam("ids", expanding=True)) & (services.c.dele
 # Rows that another transaction has locked are left out, not waited for: the heartbeats of all others would wait, too,
 # and two transactions that lock the same rows in another order would end in a deadlock. SQLite locks the whole file.
 _LOCK = select(services.c.id).where(_OF_IDS).with_for_update(skip_locked=True)
+_LOCK_AND_READ = _LOCK.add_columns(services.c.forced_down, NUMBER)
 _BEAT = BEAT.where(_OF_IDS)
 # InnoDB reads a small table from end to end, and locks each row that it reads, wanted or not.
 for _name in ("mysql", "mariadb"):
     _LOCK = _LOCK.with_hint(services, "FORCE INDEX (PRIMARY)", _name)
+    _LOCK_AND_READ = _LOCK_AND_READ.with_hint(services, "FORCE INDEX (PRIMARY)", _name)
     _BEAT = _BEAT.with_hint("FORCE INDEX (PRIMARY)", dialect_name=_name)
 
 
-def beat_all(connection: Connection, ids: Collection[int]) -> frozenset[int]:
+def beat_all(connection: Connection, beats: Mapping[int, int | None]) -> frozenset[int]:
     """Write a heartbeat to each of these rows.
 
-    :param ids: each once.
-    :return: the ids of the rows that were written. The others are deleted, or locked by another transaction.
+    :param beats: ids of rows -> the incarnation that lives, or None.
+    :return: the ids of the rows that were written. The others are deleted, locked by another transaction, forced down,
+        or have another incarnation.
     """
-    found = frozenset(connection.execute(_LOCK, {"ids": list(ids)}).scalars())
+    ids = {"ids": list(beats)}
+    if any(number is not None for number in beats.values()):
+        rows = connection.execute(_LOCK_AND_READ, ids).all()
+        found = frozenset(
+            service_id
+            for service_id, forced_down, number in rows
+            if beats[service_id] is None or (beats[service_id] == number and not forced_down)
+        )
+    else:
+        found = frozenset(connection.execute(_LOCK, ids).scalars())
     if found:
         connection.execute(_BEAT, {"ids": list(found)})
     return found
+
+
+@attrs.frozen(eq=False)
+class _Waiting:
+    """A heartbeat that waits, and its incarnation."""
+
+    answer: Deferred[None]
+    incarnation: int | None
 
 
 @attrs.define(eq=False)
@@ -72,23 +93,23 @@ class BeatBatches:
     # Note [One bad row]
     #
     # A heartbeat must not fail because of another one that happened to come at the same time. A row
-    # that the batch leaves out, deleted or locked, is tried again in a transaction of its own, which
-    # waits for the lock, or says that there is no such row. If the whole batch fails, each of its
-    # heartbeats is tried in that way, unless the error concerns all: the database is unavailable.
-    # A deadlock, or a wait for a lock that took too long, is the matter of some rows only. Those
-    # tried alone take their turn, AT_A_TIME, so that a batch of them does not fill the engine's
-    # queue, nor all of its threads.
+    # that the batch leaves out (deleted, locked, forced down or of another incarnation) is tried again
+    # in a transaction of its own, which waits for the lock, or says why the heartbeat is refused. If
+    # the whole batch fails, each of its heartbeats is tried in that way, unless the error concerns
+    # all: the database is unavailable. A deadlock, or a wait for a lock that took too long, is the
+    # matter of some rows only. Those tried alone take their turn, AT_A_TIME, so that a batch of them
+    # does not fill the engine's queue, nor all of its threads.
 
     _clock: IReactorTime
     _write: Callable[[Callable[[Connection], frozenset[int]]], Deferred[frozenset[int]]]
-    _beat: Callable[[int], Deferred[None]]
+    _beat: Callable[[int, int | None], Deferred[None]]
     _masked_url: str
-    _waiting: dict[int, list[Deferred[None]]] = attrs.field(factory=dict, init=False)
+    _waiting: dict[int, list[_Waiting]] = attrs.field(factory=dict, init=False)
     _number: int = attrs.field(default=0, init=False)
     _writing: bool = attrs.field(default=False, init=False)
     _turns: DeferredSemaphore = attrs.field(factory=lambda: DeferredSemaphore(AT_A_TIME), init=False)
 
-    def beat(self, service_id: int) -> Deferred[None]:
+    def beat(self, service_id: int, incarnation: int | None = None) -> Deferred[None]:
         """See :meth:`novasvc.interfaces.IServiceRegistry.beat`.
 
         :return: Deferred[None]. Cancelling it before its batch begins takes the heartbeat back.
@@ -101,7 +122,7 @@ class BeatBatches:
             problem = f"{QUEUE_LIMIT} heartbeats, the bound of the queue, wait for it already"
             return fail(DatabaseUnavailableError(self._masked_url, problem))
 
-        def leave(waiter: Deferred[None]) -> None:
+        def leave(_: Deferred[None]) -> None:
             waiters = self._waiting.get(service_id, [])
             if waiter in waiters:  # its batch has not begun
                 self._number -= 1
@@ -109,14 +130,14 @@ class BeatBatches:
                 if not waiters:
                     del self._waiting[service_id]
 
-        waiter: Deferred[None] = Deferred(leave)
+        waiter = _Waiting(Deferred(leave), incarnation)
         self._waiting.setdefault(service_id, []).append(waiter)
         self._number += 1
         if not self._writing:
             self._writing = True
             # In the next turn, so that all that one read of a socket brought come along.
             self._clock.callLater(0, self._begin)
-        return waiter.addTimeout(TIMEOUT, self._clock, onTimeoutCancel=self._late)
+        return waiter.answer.addTimeout(TIMEOUT, self._clock, onTimeoutCancel=self._late)
 
     def _late(self, outcome: Any, seconds: float) -> Any:
         if isinstance(outcome, Failure) and outcome.check(CancelledError):
@@ -124,7 +145,7 @@ class BeatBatches:
         return outcome
 
     def _begin(self) -> None:
-        batch: dict[int, Deferred[None]] = {}
+        batch: dict[int, _Waiting] = {}
         for service_id in list(self._waiting)[:LARGEST_BATCH]:
             waiters = self._waiting[service_id]
             batch[service_id] = waiters.pop(0)  # A second one of the same row waits for the next batch.
@@ -134,11 +155,11 @@ class BeatBatches:
         if not batch:  # all were taken back
             self._writing = False
             return
-        ids = tuple(batch)
-        writing = self._write(lambda connection: beat_all(connection, ids))
+        beats = {service_id: waiter.incarnation for service_id, waiter in batch.items()}
+        writing = self._write(lambda connection: beat_all(connection, beats))
         writing.addBoth(self._written, batch)
 
-    def _written(self, outcome: frozenset[int] | Failure, batch: dict[int, Deferred[None]]) -> None:
+    def _written(self, outcome: frozenset[int] | Failure, batch: dict[int, _Waiting]) -> None:
         # Before anything else: what is left out and tried again does not keep the next batch waiting.
         if self._waiting:
             self._clock.callLater(0, self._begin)
@@ -149,15 +170,16 @@ class BeatBatches:
         metrics.database_beat_commits.at().value += bool(written)
         for service_id, waiter in batch.items():
             if isinstance(outcome, Failure) and _is_of_all(outcome, batch):
-                _answer(Failure(outcome.value), waiter)
+                _answer(Failure(outcome.value), waiter.answer)
             elif service_id in written:
-                _answer(None, waiter)
-            elif not waiter.called:
-                self._turns.run(self._write_alone, service_id, waiter).addBoth(_answer, waiter)
+                _answer(None, waiter.answer)
+            elif not waiter.answer.called:
+                self._turns.run(self._write_alone, service_id, waiter).addBoth(_answer, waiter.answer)
 
-    def _write_alone(self, service_id: int, waiter: Deferred[None]) -> Deferred[None]:
-        # Its caller may have stopped waiting before its turn.
-        return succeed(None) if waiter.called else self._beat(service_id).addCallback(_count_one)
+    def _write_alone(self, service_id: int, waiter: _Waiting) -> Deferred[None]:
+        if waiter.answer.called:  # Its caller may have stopped waiting before its turn.
+            return succeed(None)
+        return self._beat(service_id, waiter.incarnation).addCallback(_count_one)
 
 
 def _is_of_all(failure: Failure, batch: Collection[int]) -> bool:

@@ -8,6 +8,7 @@ from sqlalchemy import ColumnElement, Select, bindparam, case, distinct, false, 
 from sqlalchemy import Integer as SQLInteger
 
 from novasvc.registry.query import ServiceQuery
+from novasvc.registry.sql import incarnations
 from novasvc.registry.sql.schema import GREATEST_ID, database_ago, database_now, services
 
 # Note [Cached statements]
@@ -16,14 +17,18 @@ from novasvc.registry.sql.schema import GREATEST_ID, database_ago, database_now,
 # fields of a query are given, not on their values. So each text is built once, and the values are bound to it.
 
 _NEVER = datetime(1970, 1, 1)  # noqa: DTZ001 - the table's form
-_ROWS = select(services, database_now().label("now"))
+ROWS_ALONE = select(services, database_now().label("now"))
+"""Reads rows of ``services``, and the time."""
+ROWS = ROWS_ALONE.add_columns(*incarnations.COLUMNS).select_from(incarnations.JOIN)
+"""Reads the incarnations, too."""
 _LIVE = services.c.deleted == 0
 # Other writers may leave NULL, which compares with nothing.
 _FORCED = func.coalesce(services.c.forced_down, false())
 _DISABLED = func.coalesce(services.c.disabled, false())
 _SEEN = func.coalesce(services.c.last_seen_up, services.c.created_at, _NEVER)
 _ALIVE = database_ago(bindparam("service_down_time")) <= _SEEN
-_UP = not_(_FORCED) & _ALIVE
+_UP_ALONE = not_(_FORCED) & _ALIVE
+_RUNS = incarnations.is_running()
 _HOST, _BINARY = func.coalesce(services.c.host, ""), func.coalesce(services.c.binary, "")
 _SORTS: dict[str, tuple[Any, ...]] = {
     "name": (_BINARY, _HOST, services.c.id),
@@ -32,27 +37,36 @@ _SORTS: dict[str, tuple[Any, ...]] = {
     "id": (services.c.id,),
 }
 _SEARCHED = (services.c.host, services.c.binary, services.c.topic, services.c.disabled_reason)
+_JOINED = "incarnations"
+"""In the shape of a statement that reads the table ``novasvc_incarnations``, too."""
 _DIGITS = len(str(GREATEST_ID))
 _ESCAPE = "/"
 """Not the backslash, which MySQL interprets in string literals itself."""
 
 
-def rows_statement(query: ServiceQuery, marker: tuple[Any, ...] | None) -> tuple[Select[Any], dict[str, Any]]:
+def rows_statement(
+    query: ServiceQuery, marker: tuple[Any, ...] | None, *, with_incarnations: bool = True
+) -> tuple[Select[Any], dict[str, Any]]:
     """Return the statement that reads a query's rows and, with a limit, one row more; and its parameters.
 
     :param marker: the result of :func:`marker_statement`; None starts at the first row.
+    :param with_incarnations: whether there is a table ``novasvc_incarnations``.
     """
     values = _values(query)
     if marker is not None:
         values |= {f"marker{place}": value for place, value in enumerate(marker)}
     if query.limit is not None:
         values["limit"] = query.limit + 1
-    return _rows(_shape(query), query.sort, query.descending, marker is not None), values
+    shape = _shape(query, with_incarnations=with_incarnations)
+    return _rows(shape, query.sort, query.descending, marker is not None), values
 
 
-def totals_statement(query: ServiceQuery) -> tuple[Select[Any], dict[str, Any]]:
+def totals_statement(query: ServiceQuery, *, with_incarnations: bool = True) -> tuple[Select[Any], dict[str, Any]]:
     """Return the statement that reads :class:`~novasvc.registry.query.ServiceTotals`, and its parameters."""
-    return _totals(_shape(query)), {**_values(query), "service_down_time": query.service_down_time}
+    return _totals(_shape(query, with_incarnations=with_incarnations)), {
+        **_values(query),
+        "service_down_time": query.service_down_time,
+    }
 
 
 def marker_statement(query: ServiceQuery) -> Select[Any]:
@@ -67,11 +81,13 @@ def is_number(service: str) -> bool:
     return service.isascii() and service.isdecimal() and len(service) <= _DIGITS and int(service) <= GREATEST_ID
 
 
-def _shape(query: ServiceQuery) -> frozenset[str]:
+def _shape(query: ServiceQuery, *, with_incarnations: bool) -> frozenset[str]:
     """Return what a statement's text depends on: the names of the fields that are given, and the flags' values."""
     shape = {name for name in ("host", "binary", "topic", "text", "limit") if getattr(query, name) is not None}
     if query.with_topic:
         shape.add("with_topic")
+    if with_incarnations:
+        shape.add(_JOINED)
     shape |= {f"{name} {value}" for name in ("disabled", "up") if (value := getattr(query, name)) is not None}
     return frozenset(shape)
 
@@ -93,6 +109,10 @@ def _escaped(text: str) -> str:
     return text
 
 
+def _up(shape: frozenset[str]) -> ColumnElement[bool]:
+    return _UP_ALONE & _RUNS if _JOINED in shape else _UP_ALONE
+
+
 def _wanted(shape: frozenset[str]) -> list[ColumnElement[bool]]:
     found = func.lower(bindparam("text"))  # by the database, like the columns: it knows fewer letters than Python
     filters: dict[str, ColumnElement[bool]] = {
@@ -100,8 +120,8 @@ def _wanted(shape: frozenset[str]) -> list[ColumnElement[bool]]:
         "with_topic": services.c.topic.is_not(None),
         "disabled True": _DISABLED,
         "disabled False": not_(_DISABLED),
-        "up True": _UP,
-        "up False": not_(_UP),
+        "up True": _up(shape),
+        "up False": not_(_up(shape)),
         "text": or_(*(func.lower(column).like(found, escape=_ESCAPE) for column in _SEARCHED)),
     }
     return [_LIVE, *(wanted for name, wanted in filters.items() if name in shape)]
@@ -110,7 +130,11 @@ def _wanted(shape: frozenset[str]) -> list[ColumnElement[bool]]:
 @lru_cache(maxsize=256)
 def _rows(shape: frozenset[str], sort: str, descending: bool, after: bool) -> Select[Any]:  # noqa: FBT001
     keys = _SORTS[sort]
-    statement = _ROWS.where(*_wanted(shape)).order_by(*(key.desc() if descending else key for key in keys))
+    statement = (
+        (ROWS if _JOINED in shape else ROWS_ALONE)
+        .where(*_wanted(shape))
+        .order_by(*(key.desc() if descending else key for key in keys))
+    )
     if after:
         # Keyset pagination: rows that are added or deleted meanwhile move no other row to another page, as they do with
         # OFFSET. Row values compare lexicographically (SQL-92, 8.2), so the keys are unique by id, and none is NULL.
@@ -130,10 +154,12 @@ def _totals(shape: frozenset[str]) -> Select[Any]:
     columns: dict[str, ColumnElement[int]] = {
         "services": func.count(),
         "hosts": func.count(distinct(services.c.host)),
-        "up": counted(_UP),
-        "down": counted(not_(_FORCED) & not_(_ALIVE)),
+        "up": counted(_up(shape)),
+        "down": counted(not_(_FORCED) & not_(_up(shape))),
         "forced_down": counted(_FORCED),
         "disabled": counted(_DISABLED),
     }
     totals: Any = select(*(column.label(name) for name, column in columns.items()))
+    if _JOINED in shape:
+        totals = totals.select_from(incarnations.JOIN)
     return cast("Select[Any]", totals.where(*_wanted(shape)))

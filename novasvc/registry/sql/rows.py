@@ -6,14 +6,18 @@ from datetime import datetime
 from typing import Any
 
 import attrs
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, update
 from sqlalchemy.sql import ColumnElement
 
 from novasvc.registry.errors import DatabaseCorruptError, ServiceNotFoundError
+from novasvc.registry.fencing import superseded
+from novasvc.registry.incarnation import LatestStart, ServiceStart, check_twin
 from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
 from novasvc.registry.record import Records, ServiceChanges, ServiceRecord
-from novasvc.registry.sql.queries import is_number, marker_statement, rows_statement, totals_statement
+from novasvc.registry.sql import incarnations
+from novasvc.registry.sql.queries import ROWS, ROWS_ALONE, is_number, marker_statement, rows_statement, totals_statement
 from novasvc.registry.sql.schema import GREATEST_ID, database_now, services
+from novasvc.registry.sql.schema import incarnations as incarnations_table
 
 DISABLED_REASON = "New service disabled by the setting enable_new_services."
 """The disabled_reason of a row that was created disabled."""
@@ -23,7 +27,11 @@ _NEVER = datetime(1970, 1, 1)  # noqa: DTZ001 - the table's form
 # Built once: most of a statement's cost is SQLAlchemy's look-up of the compiled form by its shape.
 _LIVE = services.c.deleted == 0
 _OF_ID = (services.c.id == bindparam("of_id")) & _LIVE
-_READ = select(services, database_now().label("now")).where(_LIVE)
+_READ, _READ_ALONE = ROWS.where(_LIVE), ROWS_ALONE.where(_LIVE)
+_PLACES = len(ROWS_ALONE.selected_columns)
+_LATEST = _READ.add_columns(incarnations_table.c.owner, incarnations_table.c.lock_id).where(
+    services.c.host == bindparam("of_host"), services.c.binary == bindparam("of_binary")
+)
 BEAT = update(services).values(
     report_count=services.c.report_count + 1, last_seen_up=database_now(), updated_at=database_now()
 )
@@ -40,11 +48,13 @@ class ServiceRows:
     :param masked_url: URL of the database, for errors.
     :param enable_new_services: False creates new rows disabled.
     :param new_uuid: function that returns the uuid of a new row, lower-case and with dashes.
+    :param incarnations: whether the database has the table ``novasvc_incarnations``. Nova's own has not.
     """
 
     _masked_url: str
     _enable_new_services: bool
     _new_uuid: Callable[[], str]
+    incarnations: bool = True
 
     def get(self, connection: Connection, service: str) -> ServiceRecord:
         """Read one row by its id in decimal, or its uuid."""
@@ -60,7 +70,7 @@ class ServiceRows:
 
     def count(self, connection: Connection, query: ServiceQuery) -> ServiceTotals:
         """Count the live rows that match a query."""
-        statement, values = totals_statement(query)
+        statement, values = totals_statement(query, with_incarnations=self.incarnations)
         totals = connection.execute(statement, values).mappings().one()
         return ServiceTotals(**{name: int(number) for name, number in totals.items()})
 
@@ -75,9 +85,69 @@ class ServiceRows:
         found = self._read(connection, wanted)
         if found:
             return self._write(connection, found[0].id, {"version": version})
+        self._insert(connection, host, binary, topic, version)
+        return self._only(connection, wanted, f"{binary}@{host}")
+
+    def begin(self, connection: Connection, start: ServiceStart) -> ServiceRecord | None:
+        """Begin the next incarnation of a service, and create its row if there is none.
+
+        :return: None if another transaction has changed what was read; retry.
+        :raises IntegrityError: another transaction has created a row with the same key since; retry.
+        :raises ServiceTwinError: another start is alive.
+        """
+        with self._readable():
+            found = connection.execute(_LATEST, {"of_host": start.host, "of_binary": start.binary}).first()
+            record = None if found is None else _record(found[:-2])
+        if record is None or found is None:
+            service_id = self._insert(connection, start.host, start.binary, start.topic, start.version)
+            begun = incarnations.begin(connection, start, service_id, (start.host, start.binary), None, 0)
+            return self._one(connection, service_id) if begun else None
+        number = None
+        if record.incarnation is not None:
+            owner, lock = found[-2:]
+            if owner == start.owner:
+                return self._write(connection, record.id, {"version": start.version})
+            number = record.incarnation.number
+            heard = max(record.incarnation.since, record.last_seen_up or record.incarnation.since)
+            quiet = (found[_PLACES - 1] - heard).total_seconds()
+            latest = LatestStart(
+                incarnation=record.incarnation,
+                owner=owner,
+                lock=lock,
+                forced_down=record.forced_down,
+                quiet=quiet,
+                beats=record.report_count,
+            )
+            check_twin(start, latest)
+        if record.version != start.version:
+            self._write(connection, record.id, {"version": start.version})
+        name = (record.host, record.binary)
+        begun = incarnations.begin(connection, start, record.id, name, number, record.report_count)
+        return self._one(connection, record.id) if begun else None
+
+    def enter(self, connection: Connection, service_id: int, number: int, *state: Any) -> None:
+        """Write the state of an incarnation.
+
+        :param state: the further arguments of :func:`novasvc.registry.sql.incarnations.enter`.
+        :raises ServiceSupersededError: the service has another incarnation.
+        """
+        if not incarnations.enter(connection, _checked(service_id), number, *state):
+            raise superseded(self._one(connection, service_id), number)
+
+    def beat(self, connection: Connection, service_id: int, number: int | None) -> None:
+        """Add one to report_count and stamp last_seen_up.
+
+        :param number: the incarnation; None checks nothing.
+        """
+        if number is not None and not incarnations.may_beat(connection, _checked(service_id), number):
+            raise superseded(self._one(connection, service_id), number)
+        _change(connection, _BEAT, service_id)
+
+    def _insert(self, connection: Connection, host: str, binary: str, topic: str | None, version: int) -> int:
+        """Insert a row, and return its id."""
         disabled = not self._enable_new_services
         # All columns, because none has a default in the database: see novasvc.registry.sql.schema.
-        connection.execute(
+        inserted = connection.execute(
             insert(services).values(
                 created_at=database_now(),
                 updated_at=None,
@@ -95,7 +165,8 @@ class ServiceRows:
                 uuid=self._new_uuid(),
             )
         )
-        return self._only(connection, wanted, f"{binary}@{host}")
+        number: int = inserted.inserted_primary_key[0]  # type: ignore[index]
+        return number
 
     def update(self, connection: Connection, service_id: int, changes: ServiceChanges) -> ServiceRecord:
         """Change a row; enabling or disabling it clears the old reason."""
@@ -129,13 +200,14 @@ class ServiceRows:
                 marker = connection.execute(marker_statement(query)).first()
             if marker is None:
                 raise ServiceNotFoundError(query.after)
-        statement, values = rows_statement(query, marker)
+        statement, values = rows_statement(query, marker, with_incarnations=self.incarnations)
         records = self._records(connection, statement, values)
         return ServicePage(records[: query.limit], query.limit is not None and len(records) > query.limit)
 
     def _read(self, connection: Connection, *wanted: ColumnElement[bool]) -> Records:
         order = (services.c.binary, services.c.host, services.c.id)
-        return self._records(connection, _READ.where(*wanted).order_by(*order), {})
+        statement = _READ if self.incarnations else _READ_ALONE
+        return self._records(connection, statement.where(*wanted).order_by(*order), {})
 
     def _records(self, connection: Connection, statement: Any, values: dict[str, Any]) -> Records:
         with self._readable():
@@ -156,11 +228,6 @@ def _checked(service_id: int) -> int:
     if not 0 <= service_id <= GREATEST_ID:
         raise ServiceNotFoundError(str(service_id))
     return service_id
-
-
-def beat(connection: Connection, service_id: int) -> None:
-    """Add one to report_count and stamp last_seen_up."""
-    _change(connection, _BEAT, service_id)
 
 
 def delete(connection: Connection, service_id: int) -> None:
@@ -211,7 +278,7 @@ def _record(row: Sequence[Any]) -> ServiceRecord:
         version,
         uuid_,
         now,
-    ) = row
+    ) = row[:_PLACES]
     # Other writers may leave NULL where Nova expects a value; read it as the default.
     return ServiceRecord(
         id=number,
@@ -228,4 +295,5 @@ def _record(row: Sequence[Any]) -> ServiceRecord:
         last_seen_up=last_seen_up,
         version=version or 0,
         age=(now - (last_seen_up or created_at or _NEVER)).total_seconds(),
+        incarnation=incarnations.read(row[_PLACES:]) if len(row) > _PLACES else None,
     )

@@ -18,13 +18,14 @@ from sqlalchemy import (
     PrimaryKeyConstraint,
     String,
     Table,
+    Text,
     UniqueConstraint,
 )
 from sqlalchemy.dialects import mysql
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
-REVISIONS = ("0001", "0002")
+REVISIONS = ("0001", "0002", "0003")
 """The migrations, oldest first. Repeated here, so that a check of the schema does not import Alembic."""
 
 HEAD = REVISIONS[-1]
@@ -87,6 +88,36 @@ leases = Table(
     mariadb_charset="utf8mb4",
 )
 """One row per task that runs once in a fleet; see :class:`novasvc.registry.lease.Lease`. Not one of Nova's tables."""
+
+incarnations = Table(
+    "novasvc_incarnations",
+    metadata,
+    Column("service_id", Integer, nullable=False, autoincrement=False),
+    Column("host", _EXACT, nullable=False),
+    Column("binary", _EXACT, nullable=False),
+    Column("number", BigInteger, nullable=False),
+    Column("owner", String(36), nullable=False),
+    Column("lock_id", String(255)),
+    Column("state", String(36), nullable=False),
+    Column("since", _MOMENT, nullable=False),
+    Column("until", _MOMENT),
+    Column("reason", String(255)),
+    Column("calls", Integer, nullable=False),
+    Column("machine", String(255), nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("started_at", _MOMENT, nullable=False),
+    Column("zone", String(255)),
+    Column("tags", Text, nullable=False),
+    PrimaryKeyConstraint("service_id", name="novasvc_incarnations_pkc"),
+    UniqueConstraint("host", "binary", name="uniq_novasvc_incarnations0host0binary"),
+    mysql_charset="utf8mb4",
+    mariadb_charset="utf8mb4",
+)
+"""One row per pair of host and binary; see :class:`novasvc.registry.incarnation.Incarnation`. Not one of Nova's tables.
+
+``service_id`` is the live row of the service, or the last one. The row stays when the service is deleted, so that its
+numbers are never used again. ``tags`` is a JSON array of strings.
+"""
 
 revision = Table(VERSION_TABLE, metadata, Column("version_num", String(32), nullable=False))
 revision.append_constraint(PrimaryKeyConstraint("version_num", name=f"{VERSION_TABLE}_pkc"))

@@ -5,14 +5,16 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
+import attrs
 from sqlalchemy import Connection
 from sqlalchemy import Engine as SQLEngine
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 from zope.interface import implementer
 
 from novasvc.interfaces import IServiceRegistry
-from novasvc.registry.errors import DatabaseConflictError, DatabaseLockedError, MigrationNeededError
+from novasvc.registry.errors import DatabaseConflictError, DatabaseError, DatabaseLockedError, MigrationNeededError
+from novasvc.registry.incarnation import ServiceStart, ServiceState
 from novasvc.registry.lease import LeaseRequest, Leases
 from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
 from novasvc.registry.record import Records, ServiceChanges, ServiceRecord
@@ -27,6 +29,9 @@ from novasvc.registry.sql.schema import HEAD
 _log = Logger()
 
 _Result = TypeVar("_Result")
+
+_BEGIN_ATTEMPTS = 4
+"""How often a start is tried that is in conflict with others. Each conflict means that another one has won."""
 
 _LEASE_RETRIES = 2
 """How often a request for leases is repeated that was in conflict with those of other processes."""
@@ -97,9 +102,32 @@ class ServiceRegistry:
         """
         return Deferred.fromCoroutine(self._register(host, binary, topic, version))
 
-    def beat(self, service_id: int) -> Deferred[None]:
+    def begin(self, start: ServiceStart) -> Deferred[ServiceRecord]:
+        """See IServiceRegistry.
+
+        :raises DatabaseConflictError: another service of this host has this topic.
+        """
+        return Deferred.fromCoroutine(self._begin(start))
+
+    def beat(self, service_id: int, incarnation: int | None = None) -> Deferred[None]:
         """See IServiceRegistry."""
-        return self._beats.beat(service_id)
+        return self._beats.beat(service_id, incarnation if self._rows.incarnations else None)
+
+    def enter(
+        self,
+        service_id: int,
+        incarnation: int,
+        state: ServiceState,
+        *,
+        until: float | None = None,
+        reason: str | None = None,
+        calls: int = 0,
+    ) -> Deferred[None]:
+        """See IServiceRegistry. Without the table ``novasvc_incarnations`` it does nothing."""
+        if not self._rows.incarnations:
+            return succeed(None)
+        values = (service_id, incarnation, state, until, reason, calls)
+        return self._engine.run(lambda connection: self._rows.enter(connection, *values))
 
     def prove_writable(self) -> Deferred[None]:
         """See IServiceRegistry."""
@@ -156,8 +184,25 @@ class ServiceRegistry:
         try:
             return await self._engine.run(read_or_create)
         except DatabaseConflictError as error:
-            problem = f"another service of host {host!r} has the topic {topic!r}"
-            raise DatabaseConflictError(error.url, problem) from error
+            raise _topic_is_taken(error, host, topic) from error
+
+    async def _begin(self, start: ServiceStart) -> ServiceRecord:
+        if not self._rows.incarnations:
+            return await self._register(start.host, start.binary, start.topic, start.version)
+        conflict: DatabaseError | None = None
+        for _ in range(_BEGIN_ATTEMPTS):
+            # See Note [Two starts want one number].
+            try:
+                record = await self._engine.run(lambda connection: self._rows.begin(connection, start))
+            except (DatabaseConflictError, DatabaseLockedError) as error:
+                conflict = error
+            else:
+                if record is not None:
+                    return record
+        if isinstance(conflict, DatabaseConflictError):
+            raise _topic_is_taken(conflict, start.host, start.topic) from conflict
+        problem = f"other starts of {start.name} change its row at the same time"
+        raise conflict or DatabaseLockedError(self._engine.address.masked, problem)
 
     async def _hold_leases(self, request: LeaseRequest) -> Leases:
         for _ in range(_LEASE_RETRIES):
@@ -168,8 +213,8 @@ class ServiceRegistry:
                 return await self._engine.run(lambda connection: leases.hold(connection, request))
         return await self._engine.run(lambda connection: leases.hold(connection, request))
 
-    def _beat_alone(self, service_id: int) -> Deferred[None]:
-        return self._write(lambda connection: rows.beat(connection, service_id))
+    def _beat_alone(self, service_id: int, incarnation: int | None) -> Deferred[None]:
+        return self._write(lambda connection: self._rows.beat(connection, service_id, incarnation))
 
     def _write(self, change: Callable[[Connection], _Result]) -> Deferred[_Result]:
         """Run a change that proves that the database can be written.
@@ -202,6 +247,7 @@ class ServiceRegistry:
                 # Nova's own database has every column that is used here, so no version table is added to it.
                 adoptable = found is None and not self._migrate and migration.is_adoptable(connection)
         if adoptable or migration.is_head(address, found):
+            self._rows = attrs.evolve(self._rows, incarnations=not adoptable)
             return
         if not self._migrate:
             problem = f"its schema has revision {found!r}, and {HEAD!r} is needed" if found else "it has no schema yet"
@@ -210,3 +256,7 @@ class ServiceRegistry:
             migration.upgrade_in_child(address, _MIGRATION_DEADLINE)
         change = f"schema migrated from {found} to {HEAD}" if found else f"schema created at {HEAD}"
         _log.info("database {url}: {change}", url=address.masked, change=change)
+
+
+def _topic_is_taken(error: DatabaseConflictError, host: str, topic: str | None) -> DatabaseConflictError:
+    return DatabaseConflictError(error.url, f"another service of host {host!r} has the topic {topic!r}")

@@ -11,7 +11,8 @@ from twisted.python.failure import Failure
 
 from novasvc.reactor.backoff import jittered_backoff
 from novasvc.rpc.errors import TransportClosedError, UnconfirmedError, UndeliverableError
-from novasvc.transport.amqp.publisher import Message, Publisher
+from novasvc.transport.amqp.confirm_channel import Message
+from novasvc.transport.amqp.publisher import Publisher
 
 _log = Logger()
 

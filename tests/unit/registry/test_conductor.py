@@ -48,6 +48,8 @@ class ConductorTests(ConductorCase):
             ("update", {"service_id": 1, "report_count": 0}, "unknown: report_count"),
             ("register", {"host": "h", "binary": None, "topic": None, "version": 0}, "binary: expected str, got null"),
             ("register", {"host": "h", "binary": "b", "topic": None}, "missing: version"),
+            ("begin", {"start": {"host": "h"}}, "start: object missing required field binary"),
+            ("enter", {"service_id": 1, "incarnation": 1, "state": "lost"}, "state: invalid enum value 'lost'"),
         )
         for method, args, problem in calls:
             error = self.failureResultOf(self.call(method, **args), InvalidArgumentsError).value
@@ -58,8 +60,21 @@ class ConductorTests(ConductorCase):
     def test_what_may_run_twice(self) -> None:
         """All operations but update are idempotent."""
         methods = {method.name: method.exposure.idempotent for method in Endpoints(Conductor("c1"))}
-        reads_and_writes = ("register", "beat", "prove_writable", "get", "list", "page", "count", "delete")
-        expected = dict.fromkeys((*reads_and_writes, "hold_leases", "release_leases", "list_leases"), True)
+        reads_and_writes = (
+            "register",
+            "begin",
+            "enter",
+            "beat",
+            "prove_writable",
+            "get",
+            "list",
+            "page",
+            "count",
+            "delete",
+        )
+        expected = dict.fromkeys(
+            (*reads_and_writes, "begin", "enter", "hold_leases", "release_leases", "list_leases"), True
+        )
         self.assertEqual(methods, {**expected, "update": False})
 
 

@@ -128,7 +128,7 @@ class ErrorsTests(ConductorCase):
     def test_slow_database(self) -> None:
         """A slow database of the conductor is an outage; the conductor stops waiting when the node does."""
         cancelled: list[Any] = []
-        service = self.conductor_before(lambda _: Deferred(cancelled.append))
+        service = self.conductor_before(lambda *_: Deferred(cancelled.append))
         asked = self.ask(self.remote().beat(1))
         self.fleet.advance(TIMEOUT)
         self.failureResultOf(asked, DatabaseUnavailableError)
@@ -156,7 +156,7 @@ class ErrorsTests(ConductorCase):
 
     def test_bug(self) -> None:
         """A bug in the conductor is a DatabaseError with its text, not an outage."""
-        self.conductor_before(lambda _: 1 / 0)
+        self.conductor_before(lambda *_: 1 / 0)
         error = self.failureResultOf(self.ask(self.remote().beat(1))).value
         self.assertIs(type(error), DatabaseError)
         self.assertIn("database conductor: 'beat' failed with ZeroDivisionError: division by zero", str(error))

@@ -31,7 +31,7 @@ class BeatBatchesTests(SynchronousTestCase):
         self.transactions: list[Deferred[frozenset[int]]] = []
         self.alone: list[int] = []
         self.outcome_alone: Deferred[None] | None = None
-        self.patch(beats, "beat_all", lambda _, ids: self.written.append(tuple(ids)))
+        self.patch(beats, "beat_all", lambda _, beats: self.written.append(tuple(beats)))
         self.batches = BeatBatches(self.clock, self.write, self.beat_alone, URL)
 
     def write(self, change: Callable[[Connection], Any]) -> Deferred[frozenset[int]]:
@@ -39,7 +39,7 @@ class BeatBatchesTests(SynchronousTestCase):
         self.transactions.append(Deferred())
         return self.transactions[-1]
 
-    def beat_alone(self, service_id: int) -> Deferred[None]:
+    def beat_alone(self, service_id: int, incarnation: int | None) -> Deferred[None]:
         self.alone.append(service_id)
         return self.outcome_alone or fail(ServiceNotFoundError(str(service_id)))
 

@@ -1,0 +1,123 @@
+"""Incarnations: the starts of a service, numbered, and the state that the latest one is in."""
+
+from datetime import datetime
+from typing import Literal, get_args
+
+import attrs
+
+from novasvc.registry.errors import ServiceTwinError
+
+ServiceState = Literal["starting", "ready", "draining", "stopped", "failed"]
+"""What a service says of itself. That it was lost is not a state: it is a running state without heartbeats."""
+
+ENDED = ("stopped", "failed")
+"""The states of a service that does not run."""
+
+LONGEST = 255
+"""Characters of a reason, or of the name of a machine, that are stored."""
+
+
+@attrs.frozen(kw_only=True)
+class ServiceStart:
+    """What a service says of itself when it starts.
+
+    :param version: the code's service version.
+    :param owner: random id of this start, at most 36 characters: beginning it again does not make another incarnation.
+        The workers of one supervisor share it, because they are one start of the service.
+    :param machine: name of the machine, for people.
+    :param pid: the process's number on that machine; with workers, that of their supervisor.
+    :param lock: identity of the exclusive lock that this start holds; None without one. Two starts with the same
+        identity cannot be alive at the same time, so an earlier one is dead.
+    :param service_down_time: seconds without a heartbeat after which an earlier start counts as dead.
+    """
+
+    host: str
+    binary: str
+    topic: str | None
+    version: int
+    owner: str
+    machine: str
+    pid: int = 0
+    lock: str | None = None
+    service_down_time: float = 60.0
+    zone: str | None = None
+    tags: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The display name, "binary@host"."""
+        return f"{self.binary}@{self.host}"
+
+
+@attrs.frozen(kw_only=True)
+class Incarnation:
+    """The latest start of a service, and the state it is in. Times are by the database's clock, UTC, naive.
+
+    :param number: 1, 2, 3 ... for each pair of host and binary, never used again, even after the row of the service was
+        deleted: a fencing token.
+    :param since: when it entered the state.
+    :param until: draining: when the deadline of the drain ends.
+    :param reason: failed: why. stopped and draining: who asked, if known.
+    :param calls: draining: calls in flight.
+    :param machine: see :class:`ServiceStart`, as for ``pid``, ``zone`` and ``tags``.
+    :param started_at: when it began.
+    """
+
+    number: int
+    state: ServiceState = attrs.field(validator=attrs.validators.in_(get_args(ServiceState)))
+    since: datetime
+    until: datetime | None
+    reason: str | None
+    calls: int
+    machine: str
+    pid: int
+    started_at: datetime
+    zone: str | None
+    tags: tuple[str, ...]
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the service said that it does not run any more."""
+        return self.state in ENDED
+
+
+@attrs.frozen(kw_only=True)
+class LatestStart:
+    """What the registry knows of the latest start of a service, to judge another one by.
+
+    :param owner: see :class:`ServiceStart`, as for ``lock``.
+    :param forced_down: an operator declared the service down.
+    :param quiet: seconds since the service was last heard of, by the database's clock.
+    :param beats: heartbeats since the row was created.
+    """
+
+    incarnation: Incarnation
+    owner: str
+    lock: str | None
+    forced_down: bool
+    quiet: float
+    beats: int
+
+
+def check_twin(start: ServiceStart, latest: LatestStart) -> None:
+    """Check that a start may supersede the latest one of the same service.
+
+    :raises ServiceTwinError: the latest one is alive, as far as the registry knows.
+    """
+    incarnation = latest.incarnation
+    is_dead = (
+        incarnation.has_ended
+        or latest.forced_down
+        or (start.lock is not None and start.lock == latest.lock)
+        or latest.quiet > start.service_down_time
+    )
+    if not is_dead:
+        raise ServiceTwinError(
+            start.name,
+            incarnation.number,
+            incarnation.machine,
+            incarnation.pid,
+            f"{incarnation.started_at:%Y-%m-%d %H:%M:%S}",
+            round(latest.quiet, 3),
+            latest.beats,
+        )
