@@ -1,7 +1,8 @@
 """The status of a service, as the page shows it."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from datetime import datetime
 from typing import Any
 
 import attrs
@@ -10,12 +11,20 @@ from novasvc.registry.liveness import is_up
 from novasvc.registry.record import ServiceRecord
 
 UP, DOWN, FORCED = "up", "down", "forced down"
+FAILED, SUSPECT, STOPPED, LATE, DRAINING, STARTING = (
+    "failed", "suspect", "stopped", "draining too long", "draining", "starting"
+)  # fmt: skip
 """States of a service. Whether it is disabled is independent of its state: a disabled service still runs."""
+_FINE = {UP, DRAINING, STARTING}
+"""States of services that do what they should."""
+
+_SAME = 2.0
+"""Seconds by which two readings of one time may differ."""
 
 SEVERITY = {
     look: place
     for place, look in enumerate(
-        ("failed", "down", "suspect", "forced down", "stopped", "disabled", "draining", "starting", "up")
+        (FAILED, DOWN, SUSPECT, LATE, FORCED, STOPPED, "disabled", DRAINING, STARTING, UP)
     )
 }
 """The looks of a service (:attr:`ServiceStatus.look`) -> how soon an operator wants to see it, the soonest first."""
@@ -25,7 +34,7 @@ SEVERITY = {
 class ServiceStatus:
     """A service as of the last read of the registry.
 
-    :param state: "up", "down" or "forced down".
+    :param state: "up", "starting", "draining", "draining too long", "suspect", "stopped", "down", "forced down" or "failed".
     :param reason: why it is in this state, without times; "" if there is nothing to say.
     :param since: when it entered the state, in seconds since 1970; None if that was before this process looked.
     :param disabled_since: when it was disabled; None if it is not, or if that was before this process looked.
@@ -49,17 +58,18 @@ class ServiceStatus:
     @property
     def zone(self) -> str:
         """The zone of its node; "" if it has none."""
-        return ""
+        incarnation = self.record.incarnation
+        return "" if incarnation is None else incarnation.zone or ""
 
     @property
     def tags(self) -> tuple[str, ...]:
         """The tags of its node."""
-        return ()
+        return () if self.record.incarnation is None else self.record.incarnation.tags
 
     @property
     def is_trouble(self) -> bool:
         """Whether it does not work as it should. A disabled service that is up does."""
-        return self.state != UP
+        return self.state not in _FINE
 
     @property
     def look(self) -> str:
@@ -69,24 +79,21 @@ class ServiceStatus:
 
 @attrs.frozen
 class Totals:
-    """Numbers of services. A disabled service also counts as up, down or forced down."""
+    """Numbers of services. A disabled service also counts by its state.
+
+    :param up: those that do what they should: also those that start, or drain within their time.
+    """
 
     services: int = 0
     hosts: int = 0
     up: int = 0
+    failed: int = 0
     down: int = 0
+    suspect: int = 0
+    late: int = 0
     forced: int = 0
+    stopped: int = 0
     disabled: int = 0
-
-
-def service_state(record: ServiceRecord, service_down_time: float) -> str:
-    """Return "up", "down" or "forced down".
-
-    :param service_down_time: seconds without a heartbeat after which a service is down.
-    """
-    if record.forced_down:
-        return FORCED
-    return UP if is_up(record, service_down_time) else DOWN
 
 
 @attrs.frozen
@@ -103,18 +110,45 @@ class Assessment:
     age: float | None = None
 
 
-def assess(records: Iterable[ServiceRecord], service_down_time: float) -> Iterable[tuple[ServiceRecord, Assessment]]:
-    """Judge all services of a fleet.
+def assess_all(
+    records: Iterable[ServiceRecord], service_down_time: float
+) -> Iterator[tuple[ServiceRecord, Assessment]]:
+    """Assess all services of a fleet.
 
     :param service_down_time: seconds without a heartbeat after which a service is down.
     """
     for record in records:
-        state = service_state(record, service_down_time)
-        if state == DOWN:
-            reason = "no heartbeat" if record.last_seen_up else "registered, but never sent a heartbeat"
-            yield record, Assessment(state, reason, record.age)
-        else:
-            yield record, Assessment(state, "by an operator" if state == FORCED else "")
+        yield record, assess(record, service_down_time)
+
+
+def assess(record: ServiceRecord, service_down_time: float) -> Assessment:
+    """Assess one service.
+
+    :param service_down_time: seconds without a heartbeat after which it is down.
+    """
+    incarnation = record.incarnation
+    if record.forced_down:
+        return Assessment(FORCED, "by an operator")
+    age = None if incarnation is None else _age_of(record, incarnation.since)
+    if incarnation is not None and incarnation.state == "failed":
+        return Assessment(FAILED, incarnation.reason or "", age)
+    if incarnation is not None and incarnation.state == "stopped":
+        return Assessment(STOPPED, incarnation.reason or "cleanly", age)
+    if not is_up(record, service_down_time):
+        return Assessment(DOWN, "no heartbeat" if record.last_seen_up else "no heartbeat yet", record.age)
+    if incarnation is None or incarnation.state == "ready":
+        return Assessment(UP, "", age)
+    if incarnation.state == "starting":
+        return Assessment(STARTING, "", age)
+    calls = f"{incarnation.calls:,} {'call' if incarnation.calls == 1 else 'calls'} in flight"
+    late = incarnation.until is not None and (_age_of(record, incarnation.until) or 0.0) > 0
+    return Assessment(LATE if late else DRAINING, "; ".join(filter(None, [incarnation.reason, calls])), age)
+
+
+def _age_of(record: ServiceRecord, moment: datetime) -> float | None:
+    """Return the seconds since a time of the database's clock; None if the row does not tell the time there."""
+    heard = record.last_seen_up or record.created_at
+    return None if heard is None else (heard - moment).total_seconds() + record.age
 
 
 def status_of(
@@ -146,14 +180,17 @@ def status_of(
         elif before.record.report_count == record.report_count and before.record.last_seen_up == record.last_seen_up:
             return attrs.evolve(before, record=record)
     if assessment.age is not None:
-        # Kept while the state lasts: the ages of two reads differ by the time that reading takes.
-        since = before.since if before is not None and before.state == state else now - assessment.age
+        since = now - assessment.age
+        if before is not None and before.since is not None and abs(before.since - since) < _SAME:
+            since = before.since  # the ages of two reads differ by the time that reading takes
     return ServiceStatus(record, state, reason, since, disabled_since, version, turned)
 
 
 def _fields(record: ServiceRecord) -> tuple[Any, ...]:
     """Return the fields that the page shows, without those of a heartbeat."""
-    return (record.disabled, record.disabled_reason, record.version)
+    incarnation = record.incarnation
+    place = () if incarnation is None else (incarnation.number, incarnation.zone, incarnation.tags)
+    return (record.disabled, record.disabled_reason, record.version, *place)
 
 
 def count_totals(services: Iterable[ServiceStatus]) -> Totals:
@@ -164,4 +201,15 @@ def count_totals(services: Iterable[ServiceStatus]) -> Totals:
         states[service.state] += 1
         hosts.add(service.record.host)
         disabled += service.record.disabled
-    return Totals(states.total(), len(hosts), states[UP], states[DOWN], states[FORCED], disabled)
+    return Totals(
+        services=states.total(),
+        hosts=len(hosts),
+        up=sum(states[state] for state in _FINE),
+        failed=states[FAILED],
+        down=states[DOWN],
+        suspect=states[SUSPECT],
+        late=states[LATE],
+        forced=states[FORCED],
+        stopped=states[STOPPED],
+        disabled=disabled,
+    )

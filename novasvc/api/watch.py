@@ -9,7 +9,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from novasvc.api.errors import APIError
-from novasvc.api.service_status import ServiceStatus, Totals, assess, count_totals, status_of
+from novasvc.api.service_status import ServiceStatus, Totals, assess_all, count_totals, status_of
 from novasvc.api.timeline import Event, Timeline, events_of
 from novasvc.errors import NovasvcError
 from novasvc.registry.record import ServiceRecord
@@ -46,7 +46,7 @@ class Watch(Service):
         self.version = 0
         """The number of successful reads."""
         self.members = 0
-        """The version in which a service was added or removed last."""
+        """The version in which a service was added, removed, or moved to another zone last."""
         self.totals = Totals()
         self.trouble = "the registry has not been read yet"
         """Why the last read failed; "" if it succeeded."""
@@ -219,14 +219,16 @@ class Watch(Service):
         self._read_at = self._clock.seconds()
         before, after = self._services, {}
         events: list[Event] = []
-        for record, assessment in assess(records, self._down_time):
+        for record, assessment in assess_all(records, self._down_time):
             seen = before.get(record.id)
             after[record.id] = service = status_of(record, assessment, seen, self._read_at, self.version)
             if service.turned == self.version:
                 events += ((kind, service, why) for kind, why in events_of(seen, service))
         for number in before.keys() - after.keys():
             events.append(("deleted", before[number], ""))
-        if before.keys() != after.keys():
+        if before.keys() != after.keys() or any(
+            before[number].zone != after[number].zone for number in after if after[number].turned == self.version
+        ):
             self.members = self.version
         self._services = after
         self.totals = count_totals(after.values())

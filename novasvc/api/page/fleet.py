@@ -3,6 +3,8 @@
 from itertools import islice
 from typing import Any
 
+import attrs
+
 from novasvc.api.access import Access
 from novasvc.api.errors import APIError
 from novasvc.api.openapi import STRING, array_of, content, object_schema, operation
@@ -70,6 +72,7 @@ class FleetPage:
             view=view,
             watch=watch,
             overview=self._overview,
+            counts=attrs.asdict(watch.totals),
             drawn=self._draw(view.matching),
             looks=looks_of(view.matching),
             codes=CODES,

@@ -10,7 +10,7 @@ from novasvc.api.service_status import SEVERITY, ServiceStatus
 
 CODES = {
     "up": "", "failed": "x", "down": "d", "suspect": "s", "forced down": "f", "stopped": "t", "disabled": "o",
-    "draining": "g", "starting": "b",
+    "draining too long": "l", "draining": "g", "starting": "b",
 }  # fmt: skip
 """The looks of a service (:attr:`ServiceStatus.look`) -> the class of its square."""
 

@@ -12,7 +12,7 @@ from novasvc.api.page.actions import ACTIONS, done_message
 from novasvc.api.page.description import NodeDescriptions
 from novasvc.api.page.history import Sample, latencies, method_key, rates
 from novasvc.api.page.pages import Pages, make_page_app
-from novasvc.api.service_status import service_state
+from novasvc.api.service_status import assess
 from novasvc.api.watch import Watch
 
 _SHOWN = 20
@@ -57,7 +57,7 @@ class NodePage:
             "node.html",
             caller,
             record=record,
-            state=service_state(record, self._backend.settings.service_down_time),
+            assessment=assess(record, self._backend.settings.service_down_time),
             description=description,
             silence=silence,
             methods=[] if description is None else _methods(description, samples),

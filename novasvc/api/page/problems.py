@@ -5,7 +5,7 @@ from urllib.parse import urlencode
 
 import attrs
 
-from novasvc.api.service_status import SEVERITY, UP, ServiceStatus
+from novasvc.api.service_status import DRAINING, FORCED, LATE, SEVERITY, STARTING, STOPPED, SUSPECT, UP, ServiceStatus
 from novasvc.registry.lease import Lease
 
 MAX_PROBLEMS = 20
@@ -14,10 +14,13 @@ MAX_NAMED = 30
 """Services that are named in all, if they are not more; otherwise MOST_OF_FIRST of the first problem, MOST_OF_EACH."""
 MOST_OF_FIRST, MOST_OF_EACH = 12, 6
 
-_LEASE, _NODE = SEVERITY["suspect"], SEVERITY["forced down"]
-_KNOWN = SEVERITY["stopped"]
+_LEASE, _NODE = SEVERITY[SUSPECT], SEVERITY[FORCED]
+_KNOWN = SEVERITY[STOPPED]
 """The severity of what an operator knows: a disabled service that is down as well."""
-_STATE_PARAMETERS = {"forced down": "forced"}
+_FINE = {UP, DRAINING, STARTING}
+_QUIET = {*_FINE, "disabled", STOPPED}
+"""Looks that the headline leaves out: they are as somebody wants them."""
+_STATE_PARAMETERS = {FORCED: "forced", LATE: "late"}
 """States whose names in URLs are others."""
 
 
@@ -99,14 +102,17 @@ def find_problems(
     for service in services:
         look, record = service.look, service.record
         address = f"/s/{record.id}"
-        if look not in {UP, "draining", "starting"}:
+        if look not in _FINE:
             why, severity, since = service.reason, SEVERITY[look], service.since
             if look == "disabled":
                 why, since = record.disabled_reason or "no reason given", service.disabled_since
             elif record.disabled:
                 why = f"{why}; disabled: {record.disabled_reason or 'no reason given'}"
                 severity = max(severity, _KNOWN)
-            groups.setdefault((severity, look, look, why), []).append(Affected(service.name, address, since))
+            detail = ""
+            if look == LATE:  # each has its own number of calls
+                why, detail = "", why
+            groups.setdefault((severity, look, look, why), []).append(Affected(service.name, address, since, detail))
         for report in reports.get(record.id, ()):
             affected = Affected(service.name, address, report.since, report.why)
             groups.setdefault((_NODE, "warn", report.title, ""), []).append(affected)
@@ -140,14 +146,12 @@ def headline(services: Iterable[ServiceStatus], problems: Problems) -> str:
         total += 1
     if not total:
         return "No service has registered yet"
-    everything = f"all {total:,} services are up" if total > 1 else "the one service is up"
+    others = [f"{counts[look]:,} {look}" for look in SEVERITY if counts[look] and look in {*_QUIET} - {UP}]
+    everything = "the one service is up" if total == counts[UP] == 1 else f"all {total:,} services are up"
+    if others:
+        everything = ", ".join([*([f"{counts[UP]:,} up"] if counts[UP] else []), *others])
     if not problems.count:
         return f"Nothing is wrong: {everything}"
     found = [f"{counts[look]:,} {look}" for look in SEVERITY if counts[look] and look not in _QUIET]
     found += [problem.title for problem in problems.shown if problem.look == "warn"]
-    found = found or [f"{everything[0].upper()}{everything[1:]}", f"{counts['disabled']:,} disabled"]
-    return ", ".join(found)
-
-
-_QUIET = {UP, "disabled", "draining", "starting"}
-"""Looks that the headline leaves out: they are as somebody wants them."""
+    return ", ".join(found) or f"Nothing is down: {everything}"

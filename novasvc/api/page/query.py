@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 
 import attrs
 
-STATES = ("trouble", "up", "down", "forced", "disabled")
+STATES = ("trouble", "up", "failed", "down", "suspect", "late", "forced", "stopped", "disabled", "draining", "starting")
 """States to filter by; "trouble" is every state in which a service does not work as it should."""
 SORTS = ("trouble", "host", "-host", "silent")
 """Services in trouble first; by host, ascending and descending; the longest without a heartbeat first."""

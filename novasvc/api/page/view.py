@@ -10,7 +10,7 @@ from zlib import crc32
 import attrs
 
 from novasvc.api.page.query import Query
-from novasvc.api.service_status import DOWN, SEVERITY, ServiceStatus
+from novasvc.api.service_status import DOWN, LATE, SEVERITY, ServiceStatus
 from novasvc.api.watch import Watch
 
 SERVICES = 100
@@ -159,6 +159,10 @@ def is_in(service: ServiceStatus, state: str) -> bool:
             return service.is_trouble
         case "forced":
             return service.record.forced_down
+        case "late":
+            return service.state == LATE
+        case "up":
+            return not service.is_trouble
     return not state or service.state == state
 
 
