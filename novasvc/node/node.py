@@ -21,6 +21,7 @@ from novasvc.node.elections import make_elections
 from novasvc.node.endpoint import NodeAPI
 from novasvc.node.errors import DirectoryError, StartError
 from novasvc.node.health import NodeHealth
+from novasvc.node.history import MethodHistory
 from novasvc.node.lifecycle import Lifecycle
 from novasvc.node.manager_resources import attach_resources, make_client, make_emitter
 from novasvc.node.reachability import ReachabilityCheck
@@ -93,6 +94,7 @@ class Node:
     server: Server | None = attrs.field(default=None, init=False)
     heartbeat: Heartbeat | None = attrs.field(default=None, init=False)
     reachability: ReachabilityCheck | None = attrs.field(default=None, init=False)
+    history: MethodHistory | None = attrs.field(default=None, init=False)
     _record: ServiceRecord | None = attrs.field(default=None, init=False)
     _deadline: StopDeadline = attrs.field(init=False)
     _tasks_ended: Deferred[None] = attrs.field(factory=lambda: succeed(None), init=False)
@@ -230,6 +232,8 @@ class Node:
             self.runtime.random_source,
         )
         self.reachability.start()
+        self.history = MethodHistory(server.method_metrics, server.delivery_metrics, self.runtime.reactor)
+        self.history.start()
 
     def operations(self) -> set[str]:
         """Return the request ids of the operations under way: methods, periodic tasks, outgoing calls."""
@@ -307,6 +311,8 @@ class Node:
         if self.heartbeat is not None:
             self._record = self.heartbeat.record
             await self._stop_step("stop the heartbeat", self.heartbeat.stop)
+        if self.history is not None:
+            self.history.stop()
         if self.events is not None:
             await self._stop_step("close the listener of events", self.events.close)
         if self.server is not None:

@@ -215,7 +215,7 @@ class Worker:
     def receive(self, message: PipeMessage) -> None:
         """Handle a message from the supervisor.
 
-        It queries running calls, request ids of operations, metrics, health or how much was served; answers a query
+        It queries running calls, request ids of operations, metrics, health, descriptions or how much was served; answers a query
         of this worker; or tells it to stop now.
         """
         match message:
@@ -226,6 +226,9 @@ class Worker:
             case {"query": key, "name": "health"}:
                 reporting = Deferred.fromCoroutine(self._report_health(key))
                 reporting.addErrback(lambda failure: _log.failure("cannot report the health of the services", failure))
+            case {"query": key, "name": "describe" | "history" as what}:
+                reporting = Deferred.fromCoroutine(self._report_descriptions(key, what))
+                reporting.addErrback(lambda failure: _log.failure("cannot describe the services", failure))
             case {"query": key, "name": "operations"}:
                 self._answer(key, reports.operations(self._server))
             case {"query": key, "name": "metrics"}:
@@ -257,6 +260,9 @@ class Worker:
 
     async def _report_health(self, key: int) -> None:
         self._answer(key, await reports.health_of(reports.parts(self._server)))
+
+    async def _report_descriptions(self, key: int, what: str) -> None:
+        self._answer(key, await reports.descriptions(reports.parts(self._server), what))
 
     def _answer(self, key: int, answer: Any) -> None:
         """Answer a query of the supervisor; None if there is no answer."""

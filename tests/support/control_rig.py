@@ -50,6 +50,7 @@ class StandInSupervisor:
         self.pending: Deferred[Any] | None = None
         self.cancelled = False
         self.changed: list[dict[str, Any]] = []
+        self.inspected: list[dict[str, Any]] = []
         self.rows = [
             worker(0),
             worker(1, pid=None, state="backing off", restarts=3, memory=None, trouble=f"killed {HOSTILE}"),
@@ -107,6 +108,10 @@ class StandInSupervisor:
     def health(self) -> Deferred[Rows]:
         self._took("health")
         return self.pending or succeed([])
+
+    def inspect(self, what: str) -> Deferred[Rows]:
+        self._took("inspect", what)
+        return self.pending or succeed(self.inspected)
 
     def dump(self) -> Deferred[Rows]:
         self._took("dump")

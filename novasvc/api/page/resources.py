@@ -1,5 +1,6 @@
 """The resources of the page, and what they share."""
 
+from functools import partial
 from typing import Any
 
 from novasvc.api.access import Access
@@ -47,10 +48,7 @@ def make_page_resources(backend: Backend, access: Access) -> dict[bytes, Any]:
     overview = Overview(watch, renderer, lambda: find_problems(views.view(Query()).matching), backend.reactor.seconds)
     streams = EventStreams(watch, views, overview, access, renderer, backend.reactor)
 
-    async def describe(record: ServiceRecord) -> Any:
-        return await call_node(backend, record, "describe")
-
-    descriptions = NodeDescriptions(describe, backend.reactor)
+    descriptions = NodeDescriptions(partial(call_node, backend), backend.reactor)
     backend.add_service(watch)
     backend.add_service(streams)
     fleet = FleetPage(access, watch, views, overview, pages).app.resource()
