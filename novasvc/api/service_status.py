@@ -7,6 +7,7 @@ from typing import Any
 
 import attrs
 
+from novasvc.registry.incarnation import Incarnation
 from novasvc.registry.liveness import is_up
 from novasvc.registry.record import ServiceRecord
 
@@ -23,9 +24,7 @@ _SAME = 2.0
 
 SEVERITY = {
     look: place
-    for place, look in enumerate(
-        (FAILED, DOWN, SUSPECT, LATE, FORCED, STOPPED, "disabled", DRAINING, STARTING, UP)
-    )
+    for place, look in enumerate((FAILED, DOWN, SUSPECT, LATE, FORCED, STOPPED, "disabled", DRAINING, STARTING, UP))
 }
 """The looks of a service (:attr:`ServiceStatus.look`) -> how soon an operator wants to see it, the soonest first."""
 
@@ -34,7 +33,8 @@ SEVERITY = {
 class ServiceStatus:
     """A service as of the last read of the registry.
 
-    :param state: "up", "starting", "draining", "draining too long", "suspect", "stopped", "down", "forced down" or "failed".
+    :param state: "up", "starting", "draining", "draining too long", "suspect", "stopped", "down", "forced down" or
+        "failed".
     :param reason: why it is in this state, without times; "" if there is nothing to say.
     :param since: when it entered the state, in seconds since 1970; None if that was before this process looked.
     :param disabled_since: when it was disabled; None if it is not, or if that was before this process looked.
@@ -129,17 +129,20 @@ def assess(record: ServiceRecord, service_down_time: float) -> Assessment:
     incarnation = record.incarnation
     if record.forced_down:
         return Assessment(FORCED, "by an operator")
-    age = None if incarnation is None else _age_of(record, incarnation.since)
     if incarnation is not None and incarnation.state == "failed":
-        return Assessment(FAILED, incarnation.reason or "", age)
+        return Assessment(FAILED, incarnation.reason or "", _age_of(record, incarnation.since))
     if incarnation is not None and incarnation.state == "stopped":
-        return Assessment(STOPPED, incarnation.reason or "cleanly", age)
+        return Assessment(STOPPED, incarnation.reason or "cleanly", _age_of(record, incarnation.since))
     if not is_up(record, service_down_time):
         return Assessment(DOWN, "no heartbeat" if record.last_seen_up else "no heartbeat yet", record.age)
-    if incarnation is None or incarnation.state == "ready":
-        return Assessment(UP, "", age)
-    if incarnation.state == "starting":
-        return Assessment(STARTING, "", age)
+    return Assessment(UP) if incarnation is None else _assess_running(record, incarnation)
+
+
+def _assess_running(record: ServiceRecord, incarnation: Incarnation) -> Assessment:
+    """Assess a service that sends heartbeats, by what it says of itself."""
+    age = _age_of(record, incarnation.since)
+    if incarnation.state != "draining":
+        return Assessment(STARTING if incarnation.state == "starting" else UP, "", age)
     calls = f"{incarnation.calls:,} {'call' if incarnation.calls == 1 else 'calls'} in flight"
     late = incarnation.until is not None and (_age_of(record, incarnation.until) or 0.0) > 0
     return Assessment(LATE if late else DRAINING, "; ".join(filter(None, [incarnation.reason, calls])), age)

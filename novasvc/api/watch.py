@@ -78,6 +78,11 @@ class Watch(Service):
         """When the last successful read ended, in seconds since 1970."""
         return self._read_at
 
+    @property
+    def is_viewed(self) -> bool:
+        """Whether somebody looks at the page."""
+        return bool(self._listeners) or self._clock.seconds() - self._asked_at < _POLLING_VIEWER
+
     def age_of(self, service: ServiceStatus) -> float:
         """Return the seconds since a service's last heartbeat."""
         return service.record.age + self.age
@@ -172,9 +177,8 @@ class Watch(Service):
         def ended(_: object) -> None:
             self._reading = None
             if self.running:
-                viewed = self._listeners or self._clock.seconds() - self._asked_at < _POLLING_VIEWER
                 # While reads fail, the pace stays that for viewers, so that the page recovers soon after the registry.
-                pause = WATCHED if viewed or self.trouble else UNWATCHED
+                pause = WATCHED if self.is_viewed or self.trouble else UNWATCHED
                 self._schedule(max(pause, _PAUSE_FACTOR * (self._clock.seconds() - began)))
             self._answer_waiting()
 

@@ -36,7 +36,9 @@ class MethodHistory:
     :param deliveries: counts the messages that were quarantined.
     """
 
-    def __init__(self, metrics: Mapping[Method, MethodMetrics], deliveries: DeliveryMetrics, clock: IReactorTime) -> None:
+    def __init__(
+        self, metrics: Mapping[Method, MethodMetrics], deliveries: DeliveryMetrics, clock: IReactorTime
+    ) -> None:
         self._metrics = {method: one for method, one in metrics.items() if method.exposure.counted}
         self._deliveries = deliveries
         self._clock = clock

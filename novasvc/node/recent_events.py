@@ -23,8 +23,8 @@ def event_rows(events: Iterable[Event]) -> list[dict[str, Any]]:
 
     :param events: oldest first.
     :return: the last MOST, by their ends, the latest last: {"time": of the beginning, ISO 8601 in UTC, "kind", "text"},
-        and for a call or a run {"outcome": "running", "done", "failed", ..., "seconds": float or None, "request_id": str
-        or None} as well.
+        and for a call or a run {"outcome": "running", "done", "failed", ..., "seconds": float or None, "request_id":
+        str or None} as well.
     """
     rows: list[dict[str, Any] | None] = []
     begun: dict[tuple[str, str, str | None], tuple[Event, int]] = {}

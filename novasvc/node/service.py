@@ -35,7 +35,9 @@ from novasvc.rpc import Client
 from novasvc.workers.specification import check_constructor
 
 
-@implementer(IDescribable, IHealthy, IInspectable, IExitRequester, IInterruptible, IPreloading, IRebuildable, ISpecified)
+@implementer(
+    IDescribable, IHealthy, IInspectable, IExitRequester, IInterruptible, IPreloading, IRebuildable, ISpecified
+)
 class Service(LifecycleService):
     """A node: serves a manager's RPC methods on its topic, runs its tasks, sends heartbeats.
 

@@ -24,7 +24,9 @@ def find_troubles(
         if worker["state"] not in _RUNNING or (worker["state"] == "starting" and worker["trouble"]):
             title = "worker hangs" if worker["state"] == "hung" else "worker crashes"
             restarts = f", {worker['restarts']} restarts" if worker["restarts"] else ""
-            why = f"worker {worker['number']} is {worker['state']}{restarts}: {worker['trouble'] or 'no reason is known'}"
+            why = (
+                f"worker {worker['number']} is {worker['state']}{restarts}: {worker['trouble'] or 'no reason is known'}"
+            )
             found.append(_trouble(title, why, worker["since"]))
     found += [_trouble("worker does not answer", f"worker {number}", None) for number in silent]
     found += [

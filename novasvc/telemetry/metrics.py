@@ -16,7 +16,6 @@ from novasvc.telemetry.instruments import (
     MAX_LABEL_SETS,
     OTHER,
     SECONDS,
-    SECONDS,
     Counter,
     Document,
     Gauge,

@@ -17,7 +17,14 @@ from novasvc.workers.errors import DrainError, NoSuchWorkerError, ReloadError, R
 from novasvc.workers.exit_status import problem_of
 from novasvc.workers.group import WorkerGroup
 from novasvc.workers.groups import WorkerGroups
-from novasvc.workers.inspection import Row, collect_descriptions, collect_dumps, collect_health, collect_metrics, worker_rows
+from novasvc.workers.inspection import (
+    Row,
+    collect_descriptions,
+    collect_dumps,
+    collect_health,
+    collect_metrics,
+    worker_rows,
+)
 from novasvc.workers.recycling import Recycler
 from novasvc.workers.servers import (
     MAX_WORKERS,

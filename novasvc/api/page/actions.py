@@ -104,7 +104,7 @@ ACTIONS = {
             "force-down", "Force down", "Force {name} down?",
             "It is reported as down, whatever its heartbeats say. Do this when its host is known to be off.",
             "It is forced down.", _change(ServiceChanges(forced_down=True)), destructive=True,
-            many="They are reported as down, whatever their heartbeats say. Do this when their hosts are known to be off.",
+            many="They are reported as down, whatever their heartbeats say. Do this when their hosts are off.",
         ),
         Action(
             "let-up", "Unset forced down", "Unset forced down for {name}?", "Its heartbeats count again.",

@@ -73,7 +73,7 @@ class BulkPages:
         return self._page(request, "bulk.html", caller, action, chosen, back=query.url)
 
     @app.route("/bulk/<verb>", methods=["POST"])
-    @operation("Perform an action on many services: a form of the page", FORM_RESPONSES, path_parameters=_PATH_PARAMETERS)
+    @operation("Perform an action on many services", FORM_RESPONSES, path_parameters=_PATH_PARAMETERS)
     async def act(self, request: Any, verb: str) -> bytes:
         """Perform the action on each service, and show the outcome."""
         caller = self._access.require(request)

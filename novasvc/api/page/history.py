@@ -62,8 +62,9 @@ def read_history(document: Any) -> History:
     :param document: JSON of :meth:`novasvc.node.endpoint.NodeAPI.history`.
     """
     answer = document if isinstance(document, dict) else {}
-    interval, length, rows = answer.get("interval"), answer.get("length"), answer.get("methods")
-    if not _is_number(interval) or interval <= 0 or not _is_number(length) or not isinstance(rows, list):
+    interval, length = _number(answer.get("interval")), _number(answer.get("length"))
+    rows = answer.get("methods")
+    if not interval or not isinstance(rows, list):
         return History()
     series = {}
     for row in rows[:_MAX_METHODS]:
@@ -72,14 +73,15 @@ def read_history(document: Any) -> History:
             rates = [count / interval for count in calls]
             durations = [spent / count if count > 0 else None for count, spent in zip(calls, seconds, strict=True)]
             series[_key(row)] = Series(rates, durations)
-    return History(float(interval * min(max(length, 0), _MAX_LENGTH)), series)
+    return History(interval * min(length, _MAX_LENGTH), series)
 
 
 def _figures(row: Any, name: str) -> list[float]:
     figures = row.get(name) if isinstance(row, dict) else None
-    chosen = figures[-_MAX_LENGTH:] if isinstance(figures, list) else []
-    return [max(0, figure) for figure in chosen] if all(map(_is_number, chosen)) else []
+    return [*map(_number, figures[-_MAX_LENGTH:])] if isinstance(figures, list) else []
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+def _number(value: Any) -> float:
+    """Return a number that is not below zero; 0 for all else."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    return max(0.0, float(value)) if is_number else 0.0

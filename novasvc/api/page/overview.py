@@ -44,7 +44,8 @@ class Overview:
 
     def html(self) -> Markup:
         """Draw the problems."""
-        return Markup(self._renderer.text("problems.html", problems=self.problems, now=self._now(), began=self._watch.began))  # noqa: S704 - of a template
+        names = {"problems": self.problems, "now": self._now(), "began": self._watch.began}
+        return Markup(self._renderer.text("problems.html", **names))  # noqa: S704 - a template, which escapes
 
     def _refresh(self) -> None:
         watch = self._watch

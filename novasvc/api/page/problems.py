@@ -119,13 +119,15 @@ def find_problems(
     for lease, since in leases:
         if since is not None:
             affected = Affected(f"{lease.topic} {lease.task}", "/leases", since)
-            groups.setdefault((_LEASE, "warn", "lease without holder", "no node runs this task now"), []).append(affected)
+            groups.setdefault((_LEASE, "warn", "lease without holder", "no node runs this task now"), []).append(
+                affected
+            )
     ordered = sorted(groups.items(), key=lambda item: (item[0][0], -len(item[1]), item[0]))
-    few = sum(len(affected) for _, affected in ordered) <= MAX_NAMED
-    shown = []
-    for (_, look, title, why), affected in ordered[:MAX_PROBLEMS]:
+    few = sum(len(having) for _, having in ordered) <= MAX_NAMED
+    shown: list[Problem] = []
+    for (_, look, title, why), having in ordered[:MAX_PROBLEMS]:
         most = MAX_NAMED if few else MOST_OF_EACH if shown else MOST_OF_FIRST
-        shown.append(Problem(look, title, why, tuple(affected[:most]), len(affected), _url(look, why)))
+        shown.append(Problem(look, title, why, tuple(having[:most]), len(having), _url(look, why)))
     return Problems(tuple(shown), len(groups))
 
 

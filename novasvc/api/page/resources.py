@@ -17,12 +17,14 @@ from novasvc.api.page.login import LoginPage
 from novasvc.api.page.node import NodePage
 from novasvc.api.page.overview import Overview
 from novasvc.api.page.pages import Pages
-from novasvc.api.page.problems import find_problems
+from novasvc.api.page.problems import Problems, find_problems
 from novasvc.api.page.query import Query
 from novasvc.api.page.rendering import Renderer
+from novasvc.api.page.reports import Reports
 from novasvc.api.page.stream import EventStreams
 from novasvc.api.page.view import Views
 from novasvc.api.watch import Watch
+from novasvc.registry.lease import Lease
 from novasvc.registry.record import ServiceRecord
 
 PAGE_APPS = tuple(
@@ -45,11 +47,24 @@ def make_page_resources(backend: Backend, access: Access) -> dict[bytes, Any]:
     renderer = Renderer(assets)
     pages = Pages(renderer, access)
     views = Views(watch)
-    overview = Overview(watch, renderer, lambda: find_problems(views.view(Query()).matching), backend.reactor.seconds)
+
+    async def ask_troubles(record: ServiceRecord) -> Any:
+        return await call_node(backend, record, "troubles")
+
+    async def read_leases() -> list[Lease]:
+        return await backend.registry.list_leases()
+
+    reports = Reports(watch, ask_troubles, read_leases, backend.reactor)
+
+    def find() -> Problems:
+        return find_problems(views.view(Query()).matching, reports.leases(), reports.nodes)
+
+    overview = Overview(watch, renderer, find, backend.reactor.seconds)
     streams = EventStreams(watch, views, overview, access, renderer, backend.reactor)
 
     descriptions = NodeDescriptions(partial(call_node, backend), backend.reactor)
     backend.add_service(watch)
+    backend.add_service(reports)
     backend.add_service(streams)
     fleet = FleetPage(access, watch, views, overview, pages).app.resource()
     login = LoginPage(access, streams, pages, backend.reactor).app.resource()

@@ -2,7 +2,7 @@
 
 import re
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from math import ceil
 from zlib import crc32
@@ -126,7 +126,7 @@ def _sorted(services: list[ServiceStatus], sort: str) -> Sequence[ServiceStatus]
     return sorted(services, key=_last_heartbeat) if sort == "silent" else services
 
 
-def _matcher(query: Query):  # type: ignore[no-untyped-def]
+def _matcher(query: Query) -> Callable[[ServiceStatus], bool]:
     text = query.text.casefold()
 
     def matches(service: ServiceStatus) -> bool:

@@ -34,7 +34,7 @@ class BulkTests(SynchronousTestCase):
         found = [(self.row(number).disabled, self.row(number).disabled_reason) for number in range(1, 6)]
         self.assertEqual([number for number, (disabled, _) in enumerate(found, 1) if disabled], [1, 3])
         self.assertEqual({reason for disabled, reason in found if disabled}, {"new switch"})
-        self.assertIn("Disabled</b> <span class=\"why\">new switch", self.rig.ask("/").text)
+        self.assertIn('Disabled</b> <span class="why">new switch', self.rig.ask("/").text)
 
     def test_all_that_match(self) -> None:
         """With "all" the services are those of the filter, as they were when the confirmation was shown."""

@@ -63,7 +63,9 @@ class StreamTests(SynchronousTestCase):
         self.assertIn("\r\n\r\nretry: 2000\n\n", stream.text)
         event, number, data = stream.messages[0]
         self.assertEqual((event, data["id"]), ("news", number))
-        self.assertEqual({name: count for name, count in data["totals"].items() if count}, {"services": 1, "hosts": 1, "up": 1})
+        self.assertEqual(
+            {name: count for name, count in data["totals"].items() if count}, {"services": 1, "hosts": 1, "up": 1}
+        )
         self.assertEqual(data["cells"], [[1, "up", False, data["cells"][0][3]]])
         self.assertEqual(data["trouble"], "")
 
