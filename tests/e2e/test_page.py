@@ -103,7 +103,7 @@ class Folder:
         connection.close()
 
 
-class _OfClass:
+class OfClass:
     """Ends a class's processes with the class."""
 
     def __init__(self, case: type[TestCase]) -> None:
@@ -119,7 +119,7 @@ class FleetTests(BrowserTestCase):
     @classmethod
     def setUpClass(cls) -> None:
         super().setUpClass()
-        cls.folder = Folder(_OfClass(cls))
+        cls.folder = Folder(OfClass(cls))
         service = ("--binary", "novasvc-greeter", "--topic", "greeter", "--manager", "greeters.Greeter")
         _, cls.address = cls.folder.api(*FAST, *service, host="alive")
         cls.folder.seed(
