@@ -316,7 +316,8 @@ class FleetTests(BrowserTestCase):
         browser.click("#do-ping")
         browser.click("dialog .does button")
         browser.until(lambda: re.search(r"responded within \d+\.\d ms", browser.text(".message")), "it answered")
-        drawn = "//th[.='greet']/../td//*[name()='path'][string-length(@d) > 25]"
+        browser.until(lambda: "charts of the last" in browser.text("#reach"), "its history is there")
+        drawn = "//th[.='greet']/../td//*[name()='path'][string-length(@d) > 15]"
         browser.until(lambda: len(browser.driver.find_elements("xpath", drawn)) == 2, "two lines are drawn")
         browser.screenshot("node")
 
