@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from novasvc.periodic.term import Term
     from novasvc.registry.incarnation import ServiceStart, ServiceState
     from novasvc.registry.lease import LeaseRequest, Leases
+    from novasvc.registry.observation import Observation, Observations, StatusChange
+    from novasvc.registry.outages import Outages, VerdictRule
     from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
     from novasvc.registry.record import Records, ServiceChanges, ServiceRecord
     from novasvc.rpc.target import Target
@@ -324,7 +326,7 @@ class IServiceRegistry(Interface):
         """Begin the next incarnation of (host, binary), and create its row if there is none.
 
         Of concurrent calls, one wins. A start whose ``owner`` has the latest incarnation already gets that one again,
-        in whatever state it is.
+        in whatever state it is; or ServiceNotFoundError, if its row was deleted.
 
         :param ServiceStart start: what the service says of itself.
         :return: Deferred[ServiceRecord]: its ``incarnation`` has the number, or is None where incarnations cannot be
@@ -415,6 +417,33 @@ class IServiceRegistry(Interface):
         :return: Deferred[None].
         """
 
+    def outages(rule: VerdictRule) -> Deferred[Outages]:
+        """Find the outages that concern many services now; see :mod:`novasvc.registry.outage_search`.
+
+        A registry records for an hour the times in which a service was silent for long and that a heartbeat has ended;
+        the outages follow from them and from the rows.
+
+        :param VerdictRule rule: the settings to find them by.
+        :return: Deferred[Outages], read after this call.
+        """
+
+    def observations(observer: str) -> Deferred[Observations]:
+        """Read what an observer was told of each service, ordered by service_id.
+
+        :param str observer: its name.
+        :return: Deferred[list[Observation]].
+        """
+
+    def observe(observer: str, fencing: int, observations: Sequence[Observation]) -> Deferred[None]:
+        """Write what an observer was told, or is to be told, in one transaction.
+
+        :param str observer: its name.
+        :param int fencing: fencing number of the process that tells it.
+        :param observations: the new ones; one with a status of None is deleted. Those of other services stay.
+        :return: Deferred[None]; fails with ObserverSupersededError if a greater fencing number has written before, then
+            nothing was written.
+        """
+
     def hold_leases(request: LeaseRequest) -> Deferred[Leases]:
         """Renew the leases that the owner has, and take those that are free or have ended, in one transaction.
 
@@ -438,6 +467,32 @@ class IServiceRegistry(Interface):
         """Read all leases, ordered by topic and task, those that are free included.
 
         :return: Deferred[list[Lease]].
+        """
+
+
+class IServiceObserver(Interface):
+    """Code that is told when a service of the fleet goes down, comes back or is suspect.
+
+    Each method may return a value, a Deferred or a coroutine. Changes of one service come one after the other, those of
+    several at the same time. A method that fails is called again; see :class:`novasvc.registry.observer.FleetObserver`.
+    """
+
+    def on_up(change: StatusChange) -> Any:
+        """Handle a service that is alive now: a new one, or one that was suspect or down.
+
+        :param StatusChange change: the service, with what it was before.
+        """
+
+    def on_down(change: StatusChange) -> Any:
+        """Handle a service that is down now, or whose row was deleted.
+
+        :param StatusChange change: the service, with the reason.
+        """
+
+    def on_suspect(change: StatusChange) -> Any:
+        """Handle a service of which it is not certain that it is down. Nothing should be done to it yet.
+
+        :param StatusChange change: the service, with the reason.
         """
 
 

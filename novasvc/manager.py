@@ -40,6 +40,10 @@ class ManagerResources:
         interrupted: a cancelled call fires when the function has ended.
     :param worker: the number of this worker process, from 1, which it keeps when it is restarted; None without
         a supervisor.
+    :param incarnation: the number of this start of the service: a fencing token, greater than that of every earlier
+        start. None in a WSGI service, and where the registry keeps no numbers.
+    :param observe: makes an observer of the fleet: ``observe(observer, name)`` returns a
+        :class:`novasvc.registry.observer.FleetObserver`, for the manager to start and stop.
     """
 
     reactor: IReactorTime
@@ -49,6 +53,8 @@ class ManagerResources:
     events: EventEmitter
     run_blocking: Callable[..., Deferred[Any]]
     worker: int | None = None
+    incarnation: int | None = None
+    observe: Callable[..., Any] | None = None
 
     @cached_property
     def blocking(self) -> BlockingClient:

@@ -1,15 +1,16 @@
 """The status of a service, as the page shows it."""
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
 import attrs
 
 from novasvc.registry.incarnation import Incarnation
-from novasvc.registry.liveness import is_up
 from novasvc.registry.record import ServiceRecord
+from novasvc.registry.verdict import Verdict
 
 UP, DOWN, FORCED = "up", "down", "forced down"
 FAILED, SUSPECT, STOPPED, LATE, DRAINING, STARTING = (
@@ -18,6 +19,9 @@ FAILED, SUSPECT, STOPPED, LATE, DRAINING, STARTING = (
 """States of a service. Whether it is disabled is independent of its state: a disabled service still runs."""
 _FINE = {UP, DRAINING, STARTING}
 """States of services that do what they should."""
+
+_TIME = re.compile(r" (?:since|at) \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC")
+"""A time in the reason of a verdict; see :mod:`novasvc.registry.verdict`."""
 
 _SAME = 2.0
 """Seconds by which two readings of one time may differ."""
@@ -110,32 +114,29 @@ class Assessment:
     age: float | None = None
 
 
-def assess_all(
-    records: Iterable[ServiceRecord], service_down_time: float
-) -> Iterator[tuple[ServiceRecord, Assessment]]:
-    """Assess all services of a fleet.
-
-    :param service_down_time: seconds without a heartbeat after which a service is down.
-    """
-    for record in records:
-        yield record, assess(record, service_down_time)
-
-
-def assess(record: ServiceRecord, service_down_time: float) -> Assessment:
+def assess(record: ServiceRecord, verdict: Verdict) -> Assessment:
     """Assess one service.
 
-    :param service_down_time: seconds without a heartbeat after which it is down.
+    :param verdict: on this row.
     """
     incarnation = record.incarnation
+    age = None if verdict.since is None else _age_of(record, verdict.since)
     if record.forced_down:
-        return Assessment(FORCED, "by an operator")
-    if incarnation is not None and incarnation.state == "failed":
-        return Assessment(FAILED, incarnation.reason or "", _age_of(record, incarnation.since))
-    if incarnation is not None and incarnation.state == "stopped":
-        return Assessment(STOPPED, incarnation.reason or "cleanly", _age_of(record, incarnation.since))
-    if not is_up(record, service_down_time):
-        return Assessment(DOWN, "no heartbeat" if record.last_seen_up else "no heartbeat yet", record.age)
+        # Nova's own services write their heartbeats nevertheless, and the row does not tell when it was forced.
+        return Assessment(FORCED, "by an operator", None if incarnation is None else age)
+    if verdict.status == "suspect":
+        return Assessment(SUSPECT, _without_times(verdict.reason), age)
+    if verdict.status == "down":
+        if incarnation is not None and incarnation.has_ended:
+            state, usual = (STOPPED, "cleanly") if incarnation.state == "stopped" else (FAILED, "")
+            return Assessment(state, incarnation.reason or usual, age)
+        return Assessment(DOWN, _without_times(verdict.reason), age)
     return Assessment(UP) if incarnation is None else _assess_running(record, incarnation)
+
+
+def _without_times(reason: str) -> str:
+    """Return the reason of a verdict without times: the page shows for how long, and groups services by reason."""
+    return _TIME.sub("", reason)
 
 
 def _assess_running(record: ServiceRecord, incarnation: Incarnation) -> Assessment:

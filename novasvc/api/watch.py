@@ -9,7 +9,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from novasvc.api.errors import APIError
-from novasvc.api.service_status import ServiceStatus, Totals, assess_all, count_totals, status_of
+from novasvc.api.service_status import Assessment, ServiceStatus, Totals, count_totals, status_of
 from novasvc.api.timeline import Event, Timeline, events_of
 from novasvc.errors import NovasvcError
 from novasvc.registry.record import ServiceRecord
@@ -32,15 +32,18 @@ class Watch(Service):
 
     :param source: coroutine function that returns all rows, or raises a NovasvcError; it has its own deadline.
     :param clock: a clock whose seconds are since 1970.
-    :param service_down_time: seconds without a heartbeat after which a service is down.
+    :param assess: returns what a row of the latest read says about its service.
     """
 
     def __init__(
-        self, source: Callable[[], Awaitable[list[ServiceRecord]]], clock: IReactorTime, service_down_time: float
+        self,
+        source: Callable[[], Awaitable[list[ServiceRecord]]],
+        clock: IReactorTime,
+        assess: Callable[[ServiceRecord], Assessment],
     ) -> None:
         self._source = source
         self._clock = clock
-        self._down_time = service_down_time
+        self._assess = assess
         self.epoch = secrets.token_hex(4)
         """Random id of this watch. Versions of another watch or process are not comparable."""
         self.version = 0
@@ -223,9 +226,10 @@ class Watch(Service):
         self._read_at = self._clock.seconds()
         before, after = self._services, {}
         events: list[Event] = []
-        for record, assessment in assess_all(records, self._down_time):
+        for record in records:
             seen = before.get(record.id)
-            after[record.id] = service = status_of(record, assessment, seen, self._read_at, self.version)
+            service = status_of(record, self._assess(record), seen, self._read_at, self.version)
+            after[record.id] = service
             if service.turned == self.version:
                 events += ((kind, service, why) for kind, why in events_of(seen, service))
         for number in before.keys() - after.keys():

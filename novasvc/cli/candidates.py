@@ -70,10 +70,16 @@ def _deadline() -> Iterator[None]:
 @_candidates
 def targets(context: CommandContext, _click: click.Context, incomplete: str) -> Iterable[str]:
     """Return topics; after the dot TOPIC.HOST."""
-    topics = _topics(context)
+    found = _topics(context)
     if "." not in incomplete:
-        return sorted(topics)
-    return sorted(f"{topic}.{host}" for topic, hosts in topics.items() for host in hosts)
+        return sorted(found)
+    return sorted(f"{topic}.{host}" for topic, hosts in found.items() for host in hosts)
+
+
+@_candidates
+def topics(context: CommandContext, _command: click.Context, _incomplete: str) -> Iterable[str]:
+    """Return the topics of the registered services."""
+    return sorted(_topics(context))
 
 
 @_candidates
@@ -146,11 +152,11 @@ def _topics(context: CommandContext) -> dict[str, set[str]]:
         from novasvc.transport.local.directory import served_topics  # noqa: PLC0415 - others do not need it
 
         return served_topics(settings.socket_dir, _SOCKETS)
-    topics: dict[str, set[str]] = {}
+    found: dict[str, set[str]] = {}
     for record in _records(context):
         if record.topic:
-            topics.setdefault(record.topic, set()).add(record.host)
-    return topics
+            found.setdefault(record.topic, set()).add(record.host)
+    return found
 
 
 def _records(context: CommandContext) -> list[Any]:

@@ -31,7 +31,7 @@ class LazyGroup(SuggestingGroup):
         """Return the names of the subcommands in the order of the help."""
         work = ["new", "run", "service", "lease", "workers", "drain", "reload", "dump"]
         calls = ["call", "cast", "ping", "describe", "stub", "shell"]
-        return [*work, *calls, "token", "key", "login", "db", "config", "completion"]
+        return [*work, *calls, "token", "key", "login", "db", "broker", "config", "completion"]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a subcommand; return None if there is none of this name."""

@@ -12,6 +12,7 @@ from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.output import Output, output_options, printable
 from novasvc.cli.service_selector import ServiceSelector, selector_options
 from novasvc.cli.suggestion import SuggestingGroup
+from novasvc.cli.verdicts import confirm_down, verdicts
 from novasvc.interfaces import IServiceRegistry
 from novasvc.registry.liveness import is_up
 from novasvc.registry.query import ServicePage, ServiceQuery, Sort
@@ -30,6 +31,10 @@ _MAX_REASON_LENGTH = 255
 @click.group(cls=SuggestingGroup)
 def service() -> None:
     """List the registered services, enable and disable them."""
+
+
+service.add_command(verdicts)
+service.add_command(confirm_down)
 
 
 @service.command("list")

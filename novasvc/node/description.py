@@ -40,6 +40,8 @@ async def describe_process(node: "Node") -> dict[str, Any]:
         "pid": os.getpid(),
         "worker": node.runtime.worker,
         "state": node.lifecycle.state,
+        "incarnation": node.registration.number,
+        "fenced": node.fence.reason,
         "started_at": None if uptime is None else iso_time(time.time() - uptime),
         "uptime": uptime,
         "in_flight": len(calls),

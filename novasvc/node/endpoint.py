@@ -19,6 +19,7 @@ from novasvc.rpc.contracts.description import describe_errors, describe_methods
 from novasvc.rpc.events.declare import describe_handlers
 from novasvc.workers.control import client as inquiry
 from novasvc.workers.errors import SupervisionError
+from novasvc.workers.reports import truncated
 from novasvc.workers.signals import is_taken
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ _PATIENCE = 1.5
 
 @attrs.frozen(eq=False)
 class NodeAPI:
-    """The namespace "node", version 1.2. Of a node with workers, the worker that receives the call answers, for all.
+    """The namespace "node", version 1.3. Of a node with workers, the worker that receives the call answers, for all.
 
     :param node: the node that it describes.
     """
@@ -47,8 +48,9 @@ class NodeAPI:
         that it is of; "version", "pid", "worker", "state", "started_at" are those of the worker that answers.
 
         :return: {"host", "binary", "topic", "version": novasvc's, "service_version": int, "pid": int, "worker": int or
-            None, "state", "started_at": ISO 8601 in UTC or None, "uptime": seconds or None, "in_flight": calls,
-            "tasks": see :func:`novasvc.node.description.task_row`, "methods": see
+            None, "state", "incarnation": int or None, "fenced": why it takes in nothing, or None, "started_at": ISO
+            8601 in UTC or None, "uptime": seconds or None, "in_flight": calls, "tasks": see
+            :func:`novasvc.node.description.task_row`, "methods": see
             :func:`novasvc.node.description.method_rows`, "calls": the oldest ones as
             :meth:`novasvc.rpc.Server.running_calls` has them, "workers": as ISupervisor.workers has them, [] without a
             supervisor, "silent": numbers of the workers that did not answer, and are not in the figures, "errors": see
@@ -62,7 +64,7 @@ class NodeAPI:
         workers, others, silent = await asking
         return {**summarize(own, others), "workers": workers, "silent": silent}
 
-    @expose(namespace="node", version="1.2", idempotent=True, counted=False)
+    @expose(namespace="node", version="1.3", idempotent=True, counted=False)
     async def history(self, context: RequestContext) -> dict[str, Any]:
         """Return what the methods did in the last half hour, in all workers.
 
@@ -71,7 +73,7 @@ class NodeAPI:
         _, others, _ = await self._workers("history")
         return summarize_history(describe_history(self._node), others)
 
-    @expose(namespace="node", version="1.2", idempotent=True, counted=False)
+    @expose(namespace="node", version="1.3", idempotent=True, counted=False)
     async def troubles(self, context: RequestContext) -> list[dict[str, Any]]:
         """Return what is wrong in the node although it sends heartbeats.
 
@@ -118,6 +120,16 @@ class NodeAPI:
         _log.info("running task {task} on request", task=name)
         self._node.tasks.begin(name)
         return {"started": True}
+
+    @expose(namespace="node", version="1.2", idempotent=True)
+    def twin_refused(self, context: RequestContext, machine: str, incarnation: int) -> None:
+        """Note that another start of this service was refused, because this one is alive.
+
+        :param machine: name of the machine of the other start.
+        :param incarnation: number of this one.
+        """
+        if incarnation == self._node.registration.number:
+            self._node.registration.note_refused(truncated(machine))
 
     @expose(namespace="node", version="1.0", expected=(SupervisionError,))
     async def drain(self, context: RequestContext) -> dict[str, Any]:

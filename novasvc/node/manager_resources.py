@@ -1,14 +1,17 @@
 """Build a manager's periodic tasks and RPC client, and attach its resources; shared by Node and WSGIService."""
 
 from collections.abc import Callable
+from functools import partial
 
 from novasvc.interfaces import IServiceRegistry, ITransport
 from novasvc.manager import Manager, ManagerResources
 from novasvc.middleware import Chain
 from novasvc.middleware.invocation import EMIT
+from novasvc.node.observer_service import make_observer
 from novasvc.node.runtime import Runtime
 from novasvc.periodic import TaskRunner
 from novasvc.registry.lookup import ServiceLookup, UpHosts
+from novasvc.registry.outages import VerdictRule
 from novasvc.rpc import Client, EventEmitter
 
 
@@ -39,7 +42,7 @@ def make_client(runtime: Runtime, transport: ITransport, registry: Callable[[], 
     """
     settings, clock = runtime.settings, runtime.reactor
     explain = ServiceLookup(registry, clock, settings.service_down_time)
-    hosts = UpHosts(registry, clock, settings.service_down_time)
+    hosts = UpHosts(registry, clock, settings.service_down_time, VerdictRule.of(settings))
     return Client(
         transport,
         clock=clock,
@@ -73,6 +76,7 @@ def attach_resources(
     registry: IServiceRegistry,
     tasks: TaskRunner,
     events: EventEmitter,
+    incarnation: int | None = None,
 ) -> None:
     """Give a manager its resources."""
     manager.attach(
@@ -84,5 +88,7 @@ def attach_resources(
             events=events,
             run_blocking=runtime.run_blocking,
             worker=runtime.worker,
+            incarnation=incarnation,
+            observe=partial(make_observer, runtime, registry),
         )
     )

@@ -2,7 +2,7 @@
 
 import attrs
 
-from novasvc.errors import NovasvcError
+from novasvc.errors import NovasvcError, ProblemError
 
 
 @attrs.define
@@ -189,4 +189,30 @@ class ServiceForcedDownError(NovasvcError):
         return (
             f"service {self.service} is forced down; once nothing else does its work any more, let it up with "
             f"`novasvc service force-down --unset {host} {binary}`"
+        )
+
+
+class ObserverError(ProblemError):
+    """An observer of the fleet cannot be used; the subject is its name."""
+
+    about = "observer {!r}"
+
+
+@attrs.define
+class ObserverSupersededError(NovasvcError):
+    """Another process observes the fleet under the same name now.
+
+    :param observer: name of the observer.
+    :param fencing: fencing number of the process that was refused.
+    :param latest: fencing number of the other process.
+    """
+
+    observer: str
+    fencing: int
+    latest: int
+
+    def __str__(self) -> str:
+        return (
+            f"observer {self.observer!r}: another process has taken over (fencing number {self.latest}, this one has "
+            f"{self.fencing}); give another name to an observer that is to be told as well"
         )

@@ -29,6 +29,8 @@ class ServiceStart:
     :param lock: identity of the exclusive lock that this start holds; None without one. Two starts with the same
         identity cannot be alive at the same time, so an earlier one is dead.
     :param service_down_time: seconds without a heartbeat after which an earlier start counts as dead.
+    :param after: the number that this start had in a database that has lost it since; its next number is greater. 0 for
+        a new start.
     """
 
     host: str
@@ -40,6 +42,7 @@ class ServiceStart:
     pid: int = 0
     lock: str | None = None
     service_down_time: float = 60.0
+    after: int = 0
     zone: str | None = None
     tags: tuple[str, ...] = ()
 

@@ -241,6 +241,23 @@ heartbeats = counter(
     most=3 * MAX_LABEL_SETS,
 )
 heartbeat_sent = gauge("novasvc_heartbeat_sent_timestamp_seconds", "Unix time of the last heartbeat.", "host", "binary")
+verdicts = gauge(
+    "novasvc_services",
+    "Services of the fleet by binary and verdict (alive, suspect, down), in a process that observes the fleet.",
+    "binary",
+    "verdict",
+    most=3 * MAX_LABEL_SETS,
+)
+outages = gauge(
+    "novasvc_outages",
+    "Outages that concern many services, in a process that observes the fleet: their services are suspect.",
+)
+observer_calls = counter(
+    "novasvc_observer_calls_total",
+    "Calls of the methods of observers of the fleet that ended, by outcome: done, failed.",
+    "observer",
+    "outcome",
+)
 MAX_TASKS = 100
 """Tasks of a process with label sets of their own."""
 

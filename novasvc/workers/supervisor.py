@@ -1,8 +1,10 @@
 """The supervisor: starts, replaces, resizes, reloads and drains the workers of all servers."""
 
+import os
 import random
 from collections.abc import Sequence
 from typing import Any, Protocol
+from uuid import uuid4
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.logger import Logger
@@ -13,8 +15,10 @@ from novasvc.errors import NovasvcError
 from novasvc.interfaces import ISupervisor
 from novasvc.telemetry.configuration import log_changes
 from novasvc.telemetry.logs import pluralize
+from novasvc.workers.current import SharedStart
 from novasvc.workers.errors import DrainError, NoSuchWorkerError, ReloadError, ResizeError, WorkerFailedError
 from novasvc.workers.exit_status import problem_of
+from novasvc.workers.file_lock import lock_identity
 from novasvc.workers.group import WorkerGroup
 from novasvc.workers.groups import WorkerGroups
 from novasvc.workers.inspection import (
@@ -122,6 +126,8 @@ class Supervisor:
         :return: Deferred, fired when each worker has been ready.
         """
         self._groups.lock_fd = lock_fd
+        lock = None if lock_fd is None else lock_identity(lock_fd)
+        self._groups.shared_start = SharedStart(uuid4().hex, os.getpid(), lock)
         self.wrappers, self._sockets = list(wrappers), sockets
         return self._groups.start(wrappers, self.configuration.settings, sockets).addCallback(self._note_started)
 

@@ -73,6 +73,19 @@ class IncarnationContract:
         again = await self.begin(version=8)
         self.assertEqual((again.incarnation.number, again.incarnation.state, again.version), (1, "ready", 8))
 
+    async def test_same_start_with_other_tags(self: Any) -> None:
+        """A start that is begun again with another zone or other tags has these."""
+        first = await self.begin()
+        again = await self.begin(zone="az2", tags=("ssd",))
+        self.assertEqual((again.incarnation.zone, again.incarnation.tags), ("az2", ("ssd",)))
+        self.assertEqual(again.incarnation, attrs.evolve(first.incarnation, zone="az2", tags=("ssd",)))
+
+    async def test_lost_by_the_database(self: Any) -> None:
+        """A start that a database has lost, such as one restored from a backup, gets a greater number than it had."""
+        self.assertEqual((await self.begin(after=41)).incarnation.number, 42)
+        await self.registry.enter(1, 42, "stopped")
+        self.assertEqual((await self.begin("owner 2", after=7)).incarnation.number, 43)
+
     async def test_twin(self: Any) -> None:
         """While a start is alive, another one is refused, and told where the first one runs; nothing changes."""
         first = await self.begin(machine="m1.example")
@@ -206,11 +219,12 @@ class IncarnationContract:
         self.assertEqual((await self.registry.count(query)).up, 2)
 
     async def test_deleted(self: Any) -> None:
-        """A deleted incarnation can neither beat nor enter a state; the next start has a new row and number."""
+        """A deleted incarnation can neither beat nor enter a state; another start has a new row and number."""
         first = await self.begin()
         await self.registry.delete(first.id)
         await self.assert_fails(ServiceNotFoundError, self.registry.beat(first.id, 1))
         await self.assert_fails(ServiceNotFoundError, self.registry.enter(first.id, 1, "ready"))
+        await self.assert_fails(ServiceNotFoundError, self.begin())
         second = await self.begin("owner 2")
         self.assertNotEqual(second.id, first.id)
         self.assertEqual(second.incarnation.number, 2)

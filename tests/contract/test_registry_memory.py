@@ -5,10 +5,11 @@ from twisted.trial.unittest import TestCase
 
 from novasvc.testing import MemoryRegistry
 from tests.contract.registry_contract import make_registry_tests
+from tests.contract.verdict_contract import DOWN_TIME
 
 
 async def memory_registry(test: TestCase) -> MemoryRegistry:
-    registry = MemoryRegistry(Clock())
+    registry = MemoryRegistry(Clock(), service_down_time=DOWN_TIME)
     await registry.open()
     return registry
 

@@ -15,6 +15,7 @@ from novasvc.registry.sql import leases, migrate
 from novasvc.registry.sql.schema import services
 from novasvc.registry.sql.services import ServiceRegistry, connect_registry
 from tests.contract.registry_contract import Fixture, make_registry_tests
+from tests.contract.verdict_contract import DOWN_TIME
 from tests.servers import MariaDB, PostgreSQL, database_url
 from tests.servers.databases import DatabaseServer
 
@@ -29,7 +30,9 @@ def on_server(kind: type[DatabaseServer], **query: str) -> Fixture:
         url = database_url(test, kind)
         migrate.create(url)
         address = sqlalchemy.make_url(url).update_query_dict(query)
-        registry = connect_registry(address.render_as_string(hide_password=False), reactor=reactor)
+        registry = connect_registry(
+            address.render_as_string(hide_password=False), reactor=reactor, service_down_time=DOWN_TIME
+        )
         test.addCleanup(registry.close)
         await registry.open()
         return registry

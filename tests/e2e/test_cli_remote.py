@@ -287,6 +287,26 @@ class RemoteCommandTests(TestCase):
         self.assertIn("returns no results", output)
         self.assertEqual(self.notes("h1", 2), ["all", "again"])
 
+    @pytest.mark.slow
+    @pytest.mark.long
+    @pytest.mark.timeout(180)
+    def test_migrate(self) -> None:
+        """Queues are replaced while a node serves; a command that was killed is run again, and goes on."""
+        self.node("h1")
+        registry = {"NOVASVC_STATE_DIR": str(self.folder / "state-h1")}
+        status, output = self.run_command("broker", "migrate", "--to", "quorum", "--dry-run", **registry)
+        self.assertEqual((status, output.count("would be replaced by a quorum queue: 0 messages, 1 consumers")), (0, 2))
+        killed = self.begin("broker", "migrate", "--to", "quorum", **registry)
+        killed.wait_for("emptying the old queues")
+        killed.stop(signal.SIGKILL)
+        self.assertEqual(self.run_command("call", "desk", "echo", "value=1"), (0, "1\n"))
+        status, output = self.run_command("broker", "migrate", "--to", "quorum", "--json", **registry)
+        lines = [json.loads(line) for line in output.splitlines()]
+        self.assertEqual((status, lines[-1]), (0, {"replaced": ["desk", "desk.h1"], "dry_run": False}))
+        status, output = self.run_command("broker", "migrate", "--to", "quorum", "--topic", "desk")
+        self.assertEqual(status, 0)
+        self.assertIn("nothing to do; set rabbit_quorum_queue = true for all services and clients\n", output)
+
     def test_no_broker(self) -> None:
         """An unavailable broker is one line without the password."""
         command = Process(

@@ -12,7 +12,7 @@ from novasvc.rpc.errors import RPCTimeoutError, UndeliverableError
 
 TIMEOUT = 2.0
 """Seconds in which a node has to respond."""
-VERSIONS = {"history": "1.2", "troubles": "1.2"}
+VERSIONS = {"history": "1.3", "troubles": "1.3"}
 """The versions of the node API that have these methods; the others are in all."""
 
 

@@ -1,5 +1,6 @@
 """The page of one service."""
 
+from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
@@ -12,8 +13,9 @@ from novasvc.api.page.description import NodeDescriptions
 from novasvc.api.page.history import History
 from novasvc.api.page.node_search import NodeSearch
 from novasvc.api.page.pages import Pages, make_page_app
-from novasvc.api.service_status import assess
+from novasvc.api.service_status import Assessment
 from novasvc.api.watch import Watch
+from novasvc.registry.record import ServiceRecord
 
 _SHOWN = 20
 """Timeline entries on the page."""
@@ -25,14 +27,22 @@ class NodePage:
     :param backend: the connection to the registry.
     :param access: authorization.
     :param watch: the timeline.
+    :param assess: returns what a row says about its service.
     :param descriptions: the nodes' descriptions.
     """
 
     app = make_page_app()
 
     def __init__(
-        self, backend: Backend, access: Access, watch: Watch, descriptions: NodeDescriptions, pages: Pages
+        self,
+        backend: Backend,
+        access: Access,
+        watch: Watch,
+        assess: Callable[[ServiceRecord], Assessment],
+        descriptions: NodeDescriptions,
+        pages: Pages,
     ) -> None:
+        self._assess = assess
         self._backend = backend
         self._access = access
         self._watch = watch
@@ -58,7 +68,7 @@ class NodePage:
             "node.html",
             caller,
             record=record,
-            assessment=assess(record, self._backend.settings.service_down_time),
+            assessment=self._assess(record),
             description=description,
             silence=silence,
             history=history,

@@ -66,10 +66,12 @@ class Problems:
 
     :param shown: the worst MAX_PROBLEMS, worst first.
     :param count: the number of all.
+    :param outages: sentences about what concerns many services at once.
     """
 
     shown: tuple[Problem, ...] = ()
     count: int = 0
+    outages: tuple[str, ...] = ()
 
 
 @attrs.frozen
@@ -90,12 +92,14 @@ def find_problems(
     services: Iterable[ServiceStatus],
     leases: Iterable[tuple[Lease, float | None]] = (),
     reports: Mapping[int, Sequence[NodeReport]] | None = None,
+    outages: Sequence[str] = (),
 ) -> Problems:
     """Find the problems of a fleet.
 
     :param services: in the order in which they are named.
     :param leases: all leases, and since when each is free.
     :param reports: by id of the service.
+    :param outages: sentences about what concerns many services at once.
     """
     groups: dict[tuple[int, str, str, str], list[Affected]] = {}
     reports = reports or {}
@@ -128,7 +132,7 @@ def find_problems(
     for (_, look, title, why), having in ordered[:MAX_PROBLEMS]:
         most = MAX_NAMED if few else MOST_OF_EACH if shown else MOST_OF_FIRST
         shown.append(Problem(look, title, why, tuple(having[:most]), len(having), _url(look, why)))
-    return Problems(tuple(shown), len(groups))
+    return Problems(tuple(shown), len(groups) + len(outages), tuple(outages))
 
 
 def _url(look: str, why: str) -> str:

@@ -74,6 +74,13 @@ class RabbitSection:
         minimum=0,
         nova="oslo_messaging_rabbit/rabbit_transient_queues_ttl",
     )
+    rabbit_stable_queue_names: bool = setting(
+        "Give reply and fanout queues names that a restarted process uses again, so that processes that were killed "
+        "leave no queues behind. Lock files in state_dir keep two processes from using the same name.",
+        BOOLEAN,
+        default=True,
+        nova="oslo_messaging_rabbit/use_queue_manager",
+    )
     rabbit_consumer_timeout: float = setting(
         "The value of consumer_timeout on the broker: how long a message may stay unacknowledged; 0 if the broker has "
         "no limit. Idempotent methods may run longer: their requests are moved to a queue of the process in time.",

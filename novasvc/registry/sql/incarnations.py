@@ -44,7 +44,7 @@ NUMBER = _NUMBER.label("number")
 _OF_ID = (services.c.id == bindparam("of_id")) & (services.c.deleted == 0)
 _LOCK = select(services.c.host, services.c.binary, services.c.forced_down).where(_OF_ID).with_for_update()
 _READ_NUMBER = select(incarnations.c.number).where(incarnations.c.service_id == bindparam("of_id"))
-_READ_KEPT = select(incarnations.c.number).where(
+_READ_KEPT = select(incarnations.c.number, incarnations.c.owner).where(
     incarnations.c.host == bindparam("of_host"), incarnations.c.binary == bindparam("of_binary")
 )
 _IS_LIVE = exists().where(_OF_ID)
@@ -64,7 +64,9 @@ _BEGIN: dict[str, Any] = {
     "zone": bindparam("new_zone"),
     "tags": bindparam("new_tags"),
 }
-_INSERT = insert(incarnations).values(host=bindparam("of_host"), binary=bindparam("of_binary"), number=1, **_BEGIN)
+_INSERT = insert(incarnations).values(
+    host=bindparam("of_host"), binary=bindparam("of_binary"), number=bindparam("new_number"), **_BEGIN
+)
 _TAKE = (
     update(incarnations)
     .where(
@@ -73,7 +75,12 @@ _TAKE = (
         incarnations.c.number == bindparam("of_number"),
         _IS_SILENT,
     )
-    .values(number=incarnations.c.number + 1, **_BEGIN)
+    .values(number=bindparam("new_number"), **_BEGIN)
+)
+_DESCRIBE = (
+    update(incarnations)
+    .where(incarnations.c.service_id == bindparam("of_id"), incarnations.c.owner == bindparam("of_owner"))
+    .values(zone=bindparam("new_zone"), tags=bindparam("new_tags"))
 )
 # In this order, because MySQL assigns one column after the other, and ``since`` depends on the earlier state.
 _STATE = bindparam("new_state", type_=String)
@@ -143,14 +150,35 @@ def begin(
         "new_machine": start.machine[:LONGEST],
         "new_pid": start.pid,
         "new_zone": start.zone,
-        "new_tags": json.dumps(start.tags, ensure_ascii=False),
+        "new_tags": _json(start.tags),
     }
     if number is None:  # the service may have had another row, which was deleted
         number = connection.execute(_READ_KEPT, values).scalar()
+    taken = {**values, "new_number": max(number or 0, start.after) + 1}
     if number is None:
-        connection.execute(_INSERT, values)
+        connection.execute(_INSERT, taken)
         return True
-    return bool(connection.execute(_TAKE, {**values, "of_number": number, "of_count": beats}).rowcount)
+    return bool(connection.execute(_TAKE, {**taken, "of_number": number, "of_count": beats}).rowcount)
+
+
+def describe(connection: Connection, start: ServiceStart, service_id: int) -> None:
+    """Write zone and tags of a start that has the latest incarnation already: a reload may have changed them."""
+    values = {"of_id": service_id, "of_owner": start.owner, "new_zone": start.zone, "new_tags": _json(start.tags)}
+    connection.execute(_DESCRIBE, values)
+
+
+def check_not_deleted(connection: Connection, start: ServiceStart) -> None:
+    """Check that a start whose service has no row is a new one.
+
+    :raises ServiceNotFoundError: it had a row, which was deleted.
+    """
+    kept = connection.execute(_READ_KEPT, {"of_host": start.host, "of_binary": start.binary}).first()
+    if kept is not None and kept.owner == start.owner:
+        raise ServiceNotFoundError(start.name)
+
+
+def _json(tags: Sequence[str]) -> str:
+    return json.dumps(tags, ensure_ascii=False)
 
 
 def enter(

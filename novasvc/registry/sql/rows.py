@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 import attrs
-from sqlalchemy import Connection, bindparam, insert, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 from sqlalchemy.sql import ColumnElement
 
 from novasvc.registry.errors import DatabaseCorruptError, ServiceNotFoundError
@@ -14,7 +14,7 @@ from novasvc.registry.fencing import superseded
 from novasvc.registry.incarnation import LatestStart, ServiceStart, check_twin
 from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
 from novasvc.registry.record import Records, ServiceChanges, ServiceRecord
-from novasvc.registry.sql import incarnations
+from novasvc.registry.sql import incarnations, silences
 from novasvc.registry.sql.queries import ROWS, ROWS_ALONE, is_number, marker_statement, rows_statement, totals_statement
 from novasvc.registry.sql.schema import GREATEST_ID, database_now, services
 from novasvc.registry.sql.schema import incarnations as incarnations_table
@@ -37,6 +37,7 @@ BEAT = update(services).values(
 )
 """What a heartbeat writes; without a condition."""
 _BEAT = BEAT.where(_OF_ID)
+_BEGAN = select(silences.BEGAN).where(_OF_ID).with_for_update()
 _PROOF = update(services).where(services.c.id == -1).values(report_count=services.c.report_count)
 _DELETE = update(services).where(_OF_ID).values(deleted=services.c.id, deleted_at=database_now())
 
@@ -99,6 +100,7 @@ class ServiceRows:
             found = connection.execute(_LATEST, {"of_host": start.host, "of_binary": start.binary}).first()
             record = None if found is None else _record(found[:-2])
         if record is None or found is None:
+            incarnations.check_not_deleted(connection, start)
             service_id = self._insert(connection, start.host, start.binary, start.topic, start.version)
             begun = incarnations.begin(connection, start, service_id, (start.host, start.binary), None, 0)
             return self._one(connection, service_id) if begun else None
@@ -106,6 +108,8 @@ class ServiceRows:
         if record.incarnation is not None:
             owner, lock = found[-2:]
             if owner == start.owner:
+                if (record.incarnation.zone, record.incarnation.tags) != (start.zone, start.tags):
+                    incarnations.describe(connection, start, record.id)
                 return self._write(connection, record.id, {"version": start.version})
             number = record.incarnation.number
             heard = max(record.incarnation.since, record.last_seen_up or record.incarnation.since)
@@ -134,13 +138,19 @@ class ServiceRows:
         if not incarnations.enter(connection, _checked(service_id), number, *state):
             raise superseded(self._one(connection, service_id), number)
 
-    def beat(self, connection: Connection, service_id: int, number: int | None) -> None:
+    def beat(
+        self, connection: Connection, service_id: int, number: int | None, silent_after: float | None = None
+    ) -> None:
         """Add one to report_count and stamp last_seen_up.
 
         :param number: the incarnation; None checks nothing.
+        :param silent_after: seconds of a silence that is recorded; None records none.
         """
         if number is not None and not incarnations.may_beat(connection, _checked(service_id), number):
             raise superseded(self._one(connection, service_id), number)
+        began = connection.execute(_BEGAN, {"of_id": _checked(service_id), "silent_after": silent_after}).scalar()
+        if began is not None:
+            silences.record(connection, [(service_id, began)])
         _change(connection, _BEAT, service_id)
 
     def _insert(self, connection: Connection, host: str, binary: str, topic: str | None, version: int) -> int:

@@ -13,17 +13,21 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from novasvc.interfaces import IServiceRegistry
+from novasvc.reactor.coalesce import CoalescedReads
 from novasvc.registry.errors import DatabaseConflictError, DatabaseError, DatabaseLockedError, MigrationNeededError
 from novasvc.registry.incarnation import ServiceStart, ServiceState
 from novasvc.registry.lease import LeaseRequest, Leases
+from novasvc.registry.observation import Observation, Observations
+from novasvc.registry.outages import Outages, VerdictRule
 from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
 from novasvc.registry.record import Records, ServiceChanges, ServiceRecord
-from novasvc.registry.sql import leases, rows, sqlite
+from novasvc.registry.sql import leases, observations, rows, silences, sqlite
 from novasvc.registry.sql import migrate as migration
 from novasvc.registry.sql.address import DatabaseAddress
 from novasvc.registry.sql.beats import BeatBatches
 from novasvc.registry.sql.diagnosis import diagnose
 from novasvc.registry.sql.engine import Engine
+from novasvc.registry.sql.observations import write as write_observations
 from novasvc.registry.sql.schema import HEAD
 
 _log = Logger()
@@ -39,6 +43,9 @@ _LEASE_RETRIES = 2
 _MIGRATION_DEADLINE = 60.0
 """Seconds. An empty table takes one; altering a large table may take many more."""
 
+_PURGE_INTERVAL = 600.0
+"""Seconds between deletions of old silences, by a process that writes heartbeats."""
+
 _SPACE_CHECK_INTERVAL = 1.0
 """Seconds for which a successful check of the disk's free space is cached."""
 
@@ -49,6 +56,7 @@ def connect_registry(
     reactor: Any,
     enable_new_services: bool = True,
     migrate: bool = True,
+    service_down_time: float = 60.0,
 ) -> "ServiceRegistry":
     """Make the registry of a database; nothing is opened yet.
 
@@ -56,10 +64,13 @@ def connect_registry(
     :param reactor: provides IReactorTime and IReactorFromThreads.
     :param enable_new_services: see :class:`ServiceRegistry`.
     :param migrate: see :class:`ServiceRegistry`.
+    :param service_down_time: see :class:`ServiceRegistry`.
     :raises DatabaseRefusedError: not a database URL, or no driver for it.
     """
     engine = Engine(DatabaseAddress.parse(url), reactor=reactor)
-    return ServiceRegistry(engine, enable_new_services=enable_new_services, migrate=migrate)
+    return ServiceRegistry(
+        engine, enable_new_services=enable_new_services, migrate=migrate, service_down_time=service_down_time
+    )
 
 
 @implementer(IServiceRegistry)
@@ -70,6 +81,7 @@ class ServiceRegistry:
     :param enable_new_services: False creates new rows disabled.
     :param migrate: False fails with MigrationNeededError if a migration is due; Nova's own table needs none.
     :param new_uuid: returns the uuid of a new row, lower-case and with dashes.
+    :param service_down_time: seconds, to tell by which silences are recorded.
     Source: novasvc.interfaces.IServiceRegistry; nova.db.main.api, the functions ``service_*``.
     """
 
@@ -80,12 +92,18 @@ class ServiceRegistry:
         enable_new_services: bool = True,
         migrate: bool = True,
         new_uuid: Callable[[], str] = lambda: str(uuid.uuid4()),
+        service_down_time: float = 60.0,
     ) -> None:
         self._engine = engine
         self._rows = rows.ServiceRows(engine.address.masked, enable_new_services, new_uuid)
         self._migrate = migrate
         self._next_space_check = 0.0
-        self._beats = BeatBatches(engine.clock, self._write, self._beat_alone, engine.address.masked)
+        self._late = VerdictRule(service_down_time=service_down_time).late
+        self._beats = BeatBatches(
+            engine.clock, self._write, self._beat_alone, engine.address.masked, self._silent_after
+        )
+        self._purge_at = engine.clock.seconds() + _PURGE_INTERVAL
+        self._outages = CoalescedReads(self._read_outages, engine.clock)
 
     def open(self) -> Deferred[None]:
         """See IServiceRegistry."""
@@ -157,6 +175,18 @@ class ServiceRegistry:
         """See IServiceRegistry."""
         return self._engine.run(lambda connection: rows.delete(connection, service_id))
 
+    def outages(self, rule: VerdictRule) -> Deferred[Outages]:
+        """See IServiceRegistry."""
+        return self._outages.get(rule)
+
+    def observations(self, observer: str) -> Deferred[Observations]:
+        """See IServiceRegistry."""
+        return self._engine.run(lambda connection: observations.read(connection, observer))
+
+    def observe(self, observer: str, fencing: int, observations: Sequence[Observation]) -> Deferred[None]:
+        """See IServiceRegistry."""
+        return self._engine.run(lambda connection: write_observations(connection, observer, fencing, observations))
+
     def hold_leases(self, request: LeaseRequest) -> Deferred[Leases]:
         """See IServiceRegistry."""
         return Deferred.fromCoroutine(self._hold_leases(request))
@@ -214,7 +244,30 @@ class ServiceRegistry:
         return await self._engine.run(lambda connection: leases.hold(connection, request))
 
     def _beat_alone(self, service_id: int, incarnation: int | None) -> Deferred[None]:
-        return self._write(lambda connection: self._rows.beat(connection, service_id, incarnation))
+        late = self._silent_after()
+        return self._write(lambda connection: self._rows.beat(connection, service_id, incarnation, late))
+
+    async def _read_outages(self, rule: VerdictRule) -> Outages:
+        ours = self._rows.incarnations
+        return await self._engine.run(lambda connection: silences.read_outages(connection, rule, ours=ours))
+
+    def _silent_after(self) -> float | None:
+        """Return the seconds of a silence that heartbeats record; begin to delete old ones now and then."""
+        if not self._rows.incarnations:
+            return None
+        if self._engine.clock.seconds() >= self._purge_at:
+            self._purge()
+        return self._late
+
+    def _purge(self) -> None:
+        self._purge_at = self._engine.clock.seconds() + _PURGE_INTERVAL
+
+        def purged(number: int) -> None:
+            if number == silences.LARGEST_PURGE:
+                self._purge()
+
+        purging = self._engine.run(silences.purge).addCallback(purged)
+        purging.addErrback(lambda failure: _log.warn("old silences were not deleted: {error}", error=failure.value))
 
     def _write(self, change: Callable[[Connection], _Result]) -> Deferred[_Result]:
         """Run a change that proves that the database can be written.

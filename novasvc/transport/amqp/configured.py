@@ -3,9 +3,12 @@
 import os
 from typing import Any
 
+import attrs
+
 from novasvc.config import Settings
 from novasvc.config.transport_url import BrokerAddress
 from novasvc.transport.amqp.options import BrokerOptions
+from novasvc.transport.amqp.private_names import PrivateNames
 from novasvc.transport.amqp.transport import AMQPTransport
 
 
@@ -33,12 +36,17 @@ def configured_transport(settings: Settings, reactor: Any, *, name: str | None =
 
     :param settings: checked; transport_url names a broker.
     :param reactor: connects, and measures time.
-    :param name: what the broker's list of connections shows; binary, host and process id by default.
+    :param name: what the broker's list of connections shows; binary, host and process id by default, which is for
+        processes that are restarted: their private queues have stable names.
     """
+    options = broker_options(settings)
+    if name is None and settings.rabbit_stable_queue_names:
+        names = PrivateNames(settings.state_dir / "queues", settings.host, settings.binary)
+        options = attrs.evolve(options, private_names=names)
     return AMQPTransport(
         BrokerAddress.parse(settings.transport_url, tls=settings.rabbit_ssl),
         reactor=reactor,
         exchange=settings.control_exchange,
-        options=broker_options(settings),
+        options=options,
         name=name or f"{settings.binary}:{settings.host}:{os.getpid()}",
     )

@@ -121,7 +121,8 @@ class Delivery:
     def _copy(self, deliveries: int, deaths: int) -> Message:
         """Return a copy for the queue that the message came from."""
         counts = {name: count for name, count in ((DELIVERIES, deliveries), (DEATHS, deaths)) if count}
-        queue, ttl = self._queue, self.expires_in
+        replacements = self._consuming.listener.subscriptions.replacements
+        queue, ttl = replacements.destination(self._queue), self.expires_in
         return Message("", queue, self.body, ttl, mandatory=True, target=queue, headers=counts or None)
 
     def _holding_copy(self, deliveries: int) -> Message:
@@ -192,6 +193,8 @@ class ConsumerChannel(ChannelReceiver):
     _pack_ack: Callable[[int, int], bytes] = attrs.field(init=False)
     _acks: list[int] = attrs.field(factory=list, init=False)
     consumers: ConsumerSet = attrs.field(init=False)
+    _stopped: dict[str, set[int]] = attrs.field(factory=dict, init=False)
+    _kept: set[str] = attrs.field(factory=set, init=False)
     mover: MessageMover = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -206,6 +209,49 @@ class ConsumerChannel(ChannelReceiver):
 
     def __len__(self) -> int:
         return len(self._unsettled)
+
+    # -- replaced queues -----------------------------------------------------------------------
+
+    async def release(self, queue: str, *, keep: bool) -> None:
+        """Stop the consumer of a queue that is being replaced; :meth:`left_of` then tells what is unsettled.
+
+        :param keep: the queue may be a quorum queue: leave the consumer until the queue is deleted. If it was cancelled
+            before, RabbitMQ would keep the queue's type with this channel, and end the connection when the channel
+            consumes from a classic queue of the same name. Nothing more comes from the queue, which is empty.
+        """
+        consumers = self.consumers
+        if queue in self._stopped:
+            return
+        if keep and consumers.has(queue):
+            self._kept.add(queue)
+        elif not keep:
+            await consumers.stop(queue)
+            # The broker answers in order, so a consumer that was being resized is cancelled by now, too.
+            await self.channel.basic_qos(prefetch_count=consumers.prefetch)
+        self._stopped[queue] = set(self._unsettled)
+
+    async def resume(self, queue: str, *, old: bool, low_priority: bool) -> None:
+        """Consume from a queue again that was released.
+
+        :param old: it is the same queue, not a new one of the same name.
+        """
+        consumers = self.consumers
+        self._stopped.pop(queue, None)
+        if old:
+            self._kept.discard(queue)
+        if not consumers.has(queue) and (low_priority or not consumers.is_draining()):
+            await consumers.consume(queue, low_priority=low_priority)
+
+    def left_of(self, queue: str) -> int:
+        """Return how many of the deliveries that were unsettled when a queue was released still are.
+
+        They are counted whatever queue they came from: a delivery does not remember its consumer.
+        """
+        return len(self._stopped.get(queue, set()).intersection(self._unsettled))
+
+    def waits_for_end_of(self, queue: str) -> bool:
+        """Return whether a kept consumer was not ended yet by the deletion of its queue."""
+        return queue in self._kept
 
     # -- settling ------------------------------------------------------------------------------
 
@@ -316,6 +362,11 @@ class ConsumerChannel(ChannelReceiver):
         # RabbitMQ, "Consumer Cancel Notification": only clients that announce consumer_cancel_notify get basic.cancel.
         # The channel stays open, but it is simplest to restore all of its consumers in the one way there is.
         queue = self.consumers.origins.get(consumer_tag.encode(), _NO_ORIGIN).queue
+        if queue in self._kept:
+            # The queue was deleted, to be replaced.
+            self._kept.discard(queue)
+            self.consumers.forget(queue)
+            return
         queue = f"the holding queue for {queue}" if self.holding else queue
         _log.warn(
             "the broker cancelled the consumer of {queue}: the queue was deleted, its broker node is down, or a "

@@ -106,7 +106,7 @@ class ConsumerSet:
 
         It does nothing once the consumers are narrowed or cancelled.
         """
-        if self.is_draining():
+        if self.is_draining() or queue not in self._consumers:
             return
         tag, present = self._consumers[queue]
         if prefetch == present:
@@ -115,7 +115,7 @@ class ConsumerSet:
         if present:
             await self._channel.basic_cancel(consumer_tag=tag)
             self.origins.pop(tag.encode(), None)
-        if prefetch and not self.is_draining():
+        if prefetch and not self.is_draining() and queue in self._consumers:
             qos = self._channel.basic_qos(prefetch_count=prefetch)
             started = self._consume(queue, queue, prefetch)
             # Not shown as a consumer before the broker has confirmed it.
@@ -123,6 +123,22 @@ class ConsumerSet:
             await _both(qos, started)
             if not self.is_draining():
                 self._consumers[queue] = consumer
+
+    async def stop(self, queue: str) -> None:
+        """Cancel the consumer of one queue, if it has one."""
+        tag = self._consumers.pop(queue, _NO_CONSUMER).tag
+        if tag:
+            await self._channel.basic_cancel(consumer_tag=tag)
+            self.origins.pop(tag.encode(), None)
+
+    def forget(self, queue: str) -> None:
+        """Forget a consumer that the broker has cancelled."""
+        tag = self._consumers.pop(queue, _NO_CONSUMER).tag
+        self.origins.pop(tag.encode(), None)
+
+    def has(self, queue: str) -> bool:
+        """Return whether a queue has our consumer, or one that is being replaced or waits for room."""
+        return queue in self._consumers
 
     async def cancel(self) -> None:
         """Cancel all consumers; unsettled deliveries can still be settled."""

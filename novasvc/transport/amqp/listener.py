@@ -17,9 +17,12 @@ from novasvc.transport.amqp.channel import AMQPClosedError, Channel
 from novasvc.transport.amqp.confirm_channel import Message
 from novasvc.transport.amqp.connection import Connection
 from novasvc.transport.amqp.consumer_channel import ConsumerChannel
+from novasvc.transport.amqp.existing import declare_or_accept
 from novasvc.transport.amqp.holding_queue import HoldingQueue
+from novasvc.transport.amqp.interim import InterimConsumers
 from novasvc.transport.amqp.loopback import Loopback
 from novasvc.transport.amqp.moves import MoveTracker
+from novasvc.transport.amqp.private_names import random_name
 from novasvc.transport.amqp.protocol import AMQPProtocol
 from novasvc.transport.amqp.publisher import Publisher
 from novasvc.transport.amqp.reply_codes import NOT_FOUND
@@ -58,6 +61,7 @@ class Listener:
     :param single_queue: consume from the topic's queue only; see ITransport.consume.
     :param keys: further routing keys that the topic's queue is bound with; see ITransport.subscribe.
     :ivar unreadable: messages that were rejected because they could not be decoded.
+    :ivar interim: consumes from interim queues, while queues are replaced.
     """
 
     subscriptions: Subscriptions
@@ -79,12 +83,16 @@ class Listener:
     _unresponsive: bool = attrs.field(default=False, init=False)
     move_tracker: MoveTracker = attrs.field(init=False)
     _topic_prefetch: TopicPrefetch = attrs.field(init=False)
+    interim: InterimConsumers = attrs.field(init=False)
+    _claimed: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.prefetch = min(self.prefetch, _LARGEST_PREFETCH)
-        self._fanout_queue = None if self.single_queue else topology.new_fanout_queue(self.target.topic)
+        options = self.subscriptions.options
+        self._fanout_queue = None if self.single_queue else topology.new_fanout_queue(self.target.topic, options)
         self.move_tracker = MoveTracker(self.clock)
         self._topic_prefetch = TopicPrefetch(self.clock, self._held_count, self._resize_topic)
+        self.interim = InterimConsumers(self)
         self.loopback = Loopback(self, self._fanout_queue, self.subscriptions.options)
 
     def __str__(self) -> str:
@@ -129,7 +137,12 @@ class Listener:
     def durable(self) -> bool:
         """Whether the request queues survive a restart of the broker."""
         options = self.subscriptions.options
-        return options.durable_queues or options.quorum_queue
+        return options.durable_queues or self.is_quorum(self.topic)
+
+    def is_quorum(self, queue: str) -> bool:
+        """Return whether a queue of requests is a quorum queue, which may count neither messages nor consumers."""
+        options = self.subscriptions.options
+        return options.accepted.get(queue, "quorum" if options.quorum_queue else "") == "quorum"
 
     def sent_to(self, queue: str) -> str:
         """Return how the messages of one of our queues were addressed; see IDelivery."""
@@ -139,6 +152,19 @@ class Listener:
 
     async def establish(self, protocol: AMQPProtocol) -> None:
         """Declare the queues and consume from them, unless cancelled; see Subscription."""
+        subscriptions = self.subscriptions
+
+        def establish() -> Coroutine[Deferred[Any], Any, None]:
+            return self._establish(protocol)
+
+        try:
+            await declare_or_accept(protocol, self.exchange, subscriptions.options, establish)
+        except AMQPClosedError as reason:
+            subscriptions.replacements.adapt(reason)
+            raise
+        subscriptions.replacements.add(self)
+
+    async def _establish(self, protocol: AMQPProtocol) -> None:
         if self._cancelled or (self._narrowed and self.target.server is None):
             return
         options, target, narrowed = self.subscriptions.options, self.target, self._narrowed
@@ -149,12 +175,10 @@ class Listener:
             # "global" stays false, a limit for each consumer: quorum queues support no other.
             await channel.basic_qos(prefetch_count=self.prefetch)
             await topology.declare_exchange(channel, self.exchange, options)
-            queues = [] if narrowed else [target.topic]
-            if target.server is not None:
-                queues.append(topology.request_address(target))
+            queues = self._queues(narrowed=narrowed)
             await self._declare_queues(channel, queues)
             if self._fanout_queue is not None and not narrowed:
-                await topology.declare_fanout_queue(channel, target.topic, self._fanout_queue, options)
+                await self._declare_fanout_queue(channel, self._fanout_queue)
                 for binding in topology.cancellation_bindings(self.exchange, target, self._fanout_queue):
                     await topology.bind(channel, binding)
                 queues.append(self._fanout_queue)
@@ -162,7 +186,8 @@ class Listener:
             # The shared topic queue last. If one of our own queues cannot be consumed, this attempt fails, and each
             # retry would otherwise take requests of the topic and requeue them as redelivered.
             for queue in reversed(queues):
-                await consuming.consumers.consume(queue, low_priority=narrowed)
+                if not self.subscriptions.replacements.is_released(queue):
+                    await consuming.consumers.consume(queue, low_priority=narrowed)
             if not consuming.requeue_all:
                 self._consuming, self._establishing = consuming, None
                 if self._narrowed and not narrowed:
@@ -180,9 +205,43 @@ class Listener:
 
     async def _declare_queues(self, channel: Channel, queues: Sequence[str]) -> None:
         for queue in queues:
+            if self.subscriptions.replacements.stage(queue) is not None:
+                continue  # its declaration and its bindings are the operator's now
             await topology.declare_request_queue(channel, self.exchange, queue, self.subscriptions.options)
-        for key in self.keys:
-            await topology.bind(channel, topology.Binding(self.topic, self.exchange, key))
+            if queue == self.topic:
+                for key in self.keys:
+                    await topology.bind(channel, topology.Binding(queue, self.exchange, key))
+
+    async def _declare_fanout_queue(self, channel: Channel, name: str) -> None:
+        topic, options = self.topic, self.subscriptions.options
+        messages, consumers = await topology.declare_fanout_queue(channel, topic, name, options)
+        if not self._claimed and not await topology.claim(channel, name, consumers, messages, options):
+            self._fanout_queue = random_name(f"{topology.fanout_exchange(topic)}_")
+            self.loopback = Loopback(self, self._fanout_queue, options)
+            await topology.declare_fanout_queue(channel, topic, self._fanout_queue, options)
+        self._claimed = True
+
+    def _queues(self, *, narrowed: bool) -> list[str]:
+        own = [] if self.target.server is None else [topology.request_address(self.target)]
+        return own if narrowed else [self.topic, *own]
+
+    def request_queues(self) -> list[str]:
+        """Return the queues of requests that are consumed: those that other programs declare, too."""
+        return [] if self._cancelled else self._queues(narrowed=self._narrowed)
+
+    @property
+    def consuming(self) -> ConsumerChannel | None:
+        """The channel of the consumers, if they are established."""
+        return self._consuming
+
+    @property
+    def is_narrowed(self) -> bool:
+        """Whether only the server's own queue is consumed, at a lower priority."""
+        return self._narrowed
+
+    def routing_keys(self, queue: str) -> Sequence[str]:
+        """Return the keys by which a queue of requests is bound to the control exchange."""
+        return (queue, *self.keys) if queue == self.topic else (queue,)
 
     def verify(self, write: WriteProbe, timeout: float) -> Deferred[Reachability]:
         """Publish a probe to itself, and redeclare lost bindings; see IListener."""
@@ -257,7 +316,7 @@ class Listener:
         """Stop the deliveries of the topic and of fanouts; see IListener."""
         self._narrowed, self.prefetch = True, min(prefetch, _LARGEST_PREFETCH)
         self._topic_prefetch.stop()
-        return Deferred.fromCoroutine(self._change(self._narrow))
+        return Deferred.fromCoroutine(self._stop_interim(self.topic, self._narrow))
 
     def _narrow(self, consuming: ConsumerChannel) -> Coroutine[Deferred[Any], Any, None]:
         own = None if self.target.server is None else topology.request_address(self.target)
@@ -266,7 +325,15 @@ class Listener:
     def cancel(self) -> Deferred[None]:
         """Stop all deliveries; see IListener."""
         self._stop()
-        return Deferred.fromCoroutine(self._change(lambda consuming: consuming.consumers.cancel()))
+        return Deferred.fromCoroutine(self._stop_interim(None, lambda consuming: consuming.consumers.cancel()))
+
+    async def _stop_interim(
+        self, queue: str | None, change: Callable[[ConsumerChannel], Coroutine[Deferred[Any], Any, None]]
+    ) -> None:
+        """Make a change of the consumers, and stop those of interim queues: of one queue, or all."""
+        await self._change(change)
+        if not self._unresponsive:
+            await self.wait_for_change(self.interim.stop(queue))
 
     def _is_cancelled(self) -> bool:
         return self._cancelled
@@ -317,8 +384,10 @@ class Listener:
 
     async def _close(self) -> None:
         self.subscriptions.remove(self)
+        self.subscriptions.replacements.remove(self)
         await self.wait_for_moves()
         await DeferredList([Deferred.fromCoroutine(holding.close()) for holding in self._holding_queues.values()])
+        self.interim.close()
         consuming, self._consuming = self._consuming, None
         if consuming is None:
             return
@@ -327,6 +396,7 @@ class Listener:
         consuming.channel.receiver = None  # deliveries from now on are requeued when the channel closes
         try:
             if self._fanout_queue is not None and not self._unresponsive:
+                self.subscriptions.options.private_names.give_back(self._fanout_queue)
                 await topology.delete_queue(consuming.channel, self._fanout_queue, self.clock)
         except AMQPClosedError:
             return

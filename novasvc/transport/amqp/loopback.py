@@ -8,10 +8,11 @@ import attrs
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from novasvc.interfaces import Reachability, WriteProbe
 from novasvc.transport.amqp import topology
-from novasvc.transport.amqp.channel import Channel
+from novasvc.transport.amqp.channel import AMQPClosedError, Channel
 from novasvc.transport.amqp.confirm_channel import Message
 from novasvc.transport.amqp.content import PROBE
 from novasvc.transport.amqp.options import BrokerOptions
@@ -113,7 +114,9 @@ class Loopback:
             self._probe_arrived(body)
         elif probe == self.address:
             self._probe_arrived(body)
-        elif queue != self.address and probe.startswith(f"{self.fanout_binding.exchange}_"):
+        elif queue == self.address:
+            self._receive_order(probe, body)
+        elif probe.startswith(f"{self.fanout_binding.exchange}_"):
             self._forward(probe, body)
         return True
 
@@ -121,6 +124,19 @@ class Loopback:
         if self._arrival is not None and self._token in body:
             arrival, self._arrival = self._arrival, None
             arrival.callback(None)
+
+    def _receive_order(self, address: str, body: bytes) -> None:
+        """Carry out an order to replace queues: another process's message in our own queue. Answer it."""
+
+        def answer(text: bytes | None) -> Deferred[None] | None:
+            if text is None:
+                return None
+            return self.listener.publish(Message("", address, text, _FORWARD_TTL, mandatory=False, target=address))
+
+        answering = self.listener.subscriptions.replacements.receive(body).addCallback(answer)
+        answering.addErrback(
+            lambda failure: _log.warn("order to replace queues not answered: {error}", error=failure.value)
+        )
 
     def _forward(self, address: str, body: bytes) -> None:
         """Forward a probe to its sender, another process of this service."""
@@ -137,6 +153,8 @@ class Loopback:
         listener = self.listener
         if self.address is None or listener.target.server is None:
             return succeed(Reachability())
+        if listener.subscriptions.replacements:
+            return self._check_replacements(timeout)
         self._checks += 1
         clock = listener.clock
         run = ProbeRun(self, write, clock.seconds() + timeout * _PROBE_FRACTION, self.routine_plan())
@@ -147,6 +165,16 @@ class Loopback:
             return Reachability(f"the broker did not answer within {timeout:g} s")
 
         return verifying.addTimeout(timeout, clock, onTimeoutCancel=no_answer)
+
+    def _check_replacements(self, timeout: float) -> Deferred[Reachability]:
+        """Make no binding, and send no probe: while queues are replaced, that is the operator's to do."""
+        checking = Deferred.fromCoroutine(self.listener.subscriptions.replacements.check(self.listener))
+        checking.addTimeout(timeout, self.listener.clock, onTimeoutCancel=lambda *_: None)
+        return checking.addCallbacks(lambda _: Reachability(), self._check_failed)
+
+    def _check_failed(self, failure: Failure) -> Reachability:
+        failure.trap(AMQPClosedError)
+        return Reachability()  # the channel is restored, and with it the consumers
 
     def _raise_if_blocked(self) -> None:
         """Raise BrokerBlockedError if the broker blocks publishing: the probe's absence then proves nothing."""
@@ -183,7 +211,7 @@ class Loopback:
             self._timeout_streak = 0
             return
         messages, consumers = await listener.publisher.count(self.server_binding.queue)
-        if not consumers and not self.options.quorum_queue:
+        if not consumers and not listener.is_quorum(self.server_binding.queue):
             raise NoConsumerError(self.server_binding.queue)
         if listener.is_full or (messages and self._requests_seen != seen_before):
             return  # It queues behind messages that are being processed.
@@ -235,7 +263,7 @@ class Loopback:
             before = self.listener.consumes_from(self.topic_binding.queue)
             _, consumers = await topology.count(channel, self.topic_binding.queue)
             still_consuming = before and self.listener.consumes_from(self.topic_binding.queue)
-            if still_consuming and not consumers and not self.options.quorum_queue:
+            if still_consuming and not consumers and not self.listener.is_quorum(self.topic_binding.queue):
                 raise NoConsumerError(self.topic_binding.queue)
             plan.to_topic = still_consuming and consumers == 1
             bindings = [] if plan.to_topic else [self.topic_binding]

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import attrs
 
+from novasvc.transport.amqp.private_names import PrivateNames
+
 
 @attrs.frozen(kw_only=True)
 class BrokerOptions:
@@ -23,6 +25,9 @@ class BrokerOptions:
     :param consumer_timeout: seconds for which a delivery may stay unacknowledged on the broker; 0 is unlimited.
     :param durable_private_queues: fanout and reply queues are durable, because the broker denies transient ones;
         detected, not configured.
+    :param private_names: names the reply and fanout queues.
+    :param accepted: queues and exchanges that are used as they are, whatever these options say, with the type of their
+        queues: "classic" or "quorum". Filled while the process runs, see :mod:`novasvc.transport.amqp.existing`.
     :param ssl_ca_file: CA bundle (PEM) used to verify the broker; None uses the system's.
     :param ssl_cert_file: client certificate (PEM), if the broker requires one.
     :param ssl_key_file: its private key (PEM), without a passphrase.
@@ -41,6 +46,8 @@ class BrokerOptions:
     transient_queues_ttl: float = 1800.0
     consumer_timeout: float = 1800.0
     durable_private_queues: bool = False
+    private_names: PrivateNames = attrs.field(factory=PrivateNames, eq=False, repr=False)
+    accepted: dict[str, str] = attrs.field(factory=dict, eq=False, repr=False)
     ssl_ca_file: Path | None = None
     ssl_cert_file: Path | None = None
     ssl_key_file: Path | None = None

@@ -17,6 +17,7 @@ from novasvc.transport.amqp.channel import AMQPClosedError, Channel
 from novasvc.transport.amqp.confirm_channel import ConfirmChannel, Message
 from novasvc.transport.amqp.confirm_timeout import ConfirmTimeout
 from novasvc.transport.amqp.connection import Connection, ConnectionHandler
+from novasvc.transport.amqp.existing import declare_or_accept
 from novasvc.transport.amqp.isolated_channels import FANOUTS, PROBES, IsolatedChannels
 from novasvc.transport.amqp.options import BrokerOptions
 from novasvc.transport.amqp.protocol import AMQPProtocol
@@ -327,9 +328,13 @@ class Publisher:
     async def prepare(self, protocol: AMQPProtocol) -> None:
         """Open the publishing channel and declare the control exchange; see ConnectionHandler."""
         self._exchanges = {""}
-        self._main = await self._open_channel(self._main_closed, protocol)
-        try:
+
+        async def declare() -> None:
+            self._main = await self._open_channel(self._main_closed, protocol)
             await declare_exchange(self._main.channel, self._exchange, self._options)
+
+        try:
+            await declare_or_accept(protocol, self._exchange, self._options, declare)
         except AMQPClosedError as reason:
             raise broker_error(self.connection.address.shown(), reason) from reason
         self._exchanges.add(self._exchange)
@@ -443,12 +448,16 @@ class Publisher:
         protocol = self.connection.protocol
         if protocol is None:
             raise BrokerUnavailableError(self.connection.address.shown(), "the connection is lost")
-        try:
+
+        async def on_new_channel() -> None:
             channel = await protocol.open_channel()
             await declare(channel)
+            channel.close(AMQPClosedError("done", clean=True))
+
+        try:
+            await declare_or_accept(protocol, self._exchange, self._options, on_new_channel)
         except AMQPClosedError as reason:
             raise self._broker_error(reason) from reason
-        channel.close(AMQPClosedError("done", clean=True))
 
     def _fail(self, message: Message, failure: Failure) -> None:
         """Fail a message's Deferred with the reason, unless it has fired."""

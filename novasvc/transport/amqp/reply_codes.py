@@ -16,7 +16,9 @@ from novasvc.transport.errors import (
 
 NOT_FOUND = 404
 """Reply code not-found: the queue or exchange does not exist."""
-_PRECONDITION_FAILED, _NOT_ALLOWED, _INTERNAL_ERROR = 406, 530, 541
+PRECONDITION_FAILED = 406
+"""Reply code precondition-failed: declared with other arguments, or not empty, or in use."""
+_NOT_ALLOWED, _INTERNAL_ERROR = 530, 541
 
 _NODE_DOWN = "down or inaccessible"
 """Part of RabbitMQ's reply text for a queue whose node is down; the queue returns with the node."""
@@ -53,7 +55,7 @@ _DENIED = re.compile(r"Feature `(\w+)` is deprecated")
 _ERRORS: Mapping[int, type[BrokerError]] = {
     **dict.fromkeys((402, 403, 530), BrokerRefusedError),
     **dict.fromkeys((311, 404, 405), BrokerError),
-    _PRECONDITION_FAILED: DeclarationMismatchError,
+    PRECONDITION_FAILED: DeclarationMismatchError,
     **dict.fromkeys((501, 502, 503, 504, 505, 506, 540, _INTERNAL_ERROR), BrokerFailedError),
 }
 
@@ -68,9 +70,9 @@ def broker_error(broker: str, reason: AMQPClosedError) -> BrokerError:
     kind = _ERRORS.get(code, BrokerUnavailableError)
     if denies_feature(reason):
         kind, problem = DeclarationDeniedError, _denial_text(reason)
-    elif code in {_PRECONDITION_FAILED, _NOT_ALLOWED} and _LIMIT.search(problem):
+    elif code in {PRECONDITION_FAILED, _NOT_ALLOWED} and _LIMIT.search(problem):
         kind = BrokerLimitError
-    elif code == _PRECONDITION_FAILED and _TOO_LARGE in problem:
+    elif code == PRECONDITION_FAILED and _TOO_LARGE in problem:
         kind = BrokerError
     elif _NODE_DOWN in problem:
         kind = BrokerUnavailableError

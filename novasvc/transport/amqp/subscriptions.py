@@ -16,6 +16,7 @@ from novasvc.transport.amqp.channel import AMQPClosedError
 from novasvc.transport.amqp.connection import Connection, ConnectionHandler
 from novasvc.transport.amqp.options import BrokerOptions
 from novasvc.transport.amqp.protocol import AMQPProtocol
+from novasvc.transport.amqp.replacement import Replacements
 from novasvc.transport.amqp.reply_codes import broker_error, denies_feature
 from novasvc.transport.amqp.restoring import log_unless_cancelled, restore
 from novasvc.transport.errors import BrokerUnavailableError, DeclarationDeniedError
@@ -47,6 +48,7 @@ class Subscriptions:
     :param clock: measures the pauses between attempts.
     :param connect: makes a connection for its user; the caller opens it.
     :ivar consumer_timeout: seconds, see BrokerOptions; the broker's own limit if that turned out to be shorter.
+    :ivar replacements: the queues that an operator is replacing.
     """
 
     # Note [Transient queues]
@@ -66,6 +68,7 @@ class Subscriptions:
     _connect: Callable[[ConnectionHandler], Connection]
     connection: Connection = attrs.field(init=False)
     consumer_timeout: float = attrs.field(init=False)
+    replacements: Replacements = attrs.field(init=False)
     _subscriptions: list[Subscription] = attrs.field(factory=list, init=False)
     _failed: list[Subscription] = attrs.field(factory=list, init=False)
     _retries: dict[Subscription, Deferred[None]] = attrs.field(factory=dict, init=False)
@@ -73,6 +76,7 @@ class Subscriptions:
 
     def __attrs_post_init__(self) -> None:
         self.consumer_timeout = self.options.consumer_timeout
+        self.replacements = Replacements(self.options.accepted)
         self.renew_connection()
 
     def renew_connection(self) -> None:

@@ -27,7 +27,7 @@ CLAIM_TIMEOUT = 5.0
 """Seconds in which a process has to consume its held requests again after it lost its channel or connection."""
 _HOLDING_TTL = 1.0
 """Seconds that a request may wait in a holding queue for its process, which consumes it."""
-_HOLDING_EXPIRY = 1800.0
+_HOLDING_EXPIRY = 120.0
 """Seconds after which the unused queues of a dead process are deleted; they are empty long before."""
 _LONGEST_KEY = 255
 """Octets of a routing key (AMQP 0-9-1, shortstr)."""
@@ -43,14 +43,33 @@ def fanout_exchange(topic: str) -> str:
     return f"{topic}_fanout"
 
 
-def new_fanout_queue(topic: str) -> str:
-    """Return a new, private name for one server's fanout queue."""
-    return f"{topic}_fanout_{os.urandom(16).hex()}"
+def new_fanout_queue(topic: str, options: BrokerOptions) -> str:
+    """Return a private name for one server's fanout queue."""
+    return options.private_names.take(f"{topic}_fanout_", _transient_arguments(options))
 
 
-def new_reply_queue() -> str:
-    """Return a new, private name for a reply queue."""
-    return f"reply_{os.urandom(16).hex()}"
+def new_reply_queue(options: BrokerOptions) -> str:
+    """Return a private name for a reply queue."""
+    return options.private_names.take("reply_", _transient_arguments(options))
+
+
+def _transient_arguments(options: BrokerOptions) -> list[Any]:
+    return [options.transient_quorum_queue, options.transient_queues_ttl, _quorum(options)]
+
+
+async def claim(channel: Channel, name: str, consumers: int, messages: int, options: BrokerOptions) -> bool:
+    """Claim a private queue for this process when it declares it for the first time.
+
+    :param name: its name, which a predecessor may have had.
+    :param consumers: its consumers, and
+    :param messages: its messages, according to the broker.
+    :return: whether nobody else uses it; what was left for a predecessor is purged then.
+    """
+    if not options.private_names.is_stable(name):
+        return True
+    if not consumers and messages:
+        await channel.queue_purge(queue=name)
+    return not consumers
 
 
 def new_holding_queue(queue: str) -> str:
@@ -111,6 +130,7 @@ def declare_exchange(channel: Channel, exchange: str, options: BrokerOptions) ->
     """Declare a control exchange, of type topic."""
     return channel.exchange_declare(  # type: ignore[no-any-return]
         exchange=exchange,
+        passive=exchange in options.accepted,
         type="topic",
         durable=options.durable_queues or options.quorum_queue,
         auto_delete=options.auto_delete,
@@ -132,23 +152,29 @@ async def declare_request_queue(channel: Channel, exchange: str, name: str, opti
 
     :raises AMQPClosedError: the broker refused, or was lost.
     """
-    await channel.queue_declare(
-        queue=name,
-        durable=options.durable_queues or options.quorum_queue,
-        auto_delete=options.auto_delete,
-        arguments=_quorum(options) if options.quorum_queue else {},
-    )
+    await channel.queue_declare(queue=name, passive=name in options.accepted, **request_queue_arguments(options))
     await bind(channel, Binding(name, exchange, name))
 
 
-async def declare_fanout_queue(channel: Channel, topic: str, name: str, options: BrokerOptions) -> None:
+def request_queue_arguments(options: BrokerOptions) -> dict[str, Any]:
+    """Return the properties and arguments with which queues of requests are declared."""
+    return {
+        "durable": options.durable_queues or options.quorum_queue,
+        "auto_delete": options.auto_delete,
+        "arguments": _quorum(options) if options.quorum_queue else {},
+    }
+
+
+async def declare_fanout_queue(channel: Channel, topic: str, name: str, options: BrokerOptions) -> tuple[int, int]:
     """Declare a server's fanout queue, and bind it to the topic's fanout exchange.
 
+    :return: its number of messages, and of consumers.
     :raises AMQPClosedError: the broker refused, or was lost.
     """
     await declare_fanout_exchange(channel, topic, options)
-    await _declare_transient(channel, name, options)
+    _, messages, consumers = await _declare_transient(channel, name, options)
     await bind(channel, Binding(name, fanout_exchange(topic), topic))
+    return messages, consumers
 
 
 def cancellation_key(target: Target) -> str:

@@ -26,6 +26,7 @@ from novasvc.transport.amqp.endpoints import check_tls_files
 from novasvc.transport.amqp.frames import Deliver
 from novasvc.transport.amqp.listener import Listener, Receiver
 from novasvc.transport.amqp.options import BrokerOptions
+from novasvc.transport.amqp.private_names import random_name
 from novasvc.transport.amqp.protocol import BODY_LIMIT, AMQPProtocol
 from novasvc.transport.amqp.publisher import Publisher
 from novasvc.transport.amqp.reconnect import quick_backoff
@@ -49,9 +50,13 @@ class ReplyQueue(ChannelReceiver):
 
     _subscriptions: Subscriptions
     _receiver: Callable[[bytes], None]
-    name: str = attrs.field(factory=topology.new_reply_queue, init=False)
+    name: str = attrs.field(init=False)
     unreadable: int = attrs.field(default=0, init=False)
     _channel: Channel | None = attrs.field(default=None, init=False)
+    _claimed: bool = attrs.field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.name = topology.new_reply_queue(self._subscriptions.options)
 
     def __str__(self) -> str:
         return f"the reply queue {self.name}"
@@ -60,7 +65,7 @@ class ReplyQueue(ChannelReceiver):
         """Declare the reply queue and consume from it; see Subscription."""
         channel = await protocol.open_channel()
         try:
-            await topology.declare_reply_queue(channel, self.name, self._subscriptions.options)
+            await self._declare(channel, self._subscriptions.options)
             channel.receiver = self
             # No acknowledgements: only this process can use a reply, so redelivery is of no use.
             await channel.basic_consume(queue=self.name, consumer_tag="1", no_ack=True)
@@ -70,6 +75,13 @@ class ReplyQueue(ChannelReceiver):
             raise
         self._channel = channel
 
+    async def _declare(self, channel: Channel, options: BrokerOptions) -> None:
+        _, messages, consumers = await topology.declare_reply_queue(channel, self.name, options)
+        if not self._claimed and not await topology.claim(channel, self.name, consumers, messages, options):
+            self.name = random_name("reply_")
+            await topology.declare_reply_queue(channel, self.name, options)
+        self._claimed = True
+
     def connection_lost(self) -> None:
         """Forget the channel: the next connection calls establish again."""
         self._channel = None
@@ -77,6 +89,7 @@ class ReplyQueue(ChannelReceiver):
     async def close(self) -> None:
         """Delete the queue and close the channel."""
         self._subscriptions.remove(self)
+        self._subscriptions.options.private_names.give_back(self.name)
         channel, self._channel = self._channel, None
         if channel is None or channel.closed:
             return
@@ -201,6 +214,7 @@ class AMQPTransport:
         self._listeners, self._reply_queues = [], {}
         await DeferredList(closing, consumeErrors=True)  # concurrently, so a silent broker costs one timeout
         await DeferredList([connection.close() for connection in self.connections], consumeErrors=True)
+        self._options.private_names.release()
 
     def problem(self) -> str | None:
         """Return what keeps messages from moving, or None; see ITransport."""

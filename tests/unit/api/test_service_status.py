@@ -5,10 +5,12 @@ import attrs
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.api.page.problems import MAX_NAMED, Problems, find_problems, headline
-from novasvc.api.service_status import Assessment, ServiceStatus, assess, count_totals, status_of
+from novasvc.api.service_status import Assessment, ServiceStatus, count_totals, status_of
 from novasvc.registry.incarnation import Incarnation
 from novasvc.registry.record import ServiceRecord
+from tests.support.page_rig import assess_alone
 
+ASSESS = assess_alone(60.0)
 NOW = datetime(2026, 11, 29, 12, 0, 0)  # noqa: DTZ001 - as in the database
 
 
@@ -18,7 +20,7 @@ def record(number: int = 1, state: str | None = None, *, age: float = 5.0, **fie
     if state is not None:
         usual: dict[str, Any] = {"reason": None, "calls": 0, "until": None, "zone": None, "tags": ()}
         fields["incarnation"] = Incarnation(
-            number=1, state=state, since=NOW - timedelta(seconds=100), machine="m1", pid=7, started_at=NOW,
+            number=1, state=state, since=NOW - timedelta(seconds=100), machine="m1", pid=7, started_at=NOW - timedelta(seconds=9999),
             **{**usual, **incarnation},
         )  # fmt: skip
     usual = {
@@ -30,7 +32,7 @@ def record(number: int = 1, state: str | None = None, *, age: float = 5.0, **fie
 
 
 def status(row: ServiceRecord) -> ServiceStatus:
-    return status_of(row, assess(row, 60.0), None, 1_000.0, 1)
+    return status_of(row, ASSESS(row), None, 1_000.0, 1)
 
 
 class AssessTests(SynchronousTestCase):
@@ -39,7 +41,7 @@ class AssessTests(SynchronousTestCase):
         for row, expected in (
             (record(), Assessment("up")),
             (record(age=70), Assessment("down", "no heartbeat", 70)),
-            (record(age=70, last_seen_up=None), Assessment("down", "no heartbeat yet", 70)),
+            (record(age=70, last_seen_up=None, report_count=0), Assessment("down", "no heartbeat yet", 70)),
             (record(forced_down=True), Assessment("forced down", "by an operator")),
             (record(state="ready"), Assessment("up", "", 100)),
             (record(state="ready", age=70), Assessment("down", "no heartbeat", 70)),
@@ -49,7 +51,7 @@ class AssessTests(SynchronousTestCase):
             (record(state="failed", reason="no disk"), Assessment("failed", "no disk", 100)),
             (record(state="draining", calls=1), Assessment("draining", "1 call in flight", 100)),
         ):
-            found = assess(row, 60.0)
+            found = ASSESS(row)
             self.assertEqual((found.state, found.reason, found.age), (expected.state, expected.reason, expected.age))
 
     def test_drains_too_long(self) -> None:
@@ -62,14 +64,14 @@ class AssessTests(SynchronousTestCase):
     def test_since(self) -> None:
         """A time that the row tells is kept from read to read; one that it does not tell is when it was seen."""
         row = record(age=70)
-        first = status_of(row, assess(row, 60.0), None, 1000.0, 1)
+        first = status_of(row, ASSESS(row), None, 1000.0, 1)
         self.assertEqual(first.since, 930.0)
         later = attrs.evolve(row, age=72.01)
-        self.assertEqual(status_of(later, assess(later, 60.0), first, 1002.0, 2).since, 930.0)
+        self.assertEqual(status_of(later, ASSESS(later), first, 1002.0, 2).since, 930.0)
         forced = attrs.evolve(row, forced_down=True)
-        unknown = status_of(forced, assess(forced, 60.0), None, 1000.0, 1)
+        unknown = status_of(forced, ASSESS(forced), None, 1000.0, 1)
         self.assertIsNone(unknown.since)
-        seen = status_of(forced, assess(forced, 60.0), first, 1002.0, 2)
+        seen = status_of(forced, ASSESS(forced), first, 1002.0, 2)
         self.assertEqual((seen.since, seen.turned), (1002.0, 2))
 
     def test_place(self) -> None:

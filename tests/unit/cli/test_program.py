@@ -61,7 +61,7 @@ class RunTests(ProgramCase):
         asked, not_asked = self.run_program("--help"), self.run_program()
         self.assertEqual((asked.status, not_asked.status), (0, 2))
         for page in (asked.stdout, not_asked.stderr):
-            for name in ("service", "workers", "drain", "reload", "dump", "db", "config", "completion"):
+            for name in ("service", "workers", "drain", "reload", "dump", "db", "broker", "config", "completion"):
                 self.assertIn(f"\n  {name} ", page)
 
     def test_usage_errors(self) -> None:

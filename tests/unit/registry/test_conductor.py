@@ -185,12 +185,13 @@ class NodeTests(ConductorCase):
         self.assertLess(self.row().age, 30)
 
     def test_deleted_row(self) -> None:
-        """A deleted row is registered again through the conductor."""
+        """A deleted row stays deleted: its node is fenced, and says so."""
         self.conductor()
-        self.started()
+        service = self.started()
         self.successResultOf(self.registry.delete(self.row().id))
-        self.fleet.advance(10)
-        self.assertEqual(self.row().report_count, 1)
+        self.fleet.advance(30)
+        self.assertIsNone(self.row())
+        self.assertIn("an operator has deleted its row", service.node.fence.reason)
 
     def test_stop(self) -> None:
         """After a stop the row stays, and no call is pending."""

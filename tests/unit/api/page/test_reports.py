@@ -15,6 +15,7 @@ from novasvc.registry.lease import Lease
 from novasvc.registry.memory import MemoryRegistry
 from novasvc.registry.record import ServiceRecord
 from novasvc.rpc.errors import RPCTimeoutError
+from tests.support.page_rig import assess_alone
 
 TROUBLE = {"title": "worker crashes", "why": "worker 1: killed", "since": "1970-01-01T00:16:40+00:00"}
 
@@ -44,7 +45,7 @@ class ReportsTests(SynchronousTestCase):
                 raise self.outage
             return self.leases
 
-        self.watch = Watch(read, self.clock, 6000.0)
+        self.watch = Watch(read, self.clock, assess_alone(6000.0))
         self.reports = Reports(self.watch, ask, read_leases, self.clock)
         for service in (self.watch, self.reports):
             service.startService()

@@ -89,9 +89,9 @@ class FleetTests(SynchronousTestCase):
         self.assertIn("Nothing is wrong: all 3 services are up", self.rig.ask("/").text)
         self.rig.registry.update(1, ServiceChanges(disabled=True, disabled_reason="new disk"))
         self.rig.see()
-        self.rig.clock.advance(60)
-        self.rig.registry.beat(2)
-        self.rig.see()
+        for _ in range(7):
+            self.rig.registry.beat(2)
+            self.rig.see()
         problems = self.rig.ask("/").text.partition('id="problems"')[2].partition("</div>")[0]
         words = " ".join(re.sub(r"<[^>]*>", " ", problems).replace("&gt;", ">").split())
         self.assertIn("Down no heartbeat novasvc-agent@h3 90 s", words)
@@ -100,6 +100,26 @@ class FleetTests(SynchronousTestCase):
         self.rig.see()
         problems = self.rig.ask("/").text.partition('id="problems"')[2].partition("</div>")[0]
         self.assertIn("Disabled new disk novasvc-agent@h1 80 s", " ".join(re.sub(r"<[^>]*>", " ", problems).split()))
+
+    def test_suspect(self) -> None:
+        """When many services become silent at once they are suspect, and the page begins with what may be the cause."""
+        for number in range(1, 11):
+            self.rig.add(f"h{number}")
+        self.rig.see()
+        for _ in range(8):
+            for number in range(1, 7):
+                self.rig.registry.beat(number)
+            self.rig.see()
+        text = self.rig.ask("/").text
+        self.assertIn('<h1 id="headline">4 suspect</h1>', text)
+        outage = re.search(r'<p class="outage">.*?</p>', text)
+        assert outage is not None
+        self.assertIn("4 of 10 services of novasvc-agent became silent at the same time", outage[0])
+        self.assertLess(text.index('class="outage"'), text.index('data-look="suspect"'))
+        self.assertIn("class=s></a>", text)
+        self.rig.registry.update(7, ServiceChanges(forced_down=True))
+        self.rig.see()
+        self.assertIn("3 suspect, 1 forced down", self.rig.ask("/").text)
 
     def test_map(self) -> None:
         """The map has a square for each service that matches, by binary; its short link leads to the service."""

@@ -7,6 +7,7 @@ from novasvc.api.page.view import SERVICES, View, Views
 from novasvc.api.watch import Watch
 from novasvc.registry.memory import MemoryRegistry
 from novasvc.registry.record import ServiceChanges, ServiceRecord
+from tests.support.page_rig import assess_alone
 
 
 class QueryTests(SynchronousTestCase):
@@ -43,7 +44,7 @@ class ViewTests(SynchronousTestCase):
         async def read() -> list[ServiceRecord]:
             return await self.registry.list(None, None, None)
 
-        self.watch = Watch(read, self.clock, 60.0)
+        self.watch = Watch(read, self.clock, assess_alone(60.0))
         self.views = Views(self.watch)
 
     def add(self, host: str, binary: str = "agent", **changes: str | bool) -> ServiceRecord:

@@ -1,5 +1,6 @@
 """Tests for novasvc.transport.amqp.topology."""
 
+from functools import partial
 from typing import Any
 
 from novasvc.rpc.target import Target
@@ -77,5 +78,6 @@ class NamesTests(AMQPCase):
         self.assertEqual(topology.cancellation_key(long), "novasvc.cancel.compute")
         self.assertEqual(len(topology.cancellation_bindings("nova", long, "q")), 1)
         self.assertEqual(topology.quarantine_queue("compute"), "compute_quarantine")
-        for make in (topology.new_reply_queue, lambda: topology.new_fanout_queue("compute")):
-            self.assertEqual(len({make() for _ in range(100)}), 100)
+        options = BrokerOptions()
+        for make in (topology.new_reply_queue, partial(topology.new_fanout_queue, "compute")):
+            self.assertEqual(len({make(options) for _ in range(100)}), 100)
