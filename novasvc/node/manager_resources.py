@@ -1,6 +1,7 @@
 """Build a manager's periodic tasks and RPC client, and attach its resources; shared by Node and WSGIService."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import partial
 
 from novasvc.interfaces import IServiceRegistry, ITransport
@@ -12,6 +13,8 @@ from novasvc.node.runtime import Runtime
 from novasvc.periodic import TaskRunner
 from novasvc.registry.lookup import ServiceLookup, UpHosts
 from novasvc.registry.outages import VerdictRule
+from novasvc.registry.targets import TargetLiveness
+from novasvc.registry.versions import OldestUp
 from novasvc.rpc import Client, EventEmitter
 
 
@@ -34,21 +37,27 @@ def make_tasks(manager: Manager, runtime: Runtime, *, fuzzy_delay: float, interv
     )
 
 
-def make_client(runtime: Runtime, transport: ITransport, registry: Callable[[], IServiceRegistry | None]) -> Client:
-    """Make an RPC client whose errors say what the registry knows of a service that is not reached.
+def make_client(
+    runtime: Runtime, transport: ITransport, registry: Callable[[], IServiceRegistry | None] | None
+) -> Client:
+    """Make an RPC client that asks the registry about the services that it calls.
+
+    Its errors say what the registry knows of a service that is not reached, and calls to a server that is down fail at
+    once.
 
     :param transport: open.
-    :param registry: returns the registry; None while it is not connected.
+    :param registry: returns the registry, None while it is not connected; None for a process without one.
     """
     settings, clock = runtime.settings, runtime.reactor
-    explain = ServiceLookup(registry, clock, settings.service_down_time)
-    hosts = UpHosts(registry, clock, settings.service_down_time, VerdictRule.of(settings))
+    down_time, rule = settings.service_down_time, VerdictRule.of(settings)
     return Client(
         transport,
         clock=clock,
         timeout=settings.rpc_response_timeout,
-        explain=explain,
-        hosts=hosts,
+        explain=None if registry is None else ServiceLookup(registry, clock, down_time),
+        hosts=None if registry is None else UpHosts(registry, clock, down_time, rule),
+        liveness=None if registry is None else TargetLiveness(registry, clock, down_time),
+        oldest=None if registry is None else OldestUp(registry, clock, down_time),
         middleware=runtime.middleware,
         signer=runtime.signer,
     )
@@ -66,6 +75,7 @@ def make_emitter(runtime: Runtime, transport: ITransport, publisher_id: str) -> 
         topic=runtime.settings.event_topic,
         clock=runtime.reactor,
         chain=Chain.of(runtime.middleware, EMIT),
+        now=lambda: datetime.fromtimestamp(runtime.wall_clock(), UTC),
     )
 
 

@@ -22,6 +22,7 @@ from novasvc.node.elections import make_elections
 from novasvc.node.endpoint import NodeAPI
 from novasvc.node.errors import DirectoryError, StartError
 from novasvc.node.fence import Fence
+from novasvc.node.fleet_version import check_service_version
 from novasvc.node.health import NodeHealth
 from novasvc.node.history import MethodHistory
 from novasvc.node.lifecycle import Lifecycle
@@ -189,6 +190,10 @@ class Node:
         self._step = "registration"
         connection = self.registry_connection
         registry = self.registry = await self._retry_outages(connection.name, connection.acquire)
+        if not self.runtime.settings.allow_older_service:
+            down_time = self.runtime.settings.service_down_time
+            identity = self.identity
+            await self._retry_outages(connection.name, lambda: check_service_version(registry, identity, down_time))
         record = await self._register(registry)
 
         self._step = "transport"

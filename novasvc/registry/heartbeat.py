@@ -6,6 +6,7 @@
 import time
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
+from math import floor
 from typing import Protocol
 
 import attrs
@@ -35,6 +36,9 @@ LivenessCheck = Callable[[], str | None]
 
 The reason for one problem is always the same text: a heartbeat logs a problem when its text changes.
 """
+
+_ROUNDING = 1e-6
+"""Part of an interval by which the result of a division may be too small."""
 
 LAG_LIMIT = 5.0
 """Seconds. A heartbeat that is later than this is skipped: the reactor was blocked."""
@@ -163,7 +167,10 @@ class Heartbeat:
             # LoopingCall keeps its phase: the next call is at a multiple of the interval after the first. A slow
             # registry must not count as a late reactor, so the due time moves past the time the write took.
             elapsed = self._clock.seconds() - self._started_at
-            self._due = self._started_at + (elapsed // self._report_interval + 1) * self._report_interval
+            # Rounding must not take the moment of a call of the loop for one before it: each call would then seem to be
+            # an interval late, and no heartbeat would be sent any more.
+            intervals = floor(elapsed / self._report_interval + _ROUNDING)
+            self._due = self._started_at + (intervals + 1) * self._report_interval
 
         return sending.addBoth(done)
 

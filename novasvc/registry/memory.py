@@ -1,6 +1,5 @@
 """A registry in memory, under the same contract as the SQL one."""
 
-import uuid
 from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -10,6 +9,7 @@ from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
+from novasvc import identifiers
 from novasvc.errors import NovasvcError
 from novasvc.interfaces import IServiceRegistry
 from novasvc.registry.errors import DatabaseConflictError, ServiceNotFoundError
@@ -27,7 +27,7 @@ from novasvc.registry.record import Records, ServiceChanges, ServiceRecord
 
 _T = TypeVar("_T")
 
-_SORT_COLUMNS = {"name": ("binary", "host"), "host": ("host", "binary"), "seen": (), "id": ()}
+_SORT_COLUMNS = {"name": ("binary", "host"), "host": ("host", "binary"), "seen": (), "version": ("version",), "id": ()}
 """The columns that each sort order compares before time stamp and id."""
 
 
@@ -325,7 +325,7 @@ class MemoryRegistry:
     def _new_row(self, host: str, binary: str, topic: str | None, version: int) -> ServiceRecord:
         return ServiceRecord(
             id=self._last_id,
-            uuid=str(uuid.uuid4()),
+            uuid=identifiers.new_uuid(),
             host=host,
             binary=binary,
             topic=topic,

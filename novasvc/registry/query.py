@@ -6,7 +6,7 @@ import attrs
 
 from novasvc.registry.record import ServiceRecord
 
-Sort = Literal["name", "host", "seen", "id"]
+Sort = Literal["name", "host", "seen", "version", "id"]
 
 
 @attrs.frozen(kw_only=True)
@@ -22,7 +22,8 @@ class ServiceQuery:
     :param service_down_time: seconds without a heartbeat after which a service is down.
     :param text: a substring of host, binary, topic or disabled_reason, ignoring the case of ASCII letters.
     :param sort: "name": by binary, then host; "host": by host, then binary; "seen": by last heartbeat, oldest
-        first; "id": in the order of registration. Ties are broken by id.
+        first; "version": by service version, the lowest first; "id": in the order of registration. Ties are broken
+        by id.
     :param descending: reverse the order.
     :param after: the marker: only rows after the row with this id in decimal, or this uuid, which may have been
         deleted since.

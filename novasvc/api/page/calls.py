@@ -38,8 +38,14 @@ async def _call(backend: Backend, record: ServiceRecord, namespace: str, method:
     if record.topic is None:
         raise APIError(409, f"{name} serves no topic, so it cannot be called")
     try:
+        # A service that is forced down may still run, and is looked at for that.
         client = backend.client.prepare(
-            topic=record.topic, server=record.host, namespace=namespace, version=version, timeout=TIMEOUT
+            topic=record.topic,
+            server=record.host,
+            namespace=namespace,
+            version=version,
+            timeout=TIMEOUT,
+            check_liveness=False,
         )
         return await client.call(RequestContext.admin(), method, **args)
     except RPCTimeoutError as error:

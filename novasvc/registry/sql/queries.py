@@ -34,6 +34,7 @@ _SORTS: dict[str, tuple[Any, ...]] = {
     "name": (_BINARY, _HOST, services.c.id),
     "host": (_HOST, _BINARY, services.c.id),
     "seen": (_SEEN, services.c.id),
+    "version": (func.coalesce(services.c.version, 0), services.c.id),
     "id": (services.c.id,),
 }
 _SEARCHED = (services.c.host, services.c.binary, services.c.topic, services.c.disabled_reason)

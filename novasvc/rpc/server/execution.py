@@ -8,6 +8,7 @@ from typing import Any, cast
 import attrs
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
@@ -17,7 +18,7 @@ from novasvc.middleware import Chain, Invocation
 from novasvc.middleware.invocation import SERVE
 from novasvc.rpc.around import run_in_current_context
 from novasvc.rpc.endpoint import Method
-from novasvc.rpc.errors import MethodTimeoutError, ResultNotSerializableError
+from novasvc.rpc.errors import MethodTimeoutError, ResultNotSerializableError, TransportClosedError
 from novasvc.rpc.failures.failure import encode_error
 from novasvc.rpc.failures.origin import Origin, origin_of
 from novasvc.rpc.message import ReplyTo, Request, encode_failure, encode_keepalive, encode_result
@@ -33,6 +34,9 @@ from novasvc.telemetry.flight import note
 from novasvc.telemetry.metrics import DeliveryMetrics, MethodMetrics
 
 _log = Logger()
+
+REQUEUE_DELAY = 1.0
+"""Seconds from the refusal of the reply to an idempotent call until the call is requeued, to run again."""
 
 RunBlocking = Callable[[Callable[[], Any]], Deferred[Any]]
 """Runs a function in a thread and returns a Deferred of its result."""
@@ -469,10 +473,26 @@ class Execution:
         if reply.settles is not None:
             if too_late:
                 self._ledger.settle(reply.settles)  # The method has run, and nobody waits for its result.
+            elif failure.check(CancelledError, TransportClosedError):
+                self._ledger.requeue(reply.settles)
             else:
-                self._ledger.requeue(reply.settles)  # Idempotent: it may run again to answer its caller.
+                self._requeue_later(reply.settles)
         del self.publishing[publishing]
         self._ended()
+
+    def _requeue_later(self, call: Call) -> None:
+        """Requeue an idempotent call, which may run again to answer its caller, after REQUEUE_DELAY."""
+        # At once it would run, and its reply would be refused, hundreds of times a second while a broker rejects
+        # messages. Meanwhile it counts as a reply that is being published, so that the server's end waits for it.
+        waiting: Deferred[None] = deferLater(self._clock, REQUEUE_DELAY, lambda: None)
+        self.publishing[waiting] = None
+
+        def requeue(_: object) -> None:
+            self._ledger.requeue(call)
+            del self.publishing[waiting]
+            self._ended()
+
+        waiting.addBoth(requeue)
 
     # -- keepalives ----------------------------------------------------------------------------
 

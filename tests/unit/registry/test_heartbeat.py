@@ -4,7 +4,7 @@ from datetime import datetime
 
 import attrs
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.task import Clock
+from twisted.internet.task import Clock, deferLater
 from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -17,10 +17,15 @@ from novasvc.errors import (
 from novasvc.registry.heartbeat import LAG_LIMIT, Heartbeat, ServiceIdentity
 from novasvc.registry.incarnation import Incarnation
 from novasvc.registry.record import ServiceRecord
+from novasvc.testing import SteppedClock
 from tests.support.incarnation_owner import Owner
 from tests.support.records import record
 
 IDENTITY = ServiceIdentity("h1", "novasvc-agent", "agent", 7)
+
+
+def raise_unavailable() -> None:
+    raise DatabaseUnavailableError("conductor", "it did not answer in time")
 
 
 class ScriptedRegistry:
@@ -85,6 +90,20 @@ class HeartbeatTests(SynchronousTestCase):
         self.clock.pump([10, 10])
         self.assertEqual(self.registry.beats, [1, 1, 1])
         self.assertEqual(self.heartbeat.sent, 3)
+
+    def test_rounding(self) -> None:
+        """A heartbeat that fails at the very moment of a call of the loop does not make the next ones seem late."""
+        for start in (4085.784182050755, 0.1, 1 / 3, 1_800_000_000.7):
+            self.clock = SteppedClock()
+            self.clock.advance(start)
+            heartbeat = Heartbeat(self.registry, IDENTITY, record(), self.clock, 10, self.owner)
+            # As a call to a conductor, which is given up after two intervals.
+            self.registry.answer = lambda clock=self.clock: deferLater(clock, 20.0, raise_unavailable)
+            heartbeat.start()
+            self.clock.advance(600)
+            self.assertEqual(heartbeat.skipped, 0, start)
+            self.assertGreaterEqual(heartbeat.failures, 19, start)
+            heartbeat.stop()
 
     def test_no_beats(self) -> None:
         """With an interval of 0 no heartbeat is sent, not even the first, and stop() does nothing."""
