@@ -25,15 +25,17 @@ from novasvc.registry.incarnation import ServiceStart, ServiceState
 from novasvc.registry.lease import LeaseRequest, Leases
 from novasvc.registry.observation import Observation, Observations
 from novasvc.registry.outages import Outages, VerdictRule
+from novasvc.registry.purge import MAX_BATCH, PurgedRows, PurgeRequest
 from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
 from novasvc.registry.record import Records, ServiceChanges, ServiceRecord
-from novasvc.registry.sql import leases, observations, rows, silences, sqlite
+from novasvc.registry.sql import leases, observations, purge, rows, silences, sqlite
 from novasvc.registry.sql import migrate as migration
 from novasvc.registry.sql.address import DatabaseAddress
 from novasvc.registry.sql.beats import BeatBatches
 from novasvc.registry.sql.diagnosis import diagnose
 from novasvc.registry.sql.engine import Engine
 from novasvc.registry.sql.observations import write as write_observations
+from novasvc.registry.sql.operations import SQLOperations
 from novasvc.registry.sql.schema import HEAD
 from novasvc.registry.sql.start_batches import StartBatches
 from novasvc.registry.sql.starts import Outcomes, begin_all
@@ -93,6 +95,7 @@ class ServiceRegistry:
     :param migrate: False fails with MigrationNeededError if a migration is due; Nova's own table needs none.
     :param new_uuid: returns the uuid of a new row, lower-case and with dashes.
     :param service_down_time: seconds, to tell by which silences are recorded.
+    :ivar operations: the operations on the fleet, in the same database.
     Source: novasvc.interfaces.IServiceRegistry; nova.db.main.api, the functions ``service_*``.
     """
 
@@ -106,6 +109,7 @@ class ServiceRegistry:
         service_down_time: float = 60.0,
     ) -> None:
         self._engine = engine
+        self.operations = SQLOperations(engine)
         self._rows = rows.ServiceRows(engine.address.masked, enable_new_services, new_uuid)
         self._migrate = migrate
         self._next_space_check = 0.0
@@ -193,6 +197,17 @@ class ServiceRegistry:
     def delete(self, service_id: int) -> Deferred[None]:
         """See IServiceRegistry."""
         return self._engine.run(lambda connection: rows.delete(connection, service_id))
+
+    def find_purgeable(self, request: PurgeRequest, after: int) -> Deferred[PurgedRows]:
+        """Read at most MAX_BATCH rows that :meth:`purge` would delete.
+
+        :param after: only rows with a greater id.
+        """
+        return self._engine.run(lambda connection: purge.find(connection, request, after, MAX_BATCH))
+
+    def purge(self, request: PurgeRequest) -> Deferred[PurgedRows]:
+        """Delete at most MAX_BATCH rows for good; return them. Call it until there are none."""
+        return self._engine.run(lambda connection: purge.purge(connection, request, 0, MAX_BATCH))
 
     def outages(self, rule: VerdictRule) -> Deferred[Outages]:
         """See IServiceRegistry."""

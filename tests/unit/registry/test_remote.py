@@ -179,13 +179,6 @@ class ErrorsTests(ConductorCase):
         self.registry.outage = DatabaseUnavailableError("u", "away")
         self.failureResultOf(self.ask(self.remote().prove_writable()), DatabaseUnavailableError)
 
-    def test_older_without_outages(self) -> None:
-        """With a conductor that is older than verdicts no outage is known; observers need a newer one."""
-        self.conductor(OldConductor)
-        self.assertEqual(self.successResultOf(self.ask(self.remote().outages(VerdictRule()))), Outages())
-        error = self.failureResultOf(self.ask(self.remote().observations("o")), DatabaseError).value
-        self.assertIn("observations", str(error))
-
     def test_conductor_without_incarnations(self) -> None:
         """With a conductor of version 1.3 a start has no number, and a heartbeat with one is written."""
         self.conductor(OldConductor)
@@ -200,6 +193,13 @@ class ErrorsTests(ConductorCase):
         self.registry.outage = DatabaseUnavailableError("u", "away")
         self.failureResultOf(self.ask(remote.begin(start)), DatabaseUnavailableError)
         self.failureResultOf(self.ask(remote.beat(record.id, 3)), DatabaseUnavailableError)
+
+    def test_older_without_outages(self) -> None:
+        """With a conductor that is older than verdicts no outage is known; observers need a newer one."""
+        self.conductor(OldConductor)
+        self.assertEqual(self.successResultOf(self.ask(self.remote().outages(VerdictRule()))), Outages())
+        error = self.failureResultOf(self.ask(self.remote().observations("o")), DatabaseError).value
+        self.assertIn("observations", str(error))
 
     def test_not_a_conductor(self) -> None:
         """Another manager on the conductor's topic is a DatabaseError, not an outage."""
