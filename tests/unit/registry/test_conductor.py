@@ -76,9 +76,9 @@ class ConductorTests(ConductorCase):
             "count",
             "delete",
         )
-        expected = dict.fromkeys(
-            (*reads_and_writes, "begin", "enter", "hold_leases", "release_leases", "list_leases"), True
-        )
+        leases = ("hold_leases", "release_leases", "list_leases")
+        verdicts = ("outages", "observations", "observe")
+        expected = dict.fromkeys((*reads_and_writes, "begin", "enter", *leases, *verdicts), True)
         self.assertEqual(methods, {**expected, "update": False})
 
 
