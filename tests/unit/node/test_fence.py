@@ -358,6 +358,7 @@ class TwinTests(FenceCase):
         self.fleet.advance(15)
         error = self.failureResultOf(starting, StartError).value
         self.assertIsInstance(error.__cause__, ServiceTwinError)
+        self.assertTrue(error.is_final)
         self.assertEqual(len(critical), 1)
         self.assertIn("service nova-shop@h1 runs already: on machine 'h1', process", critical[0])
         self.assertEqual(len(errors), 1)
