@@ -10,6 +10,7 @@ import click
 from novasvc.cli import candidates
 from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.output import Output, output_options, printable
+from novasvc.cli.service_purge import purge
 from novasvc.cli.service_selector import ServiceSelector, selector_options
 from novasvc.cli.suggestion import SuggestingGroup
 from novasvc.cli.verdicts import confirm_down, verdicts
@@ -17,6 +18,8 @@ from novasvc.interfaces import IServiceRegistry
 from novasvc.registry.liveness import is_up
 from novasvc.registry.query import ServicePage, ServiceQuery, Sort
 from novasvc.registry.record import ServiceChanges, ServiceRecord
+from novasvc.registry.verdict import Verdict, VerdictRule
+from novasvc.registry.verdicts import judge_some
 
 API_BINARIES = ("nova-osapi_compute", "nova-metadata")
 """Nova's API servers register without ever sending heartbeats; like Nova, list them only if asked by name."""
@@ -33,6 +36,7 @@ def service() -> None:
     """List the registered services, enable and disable them."""
 
 
+service.add_command(purge)
 service.add_command(verdicts)
 service.add_command(confirm_down)
 
@@ -41,6 +45,8 @@ service.add_command(confirm_down)
 @click.option("--host", help="List only services of this host.", shell_complete=candidates.service_hosts)
 @click.option("--binary", help="List only services of this binary name.", shell_complete=candidates.binaries)
 @click.option("--topic", help="List only services of this topic.")
+@click.option("--zone", help="List only services of this zone.")
+@click.option("--tag", help="List only services with this tag.")
 @click.option("--state", type=click.Choice(["up", "down"]), help="List only services that are up, or down.")
 @click.option("--status", type=click.Choice(["enabled", "disabled"]), help="List only enabled or disabled services.")
 @click.option("--search", metavar="TEXT", help="List only services with this text in host, binary, topic or reason.")
@@ -64,6 +70,8 @@ def list_(
     host: str | None,
     binary: str | None,
     topic: str | None,
+    zone: str | None,
+    tag: str | None,
     state: str | None,
     status: str | None,
     search: str | None,
@@ -84,6 +92,8 @@ def list_(
         host=host,
         binary=binary,
         topic=topic,
+        zone=zone,
+        tag=tag,
         up=None if state is None else state == "up",
         disabled=None if status is None else status == "disabled",
         text=search,
@@ -140,8 +150,16 @@ def _check(records: Sequence[ServiceRecord], down_time: float) -> int:
 @pass_command_context
 def show(context: CommandContext, selector: ServiceSelector, output: Output) -> None:
     """Show all details of a service."""
-    record = context.with_registry(selector.find)
-    output.write_one(row(record, context.configuration.settings.service_down_time))
+    settings = context.configuration.settings
+
+    async def find(registry: IServiceRegistry) -> tuple[ServiceRecord, Verdict]:
+        record = await selector.find(registry)
+        (verdict,) = await judge_some(registry, [record], VerdictRule.of(settings))
+        return record, verdict
+
+    record, verdict = context.with_registry(find)
+    shown = {"Verdict": verdict.status, "Verdict Reason": verdict.reason, "Verdict Since": verdict.since}
+    output.write_one(row(record, settings.service_down_time) | shown)
 
 
 @service.command()

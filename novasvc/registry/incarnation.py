@@ -61,7 +61,7 @@ class Incarnation:
     :param state: one that is unknown here comes from a newer version, and is a running one.
     :param since: when it entered the state.
     :param until: draining: when the deadline of the drain ends.
-    :param reason: failed: why. stopped and draining: who asked, if known.
+    :param reason: failed: why. ready: why it sends no heartbeats. stopped and draining: who asked, if known.
     :param calls: draining: calls in flight.
     :param machine: see :class:`ServiceStart`, as for ``pid``, ``zone`` and ``tags``.
     :param started_at: when it began.

@@ -67,6 +67,24 @@ class IncarnationContract:
         self.assertEqual(changed.incarnation, begun.incarnation)
         self.assertEqual((await self.register()).incarnation, begun.incarnation)
 
+    async def test_zone_and_tag(self: Any) -> None:
+        """A query finds services by zone and by tag; tags are compared exactly."""
+        await self.begin()
+        await self.begin("owner 2", host="h2", zone="az2", tags=("gpus", "GPU"))
+        await self.register(host="h3")
+
+        async def hosts(**given: Any) -> list[str]:
+            query = ServiceQuery(**given)
+            rows = [row.host for row in (await self.registry.page(query)).rows]
+            self.assertEqual((await self.registry.count(query)).services, len(rows))
+            return rows
+
+        self.assertEqual(await hosts(), ["h1", "h2", "h3"])
+        self.assertEqual([await hosts(zone=zone) for zone in ("az1", "az2", "az")], [["h1"], ["h2"], []])
+        self.assertEqual([await hosts(tag=tag) for tag in ("gpu", "GPU", "gpus", "g")], [["h1"], ["h2"], ["h2"], []])
+        self.assertEqual(await hosts(tag="größe 'L'"), ["h1"])
+        self.assertEqual(await hosts(tag="gpu", zone="az2"), [])
+
     async def test_same_start(self: Any) -> None:
         """A start that is begun again, by a repeated call or another worker, has the same incarnation and state."""
         first = await self.begin()

@@ -35,6 +35,9 @@ COLUMNS = (
 )
 """What :func:`read` reads, in this order."""
 
+ZONE, TAGS = incarnations.c.zone, incarnations.c.tags
+"""What queries filter by; the tags are a JSON array."""
+
 JOIN = services.outerjoin(incarnations, incarnations.c.service_id == services.c.id)
 
 _NUMBER = select(incarnations.c.number).where(incarnations.c.service_id == services.c.id).scalar_subquery()

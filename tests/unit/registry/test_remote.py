@@ -26,6 +26,7 @@ from novasvc.errors import (
 from novasvc.manager import Manager
 from novasvc.registry.encoding import encode_record
 from novasvc.registry.incarnation import ServiceStart
+from novasvc.registry.outages import Outages, VerdictRule
 from novasvc.registry.record import ServiceChanges
 from novasvc.registry.remote import TIMEOUT, RemoteRegistry
 from novasvc.rpc import Client
@@ -192,6 +193,13 @@ class ErrorsTests(ConductorCase):
         self.registry.outage = DatabaseUnavailableError("u", "away")
         self.failureResultOf(self.ask(remote.begin(start)), DatabaseUnavailableError)
         self.failureResultOf(self.ask(remote.beat(record.id, 3)), DatabaseUnavailableError)
+
+    def test_older_without_outages(self) -> None:
+        """With a conductor that is older than verdicts no outage is known; observers need a newer one."""
+        self.conductor(OldConductor)
+        self.assertEqual(self.successResultOf(self.ask(self.remote().outages(VerdictRule()))), Outages())
+        error = self.failureResultOf(self.ask(self.remote().observations("o")), DatabaseError).value
+        self.assertIn("observations", str(error))
 
     def test_not_a_conductor(self) -> None:
         """Another manager on the conductor's topic is a DatabaseError, not an outage."""
