@@ -144,7 +144,7 @@ class Node:
             self._begin_drain()
             grace = self.runtime.settings.graceful_shutdown_timeout
             self._deadline.begin(grace)
-            self.registration.enter(self.registry, "draining", until=grace or None, calls=len(self.operations()))
+            self.registration.drain(self.registry, grace, lambda: len(self.operations()))
         if state == "running":
             self.running_since = self.runtime.reactor.seconds()
         note("node", f"{self.identity} is {state}")
