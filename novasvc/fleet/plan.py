@@ -10,6 +10,7 @@ from typing import Any
 
 import attrs
 
+from novasvc.fleet.selection import process_of
 from novasvc.registry.operation import Nodes, OperationNode
 from novasvc.registry.record import ServiceRecord
 
@@ -80,26 +81,23 @@ class Limits:
         return cls(**known)
 
 
-def wave_sizes(total: int, limits: Limits) -> list[int]:
-    """Return the sizes of the waves for a number of nodes, the canary first."""
-    sizes = [min(limits.canary, total)] if limits.canary and total else []
-    rest, batch = total - sum(sizes), limits.batch.of(total)
-    while rest > 0:
-        sizes.append(min(batch, rest))
-        rest -= sizes[-1]
-    return sizes
-
-
 def make_nodes(records: Sequence[ServiceRecord], limits: Limits) -> list[OperationNode]:
-    """Divide services into waves.
+    """Divide services into waves: the canary first, then batches.
+
+    A wave is larger if its end would divide the services of one process, which change together.
 
     :param records: in the order in which they are to begin.
     """
-    waves = [wave for wave, size in enumerate(wave_sizes(len(records), limits)) for _ in range(size)]
-    return [
-        OperationNode(service_id=record.id, name=record.name, position=position, wave=wave)
-        for position, (record, wave) in enumerate(zip(records, waves, strict=True))
-    ]
+    nodes: list[OperationNode] = []
+    wave, size, room = 0, limits.batch.of(len(records)), limits.canary or limits.batch.of(len(records))
+    for position, record in enumerate(records):
+        process = process_of(record)
+        together = position > 0 and process is not None and process == process_of(records[position - 1])
+        if room <= 0 and not together:
+            wave, room = wave + 1, size
+        room -= 1
+        nodes.append(OperationNode(service_id=record.id, name=record.name, position=position, wave=wave))
+    return nodes
 
 
 @attrs.frozen
