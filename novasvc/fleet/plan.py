@@ -6,12 +6,12 @@ command that resumes an operation needs nothing else.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import attrs
 
 from novasvc.fleet.selection import process_of
-from novasvc.registry.operation import Nodes, OperationNode
+from novasvc.registry.operation import Nodes, NodeState, OperationNode
 from novasvc.registry.record import ServiceRecord
 
 MAX_CONCURRENT = 100
@@ -139,22 +139,24 @@ def next_action(nodes: Iterable[OperationNode], limits: Limits) -> Action:
     """Return what to do next.
 
     A wave begins when all nodes of the wave before have ended. Nodes under way always end before the operation does.
+
+    :param nodes: in the order of their positions.
     """
-    by_position = sorted(nodes, key=lambda node: node.position)
-    running = [node for node in by_position if node.state == "running"]
-    pending = [node for node in by_position if node.state == "pending"]
-    failed = [node for node in by_position if node.state == "failed"]
+    # One pass: an operation on ten thousand nodes asks ten thousand times.
+    by_state: dict[NodeState, list[OperationNode]] = {state: [] for state in get_args(NodeState)}
+    for node in nodes:
+        by_state[node.state].append(node)
+    running, pending, failed = by_state["running"], by_state["pending"], by_state["failed"]
     reason = _reason_to_halt(failed, limits)
     if not pending or reason:
         if running:
             return Wait()
-        skipped = sum(node.state == "skipped" for node in by_position)
-        return Halt(reason) if pending and reason else Finish(len(failed) + skipped)
+        return Halt(reason) if pending and reason else Finish(len(failed) + len(by_state["skipped"]))
     wave = pending[0].wave
     room = MAX_CONCURRENT - len(running)
     if room <= 0 or any(node.wave != wave for node in running):
         return Wait()
-    return Start([node for node in pending if node.wave == wave][:room])
+    return Start([node for node in pending[:room] if node.wave == wave])
 
 
 def _reason_to_halt(failed: Nodes, limits: Limits) -> str:
