@@ -702,6 +702,17 @@ class IInspectable(Interface):
         """Return the request ids of the operations under way; see :mod:`novasvc.rpc.server.admission`."""
 
 
+class IDescribable(Interface):
+    """A service that describes itself; the supervisor collects the descriptions by all workers."""
+
+    def describe_process(what: str) -> Deferred[dict[str, Any]]:
+        """Return what this process knows of it, as JSON with "host" and "binary".
+
+        :param what: "describe": see :func:`novasvc.node.description.describe_process`; "history": see
+            :func:`novasvc.node.description.describe_history`.
+        """
+
+
 class IExitRequester(Interface):
     """A service that may ask for the exit status of its process. Asked after it has stopped."""
 
@@ -898,6 +909,16 @@ class ISupervisor(Interface):
 
         :return: a row for each: number, server, pid, state as in workers(); "services": [{"service": its name,
             "legs": [{"name", "ready": bool, "detail", "since": ISO 8601 in UTC}]}] or None if it does not answer.
+        """
+
+    def inspect(what: str) -> Deferred[Rows]:
+        """Collect what all workers know of their services.
+
+        A worker that does not answer within a second is told as such.
+
+        :param what: "describe" or "history"; see :class:`IDescribable`.
+        :return: a row for each: number, server, pid, state as in workers(); "services": [JSON], or None if
+            it does not answer.
         """
 
     def dump() -> Deferred[Rows]:

@@ -24,6 +24,7 @@ from novasvc.node.errors import DirectoryError, StartError
 from novasvc.node.fence import Fence
 from novasvc.node.fleet_version import check_service_version
 from novasvc.node.health import NodeHealth
+from novasvc.node.history import MethodHistory
 from novasvc.node.lifecycle import Lifecycle
 from novasvc.node.manager_resources import attach_resources, make_client, make_emitter
 from novasvc.node.reachability import ReachabilityCheck
@@ -105,6 +106,7 @@ class Node:
     server: Server | None = attrs.field(default=None, init=False)
     heartbeat: Heartbeat | None = attrs.field(default=None, init=False)
     reachability: ReachabilityCheck | None = attrs.field(default=None, init=False)
+    history: MethodHistory | None = attrs.field(default=None, init=False)
     registration: Registration = attrs.field(init=False)
     fence: Fence = attrs.field(init=False)
     _deadline: StopDeadline = attrs.field(init=False)
@@ -263,6 +265,8 @@ class Node:
         self.server = self.events = self.reachability = None
         if reachability is not None:
             reachability.stop()
+        if self.history is not None:
+            self.history.stop()
         tasks_ended = self.tasks.stop()
         self.tasks.cancel_running()
         if server is not None:
@@ -317,6 +321,9 @@ class Node:
             self.runtime.random_source,
         )
         self.reachability.start()
+        if self.history is None:  # a node that enters service again goes on with its history
+            self.history = MethodHistory(server.method_metrics, server.delivery_metrics, self.runtime.reactor)
+        self.history.start()
 
     def operations(self) -> set[str]:
         """Return the request ids of the operations under way: methods, periodic tasks, outgoing calls."""
@@ -397,6 +404,8 @@ class Node:
         await self._stop_step("leave service", lambda: self.fence.closing)
         await self._stop_step("tell the registry", self._tell_end)
         self.registration.release()
+        if self.history is not None:
+            self.history.stop()
         if self.events is not None:
             await self._stop_step("close the listener of events", self.events.close)
         if self.server is not None:

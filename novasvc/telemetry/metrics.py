@@ -15,6 +15,7 @@ from novasvc._version import __version__
 from novasvc.telemetry.instruments import (
     MAX_LABEL_SETS,
     OTHER,
+    SECONDS,
     Counter,
     Document,
     Gauge,
@@ -148,6 +149,12 @@ class MethodMetrics:
             seconds=served_seconds.at(*names),
             now=served_now.at(*names),
         )
+
+    @classmethod
+    def uncounted(cls) -> "MethodMetrics":
+        """Return metrics that nobody sees, of a method whose calls are not counted."""
+        names = (OTHER,) * 3
+        return cls(names, Counter(), Counter(), Counter(), Counter(), Counter(), Histogram(SECONDS), Gauge())
 
     def raised(self, error: BaseException) -> None:
         """Count an error by its type."""

@@ -22,7 +22,14 @@ from novasvc.workers.exit_status import problem_of
 from novasvc.workers.file_lock import lock_identity
 from novasvc.workers.group import WorkerGroup
 from novasvc.workers.groups import WorkerGroups
-from novasvc.workers.inspection import Row, collect_dumps, collect_health, collect_metrics, worker_rows
+from novasvc.workers.inspection import (
+    Row,
+    collect_descriptions,
+    collect_dumps,
+    collect_health,
+    collect_metrics,
+    worker_rows,
+)
 from novasvc.workers.recycling import Recycler
 from novasvc.workers.servers import (
     MAX_WORKERS,
@@ -257,6 +264,10 @@ class Supervisor:
     def health(self) -> Deferred[Sequence[Row]]:
         """See :meth:`novasvc.interfaces.ISupervisor.health`."""
         return Deferred.fromCoroutine(collect_health(self.slots))
+
+    def inspect(self, what: str) -> Deferred[Sequence[Row]]:
+        """See :meth:`novasvc.interfaces.ISupervisor.inspect`."""
+        return Deferred.fromCoroutine(collect_descriptions(self.slots, what))
 
     def reload(self) -> Deferred[Sequence[Row]]:
         """See :meth:`novasvc.interfaces.ISupervisor.reload`."""

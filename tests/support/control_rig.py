@@ -51,6 +51,7 @@ class StandInSupervisor:
         self.cancelled = False
         self.changed: list[dict[str, Any]] = []
         self.reloads: dict[str, Any] = {"ended": 2, "under_way": False, "problem": None}
+        self.inspected: list[dict[str, Any]] = []
         self.rows = [
             worker(0),
             worker(1, pid=None, state="backing off", restarts=3, memory=None, trouble=f"killed {HOSTILE}"),
@@ -117,6 +118,10 @@ class StandInSupervisor:
     def health(self) -> Deferred[Rows]:
         self._took("health")
         return self.pending or succeed([])
+
+    def inspect(self, what: str) -> Deferred[Rows]:
+        self._took("inspect", what)
+        return self.pending or succeed(self.inspected)
 
     def dump(self) -> Deferred[Rows]:
         self._took("dump")

@@ -71,6 +71,9 @@ _COMMANDS: Mapping[str, Mapping[str, _Argument]] = {
     "drain": {"number": _Argument("an integer >= 0, or null", lambda value: _is_integer(value, 0))},
     "reload": {"wait": _Argument("true or false, or null for true", lambda value: isinstance(value, bool))},
     "restart": {},
+    "inspect": {
+        "what": _Argument('"describe" or "history"', lambda value: value in ("describe", "history"), required=True)
+    },
     "dump": {},
     "metrics": {},
     "health": {},
@@ -151,6 +154,8 @@ class Command:
                     "health": supervisor.health,
                 }
                 return list(await queries[query]())
+            case "inspect":
+                return list(await supervisor.inspect(**self.arguments))
             case "who":
                 return {"pid": os.getpid(), "version": __version__, "reloads": supervisor.reload_report()}
         return None

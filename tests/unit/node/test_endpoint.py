@@ -123,7 +123,9 @@ class DescribeTests(NodeCase):
             "state": "running",
             "uptime": 90.0,
             "workers": [],
-            "in_flight": 1,  # this call
+            "in_flight": 0,  # without this call
+            "silent": [],
+            "quarantined": 0,
         }
         self.assertEqual({name: told[name] for name in expected}, expected)
         self.assertRegex(told["started_at"], r"^\d{4}-\d\d-\d\dT.*\+00:00$")
@@ -199,13 +201,65 @@ class DescribeTests(NodeCase):
         self.assertEqual([self.method("wait")[name] for name in ("calls", "errors", "in_flight")], [1, 1, 0])
 
     def test_events(self) -> None:
-        """The last fifty events of the flight recorder come with it, the last ones last."""
-        for number in range(60):
+        """The last events of the flight recorder come with it, a call with its duration in one line, without this."""
+        for number in range(120):
             note("test", str(number))
+        self.successResultOf(self.call("greet", None))
+        self.describe()
         events = self.describe()["events"]
-        self.assertEqual(len(events), 50)
-        self.assertEqual([event["text"] for event in events if event["kind"] == "test"][-1], "59")
-        self.assertEqual(set(events[0]), {"time", "kind", "text"})
+        self.assertEqual(len(events), 100)
+        self.assertEqual([event["text"] for event in events if event["kind"] == "test"][-1], "119")
+        (call,) = [event for event in events if event["kind"] == "call"]
+        self.assertEqual((call["text"], call["outcome"]), ("greet", "done"))
+        self.assertGreaterEqual(call["seconds"], 0)
+        self.assertTrue(call["request_id"].startswith("req-"))
+
+    def test_errors(self) -> None:
+        """The last errors come with it: when, of which call, what and after how long; expected ones do not."""
+        self.failureResultOf(self.call("fail", None), ValueError)
+        self.flushLoggedErrors(ValueError)
+        self.failureResultOf(self.call("refuse", None), KeyError)
+        waiting = self.call("wait", None)
+        self.fleet.advance(61)
+        self.failureResultOf(waiting)
+        failed, late = self.describe()["errors"]
+        expected = {"method": "fail", "namespace": None, "error": "ValueError", "text": "x", "seconds": 0.0}
+        self.assertEqual({name: failed[name] for name in expected}, expected)
+        self.assertTrue(failed["request_id"].startswith("req-"))
+        self.assertEqual((late["method"], late["error"], late["seconds"]), ("wait", "MethodTimeoutError", 60.0))
+
+    def test_not_counted(self) -> None:
+        """The questions of the page, and pings, are neither counted nor recorded."""
+        for _ in range(3):
+            self.describe()
+            self.successResultOf(self.call("history"))
+            self.successResultOf(self.call("troubles"))
+            self.successResultOf(self.call("ping", "baseapi", arg=1))
+        told = self.describe()
+        self.assertEqual([row["method"] for row in told["methods"] if row["calls"]], [])
+        self.assertEqual([event["text"] for event in told["events"] if event["kind"] == "call"], [])
+        self.assertNotIn("describe", [row["method"] for row in told["methods"]])
+
+    def test_history(self) -> None:
+        """What the methods did in the last half hour was noted before anybody asked."""
+        started = self.fleet.clock.seconds()
+        self.fleet.advance(10)
+        for _ in range(4):
+            self.successResultOf(self.call("greet", None))
+        self.fleet.advance(10)
+        self.failureResultOf(self.call("fail", None), ValueError)
+        self.flushLoggedErrors(ValueError)
+        self.fleet.advance(30)
+        told = self.successResultOf(self.call("history"))
+        rows = {row["method"]: row for row in told["methods"]}
+        self.assertEqual(told["interval"], 10)
+        self.assertLessEqual(abs(told["length"] * 10 - (self.fleet.clock.seconds() - started)), 10)
+        self.assertEqual([sum(rows[name]["calls"]) for name in ("greet", "fail")], [4, 1])
+        self.assertEqual(sum(rows["fail"]["errors"]), 1)
+        self.assertEqual(len(rows["greet"]["calls"]), told["length"])
+        self.fleet.advance(1800)
+        told = self.successResultOf(self.call("history"))
+        self.assertEqual((told["length"], told["methods"]), (180, []))
 
     def test_health(self) -> None:
         """Each thing it stands on is told, with since when."""
@@ -394,6 +448,38 @@ class SupervisedTests(ControlCase):
         """The rows of all workers come with what one of them tells."""
         told = await self.node.describe(RequestContext())
         self.assertEqual((told["worker"], told["workers"]), (3, self.supervisor.rows))
+
+    async def test_all_workers(self) -> None:
+        """Figures are those of all workers, whoever answers; workers that do not answer are named."""
+        own = await self.node.describe(RequestContext())
+        count = {"method": "greet", "namespace": None, "version": "1.2", "calls": 5, "errors": 1, "in_flight": 2}
+        other = {
+            **own,
+            "worker": 1,
+            "methods": [{**count, "mean": 0.02, "p50": 0.02, "p99": 0.02, "bounds": [], "counts": [5]}],
+            "in_flight": 2,
+            "errors": [{"time": "2026-01-02T03:04:05+00:00", "method": "greet", "error": "ValueError"}],
+        }
+        names = {"server": "agent", "pid": 7, "state": "ready"}
+        self.supervisor.inspected = [
+            {"number": 1, **names, "services": [other, {**other, "binary": "nova-other"}]},
+            {"number": 2, **names, "services": None},
+            {"number": 3, **names, "services": [own]},
+            {"number": 4, **names, "state": "backing off", "services": None},
+        ]
+        told = await self.node.describe(RequestContext())
+        (greet,) = [row for row in told["methods"] if row["method"] == "greet"]
+        self.assertEqual((greet["calls"], greet["errors"], greet["in_flight"]), (5, 1, 2))
+        self.assertEqual((told["worker"], told["in_flight"], told["silent"]), (3, 2, [2]))
+        self.assertEqual([error["worker"] for error in told["errors"]], [1])
+        self.assertIn(("inspect", "describe"), self.supervisor.asked)
+
+    async def test_troubles(self) -> None:
+        """A worker that is not as it should be, and a check that is not ready, are troubles."""
+        found = {trouble["title"]: trouble for trouble in await self.node.troubles(RequestContext())}
+        self.assertEqual(found["worker crashes"]["why"][:44], "worker 1 is backing off, 3 restarts: killed ")
+        self.assertEqual(found["worker crashes"]["since"], "2026-01-02T03:04:05+00:00")
+        self.assertIn("not ready", found)  # this service was not started
 
     async def test_no_supervisor(self) -> None:
         """A supervisor that does not answer is not waited for, and nothing is told of its workers."""

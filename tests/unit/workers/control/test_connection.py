@@ -92,7 +92,7 @@ class ParseTests(SynchronousTestCase):
 
     def test_unknown_command(self) -> None:
         """A command that there is not is refused, and those that there are, are listed."""
-        names = "there are: workers, resize, drain, reload, restart, dump, metrics, health, who"
+        names = "there are: workers, resize, drain, reload, restart, inspect, dump, metrics, health, who"
         self.assertEqual(self.refusal(b'{"command": "reolad"}'), f"there is no command 'reolad'; {names}")
         for line in (b'{"command": 1}', b'{"command": []}', b'{"command": "__class__"}', b'{"command": null}'):
             self.assertIn(names, self.refusal(line))
