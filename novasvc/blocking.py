@@ -18,6 +18,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import Any
 from weakref import WeakSet
@@ -28,10 +29,11 @@ from twisted.logger import STDLibLogObserver, globalLogBeginner
 from novasvc._compat import is_log_begun
 from novasvc.config import Settings, load, masked_url
 from novasvc.errors import NovasvcError
-from novasvc.node.manager_resources import make_client
+from novasvc.node.manager_resources import make_client, make_emitter
 from novasvc.node.runtime import Runtime
 from novasvc.reactor.monotonic import use_monotonic_clock
 from novasvc.rpc import Client as ReactorClient
+from novasvc.rpc import EventEmitter
 from novasvc.rpc.blocking import MAX_WAITING, BlockingClient, ReactorCalls
 from novasvc.rpc.contracts.stub import stub
 from novasvc.rpc.errors import ForkedClientError, ReactorStoppedError
@@ -67,7 +69,8 @@ def connect(
     """Connect to the broker, and return a client for any thread of this process.
 
     The client uses the reactor of this process if it runs, in another thread than this one. Otherwise the reactor is
-    started in a daemon thread, in which it runs until the process ends. With ``memory:``, the client reaches the nodes
+    started in a daemon thread, in which it runs until the process ends. Events are published under the name of the
+    program and the host. With ``memory:``, the client reaches the nodes
     of this user on this host. Close the client, or use it in a ``with`` statement.
 
     :param transport_url: of the broker; None is that of the settings.
@@ -89,22 +92,23 @@ def connect(
     runtime = Runtime.from_settings(settings, reactor)
     calls = ReactorCalls(reactor, 1)
 
-    async def open_client() -> ReactorClient:
+    async def open_client() -> tuple[ReactorClient, EventEmitter]:
         transport = await runtime.broker.acquire()
         try:
-            client = make_client(runtime, transport, lambda: None)
-            return client if timeout is None else client.prepare(timeout=timeout)
+            client = make_client(runtime, transport, None)
+            events = make_emitter(runtime, transport, f"{Path(sys.argv[0]).stem or 'python'}.{settings.host}")
+            return client if timeout is None else client.prepare(timeout=timeout), events
         except BaseException:  # such as a key file that cannot be read: the program may go on without a client
             await runtime.broker.release()
             raise
 
-    client = calls.run(open_client, masked_url(settings.transport_url), "connect")
+    client, events = calls.run(open_client, masked_url(settings.transport_url), "connect")
 
     async def close_client() -> None:
         await client.close()
         await Deferred.fromCoroutine(runtime.broker.release()).addTimeout(_CLOSE, reactor, lambda *_: None)
 
-    connected = BlockingClient(client, reactor=reactor, max_waiting=max_waiting, _close=close_client)
+    connected = BlockingClient(client, reactor=reactor, max_waiting=max_waiting, events=events, _close=close_client)
     _clients.add(connected)
     return connected
 

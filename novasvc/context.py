@@ -1,6 +1,5 @@
 """The request context: caller, request id and deadline."""
 
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,13 +8,15 @@ from typing import Any, Self
 
 import attrs
 
+from novasvc import identifiers
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 def new_request_id() -> str:
     """Make a request id of the form that OpenStack's services use and log: "req-" and a random UUID."""
     # Every call and every run of a task makes one, and uuid.uuid4() takes three times as long.
-    octets = bytearray(os.urandom(16))
+    octets = bytearray(identifiers.random_bytes(16))
     octets[6] = octets[6] & 0x0F | 0x40  # version 4
     octets[8] = octets[8] & 0x3F | 0x80  # the variant of RFC 9562
     digits = octets.hex()

@@ -109,6 +109,7 @@ WIRE_ERRORS = frozenset(
         "MigrationNeededError",
         "NoSuchMethodError",
         "NotAllowedError",
+        "ObserverSupersededError",
         "QuarantinedError",
         "RedeliveredError",
         "ResultNotSerializableError",

@@ -6,7 +6,8 @@ from functools import cached_property
 from importlib import import_module
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -40,6 +41,10 @@ class ManagerResources:
         interrupted: a cancelled call fires when the function has ended.
     :param worker: the number of this worker process, from 1, which it keeps when it is restarted; None without
         a supervisor.
+    :param incarnation: the number of this start of the service: a fencing token, greater than that of every earlier
+        start. None in a WSGI service, and where the registry keeps no numbers.
+    :param observe: makes an observer of the fleet: ``observe(observer, name)`` returns a
+        :class:`novasvc.registry.observer.FleetObserver`, for the manager to start and stop.
     """
 
     reactor: IReactorTime
@@ -49,12 +54,14 @@ class ManagerResources:
     events: EventEmitter
     run_blocking: Callable[..., Deferred[Any]]
     worker: int | None = None
+    incarnation: int | None = None
+    observe: Callable[..., Any] | None = None
 
     @cached_property
     def blocking(self) -> BlockingClient:
         """The RPC client for methods that run in a thread: each call waits there for its result."""
         calls = getattr(self.reactor, "blocking_calls", None)  # of a fleet in a test, which has no threads
-        client = BlockingClient(self.rpc, reactor=self.reactor, _calls=calls)
+        client = BlockingClient(self.rpc, reactor=self.reactor, events=self.events, _calls=calls)
         return client.prepare()  # a prepared one cannot be closed
 
 
@@ -198,16 +205,35 @@ def _load(path: str) -> Callable[..., Any]:
         raise ManagerError(path, problem, remedy) from error
     except (Exception, SystemExit) as error:
         raise ManagerError(path, f"importing {module_name} raised {describe(error)}", "fix the module") from error
-    try:
-        loaded: Callable[..., Any] = getattr(module, name)
-    except AttributeError:
-        classes = [
-            key
-            for key, value in vars(module).items()
-            if isinstance(value, type) and not value.__module__.startswith("novasvc.") and key[0] != "_"
-        ]
-        remedy = f"it has: {', '.join(sorted(classes))}" if classes else "it defines no classes"
-        raise ManagerError(path, f"{module_name} has no {name!r}", remedy) from None
+    loaded: Any = getattr(module, name, None)
+    if loaded is None or isinstance(loaded, ModuleType):
+        inner = loaded or _submodule(f"{module_name}.{name}")
+        if inner is not None:
+            classes = _classes(inner)
+            example = f"{inner.__name__}:{classes[0] if classes else 'Class'}"
+            remedy = f"give a class of it, such as {example}" if classes else f"it defines no classes; write {example}"
+            raise ManagerError(path, "it is a module, not a class", remedy)
+        classes = _classes(module)
+        remedy = f"it has: {', '.join(classes)}" if classes else "it defines no classes"
+        raise ManagerError(path, f"{module_name} has no {name!r}", remedy)
     if not callable(loaded):
         raise ManagerError(path, f"it is a {type(loaded).__name__}, not a class", 'write "package.module.Class"')
-    return loaded
+    return cast("Callable[..., Any]", loaded)
+
+
+def _submodule(name: str) -> ModuleType | None:
+    """Import a module that was named where a class was wanted; None if there is none, or it cannot be imported."""
+    try:
+        return import_module(name)
+    except (Exception, SystemExit):  # noqa: BLE001 - of the user's code
+        return None
+
+
+def _classes(module: ModuleType) -> list[str]:
+    """Return the names of the public classes of a module that may be managers, those that it defines itself first."""
+    found = {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, type) and not value.__module__.startswith("novasvc.") and name[0] != "_"
+    }
+    return sorted(found, key=lambda name: (found[name].__module__ != module.__name__, name))

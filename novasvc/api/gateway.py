@@ -26,6 +26,7 @@ from novasvc.rpc.errors import (
     RPCTimeoutError,
     RPCVersionCapError,
     ServiceDrainingError,
+    TargetDownError,
     TooManyCallsError,
     TransportClosedError,
     TransportFullError,
@@ -58,6 +59,7 @@ _STATUSES: Mapping[type[BaseException], int] = {
     UnsupportedVersionError: 400,
     NoSuchMethodError: 404,
     NotAllowedError: 403,
+    TargetDownError: 503,
     # No node serves the topic, or none on that host: the path names nothing. 503 if the registry lists one as up.
     UndeliverableError: 404,
     RPCTimeoutError: 504,
@@ -95,6 +97,10 @@ _CALL_FIELDS: Mapping[str, Mapping[str, Any]] = {
         "type": ["boolean", "null"],
         "description": "The method may run twice: a message that the broker did not confirm is sent again.",
     },
+    "check_liveness": {
+        "type": ["boolean", "null"],
+        "description": "false: call a host even if its service is down according to the registry.",
+    },
 }
 _CALL = Component("Call", object_schema({**_CALL_FIELDS}, *_CALL_FIELDS, closed=True))
 
@@ -111,6 +117,7 @@ class _Call:
     :param cast: whether not to wait for a result.
     :param fanout: whether to cast to every node of the topic.
     :param idempotent: whether the method may run twice; see :class:`novasvc.rpc.Client`.
+    :param check_liveness: whether a call to a host that is down fails at once, as there.
     """
 
     args: dict[str, Any] = attrs.field(factory=dict)
@@ -121,6 +128,7 @@ class _Call:
     cast: bool = False
     fanout: bool = False
     idempotent: bool = False
+    check_liveness: bool = True
 
     @property
     def returns(self) -> bool:
@@ -198,6 +206,7 @@ class Gateway:
             fanout=call.fanout,
             timeout=timeout,
             idempotent=call.idempotent,
+            check_liveness=call.check_liveness,
         )
         current = current_context.get() or RequestContext()
         context = attrs.evolve(current, is_admin=True, deadline=self._backend.reactor.seconds() + timeout)
@@ -231,6 +240,7 @@ def read_call(body: Any) -> _Call:
         "cast": ("true or false", lambda value: isinstance(value, bool)),
         "fanout": ("true or false", lambda value: isinstance(value, bool)),
         "idempotent": ("true or false", lambda value: isinstance(value, bool)),
+        "check_liveness": ("true or false", lambda value: isinstance(value, bool)),
     }
     given = {name: value for name, value in body.items() if value is not None}
     for name, value in given.items():

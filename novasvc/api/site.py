@@ -21,6 +21,7 @@ from novasvc.api.openapi import OpenAPI, Operation, operations_of
 from novasvc.api.os_services import OSServices
 from novasvc.api.page.resources import PAGE_APPS, make_page_resources
 from novasvc.api.responses import begin_request, json_error_response
+from novasvc.api.verdicts import Verdicts
 from novasvc.api.versions import Index
 from novasvc.http.fast_path import Handler, IFastPath
 from novasvc.http.head import Head
@@ -87,6 +88,7 @@ def make_api_root(backend: Backend, access: Access) -> APIRoot:
         b"metrics": MetricsResource(backend, access).app.resource(),
         b"v1": Gateway(backend, access).app.resource(),
         b"v1/leases": Leases(backend, access).app.resource(),
+        b"v1/verdicts": Verdicts(backend, access).app.resource(),
         b"openapi.json": OpenAPI(_operations()).app.resource(),
         b"asyncapi.json": AsyncAPI(backend, access).app.resource(),
     }
@@ -99,5 +101,13 @@ def make_api_root(backend: Backend, access: Access) -> APIRoot:
 
 def _operations() -> Iterator[tuple[str, str, Operation]]:
     yield from OSServices.operations()
-    for app in (Gateway.app, Leases.app, HealthResource.app, MetricsResource.app, AsyncAPI.app, *PAGE_APPS):
+    for app in (
+        Gateway.app,
+        Leases.app,
+        Verdicts.app,
+        HealthResource.app,
+        MetricsResource.app,
+        AsyncAPI.app,
+        *PAGE_APPS,
+    ):
         yield from operations_of(app)

@@ -29,7 +29,7 @@ class LazyGroup(SuggestingGroup):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of the subcommands in the order of the help."""
-        work = ["new", "run", "service", "lease", "workers", "drain", "reload", "dump"]
+        work = ["new", "run", "service", "fleet", "lease", "workers", "drain", "reload", "dump"]
         calls = ["call", "cast", "ping", "describe", "stub", "shell"]
         return [*work, *calls, "token", "key", "login", "db", "broker", "config", "completion"]
 

@@ -75,6 +75,13 @@ def _number(value: object) -> float:
     return float(value)
 
 
+def _share(value: object) -> float:
+    share = _number(value)
+    if not 0 <= share <= 1:
+        raise ValueError
+    return share
+
+
 def _boolean(value: object) -> bool:
     if not isinstance(value, bool):
         raise ValueError  # noqa: TRY004
@@ -195,30 +202,40 @@ def _apis(value: object) -> tuple[str, ...]:
     return found
 
 
-def _classes(value: object) -> tuple[str, ...]:
-    names = value.strip().rstrip(",").split(",") if isinstance(value, str) else value
-    if not isinstance(names, list | tuple):
-        raise ValueError  # noqa: TRY004
-    names = [name.strip() if isinstance(name, str) else name for name in names]
-    if names in ([], [""], ["none"]):
-        return ()
-    found = tuple(_class(name) for name in names)
-    if len(set(found)) < len(found):
-        raise InvalidValueError("contains a class twice", "give each class once")
-    return found
+def _list_of(read: Callable[[object], str], noun: str) -> Callable[[object], tuple[str, ...]]:
+    """Return the parser of a list whose elements are different; "none" is the empty list."""
+
+    def read_list(value: object) -> tuple[str, ...]:
+        names = value.strip().rstrip(",").split(",") if isinstance(value, str) else value
+        if not isinstance(names, list | tuple):
+            raise ValueError  # noqa: TRY004
+        names = [name.strip() if isinstance(name, str) else name for name in names]
+        if names in ([], [""], ["none"]):
+            return ()
+        found = tuple(read(name) for name in names)
+        if len(set(found)) < len(found):
+            raise InvalidValueError(f"contains a {noun} twice", f"give each {noun} once")
+        return found
+
+    return read_list
 
 
 _api = _pattern(r"[A-Za-z]\w{0,63}")
 _name = _pattern(r"[A-Za-z0-9._-]{1,255}")
 _class = _pattern(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[.:][A-Za-z_]\w*")
+_identity = _pattern(r"[A-Za-z0-9._@-]{1,64}")
+_classes, _names, _identities = _list_of(_class, "class"), _list_of(_name, "name"), _list_of(_identity, "identity")
 
 INTEGER = ValueType("a whole number", lambda text: _integer(int(text)), _integer)
 NUMBER = ValueType("a number", lambda text: _number(float(text)), _number)
+SHARE = ValueType("a number from 0 to 1", lambda text: _share(float(text)), _share)
 BOOLEAN = ValueType("true or false", _boolean_from_text, _boolean)
 PATH = ValueType("a path", _path, _path)
 NAME = ValueType("a name of 1 to 255 letters, digits, dots, dashes and underscores", _name, _name)
 CLASS = ValueType('a class name such as "package.module.Class" or "package.module:Class"', _class, _class)
 CLASSES = ValueType('a list of class names such as "package.module.Class"', _classes, _classes)
+NAMES = ValueType("a list of names of letters, digits, dots, dashes and underscores", _names, _names)
+IDENTITIES = ValueType("a list of identities of rpc_callers_file", _identities, _identities)
 TABLE = ValueType("a table", _table, _table)
 APIS = ValueType("a list of names separated by commas", _apis, _apis)
 TRANSPORT_URL = ValueType("a transport URL", _transport_url, _transport_url)

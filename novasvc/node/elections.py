@@ -12,6 +12,7 @@ from novasvc.node.runtime import Runtime
 from novasvc.periodic.term import Scope
 from novasvc.registry.election import LeaseElection
 from novasvc.registry.heartbeat import ServiceIdentity
+from novasvc.workers.file_lock import FileLock
 
 
 def make_elections(
@@ -36,7 +37,9 @@ def make_elections(
             )
         if runtime.worker is None:
             return ProcessElection(runtime.reactor, identity.host, topic)
-        return FileElection(_directories(runtime), _file_name(identity.host, topic), runtime.reactor)
+        return FileElection(
+            FileLock(lock_directories(runtime, "tasks"), lock_name(identity.host, topic)), runtime.reactor
+        )
 
     return make
 
@@ -46,13 +49,15 @@ def _holder(runtime: Runtime, identity: ServiceIdentity) -> str:
     return f"{identity.host}{worker}"
 
 
-def _directories(runtime: Runtime) -> list[Path]:
+def lock_directories(runtime: Runtime, purpose: str) -> list[Path]:
+    """Return where lock files of a purpose may be, the best place first."""
     # A node does not start without a writable temporary directory.
     temporary = runtime.settings.tempdir or Path(tempfile.gettempdir())
-    return [runtime.settings.state_dir / "tasks", temporary / f"novasvc-tasks-{os.geteuid()}"]
+    return [runtime.settings.state_dir / purpose, temporary / f"novasvc-{purpose}-{os.geteuid()}"]
 
 
-def _file_name(host: str, topic: str) -> str:
+def lock_name(host: str, name: str) -> str:
+    """Return the name of the lock file of a host's topic or binary."""
     # A digest, because names of hosts and topics may contain slashes, or be as long as a file's name may be.
-    digest = hashlib.sha256(f"{host}\n{topic}".encode())
+    digest = hashlib.sha256(f"{host}\n{name}".encode())
     return f"{digest.hexdigest()[:32]}.lock"

@@ -3,6 +3,7 @@
 import attrs
 
 from novasvc.errors import NovasvcError, ProblemError
+from novasvc.registry.errors import ServiceTwinError
 
 
 class DirectoryError(ProblemError):
@@ -30,3 +31,32 @@ class StartError(NovasvcError):
 
     def __str__(self) -> str:
         return f"{self.node} did not start; step {self.step} failed: {self.problem}"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether another worker would fail for the same reason: another start of the service is alive."""
+        return isinstance(self.__cause__, ServiceTwinError)
+
+
+@attrs.define
+class ServiceTooOldError(NovasvcError):
+    """A service is older than all others of its binary that are up, so it may not understand what they send.
+
+    :param service: "binary@host".
+    :param version: its service version.
+    :param minimum: the lowest service version of the others.
+    :param host: the host of one that has it.
+    Source: nova.exception.ServiceTooOld.
+    """
+
+    service: str
+    version: int
+    minimum: int
+    host: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.service} has the service version {self.version}, and the lowest of the others that are up is "
+            f"{self.minimum} (on {self.host}): install the release that they run; or, to take the fleet back to the "
+            "older release, set allow_older_service = true"
+        )

@@ -83,9 +83,12 @@ class NodeHealth:
         """Return all checks: service, broker, database or conductor, migration, consumers, reactor."""
         node = self._node
         registry = await self._registry_check.get()
-        state = node.lifecycle.state
+        state, fenced = node.lifecycle.state, node.fence.reason
         results: dict[str, CheckResult] = {
-            "service": (state == "running", f"it is {state}"),
+            "service": (
+                state == "running" and fenced is None,
+                f"it is {state}" if fenced is None else f"it is fenced: {fenced}",
+            ),
             "broker": self._check_broker(),
             node.registry_connection.name: registry,
             "migration": check_migration(node.start_error, reached=node.registry is not None),
@@ -124,6 +127,8 @@ class NodeHealth:
             return "it is draining, and accepts only calls of operations under way"
         if state != "running":
             return f"it is {state}"
+        if node.fence.reason is not None:
+            return f"it is fenced: {node.fence.reason}"
         broker, problem = self._check_broker()
         return "its consumers are being restored" if broker else f"the broker is unavailable: {problem}"
 
@@ -143,7 +148,7 @@ async def check_registry(asking: Deferred[Any], clock: IReactorTime) -> CheckRes
     try:
         await asking.addTimeout(PATIENCE, clock)
     except ServiceNotFoundError:
-        pass  # it answered; the next heartbeat registers the row again
+        pass  # it answered; the next heartbeat says more
     except NovasvcError as error:
         return False, str(error)
     except DeferredTimeoutError:

@@ -4,12 +4,7 @@ In a process without a supervisor, :class:`ProcessElection` chooses among the no
 of a supervisor, :class:`FileElection` chooses by a lock on a file.
 """
 
-import errno
-import fcntl
-import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -22,21 +17,19 @@ from novasvc.interfaces import IElection
 from novasvc.periodic.term import Term
 from novasvc.reactor.local import ReactorLocal
 from novasvc.telemetry.flight import note
+from novasvc.workers.file_lock import FileLock
 
 _log = Logger()
 
 POLL = 1.0
 """Seconds between two attempts to lock the file, and between two checks of a locked file."""
 
-_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
-
 # Note [A lock, not the supervisor]
 #
 # The kernel releases flock() when the process that has it exits, however it exits, and no message can be lost. The
 # supervisor could tell a worker to lead; but it may be killed while its workers drain, and a second supervisor of the
-# same host may start meanwhile, whose workers must wait for those of the first. The lock file is never unlinked: a
-# second process would lock the old file while a third creates a new one. If somebody else deletes it, the holder
-# notices within POLL, and stands for the lead again on the new file.
+# same host may start meanwhile, whose workers must wait for those of the first. If somebody deletes the file, the
+# holder notices within POLL, and stands for the lead again on the new file.
 
 
 @implementer(IElection)
@@ -134,39 +127,33 @@ class ProcessElection(HostElection):
 class FileElection(HostElection):
     """Choose among the workers of this host by a lock on a file; see Note [A lock, not the supervisor].
 
-    :param directories: where the file may be: the first that is writable. All workers find the same one.
-    :param name: the file's name.
+    :param lock: the lock of this host and topic.
     :param clock: for the timer.
     """
 
-    _directories: Sequence[Path]
-    _name: str
+    _file: FileLock
     _clock: IReactorTime
-    _descriptor: int | None = attrs.field(default=None, init=False)
     _timer: IDelayedCall | None = attrs.field(default=None, init=False)
     _trouble: str | None = attrs.field(default=None, init=False)
 
     def leader(self, task: str) -> str | None:
         """See IElection."""
-        for directory in self._directories if task in self._tasks else ():
-            with suppress(OSError):
-                pid = (directory / self._name).read_text(encoding="ascii", errors="replace").strip()
-                return f"process {pid}" if pid.isdecimal() else None
-        return None
+        pid = self._file.holder() if task in self._tasks else None
+        return None if pid is None else f"process {pid}"
 
     def _stand(self) -> None:
         self._timer = self._clock.callLater(POLL, self._stand)
-        if self._descriptor is not None:
-            if not self._is_in_place(self._descriptor):
-                self._close()
-                self._lose(f"the lock file {self._name} was deleted")
+        if self._file.held:
+            if not self._file.is_in_place():
+                self._file.release()
+                self._lose(f"the lock file {self._file.name} was deleted")
             return
         try:
-            self._descriptor = self._lock()
+            self._file.acquire()
         except BlockingIOError:
             return  # another worker leads
         except OSError as error:
-            trouble = f"{error.strerror or error}: {error.filename or self._name}"
+            trouble = f"{error.strerror or error}: {error.filename or self._file.name}"
             if trouble != self._trouble:
                 problem = "tasks that run once in a node do not run in this worker: cannot lock a file: {trouble}"
                 _log.error(problem, trouble=trouble)
@@ -180,53 +167,4 @@ class FileElection(HostElection):
     def _leave(self) -> None:
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
-        if self._descriptor is not None:
-            self._close()
-
-    def _lock(self) -> int:
-        descriptor = self._open()
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._check_place(descriptor)
-            with suppress(OSError):  # on a full disk only the answer of leader() is missing
-                os.ftruncate(descriptor, 0)
-                os.write(descriptor, f"{os.getpid()}\n".encode())
-        except BaseException:
-            os.close(descriptor)
-            raise
-        return descriptor
-
-    def _open(self) -> int:
-        refused: OSError | None = None
-        for directory in self._directories:
-            try:
-                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-                if directory.stat().st_uid != os.geteuid():
-                    # Somebody else could delete the file, or keep it locked.
-                    raise PermissionError(errno.EPERM, "it belongs to another user", str(directory))
-                flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-                return os.open(directory / self._name, flags, 0o600)
-            except OSError as error:
-                if error.errno not in _NOT_WRITABLE:
-                    raise  # such as a full disk, which the next worker may not meet
-                refused = refused or error
-        raise refused or FileNotFoundError(errno.ENOENT, "no directory is given", self._name)
-
-    def _check_place(self, descriptor: int) -> None:
-        if not self._is_in_place(descriptor):
-            raise BlockingIOError  # deleted since; the next attempt creates another
-
-    def _is_in_place(self, descriptor: int) -> bool:
-        ours = os.fstat(descriptor)
-        for directory in self._directories:
-            with suppress(OSError):
-                found = (directory / self._name).stat()
-                return (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino)
-        return False
-
-    def _close(self) -> None:
-        if self._descriptor is not None:
-            with suppress(OSError):
-                fcntl.flock(self._descriptor, fcntl.LOCK_UN)  # a child that was forked meanwhile shares the lock
-            os.close(self._descriptor)
-        self._descriptor = None
+        self._file.release()

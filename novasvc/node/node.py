@@ -2,11 +2,12 @@
 
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from itertools import count
 from typing import Any, TypeVar
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, maybeDeferred, succeed
 from twisted.internet.task import deferLater
 from twisted.logger import Logger, LogLevel
 
@@ -20,14 +21,24 @@ from novasvc.node.deadline import StopDeadline, TooLateError
 from novasvc.node.elections import make_elections
 from novasvc.node.endpoint import NodeAPI
 from novasvc.node.errors import DirectoryError, StartError
+from novasvc.node.fence import Fence
+from novasvc.node.fleet_version import check_service_version
 from novasvc.node.health import NodeHealth
+from novasvc.node.history import MethodHistory
 from novasvc.node.lifecycle import Lifecycle
 from novasvc.node.manager_resources import attach_resources, make_client, make_emitter
 from novasvc.node.reachability import ReachabilityCheck
+from novasvc.node.registration import Registration
 from novasvc.node.runtime import Runtime, SharedConnection
+from novasvc.node.twin import tell_twin
 from novasvc.periodic import TaskRunner
 from novasvc.reactor.abandon import abandon_on_cancel
-from novasvc.registry.errors import DatabaseUnavailableError, ServiceNotFoundError
+from novasvc.registry.errors import (
+    DatabaseUnavailableError,
+    ServiceForcedDownError,
+    ServiceNotFoundError,
+    ServiceTwinError,
+)
 from novasvc.registry.heartbeat import Heartbeat, ServiceIdentity
 from novasvc.registry.record import ServiceRecord
 from novasvc.rpc import BaseAPI, Client, Endpoints, EventListener, Server
@@ -66,8 +77,10 @@ class Node:
     # Note [Order of start and stop]
     #
     # Start: check, row, init_host, pre_start_hook, consume, post_start_hook, heartbeat, tasks. The row
-    # comes first, so that a hook can rely on it; messages come after the hooks that prepare for
-    # them; the first heartbeat comes when the node can do what it announces.
+    # comes first, so that a hook can rely on it, and so that a second start of the service ends before
+    # it does anything; messages come after the hooks that prepare for them; the first heartbeat comes
+    # when the node can do what it announces. A service that is forced down runs its hooks, and does not
+    # consume until it is let up: see novasvc.node.fence.
     #
     # Stop is not simply the reverse. First nothing new is accepted (no runs, and only requests of
     # operations under way, see novasvc.rpc.server.admission). Then everything under way is finished. Only
@@ -93,7 +106,9 @@ class Node:
     server: Server | None = attrs.field(default=None, init=False)
     heartbeat: Heartbeat | None = attrs.field(default=None, init=False)
     reachability: ReachabilityCheck | None = attrs.field(default=None, init=False)
-    _record: ServiceRecord | None = attrs.field(default=None, init=False)
+    history: MethodHistory | None = attrs.field(default=None, init=False)
+    registration: Registration = attrs.field(init=False)
+    fence: Fence = attrs.field(init=False)
     _deadline: StopDeadline = attrs.field(init=False)
     _tasks_ended: Deferred[None] = attrs.field(factory=lambda: succeed(None), init=False)
     _topic_cancelled: Deferred[None] = attrs.field(factory=lambda: succeed(None), init=False)
@@ -107,18 +122,29 @@ class Node:
         self.endpoints = Endpoints(self.manager, *self.manager.additional_endpoints, BaseAPI(self.topic), NodeAPI(self))
         self.event_handlers = event_handlers(self.manager, *self.manager.additional_endpoints)
         self.health = NodeHealth(self)
+        self.registration = Registration(self.runtime, self.identity)
+        self.fence = Fence(
+            self.identity,
+            self._leave_service,
+            self._enter_service,
+            self._begin_again,
+            self.runtime.reactor,
+            self.runtime.settings.fence_after,
+        )
         self._deadline = StopDeadline(self.runtime.reactor)
         self.lifecycle = Lifecycle(f"node {self.identity}", self.begin, self.end, self._entered)
 
     @property
     def record(self) -> ServiceRecord | None:
         """The node's row, as it was last registered; None before that."""
-        return self._record if self.heartbeat is None else self.heartbeat.record
+        return self.registration.record
 
     def _entered(self, state: str) -> None:
         if state == "draining":
             self._begin_drain()
-            self._deadline.begin(self.runtime.settings.graceful_shutdown_timeout)
+            grace = self.runtime.settings.graceful_shutdown_timeout
+            self._deadline.begin(grace)
+            self.registration.enter(self.registry, "draining", until=grace or None, calls=len(self.operations()))
         if state == "running":
             self.running_since = self.runtime.reactor.seconds()
         note("node", f"{self.identity} is {state}")
@@ -164,31 +190,96 @@ class Node:
         self._step = "registration"
         connection = self.registry_connection
         registry = self.registry = await self._retry_outages(connection.name, connection.acquire)
-        identity = self.identity
-        record = self._record = await self._retry_outages(
-            connection.name,
-            lambda: registry.register(identity.host, identity.binary, identity.topic, identity.version),
-        )
+        if not self.runtime.settings.allow_older_service:
+            down_time = self.runtime.settings.service_down_time
+            identity = self.identity
+            await self._retry_outages(connection.name, lambda: check_service_version(registry, identity, down_time))
+        record = await self._register(registry)
 
         self._step = "transport"
         transport = self.transport = await self._retry_outages("broker", self.runtime.broker.acquire)
         self.client = make_client(self.runtime, transport, lambda: registry)
         events = make_emitter(self.runtime, transport, f"{self.topic}.{self.identity.host}")
-        attach_resources(self.manager, self.runtime, self.client, registry, self.tasks, events)
+        attach_resources(
+            self.manager, self.runtime, self.client, registry, self.tasks, events, self.registration.number
+        )
         await self._hook("init_host")
         await self._hook("pre_start_hook")
 
         self._step = "consumers"
-        await self._retry_outages("broker", lambda: self._serve(transport))
+        if not self.fence.is_fenced:
+            await self._retry_outages("broker", lambda: self._serve(transport))
         await self._hook("post_start_hook")
 
         self._step = "heartbeat"
         checks = [self._why_not_consuming, self.why_not_reached]
-        clock = self.runtime.reactor
-        self.heartbeat = Heartbeat(registry, identity, record, clock, self.report_interval, checks)
+        clock, identity = self.runtime.reactor, self.identity
+        self.heartbeat = Heartbeat(
+            registry, identity, record, clock, self.report_interval, self.fence, checks, self._tell_withheld
+        )
+        self.fence.start(partial(getattr, self.heartbeat, "sent_at"))
         await self.heartbeat.start()
-        if self.periodic_enable:
-            self.tasks.start(make_elections(self.runtime, identity, self.topic, registry))
+        self._start_tasks()
+        await self.registration.enter(registry, "ready", reason=self.heartbeat.withheld)
+
+    async def _register(self, registry: IServiceRegistry) -> ServiceRecord:
+        def wait_for_twin(error: ServiceTwinError) -> None:
+            self.waiting_for, self.start_error = "end of another start", error
+
+        self.fence.reset()
+        try:
+            record = await self.registration.begin(
+                registry, lambda attempt: self._retry_outages(self.registry_connection.name, attempt), wait_for_twin
+            )
+        except ServiceTwinError as error:
+            self.waiting_for = None
+            await tell_twin(self.runtime, self.topic, self.identity, error)
+            raise
+        if record.forced_down:
+            self.fence.forced_down(ServiceForcedDownError(record.name))
+        return record
+
+    def _start_tasks(self) -> None:
+        if self.periodic_enable and not self.fence.is_fenced and self.registry is not None:
+            self.tasks.start(make_elections(self.runtime, self.identity, self.topic, self.registry))
+
+    async def _begin_again(self) -> ServiceRecord:
+        """Register anew in a database that has lost the row, and give the manager its new number."""
+        assert self.registry is not None
+        record = await self.registration.begin_again(self.registry)
+        self.manager.attach(attrs.evolve(self.manager.attachments, incarnation=self.registration.number))
+        await self.registration.enter(self.registry, "ready")
+        return record
+
+    def _tell_withheld(self, reason: str | None) -> None:
+        """Tell the registry why no heartbeats are sent, or that they are again."""
+        if self.lifecycle.state == "running" and not self.fence.is_fenced:
+            self.registration.enter(self.registry, "ready", reason=reason)
+
+    # -- fence ---------------------------------------------------------------------------------
+
+    async def _leave_service(self, reason: str) -> None:
+        """Take in nothing from now on, and cancel what is under way."""
+        node_fields.set(self._log_fields())
+        server, events, reachability = self.server, self.events, self.reachability
+        self.server = self.events = self.reachability = None
+        if reachability is not None:
+            reachability.stop()
+        if self.history is not None:
+            self.history.stop()
+        tasks_ended = self.tasks.stop()
+        self.tasks.cancel_running()
+        if server is not None:
+            server.cut_short(f"{self.identity} is fenced: {reason}")
+        closing = [part.close() for part in (events, server) if part is not None]
+        await DeferredList([tasks_ended, *closing], consumeErrors=True)
+
+    async def _enter_service(self) -> None:
+        """Take in calls, events and runs of tasks again."""
+        if self.transport is not None and self.lifecycle.state in {"starting", "running"}:
+            await self._serve(self.transport)
+            self.fence.reset()
+            self._start_tasks()
 
     async def _serve(self, transport: ITransport) -> None:
         settings = self.runtime.settings
@@ -230,6 +321,9 @@ class Node:
             self.runtime.random_source,
         )
         self.reachability.start()
+        if self.history is None:  # a node that enters service again goes on with its history
+            self.history = MethodHistory(server.method_metrics, server.delivery_metrics, self.runtime.reactor)
+        self.history.start()
 
     def operations(self) -> set[str]:
         """Return the request ids of the operations under way: methods, periodic tasks, outgoing calls."""
@@ -304,9 +398,14 @@ class Node:
         await self._drain()
         if self.transport is not None:
             await self._stop_step("cleanup_host", self.manager.cleanup_host)
+        self.fence.stop()
         if self.heartbeat is not None:
-            self._record = self.heartbeat.record
             await self._stop_step("stop the heartbeat", self.heartbeat.stop)
+        await self._stop_step("leave service", lambda: self.fence.closing)
+        await self._stop_step("tell the registry", self._tell_end)
+        self.registration.release()
+        if self.history is not None:
+            self.history.stop()
         if self.events is not None:
             await self._stop_step("close the listener of events", self.events.close)
         if self.server is not None:
@@ -321,6 +420,12 @@ class Node:
             )
         self.registry = self.transport = self.client = self.server = self.heartbeat = self.reachability = None
         self.events = None
+
+    def _tell_end(self) -> Deferred[None]:
+        reason = self.lifecycle.reason
+        if reason is None:
+            return self.registration.enter(self.registry, "stopped")
+        return self.registration.enter(self.registry, "failed", reason=str(reason))
 
     def _begin_drain(self) -> None:
         """Accept nothing new from this moment on, so that "draining" can be relied on."""

@@ -2,6 +2,7 @@
 
 import os
 import random
+import socket
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -30,7 +31,7 @@ from novasvc.rpc.server.admission import Siblings
 from novasvc.rpc.server.unstarted_record import UnstartedRecord
 from novasvc.transport.local import HostSockets, LocalTransport
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
-from novasvc.workers.current import current_worker
+from novasvc.workers.current import EndsAlone, SharedStart, current_worker
 
 
 class _Openable(Protocol):
@@ -131,6 +132,9 @@ class Runtime:
     :param unstarted_record: requests that this worker has received and not begun, for its siblings; None in a process
         without siblings.
     :param siblings: asks the other workers that serve the same nodes; None without them.
+    :param start: what this worker shares with its siblings; None in a process that is not a worker.
+    :param ends_alone: asks whether an end concerns only this worker; None without siblings.
+    :param machine: name of this machine, for operators.
     :param wall_clock: returns Unix seconds, for cron lines.
     :param given_middleware: what :func:`novasvc.middleware.load_middleware` takes; by default the setting
         rpc_middleware.
@@ -145,6 +149,9 @@ class Runtime:
     worker: int | None = attrs.field()
     unstarted_record: UnstartedRecord | None = attrs.field()
     siblings: Siblings | None = attrs.field()
+    start: SharedStart | None = attrs.field()
+    ends_alone: EndsAlone | None = attrs.field()
+    machine: str = attrs.field(factory=socket.gethostname)
     random_source: random.Random = attrs.field(factory=random.Random)
     retry: RetryPolicy = attrs.field(factory=jittered_backoff)
     wall_clock: Callable[[], float] = attrs.field(default=time.time)
@@ -164,6 +171,14 @@ class Runtime:
     @siblings.default
     def _worker_siblings(self) -> Siblings | None:
         return current_worker(self.reactor).siblings
+
+    @start.default
+    def _worker_start(self) -> SharedStart | None:
+        return current_worker(self.reactor).start
+
+    @ends_alone.default
+    def _worker_ends_alone(self) -> EndsAlone | None:
+        return current_worker(self.reactor).ends_alone
 
     @conductor.default
     def _by_conductor(self) -> SharedConnection[IServiceRegistry]:
@@ -195,7 +210,8 @@ class Runtime:
         path = self.settings.rpc_callers_file
         if path is None:
             return Authorizer(trust_unsigned=not self.settings.uses_broker)
-        return Authorizer(Verifier(read_callers(path), self.settings.rpc_signature_max_age, time.time))
+        verifier = Verifier(read_callers(path), self.settings.rpc_signature_max_age, time.time)
+        return Authorizer(verifier, operators=frozenset(self.settings.rpc_operators))
 
     def specification(self) -> "RuntimeSpecification":
         """Return what a worker makes its runtime of; see :class:`~novasvc.interfaces.ISpecified`."""
@@ -265,6 +281,7 @@ def _reach_database(settings: Settings, reactor: Any) -> IServiceRegistry:
         reactor=reactor,
         enable_new_services=settings.enable_new_services,
         migrate=settings.migrate,
+        service_down_time=settings.service_down_time,
     )
 
 

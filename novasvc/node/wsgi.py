@@ -19,7 +19,7 @@ from novasvc.node.paste import Loader
 from novasvc.node.runtime import Runtime, process_runtime
 from novasvc.node.signature import hides
 from novasvc.node.specification import NodeSpecification
-from novasvc.rpc import Client
+from novasvc.rpc import Client, EventEmitter
 from novasvc.rpc.blocking import BlockingClient
 from novasvc.telemetry.flight import note
 from novasvc.telemetry.logs import pluralize
@@ -167,7 +167,9 @@ class WSGIService(HTTPService):
 
     async def _start_parts(self) -> None:
         # Not in the constructor: twistd forks between the two.
-        self._blocking = BlockingClient(self._connected_client, reactor=self.runtime.reactor)
+        self._blocking = BlockingClient(
+            self._connected_client, reactor=self.runtime.reactor, events=self._connected_emitter
+        )
         self._step = "application"
         self.app = self.loader.load_app(self.name)
         self._step = "manager"
@@ -188,8 +190,7 @@ class WSGIService(HTTPService):
         self._registry = await self._registry_connection.acquire()
         delay, interval = runtime.settings.periodic_fuzzy_delay, runtime.settings.periodic_interval_max
         tasks = make_tasks(manager, runtime, fuzzy_delay=delay, interval_max=interval)
-        assert self._transport is not None  # that of the client
-        events = make_emitter(runtime, self._transport, f"{self.name}.{runtime.settings.host}")
+        events = await self._connected_emitter()
         attach_resources(manager, runtime, client, self._registry, tasks, events)
 
     async def _connected_client(self) -> Client:
@@ -206,6 +207,12 @@ class WSGIService(HTTPService):
             return self._client
         finally:
             self._connecting.release()
+
+    async def _connected_emitter(self) -> EventEmitter:
+        """Return what publishes events, with the connection of the client."""
+        await self._connected_client()
+        assert self._transport is not None
+        return make_emitter(self.runtime, self._transport, f"{self.name}.{self.runtime.settings.host}")
 
     @property
     def _registry_connection(self) -> Any:

@@ -15,6 +15,7 @@ from novasvc.manager import Manager
 from novasvc.registry.encoding import encode_record, read_query
 from novasvc.registry.errors import (
     DatabaseError,
+    ObserverSupersededError,
     ServiceForcedDownError,
     ServiceNotFoundError,
     ServiceSupersededError,
@@ -22,6 +23,8 @@ from novasvc.registry.errors import (
 )
 from novasvc.registry.incarnation import ServiceStart, ServiceState
 from novasvc.registry.lease import LeaseRequest
+from novasvc.registry.observation import Observation
+from novasvc.registry.outages import VerdictRule
 from novasvc.registry.record import ServiceChanges
 from novasvc.rpc.errors import InvalidArgumentsError
 
@@ -36,6 +39,8 @@ LEASES_VERSION = "1.3"
 """The first version with hold_leases, release_leases and list_leases."""
 INCARNATIONS_VERSION = "1.4"
 """The first version with begin and enter, and with the argument ``incarnation`` of beat."""
+VERDICTS_VERSION = "1.5"
+"""The first version with outages, observations and observe."""
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -47,6 +52,7 @@ def _expose(*, idempotent: bool, version: str = VERSION) -> Callable[[_Method], 
         ServiceTwinError,
         ServiceSupersededError,
         ServiceForcedDownError,
+        ObserverSupersededError,
         InvalidArgumentsError,
     )
     return rpc.expose(namespace=NAMESPACE, version=version, idempotent=idempotent, expected=expected)
@@ -66,7 +72,8 @@ class Conductor(Manager):
     # delete finds no row, as intended, and ids are never reused. But a second update could undo
     # what an operator has changed since the first, so update is not idempotent. A second hold_leases renews what the
     # first has taken. A second begin has the owner of the first, and gets the same incarnation. A second enter writes
-    # the same state: a service enters one state after the other, and waits for each.
+    # the same state: a service enters one state after the other, and waits for each. A second observe has the same
+    # fencing number and the same observations.
 
     @_expose(idempotent=True)
     async def register(
@@ -159,6 +166,30 @@ class Conductor(Manager):
     def delete(self, context: RequestContext, service_id: int) -> Deferred[None]:
         """Soft-delete the row."""
         return self.attachments.registry.delete(service_id)
+
+    @_expose(version=VERDICTS_VERSION, idempotent=True)
+    async def outages(self, context: RequestContext, rule: VerdictRule) -> Any:
+        """Find the outages that concern many services now.
+
+        :param rule: an object with the fields of :class:`novasvc.registry.outages.VerdictRule`.
+        :return: an object with the fields of :class:`novasvc.registry.outages.Outages`.
+        """
+        return attrs.asdict(await self.attachments.registry.outages(rule))
+
+    @_expose(version=VERDICTS_VERSION, idempotent=True)
+    async def observations(self, context: RequestContext, observer: str) -> Any:
+        """Read what an observer was told: objects with the fields of Observation."""
+        return [attrs.asdict(each) for each in await self.attachments.registry.observations(observer)]
+
+    @_expose(version=VERDICTS_VERSION, idempotent=True)
+    def observe(
+        self, context: RequestContext, observer: str, fencing: int, observations: Sequence[Observation]
+    ) -> Deferred[None]:
+        """Write what an observer was told.
+
+        :param observations: objects with the fields of :class:`novasvc.registry.observation.Observation`.
+        """
+        return self.attachments.registry.observe(observer, fencing, observations)
 
     @_expose(version=LEASES_VERSION, idempotent=True)
     async def hold_leases(self, context: RequestContext, request: LeaseRequest) -> Any:

@@ -1,7 +1,6 @@
 """Elections in a fleet: the process that has a task's lease in the registry leads the task."""
 
 import random
-import uuid
 from collections.abc import Callable, Sequence
 
 import attrs
@@ -11,6 +10,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from novasvc import identifiers
 from novasvc.errors import describe
 from novasvc.interfaces import IElection, IServiceRegistry
 from novasvc.periodic.term import Term
@@ -90,7 +90,7 @@ class LeaseElection:
     _lease_time: float
     _clock: IReactorTime
     _random_source: random.Random
-    _owner: str = attrs.field(factory=lambda: uuid.uuid4().hex, init=False)
+    _owner: str = attrs.field(factory=lambda: identifiers.random_bytes(16).hex(), init=False)
     _candidates: dict[str, _Candidate] = attrs.field(factory=dict, init=False)
     _gained: Callable[[str, Term], object] = attrs.field(init=False)
     _lost: Callable[[str, str], object] = attrs.field(init=False)

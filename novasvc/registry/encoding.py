@@ -9,6 +9,8 @@ import attrs
 
 from novasvc.registry.incarnation import Incarnation
 from novasvc.registry.lease import Lease, Leases
+from novasvc.registry.observation import Observation, Observations
+from novasvc.registry.outages import MassSilence, Outages, Stall
 from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
 from novasvc.registry.record import Records, ServiceRecord
 from novasvc.rpc.errors import InvalidArgumentsError
@@ -28,6 +30,8 @@ def _fields(kind: Any) -> dict[str, tuple[type, ...]]:
 
 _FIELDS, _QUERY, _TOTALS = _fields(ServiceRecord), _fields(ServiceQuery), _fields(ServiceTotals)
 _LEASE = _fields(Lease)
+_STALL, _MASS = _fields(Stall), _fields(MassSilence)
+_OBSERVATION = {**_fields(Observation), "status": (str, NoneType)}
 _INCARNATION = {**_fields(Incarnation), "tags": (list,)}
 del _FIELDS["incarnation"]  # an older conductor does not send it
 
@@ -99,6 +103,22 @@ def read_totals(value: Any) -> ServiceTotals:
 def read_leases(value: Any) -> Leases:
     """Decode a list of leases."""
     return [Lease(**_read_fields("lease", lease, _LEASE)) for lease in check_type("answer", value, (list,))]
+
+
+def read_outages(value: Any) -> Outages:
+    """Decode outages."""
+    found = _read_fields("outages", value, {"stalls": (list,), "masses": (list,)})
+    return Outages(
+        stalls=tuple(Stall(**_read_fields("stall", each, _STALL)) for each in found["stalls"]),
+        masses=tuple(MassSilence(**_read_fields("mass", each, _MASS)) for each in found["masses"]),
+    )
+
+
+def read_observations(value: Any) -> Observations:
+    """Decode a list of observations."""
+    return [
+        Observation(**_read_fields("observation", each, _OBSERVATION)) for each in check_type("answer", value, (list,))
+    ]
 
 
 def read_query(method: str, query: Mapping[str, Any]) -> ServiceQuery:

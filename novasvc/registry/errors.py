@@ -2,7 +2,7 @@
 
 import attrs
 
-from novasvc.errors import NovasvcError
+from novasvc.errors import NovasvcError, ProblemError
 
 
 @attrs.define
@@ -190,3 +190,50 @@ class ServiceForcedDownError(NovasvcError):
             f"service {self.service} is forced down; once nothing else does its work any more, let it up with "
             f"`novasvc service force-down --unset {host} {binary}`"
         )
+
+
+class ObserverError(ProblemError):
+    """An observer of the fleet cannot be used; the subject is its name."""
+
+    about = "observer {!r}"
+
+
+@attrs.define
+class ObserverSupersededError(NovasvcError):
+    """Another process observes the fleet under the same name now.
+
+    :param observer: name of the observer.
+    :param fencing: fencing number of the process that was refused.
+    :param latest: fencing number of the other process.
+    """
+
+    observer: str
+    fencing: int
+    latest: int
+
+    def __str__(self) -> str:
+        return (
+            f"observer {self.observer!r}: another process has taken over (fencing number {self.latest}, this one has "
+            f"{self.fencing}); give another name to an observer that is to be told as well"
+        )
+
+
+@attrs.define
+class OperationNotFoundError(NovasvcError):
+    """There is no operation with this number; those that ended long ago are deleted.
+
+    :param operation: the number.
+    """
+
+    operation: int
+
+    def __str__(self) -> str:
+        return f"operation {self.operation} could not be found; `novasvc fleet list` lists the operations"
+
+
+class OperationConflictError(ProblemError):
+    """Another operation has some of the same nodes, and has not ended; the subject describes the operation."""
+
+
+class OperationStateError(ProblemError):
+    """An operation cannot be resumed, aborted or continued in its state; the subject describes the operation."""

@@ -16,13 +16,15 @@ def check_current(record: ServiceRecord, number: int) -> Incarnation:
     raise superseded(record, number)
 
 
-def check_beat(record: ServiceRecord, number: int) -> None:
+def check_beat(record: ServiceRecord, number: int | None) -> None:
     """Check that an incarnation may write a heartbeat.
 
+    :param number: of the incarnation; None for a service without one.
     :raises ServiceSupersededError: there is another one.
     :raises ServiceForcedDownError: the service is forced down.
     """
-    check_current(record, number)
+    if number is not None:
+        check_current(record, number)
     if record.forced_down:
         raise ServiceForcedDownError(record.name)
 

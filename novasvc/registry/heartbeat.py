@@ -6,6 +6,8 @@
 import time
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
+from math import floor
+from typing import Protocol
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred, succeed
@@ -14,9 +16,16 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from novasvc.errors import describe
+from novasvc.errors import NovasvcError, describe
 from novasvc.interfaces import IServiceRegistry
-from novasvc.registry.errors import DatabaseError, ServiceNotFoundError
+from novasvc.registry.errors import (
+    DatabaseError,
+    ServiceForcedDownError,
+    ServiceNotFoundError,
+    ServiceSupersededError,
+    ServiceTwinError,
+)
+from novasvc.registry.fencing import check_beat
 from novasvc.registry.record import ServiceRecord
 from novasvc.telemetry import metrics
 
@@ -28,8 +37,13 @@ LivenessCheck = Callable[[], str | None]
 The reason for one problem is always the same text: a heartbeat logs a problem when its text changes.
 """
 
+_ROUNDING = 1e-6
+"""Part of an interval by which the result of a division may be too small."""
+
 LAG_LIMIT = 5.0
 """Seconds. A heartbeat that is later than this is skipped: the reactor was blocked."""
+
+_LATE = f"the reactor is more than {LAG_LIMIT:g} s late"
 
 
 @attrs.frozen
@@ -45,6 +59,25 @@ class ServiceIdentity:
         return f"{self.binary}@{self.host}"
 
 
+class IncarnationOwner(Protocol):
+    """What a heartbeat tells the node of; see :class:`novasvc.node.fence.Fence`."""
+
+    is_fenced: bool
+    awaits_let_up: bool
+
+    def refused(self, error: NovasvcError) -> None:
+        """Handle a heartbeat that was refused: another start, or an operator, has taken the service's place."""
+
+    def let_up(self) -> Deferred[None]:
+        """Handle the end of a force-down."""
+
+    def written(self) -> Deferred[None]:
+        """Handle a heartbeat that was written although the node is out of service."""
+
+    def begin_again(self) -> Deferred[ServiceRecord]:
+        """Begin again after the row was not found; see :meth:`novasvc.interfaces.IServiceRegistry.begin`."""
+
+
 @attrs.define(eq=False)
 class Heartbeat:
     """Stamp a service's row once every ``report_interval``, as long as the service can work.
@@ -53,14 +86,22 @@ class Heartbeat:
     skipped, and the reason is logged once. Heartbeats never overlap: the registry bounds the time
     of each, and LoopingCall waits for it.
 
-    :param identity: identity to register again with if the row was deleted.
+    While the service is forced down, the row is read instead, until an operator lets it up. A heartbeat that another
+    start has made invalid ends the loop.
+
+    :param identity: of the service, for logs and metrics.
     :param record: the row, as it was registered.
     :param report_interval: seconds between heartbeats. With 0 none is sent, as in Nova: the row exists and ages.
-    :param checks: liveness checks; a heartbeat is sent only if all of them return None.
+    :param owner: is told of heartbeats that are refused.
+    :param checks: liveness checks; a heartbeat is sent only if all of them return None. A node that is out of service
+        is not asked.
+    :param withholding: called with the reason when a check holds the heartbeats back, and with None when they resume.
     :ivar sent: heartbeats sent.
     :ivar failures: heartbeats that could not be written.
     :ivar skipped: heartbeats not sent because a check failed.
+    :ivar withheld: the reason that ``withholding`` was called with last.
     :ivar trouble: why the last heartbeat was skipped or failed, as it was logged; None if it was sent.
+    :ivar sent_at: seconds on the clock when the last heartbeat was written; None before that.
     :ivar write_error: why the last heartbeat could not be written; None if it was.
     """
 
@@ -69,13 +110,18 @@ class Heartbeat:
     record: ServiceRecord
     _clock: IReactorTime
     _report_interval: float
+    _owner: IncarnationOwner
     _checks: Sequence[LivenessCheck] = ()
+    _withholding: Callable[[str | None], object] = lambda _: None
+    withheld: str | None = attrs.field(default=None, init=False)
     sent: int = attrs.field(default=0, init=False)
     failures: int = attrs.field(default=0, init=False)
     skipped: int = attrs.field(default=0, init=False)
     trouble: str | None = attrs.field(default=None, init=False)
     write_error: str | None = attrs.field(default=None, init=False)
-    _written_at: float | None = attrs.field(default=None, init=False)
+    sent_at: float | None = attrs.field(default=None, init=False)
+    _tried_at: float | None = attrs.field(default=None, init=False)
+    _number: int | None = attrs.field(default=None, init=False)
     _loop: LoopingCall | None = attrs.field(default=None, init=False)
     _started_at: float = attrs.field(default=0.0, init=False)
     _due: float = attrs.field(default=0.0, init=False)
@@ -93,6 +139,7 @@ class Heartbeat:
         for outcome in ("sent", "failed", "skipped"):
             # Export counters at zero so that alerts see the first increase.
             metrics.heartbeats.at(self._identity.host, self._identity.binary, outcome)
+        self._number = _number_of(self.record)
         self._started_at = self._due = self._clock.seconds()
         first: Deferred[None] = Deferred()
         # LoopingCall runs from the reactor; the copied context gives its log events this node's fields.
@@ -115,7 +162,7 @@ class Heartbeat:
     @property
     def is_current(self) -> bool:
         """Whether a write was tried recently, so that ``write_error`` says if the registry can be written now."""
-        since = None if self._written_at is None else self._clock.seconds() - self._written_at
+        since = None if self._tried_at is None else self._clock.seconds() - self._tried_at
         return since is not None and since <= 2 * self._report_interval + LAG_LIMIT
 
     def _run(self) -> Deferred[None]:
@@ -126,7 +173,10 @@ class Heartbeat:
             # LoopingCall keeps its phase: the next call is at a multiple of the interval after the first. A slow
             # registry must not count as a late reactor, so the due time moves past the time the write took.
             elapsed = self._clock.seconds() - self._started_at
-            self._due = self._started_at + (elapsed // self._report_interval + 1) * self._report_interval
+            # Rounding must not take the moment of a call of the loop for one before it: each call would then seem to be
+            # an interval late, and no heartbeat would be sent any more.
+            intervals = floor(elapsed / self._report_interval + _ROUNDING)
+            self._due = self._started_at + (intervals + 1) * self._report_interval
 
         return sending.addBoth(done)
 
@@ -136,9 +186,18 @@ class Heartbeat:
             self.skipped += 1
             self._count("skipped")
             self._log_trouble(f"no heartbeat is sent, because {reason}")
+            self._withhold(reason)
             return
         try:
+            if self._owner.awaits_let_up:
+                await self._look()
             await self._send()
+        except ServiceForcedDownError as error:
+            self._note_refusal(error)
+        except (ServiceSupersededError, ServiceTwinError, ServiceNotFoundError) as error:
+            self._note_refusal(error)
+            if self._loop is not None and self._loop.running:
+                self._loop.stop()
         except DatabaseError as error:
             self._note_failure(str(error))
             self._log_trouble("model server went away", error)  # Nova's words, which operators' alerts look for
@@ -147,40 +206,60 @@ class Heartbeat:
         except Exception as error:  # noqa: BLE001 - whatever it is, the next heartbeat is tried
             self._note_failure(describe(error))
             self._log_trouble("the heartbeat failed", error)
-        else:
-            self.sent += 1
-            self.write_error, self._written_at = None, self._clock.seconds()
-            self._count("sent")
-            metrics.heartbeat_sent.at(self._identity.host, self._identity.binary).value = time.time()
-            if self.trouble is not None:
-                _log.info("heartbeats resumed; the problem was: {trouble}", trouble=self.trouble)
-                self.trouble = None
+
+    async def _look(self) -> None:
+        """Read the row while the service is forced down, and go on if an operator has let it up."""
+        record = await self._registry.get(str(self.record.id))
+        check_beat(record, self._number)
+        await self._owner.let_up()
+
+    async def _send(self) -> None:
+        try:
+            await self._registry.beat(self.record.id, self._number)
+        except ServiceNotFoundError:
+            # Deleted by an operator, or lost by a database that was restored from a backup: begin() tells them apart.
+            self.record = await self._owner.begin_again()
+            _log.warn("the registry had lost the row of {identity}; registered it again", identity=self._identity)
+            self._number = _number_of(self.record)
+            await self._registry.beat(self.record.id, self._number)
+        self.sent += 1
+        self.write_error = None
+        self.sent_at = self._tried_at = self._clock.seconds()
+        self._count("sent")
+        metrics.heartbeat_sent.at(self._identity.host, self._identity.binary).value = time.time()
+        if self.trouble is not None:
+            _log.info("heartbeats resumed; the problem was: {trouble}", trouble=self.trouble)
+            self.trouble = None
+        self._withhold(None)
+        if self._owner.is_fenced:
+            await self._owner.written()
+
+    def _withhold(self, reason: str | None) -> None:
+        if reason not in {self.withheld, _LATE}:
+            self.withheld = reason
+            self._withholding(reason)
+
+    def _note_refusal(self, error: NovasvcError) -> None:
+        # The registry has answered, so it can be written.
+        self.write_error, self._tried_at = None, self._clock.seconds()
+        self.skipped += 1
+        self._count("skipped")
+        self.trouble = str(error)
+        self._owner.refused(error)
 
     def _note_failure(self, problem: str) -> None:
         self.failures += 1
         self._count("failed")
-        self.write_error, self._written_at = problem, self._clock.seconds()
+        self.write_error, self._tried_at = problem, self._clock.seconds()
 
     def _count(self, outcome: str) -> None:
         metrics.heartbeats.at(self._identity.host, self._identity.binary, outcome).value += 1
 
-    async def _send(self) -> None:
-        try:
-            await self._registry.beat(self.record.id)
-        except ServiceNotFoundError:
-            identity = self._identity
-            self.record = await self._registry.register(
-                identity.host, identity.binary, identity.topic, identity.version
-            )
-            _log.warn(
-                "the row of {identity} was deleted while the service was running; registered it again",
-                identity=identity,
-            )
-            await self._registry.beat(self.record.id)
-
     def _why_not_alive(self) -> str | None:
         if self._clock.seconds() - self._due > LAG_LIMIT:
-            return f"the reactor is more than {LAG_LIMIT:g} s late"
+            return _LATE
+        if self._owner.is_fenced:
+            return None
         try:
             return next((reason for reason in (check() for check in self._checks) if reason is not None), None)
         except Exception as error:  # noqa: BLE001 - a check is the caller's code; one that raises has not passed
@@ -195,3 +274,7 @@ class Heartbeat:
 
     def _loop_failed(self, failure: Failure) -> None:
         _log.failure("the heartbeat loop of {identity} failed", failure=failure, identity=self._identity)
+
+
+def _number_of(record: ServiceRecord) -> int | None:
+    return None if record.incarnation is None else record.incarnation.number

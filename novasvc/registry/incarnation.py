@@ -1,7 +1,7 @@
 """Incarnations: the starts of a service, numbered, and the state that the latest one is in."""
 
 from datetime import datetime
-from typing import Literal, get_args
+from typing import Literal
 
 import attrs
 
@@ -29,6 +29,8 @@ class ServiceStart:
     :param lock: identity of the exclusive lock that this start holds; None without one. Two starts with the same
         identity cannot be alive at the same time, so an earlier one is dead.
     :param service_down_time: seconds without a heartbeat after which an earlier start counts as dead.
+    :param after: the number that this start had in a database that has lost it since; its next number is greater. 0 for
+        a new start.
     """
 
     host: str
@@ -40,6 +42,7 @@ class ServiceStart:
     pid: int = 0
     lock: str | None = None
     service_down_time: float = 60.0
+    after: int = 0
     zone: str | None = None
     tags: tuple[str, ...] = ()
 
@@ -55,16 +58,17 @@ class Incarnation:
 
     :param number: 1, 2, 3 ... for each pair of host and binary, never used again, even after the row of the service was
         deleted: a fencing token.
+    :param state: one that is unknown here comes from a newer version, and is a running one.
     :param since: when it entered the state.
     :param until: draining: when the deadline of the drain ends.
-    :param reason: failed: why. stopped and draining: who asked, if known.
+    :param reason: failed: why. ready: why it sends no heartbeats. stopped and draining: who asked, if known.
     :param calls: draining: calls in flight.
     :param machine: see :class:`ServiceStart`, as for ``pid``, ``zone`` and ``tags``.
     :param started_at: when it began.
     """
 
     number: int
-    state: ServiceState = attrs.field(validator=attrs.validators.in_(get_args(ServiceState)))
+    state: ServiceState
     since: datetime
     until: datetime | None
     reason: str | None

@@ -8,7 +8,9 @@ from twisted.internet.interfaces import IReactorTime
 
 from novasvc.interfaces import IServiceRegistry
 from novasvc.reactor.coalesce import CoalescingCache
+from novasvc.registry.outages import VerdictRule
 from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
+from novasvc.registry.verdicts import judge_some
 from novasvc.rpc.errors import UndeliverableError
 from novasvc.rpc.gather import MAX_REPLIES
 from novasvc.rpc.replies import LOOKUP_TIMEOUT
@@ -56,23 +58,37 @@ class ServiceLookup:
 
 @attrs.frozen(eq=False)
 class UpHosts:
-    """List the hosts of the services of a topic that are up; see ``hosts`` of :class:`novasvc.rpc.Client`.
+    """List the hosts of the services of a topic that are not down; see ``hosts`` of :class:`novasvc.rpc.Client`.
+
+    Those of services that are suspect are among them: they may well answer, and if they do not, that is to be known.
 
     :param registry: returns the registry, or None while it is not connected.
     :param clock: measures the timeout.
     :param service_down_time: seconds without a heartbeat after which a service is down.
+    :param rule: when a service is suspect; None takes the defaults.
     """
 
     _registry: Callable[[], IServiceRegistry | None]
     _clock: IReactorTime
     _service_down_time: float
+    _rule: VerdictRule | None = None
 
     def __call__(self, topic: str) -> Deferred[frozenset[str]]:
         """Return the hosts; fails within LIST_TIMEOUT if the registry does not answer."""
         registry = self._registry()
         if registry is None:
             return fail(LookupError("the registry is not connected"))
-        query = ServiceQuery(topic=topic, up=True, service_down_time=self._service_down_time, limit=MAX_REPLIES)
-        asking: Deferred[ServicePage] = registry.page(query)
-        asking.addTimeout(LIST_TIMEOUT, self._clock)
-        return asking.addCallback(lambda page: frozenset(record.host for record in page.rows))
+        return Deferred.fromCoroutine(self._list(registry, topic)).addTimeout(LIST_TIMEOUT, self._clock)
+
+    async def _list(self, registry: IServiceRegistry, topic: str) -> frozenset[str]:
+        down_time = self._service_down_time
+        query = ServiceQuery(topic=topic, up=True, service_down_time=down_time, limit=MAX_REPLIES)
+        page: ServicePage = await registry.page(query)
+        hosts = {record.host for record in page.rows}
+        # The last ones to become silent first, in case there are too many.
+        silent = attrs.evolve(query, up=False, sort="seen", descending=True)
+        page = await registry.page(silent)
+        rule = self._rule or VerdictRule(service_down_time=down_time)
+        verdicts = await judge_some(registry, page.rows, rule)
+        hosts |= {record.host for record, verdict in zip(page.rows, verdicts, strict=True) if not verdict.is_down}
+        return frozenset(sorted(hosts)[:MAX_REPLIES])

@@ -1,7 +1,6 @@
 """A registry in memory, under the same contract as the SQL one."""
 
-import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -10,6 +9,7 @@ from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
+from novasvc import identifiers
 from novasvc.errors import NovasvcError
 from novasvc.interfaces import IServiceRegistry
 from novasvc.registry.errors import DatabaseConflictError, ServiceNotFoundError
@@ -19,12 +19,16 @@ from novasvc.registry.lease import LeaseRequest, Leases
 from novasvc.registry.liveness import is_up
 from novasvc.registry.memory_incarnations import MemoryIncarnations, entered
 from novasvc.registry.memory_leases import MemoryLeases
+from novasvc.registry.memory_operations import MemoryOperations
+from novasvc.registry.memory_verdicts import MemoryVerdicts
+from novasvc.registry.observation import Observation, Observations
+from novasvc.registry.outages import Outages, VerdictRule
 from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
 from novasvc.registry.record import Records, ServiceChanges, ServiceRecord
 
 _T = TypeVar("_T")
 
-_SORT_COLUMNS = {"name": ("binary", "host"), "host": ("host", "binary"), "seen": (), "id": ()}
+_SORT_COLUMNS = {"name": ("binary", "host"), "host": ("host", "binary"), "seen": (), "version": ("version",), "id": ()}
 """The columns that each sort order compares before time stamp and id."""
 
 
@@ -36,19 +40,31 @@ class MemoryRegistry:
     :param clock: its seconds are the time of the stamps.
     :param outage: if set, every method fails with it, as if the database were down.
     :param unwritable: if set, every method that writes fails with it, as if the database were read-only or full.
+    :ivar operations: the operations on the fleet; see :class:`novasvc.interfaces.IOperationStore`.
+    :param service_down_time: seconds, to tell a long silence by.
     """
 
     _clock: IReactorTime
     outage: NovasvcError | None = None
     unwritable: NovasvcError | None = None
-    _rows: list[ServiceRecord] = attrs.field(factory=list, init=False)
+    service_down_time: float = 60.0
+    _by_id: dict[int, ServiceRecord] = attrs.field(factory=dict, init=False)
+    _hosts: dict[str, list[int]] = attrs.field(factory=dict, init=False)
     _deleted: list[ServiceRecord] = attrs.field(factory=list, init=False)
     _last_id: int = attrs.field(default=0, init=False)
     _leases: MemoryLeases = attrs.field(init=False)
     _incarnations: MemoryIncarnations = attrs.field(factory=MemoryIncarnations, init=False)
+    operations: MemoryOperations = attrs.field(init=False)
+
+    _verdicts: MemoryVerdicts = attrs.field(factory=MemoryVerdicts, init=False)
 
     def __attrs_post_init__(self) -> None:
+        self.operations = MemoryOperations(self._clock, lambda: self.outage)
         self._leases = MemoryLeases(self._clock)
+
+    @property
+    def _rows(self) -> Collection[ServiceRecord]:
+        return self._by_id.values()
 
     def open(self) -> Deferred[None]:
         """See :class:`novasvc.interfaces.IServiceRegistry` for this and the other methods."""
@@ -67,7 +83,9 @@ class MemoryRegistry:
 
         def begin() -> ServiceRecord:
             self._check_writable()
-            found = [row for row in self._rows if (row.host, row.binary) == (start.host, start.binary)]
+            found = self._named(start.host, start.binary)
+            if not found:
+                self._incarnations.check_not_deleted(start)
             row = found[0] if found else self._create(start.host, start.binary, start.topic, start.version)
             incarnation = self._incarnations.begin(start, row, self._now())
             if row.version != start.version:
@@ -82,8 +100,12 @@ class MemoryRegistry:
         def beat() -> None:
             row = self._row(service_id)
             if incarnation is not None:
-                check_beat(row, incarnation)
-            self._write(row, report_count=row.report_count + 1, last_seen_up=self._now())
+                latest = row.incarnation
+                if latest is None or latest.number != incarnation or row.forced_down:
+                    check_beat(row, incarnation)
+            now = self._now()
+            self._write(row, report_count=row.report_count + 1, last_seen_up=now)
+            self._verdicts.note(row, now, self.service_down_time)
 
         return self._answer(beat)
 
@@ -191,10 +213,28 @@ class MemoryRegistry:
         def delete() -> None:
             row = self._row(service_id)
             self._check_writable()
-            self._rows.remove(row)
+            del self._by_id[row.id]
+            self._hosts[row.host].remove(row.id)
             self._deleted.append(row)
 
         return self._answer(delete)
+
+    def outages(self, rule: VerdictRule) -> Deferred[Outages]:
+        """Find the outages that concern many services now."""
+        return self._answer(lambda: self._verdicts.outages(self._rows, self._now(), rule))
+
+    def observations(self, observer: str) -> Deferred[Observations]:
+        """Read what an observer was told of each service."""
+        return self._answer(lambda: self._verdicts.observations(observer))
+
+    def observe(self, observer: str, fencing: int, observations: Sequence[Observation]) -> Deferred[None]:
+        """Write what an observer was told, or is to be told."""
+
+        def observe() -> None:
+            self._check_writable()
+            self._verdicts.observe(observer, fencing, observations)
+
+        return self._answer(observe)
 
     def hold_leases(self, request: LeaseRequest) -> Deferred[Leases]:
         """Renew the leases that the owner has, and take those that are free."""
@@ -239,31 +279,38 @@ class MemoryRegistry:
                 all(value is None or value == getattr(row, name) for name, value in exact.items())
                 and not (query.with_topic and row.topic is None)
                 and query.up in {None, is_up(row, query.service_down_time)}
+                and query.zone in {None, row.incarnation.zone if row.incarnation else None}
+                and (query.tag is None or query.tag in (row.incarnation.tags if row.incarnation else ()))
                 and (query.text is None or any(query.text.lower() in (text or "").lower() for text in texts))
             )
 
         return [row for row in map(self._aged, self._rows) if matches(row)]
 
     def _read_or_create(self, host: str, binary: str, topic: str | None, version: int) -> ServiceRecord:
-        for row in self._rows:
-            if (row.host, row.binary) == (host, binary):
-                return row if row.version == version else self._write(row, version=version)
+        for row in self._named(host, binary):
+            return row if row.version == version else self._write(row, version=version)
         return self._create(host, binary, topic, version)
 
     def _create(self, host: str, binary: str, topic: str | None, version: int) -> ServiceRecord:
-        if topic is not None and any((row.host, row.topic) == (host, topic) for row in self._rows):
+        if topic is not None and any(row.topic == topic for row in self._of_host(host)):
             problem = f"another service of host {host!r} has the topic {topic!r}"
             raise DatabaseConflictError("memory:", problem)
         self._check_writable()
         self._last_id += 1
-        self._rows.append(self._new_row(host, binary, topic, version))
-        return self._rows[-1]
+        row = self._by_id[self._last_id] = self._new_row(host, binary, topic, version)
+        self._hosts.setdefault(host, []).append(row.id)
+        return row
+
+    def _of_host(self, host: str) -> Records:
+        return [self._by_id[service_id] for service_id in self._hosts.get(host, ())]
+
+    def _named(self, host: str, binary: str) -> Records:
+        return [row for row in self._of_host(host) if row.binary == binary]
 
     def _row(self, service_id: int) -> ServiceRecord:
-        for row in self._rows:
-            if row.id == service_id:
-                return row
-        raise ServiceNotFoundError(str(service_id))
+        if service_id not in self._by_id:
+            raise ServiceNotFoundError(str(service_id))
+        return self._by_id[service_id]
 
     def _write(self, row: ServiceRecord, **columns: Any) -> ServiceRecord:
         self._check_writable()
@@ -271,7 +318,7 @@ class MemoryRegistry:
 
     def _replace(self, row: ServiceRecord, **columns: Any) -> ServiceRecord:
         written = attrs.evolve(row, **columns)
-        self._rows[self._rows.index(row)] = written
+        self._by_id[row.id] = written
         return written
 
     def _aged(self, row: ServiceRecord) -> ServiceRecord:
@@ -284,7 +331,7 @@ class MemoryRegistry:
     def _new_row(self, host: str, binary: str, topic: str | None, version: int) -> ServiceRecord:
         return ServiceRecord(
             id=self._last_id,
-            uuid=str(uuid.uuid4()),
+            uuid=identifiers.new_uuid(),
             host=host,
             binary=binary,
             topic=topic,

@@ -4,6 +4,7 @@ from datetime import datetime, timedelta
 
 import attrs
 
+from novasvc.registry.errors import ServiceNotFoundError
 from novasvc.registry.incarnation import (
     LONGEST,
     Incarnation,
@@ -30,6 +31,15 @@ class MemoryIncarnations:
 
     _rows: dict[tuple[str, str], _Row] = attrs.field(factory=dict, init=False)
 
+    def check_not_deleted(self, start: ServiceStart) -> None:
+        """Check that a start whose service has no row is a new one.
+
+        :raises ServiceNotFoundError: it had a row, which was deleted.
+        """
+        row = self._rows.get((start.host, start.binary))
+        if row is not None and row.owner == start.owner:
+            raise ServiceNotFoundError(start.name)
+
     def begin(self, start: ServiceStart, record: ServiceRecord, now: datetime) -> Incarnation:
         """Return the incarnation that a start has now; the caller writes it.
 
@@ -39,7 +49,7 @@ class MemoryIncarnations:
         row, incarnation = self._rows.get((record.host, record.binary)), record.incarnation
         if row is not None and incarnation is not None:
             if row.owner == start.owner:
-                return incarnation
+                return attrs.evolve(incarnation, zone=start.zone, tags=start.tags)
             heard = max(incarnation.since, record.last_seen_up or incarnation.since)
             quiet = (now - heard).total_seconds()
             latest = LatestStart(
@@ -51,7 +61,7 @@ class MemoryIncarnations:
                 beats=record.report_count,
             )
             check_twin(start, latest)
-        row = _Row(1 if row is None else row.number + 1, start.owner, start.lock)
+        row = _Row(max(0 if row is None else row.number, start.after) + 1, start.owner, start.lock)
         self._rows[record.host, record.binary] = row
         return Incarnation(
             number=row.number,

@@ -18,11 +18,14 @@ from novasvc.registry.conductor import (
     PAGE_VERSION,
     PROVE_WRITABLE_VERSION,
     TOPIC,
+    VERDICTS_VERSION,
     VERSION,
 )
 from novasvc.registry.encoding import (
     read_leases,
     read_nothing,
+    read_observations,
+    read_outages,
     read_page,
     read_record,
     read_records,
@@ -31,6 +34,7 @@ from novasvc.registry.encoding import (
 from novasvc.registry.errors import (
     DatabaseError,
     DatabaseUnavailableError,
+    ObserverSupersededError,
     ServiceForcedDownError,
     ServiceNotFoundError,
     ServiceSupersededError,
@@ -38,6 +42,8 @@ from novasvc.registry.errors import (
 )
 from novasvc.registry.incarnation import ServiceStart, ServiceState
 from novasvc.registry.lease import LeaseRequest, Leases
+from novasvc.registry.observation import Observation, Observations
+from novasvc.registry.outages import Outages, VerdictRule
 from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
 from novasvc.registry.record import Records, ServiceChanges, ServiceRecord
 from novasvc.rpc.errors import (
@@ -180,11 +186,11 @@ class RemoteRegistry:
 
     def page(self, query: ServiceQuery) -> Deferred[ServicePage]:
         """See IServiceRegistry."""
-        return self._ask(read_page, "page", PAGE_VERSION, query=attrs.asdict(query))
+        return self._ask(read_page, "page", PAGE_VERSION, query=_encoded(query))
 
     def count(self, query: ServiceQuery) -> Deferred[ServiceTotals]:
         """See IServiceRegistry."""
-        return self._ask(read_totals, "count", PAGE_VERSION, query=attrs.asdict(query))
+        return self._ask(read_totals, "count", PAGE_VERSION, query=_encoded(query))
 
     def update(self, service_id: int, changes: ServiceChanges) -> Deferred[ServiceRecord]:
         """See IServiceRegistry."""
@@ -195,6 +201,29 @@ class RemoteRegistry:
     def delete(self, service_id: int) -> Deferred[None]:
         """See IServiceRegistry."""
         return self._ask(read_nothing, "delete", service_id=service_id)
+
+    def outages(self, rule: VerdictRule) -> Deferred[Outages]:
+        """See IServiceRegistry. An older conductor lacks the method; then no outage is known."""
+        return Deferred.fromCoroutine(self._read_outages(rule))
+
+    async def _read_outages(self, rule: VerdictRule) -> Outages:
+        try:
+            return await self._ask(read_outages, "outages", VERDICTS_VERSION, rule=attrs.asdict(rule))
+        except DatabaseError as error:
+            if not _is_too_old(error):
+                raise
+        return Outages()
+
+    def observations(self, observer: str) -> Deferred[Observations]:
+        """See IServiceRegistry. An older conductor lacks the method: DatabaseError."""
+        return self._ask(read_observations, "observations", VERDICTS_VERSION, observer=observer)
+
+    def observe(self, observer: str, fencing: int, observations: Sequence[Observation]) -> Deferred[None]:
+        """See IServiceRegistry."""
+        changed = [attrs.asdict(each) for each in observations]
+        return self._ask(
+            read_nothing, "observe", VERDICTS_VERSION, observer=observer, fencing=fencing, observations=changed
+        )
 
     def hold_leases(self, request: LeaseRequest) -> Deferred[Leases]:
         """See IServiceRegistry. An older conductor lacks the method: DatabaseError."""
@@ -219,9 +248,16 @@ _OWN_ERRORS = (
     ServiceTwinError,
     ServiceSupersededError,
     ServiceForcedDownError,
+    ObserverSupersededError,
     CancelledError,
 )
 """Errors that the caller gets as they are."""
+
+
+def _encoded(query: ServiceQuery) -> dict[str, Any]:
+    """Return a query as JSON. Newer fields are sent only if they are given: an older conductor refuses them."""
+    newer = {name for name in ("zone", "tag") if getattr(query, name) is None}
+    return {name: value for name, value in attrs.asdict(query).items() if name not in newer}
 
 
 def _is_too_old(error: BaseException) -> bool:

@@ -7,7 +7,7 @@ from contextvars import copy_context
 from inspect import signature
 from threading import Event, Lock
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 from weakref import WeakSet
 
 import attrs
@@ -26,6 +26,8 @@ from novasvc.rpc.errors import (
     TooManyCallsError,
     TransportClosedError,
 )
+from novasvc.rpc.events.emitter import EventEmitter
+from novasvc.rpc.gather import Gathered, Gathering
 
 MAX_WAITING = 256
 """Threads that may wait in the calls of one client; a WSGI application has half as many by default."""
@@ -208,6 +210,7 @@ class BlockingClient:
     :param client: makes the calls, on the reactor; or a function that returns an awaitable of it, called in the
         reactor's thread before each call.
     :param reactor: the running reactor of the client.
+    :param events: publishes events, on the reactor; or a function that returns an awaitable of it, as for ``client``.
     :param max_waiting: threads that may wait at a time; the next call fails with TooManyCallsError.
     """
 
@@ -217,11 +220,13 @@ class BlockingClient:
         *,
         reactor: Any,
         max_waiting: int = MAX_WAITING,
+        events: EventEmitter | Callable[[], Awaitable[EventEmitter]] | None = None,
         _calls: ReactorCalls | None = None,
         _changes: dict[str, Any] | None = None,
         _close: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._client = client
+        self._events = events
         self._reactor = reactor
         self._owns_calls = _calls is None
         self._calls = ReactorCalls(reactor, max_waiting) if _calls is None else _calls
@@ -243,7 +248,11 @@ class BlockingClient:
         if unknown:
             raise TypeError(f"prepare() takes {', '.join(sorted(_PREPARED))}; not {', '.join(sorted(unknown))}")
         return BlockingClient(
-            self._client, reactor=self._reactor, _calls=self._calls, _changes={**self._changes, **changes}
+            self._client,
+            reactor=self._reactor,
+            events=self._events,
+            _calls=self._calls,
+            _changes={**self._changes, **changes},
         )
 
     def call(self, context: RequestContext, method: str, /, **args: Any) -> Any:
@@ -265,6 +274,31 @@ class BlockingClient:
     def fanout(self, context: RequestContext, method: str, /, **args: Any) -> None:
         """Run a method on every server of the topic; otherwise as :meth:`cast`."""
         self._run("fanout", context, method, args)
+
+    def gather(self, context: RequestContext, method: str, /, **args: Any) -> Gathered:
+        """Call a method of all servers of the topic, and wait for their answers; see :meth:`novasvc.rpc.Client.gather`.
+
+        :return: the answers of those that have answered in time, and the hosts that have not.
+        """
+        return cast("Gathered", self._run("gather", context, method, args))
+
+    def emit(self, context: RequestContext, event_type: str, payload: Any = None, *, priority: str = "info") -> None:
+        """Publish an event, and wait until it is sent; see :meth:`novasvc.rpc.EventEmitter.emit`.
+
+        :raises TypeError: this client was made without ``events``.
+        """
+        events = self._events
+        if events is None:
+            raise TypeError(
+                "this client cannot publish events; use manager.attachments.blocking, environ['novasvc.rpc'] or "
+                "novasvc.blocking.connect(), or give BlockingClient its events"
+            )
+
+        async def work() -> None:
+            emitter = events if isinstance(events, EventEmitter) else await events()
+            await emitter.emit(context, event_type, payload, priority=priority)
+
+        self._calls.run(work, "events", event_type)
 
     def close(self) -> None:
         """End the waiting calls of all clients prepared from this one, and accept no more.
@@ -298,7 +332,8 @@ class BlockingClient:
             client = self._client if isinstance(self._client, Client) else await self._client()
             if self._changes:
                 client = client.prepare(**self._changes)
-            return await getattr(client, how)(context, method, **args)
+            sending = getattr(client, how)(context, method, **args)
+            return await (sending.all() if isinstance(sending, Gathering) else sending)
 
         return self._calls.run(work, str(self._changes.get("topic", "the target")), method)
 

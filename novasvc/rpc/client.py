@@ -9,18 +9,27 @@ from typing import Any, Never
 import attrs
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
 
 from novasvc.context import RequestContext, current_context
 from novasvc.interfaces import ITransport
 from novasvc.middleware import SENDING, Chain, load_middleware
 from novasvc.middleware.invocation import CALL, CAST, Invocation
 from novasvc.rpc.around import send_through, target_fields
-from novasvc.rpc.errors import InvalidTargetError, RPCError, RPCVersionCapError, UnconfirmedError
+from novasvc.rpc.auto_version import AutoCap, FleetVersions, OldestFunction, choose
+from novasvc.rpc.checks import Check, Checked, both, send_when_checked
+from novasvc.rpc.errors import (
+    InvalidTargetError,
+    RPCError,
+    RPCVersionCapError,
+    UnconfirmedError,
+    UnsupportedVersionError,
+)
 from novasvc.rpc.gather import Gathering, HostsFunction, failed
 from novasvc.rpc.identity.signature import Signer
 from novasvc.rpc.message import SHORTEST_KEEPALIVE, encode_request
 from novasvc.rpc.progress import OnProgress
-from novasvc.rpc.replies import MAX_RESENDS, PendingCalls, ServiceLookupFunction
+from novasvc.rpc.replies import MAX_RESENDS, EncodeCall, PendingCalls, ServiceLookupFunction
 from novasvc.rpc.retry import Retry, call_with_retries
 from novasvc.rpc.target import Target
 from novasvc.rpc.version import compatible
@@ -28,6 +37,14 @@ from novasvc.telemetry import metrics
 
 _UNSET: Any = object()
 """Sentinel for an argument that was not given: the client's value stays. None is a value of its own."""
+AUTO = "auto"
+"""The version cap that follows the services of a topic."""
+
+VersionCap = str | Mapping[int, str | Sequence[str]] | None
+"""A version, AUTO, or a table: service version -> RPC version."""
+
+_ASK_TIMEOUT = 2.0
+"""Seconds for a node to say what it serves."""
 _NO_TARGET = "(none)", "the client has no topic; set one with prepare(topic=...)"
 
 
@@ -41,7 +58,10 @@ class Client:
     :param call_monitor_timeout: whole seconds, at least 2: ask the server for keepalives, and fail a call
         if none arrives for this long. The timeout applies as well. None asks for no keepalives.
     :param target: the target of :meth:`call`, :meth:`cast` and :meth:`fanout`; :meth:`prepare` changes it.
-    :param version_cap: the highest version to send, used during an upgrade; None for no cap.
+    :param version_cap: the highest version to send, used during an upgrade; None for no cap. "auto" follows the
+        oldest services of the topic that are up: those with the lowest ``service_version``, which are asked what they
+        serve. A table does the same for services that cannot be asked, such as those of oslo.messaging:
+        ``{3: "1.0", 7: "1.2"}`` is 1.0 while the lowest service version is 3 to 6. See :meth:`choose_version`.
     :param idempotent: the called methods may run twice, so a message whose connection was lost before
         the broker confirmed it is sent again.
     :param mandatory: a cast that is not a fanout fails if no queue is bound for its target, as a call does.
@@ -57,6 +77,12 @@ class Client:
     :param middleware: what :func:`novasvc.middleware.load_middleware` takes, outermost first, around calls and casts;
         a gather does not pass through it.
     :param signer: signs all calls and casts; None leaves them unsigned.
+    :param liveness: tells whether a server is down, see :class:`novasvc.registry.targets.TargetLiveness`; None calls
+        every server.
+    :param check_liveness: a call to a server that is down fails at once, and is not sent. Casts are sent: the queue of
+        the server keeps them until it is up again.
+    :param oldest: finds the oldest services of a topic, for version caps that follow them; see
+        :class:`novasvc.registry.versions.OldestUp`.
     :raises ValueError: a timeout is not valid, or both timeouts are None; or ``retry`` without ``idempotent``.
 
     Source: oslo_messaging.RPCClient.
@@ -70,7 +96,7 @@ class Client:
         timeout: float | None = 60.0,
         call_monitor_timeout: float | None = None,
         target: Target | None = None,
-        version_cap: str | None = None,
+        version_cap: VersionCap = None,
         idempotent: bool = False,
         mandatory: bool = False,
         explain: ServiceLookupFunction | None = None,
@@ -80,13 +106,16 @@ class Client:
         hosts: HostsFunction | None = None,
         middleware: Iterable[Any] = (),
         signer: Signer | None = None,
+        liveness: Check | None = None,
+        check_liveness: bool = True,
+        oldest: OldestFunction | None = None,
         _calls: PendingCalls | None = None,
     ) -> None:
-        if call_monitor_timeout is not None and not SHORTEST_KEEPALIVE <= call_monitor_timeout < inf:
+        if call_monitor_timeout is not None and not _within(SHORTEST_KEEPALIVE, call_monitor_timeout):
             raise ValueError(f"call_monitor_timeout is {call_monitor_timeout!r}; give seconds >= {SHORTEST_KEEPALIVE}")
         if timeout is None and call_monitor_timeout is None:
             raise ValueError("timeout and call_monitor_timeout are None, so a call could wait for ever; give one")
-        if timeout is not None and not timeout < inf:
+        if timeout is not None and not _within(-inf, timeout):
             raise ValueError(f"timeout is {timeout!r}; give a finite number of seconds, or None")
         if retry is not None and not idempotent:
             raise ValueError(
@@ -99,6 +128,9 @@ class Client:
         self._keepalive = None if call_monitor_timeout is None else int(call_monitor_timeout)
         self._target = target
         self._version_cap = version_cap
+        self._fixed_cap: str | None = None
+        self._auto_cap: AutoCap | None = None
+        self._checks: tuple[Check | None, Check | None] = (None, None)
         self._idempotent = idempotent
         self._mandatory = mandatory
         self._retry = retry
@@ -106,6 +138,10 @@ class Client:
         self._cancels = cancels
         self._calls = PendingCalls(transport, clock, explain, hosts) if _calls is None else _calls
         self._signer = signer
+        self._liveness, self._check_liveness = liveness, check_liveness
+        self._versions = None if oldest is None else FleetVersions(oldest, self._ask_interface, clock)
+        if _calls is None:  # else prepare() does it
+            self._set_checks()
         self._chain = Chain.of(load_middleware(middleware), *SENDING) if middleware else None
 
     @property
@@ -136,11 +172,12 @@ class Client:
         version: str | None = _UNSET,
         timeout: float | None = _UNSET,
         call_monitor_timeout: float | None = _UNSET,
-        version_cap: str | None = _UNSET,
+        version_cap: VersionCap = _UNSET,
         idempotent: bool = _UNSET,
         retry: Retry | None = _UNSET,
         on_progress: OnProgress | None = _UNSET,
         cancels: bool = _UNSET,
+        check_liveness: bool = _UNSET,
     ) -> "Client":
         """Return a client with some parameters changed; the others are this client's.
 
@@ -163,20 +200,70 @@ class Client:
             retry=self._retry if retry is _UNSET else retry,
             on_progress=self._on_progress if on_progress is _UNSET else on_progress,
             cancels=self._cancels if cancels is _UNSET else cancels,
+            check_liveness=self._check_liveness if check_liveness is _UNSET else check_liveness,
+            liveness=self._liveness,
             _calls=self._calls,
         )
-        prepared._chain, prepared._signer = self._chain, self._signer
+        prepared._chain, prepared._signer, prepared._versions = self._chain, self._signer, self._versions
+        prepared._set_checks()
         return prepared
+
+    def _set_checks(self) -> None:
+        """Set what is checked before a message is sent to a server, and to a topic."""
+        cap = self._version_cap
+        follow: Check | None = None
+        if cap is None or (isinstance(cap, str) and cap != AUTO):
+            self._fixed_cap = cap
+        else:
+            if self._versions is None:
+                raise ValueError(
+                    f"version_cap is {cap!r}, and this client has no registry to follow; use that of a node, such as "
+                    "manager.attachments.rpc, or give a version"
+                )
+            self._auto_cap = AutoCap(self._versions, None if isinstance(cap, str) else cap)
+            follow = self._auto_cap.check
+        self._checks = both(follow, self._liveness if self._check_liveness else None), follow
+
+    def _ask_interface(self, target: Target) -> Deferred[Any]:
+        asking = Client(
+            self._transport, clock=self._clock, timeout=_ASK_TIMEOUT, target=target, idempotent=True, _calls=self._calls
+        )
+        asking._signer = self._signer
+        return asking.call(RequestContext.admin(), "interface")
 
     def can_send_version(self, version: str | None) -> bool:
         """Return whether a version is within the version cap.
 
+        A cap that follows the services is taken as it is known now, and every version is within one that is not known
+        yet; :meth:`choose_version` waits for it.
+
         :param version: "major.minor"; with a cap, None is never sendable. Without a cap every version is.
         :raises ValueError: the version is malformed.
         """
-        return compatible(self._version_cap, version)
+        if self._auto_cap is None:
+            return compatible(self._fixed_cap, version)
+        if self._target is None or version is None:
+            return False
+        return self._auto_cap.check_known(attrs.evolve(self._target, version=version)) is None
 
-    def call(self, context: RequestContext, method: str, /, *positional: Never, **args: Any) -> Deferred[Any]:
+    def choose_version(self, *versions: str) -> Deferred[str]:
+        """Choose the version of the next calls: the first of these that is within the version cap.
+
+        During an upgrade: ``version = await client.choose_version("1.4", "1.0")``, and then
+        ``client.prepare(version=version).call(...)``, without the arguments that 1.4 has added if it is "1.0".
+
+        :param versions: "major.minor", the best first.
+        :return: Deferred firing with one of them; with the first if the cap follows the services, and neither the
+            registry nor a service says what they serve. The Deferred fails with:
+        :raises RPCVersionCapError: none is within the cap.
+        :raises InvalidTargetError: there is no target.
+        :raises ValueError: at once: a version is malformed, or there is none.
+        """
+        if self._target is None:
+            return fail(InvalidTargetError(*_NO_TARGET))
+        return choose(self._auto_cap or self._fixed_cap, self._target, versions)
+
+    def call(self, context: RequestContext, method: str = "", /, *positional: Never, **args: Any) -> Deferred[Any]:
         """Call a method and wait for its result.
 
         :param context: sent with the call. Its deadline applies if it is earlier than the timeout, and so does that of
@@ -190,6 +277,7 @@ class Client:
         :raises UnconfirmedError: the connection was lost before the broker confirmed the message, and the
             call is not idempotent, or could not be sent again in time. The method may or may not run.
         :raises UndeliverableError: no queue is bound for the target.
+        :raises TargetDownError: the target is a server that is down; an UndeliverableError.
         :raises BrokerError: the broker refused or blocked the message, or is unreachable; it was not sent.
         :raises TransportFullError: too many messages wait to be sent.
         :raises InvalidTargetError: there is no target, or it is a fanout.
@@ -204,16 +292,14 @@ class Client:
         :raises TypeError: at once: an argument is not given by name, or the first parameter is no context.
         :raises ProblemError: at once: called in another thread than that of the reactor.
         """
-        if positional or not isinstance(context, RequestContext):
+        if positional or not method or not isinstance(context, RequestContext):
             raise _misused("call", context, method, positional)
         if self._chain is not None:
             return self._send_through(CALL, Client.call, context, method, args)
         try:
             target = self._target
-            if target is None or self._version_cap is not None:
-                target = self._checked_target()
-            if target.fanout:
-                raise InvalidTargetError(str(target), "a fanout has no reply; use gather(), fanout() or cast()")
+            if target is None or target.fanout or self._fixed_cap is not None:
+                target = self._checked_target(replies=True)
         except RPCError as error:
             return fail(error)
 
@@ -239,6 +325,9 @@ class Client:
             options=options,
             sign=None if self._signer is None else partial(self._signer.sign, target),
         )
+        check = self._checks[target.server is None]
+        if check is not None and ((answer := check(target)) is not None or self._auto_cap is not None):
+            return self._call_checked(answer, target, method, body, timeout, context.request_id)
         return self._calls.call(
             target,
             method,
@@ -251,7 +340,40 @@ class Client:
             on_progress=self._on_progress,
         )
 
-    def gather(self, context: RequestContext, method: str, /, *positional: Never, **args: Any) -> Gathering:
+    def _call_checked(
+        self,
+        answer: Checked,
+        target: Target,
+        method: str,
+        body: EncodeCall,
+        timeout: float | None,
+        request_id: str,
+    ) -> Deferred[Any]:
+        """Call if the answer of a check allows it; wait for it if it is not known."""
+        self._calls.check_thread()
+        if isinstance(answer, RPCError):
+            return self._calls.refuse(target, method, answer)
+        send = partial(
+            self._calls.call,
+            target,
+            method,
+            body,
+            keepalive=self._keepalive,
+            request_id=request_id,
+            idempotent=self._idempotent,
+            cancels=self._cancels,
+            on_progress=self._on_progress,
+        )
+        calling = send(timeout) if answer is None else send_when_checked(answer, self._clock, timeout, send)
+        return calling if self._auto_cap is None else calling.addErrback(self._doubt_cap, self._auto_cap, target)
+
+    @staticmethod
+    def _doubt_cap(failure: Failure, cap: AutoCap, target: Target) -> Failure:
+        if failure.check(UnsupportedVersionError):
+            cap.doubt(target)
+        return failure
+
+    def gather(self, context: RequestContext, method: str = "", /, *positional: Never, **args: Any) -> Gathering:
         """Call a method of all servers of the topic, and take their answers one by one.
 
         It ends when all hosts have answered that are up according to the registry, or at the timeout. A host whose
@@ -264,7 +386,7 @@ class Client:
         :raises TypeError: at once: see :meth:`call`.
         :raises ProblemError: at once: see :meth:`call`.
         """
-        if positional or not isinstance(context, RequestContext):
+        if positional or not method or not isinstance(context, RequestContext):
             raise _misused("gather", context, method, positional)
         self._calls.check_thread()
         timeout = self._timeout
@@ -283,6 +405,8 @@ class Client:
                     "gather asks all servers of a topic, and this target has one; leave the server out, or use call()"
                 )
                 raise InvalidTargetError(str(target), problem)
+            if self._auto_cap is not None and (error := self._auto_cap.check_known(target)) is not None:
+                raise error
         except RPCError as error:
             return failed(error)
         target = attrs.evolve(target, fanout=True)
@@ -315,7 +439,7 @@ class Client:
         named = target.topic, method
         return Deferred.fromCoroutine(call_with_retries(retry, self._clock, timeout, attempt, named))
 
-    def cast(self, context: RequestContext, method: str, /, *positional: Never, **args: Any) -> Deferred[None]:
+    def cast(self, context: RequestContext, method: str = "", /, *positional: Never, **args: Any) -> Deferred[None]:
         """Send a message that runs a method, and do not wait for a result.
 
         :return: Deferred[None], fired when the broker has confirmed the message. A confirm does not mean
@@ -333,7 +457,7 @@ class Client:
         :raises TypeError: at once: see :meth:`call`.
         :raises ProblemError: at once: see :meth:`call`.
         """
-        if positional or not isinstance(context, RequestContext):
+        if positional or not method or not isinstance(context, RequestContext):
             raise _misused("cast", context, method, positional)
         if self._chain is not None:
             return self._send_through(CAST, Client.cast, context, method, args)
@@ -342,9 +466,9 @@ class Client:
         except RPCError as error:
             return fail(error)
 
-    def fanout(self, context: RequestContext, method: str, /, *positional: Never, **args: Any) -> Deferred[None]:
+    def fanout(self, context: RequestContext, method: str = "", /, *positional: Never, **args: Any) -> Deferred[None]:
         """Run a method on every server of the topic; otherwise as :meth:`cast`."""
-        if positional or not isinstance(context, RequestContext):
+        if positional or not method or not isinstance(context, RequestContext):
             raise _misused("fanout", context, method, positional)
         if self._chain is not None:
             return self._send_through(CAST, Client.fanout, context, method, args)
@@ -385,6 +509,10 @@ class Client:
 
     def _cast(self, target: Target, context: RequestContext, method: str, args: Mapping[str, Any]) -> Deferred[None]:
         self._calls.check_open()
+        check = self._checks[True]  # that of a topic, even with a server: its queue keeps a cast for it
+        answer = None if check is None else check(target)
+        if isinstance(answer, RPCError):
+            return fail(answer)
         body = encode_request(
             method,
             args,
@@ -397,15 +525,26 @@ class Client:
         send: Callable[[], Deferred[None]] = partial(
             self._transport.send, target, body, None, self._mandatory and not target.fanout
         )
-        return Deferred.fromCoroutine(_send_with_retries(send)) if self._idempotent else send()
 
-    def _checked_target(self) -> Target:
+        def send_in_time(_seconds: float | None = None) -> Deferred[None]:
+            return Deferred.fromCoroutine(_send_with_retries(send)) if self._idempotent else send()
+
+        return send_in_time() if answer is None else send_when_checked(answer, self._clock, None, send_in_time)
+
+    def _checked_target(self, *, replies: bool = False) -> Target:
         target = self._target
         if target is None:
             raise InvalidTargetError(*_NO_TARGET)
-        if self._version_cap is not None and not compatible(self._version_cap, target.version):
-            raise RPCVersionCapError(str(target.version), self._version_cap)
+        if self._fixed_cap is not None and not compatible(self._fixed_cap, target.version):
+            raise RPCVersionCapError(str(target.version), self._fixed_cap)
+        if replies and target.fanout:
+            raise InvalidTargetError(str(target), "a fanout has no reply; use gather(), fanout() or cast()")
         return target
+
+
+def _within(least: float, value: object) -> bool:
+    """Return whether a value is a number, at least this, and finite upwards."""
+    return isinstance(value, int | float) and least <= value < inf
 
 
 def _misused(name: str, context: object, method: object, positional: Sequence[object]) -> TypeError:
@@ -413,6 +552,8 @@ def _misused(name: str, context: object, method: object, positional: Sequence[ob
     example = f'write {name}(context, "method", name=value)'
     if not isinstance(context, RequestContext):
         return TypeError(f"{name}() takes a RequestContext first, not {context!r:.80}; {example}")
+    if not method:
+        return TypeError(f"{name}() has no method; {example}")
     given = ", ".join(f"{value!r:.80}" for value in positional)
     return TypeError(f"{name}() of {method!r} takes arguments by name, but got {given}; {example}")
 

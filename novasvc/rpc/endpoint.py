@@ -5,6 +5,7 @@ of this table: never in getattr, never in an import.
 """
 
 from collections.abc import Callable, Iterator
+from difflib import get_close_matches
 from typing import Any
 
 import attrs
@@ -17,6 +18,8 @@ from novasvc.rpc.version import Version, parse_version, serves
 
 _Interface = tuple[str | None, Version]
 _MAX_SHOWN = 8
+_MAX_NAME = 100
+"""Characters of an unknown name that are compared with the known ones."""
 MAX_CACHED = 1000
 """The most cached lookups: callers can write one version in many ways."""
 
@@ -81,13 +84,19 @@ class Endpoints:
                         self.cache[namespace, name, version] = method
                     return method
             if any(space == namespace and serves(have, want) for space, have in self._interfaces):
-                raise NoSuchMethodError(name, _format_interfaces(self._interfaces_with(name)))
+                served = _format_interfaces(self._interfaces_with(name))
+                raise NoSuchMethodError(name, served, self._similar(namespace, name))
         candidates = self._interfaces_with(name) or self._interfaces
         raise UnsupportedVersionError(str(version), name, namespace, _format_interfaces(candidates))
 
     def _interfaces_with(self, name: str) -> set[_Interface]:
         """Return the interfaces that have a method of this name."""
         return {(m.exposure.namespace, m.version) for m in self if m.name == name}
+
+    def _similar(self, namespace: str | None, name: str) -> str:
+        """Return the method of a namespace whose name is most similar; "" if none is."""
+        known = [known for space, known in self._methods if space == namespace]
+        return next(iter(get_close_matches(name[:_MAX_NAME], known, n=1)), "")
 
     def _add(self, method: Method) -> None:
         namespace = method.exposure.namespace

@@ -107,6 +107,27 @@ class UndeliverableError(RPCError):
 
 
 @attrs.define
+class TargetDownError(UndeliverableError):
+    """The registry says that the called service is down; the call was not sent.
+
+    :param target: target as text: "compute.host1".
+    :param registered: number of services registered for the target.
+    :param up: how many of them are up: 0.
+    :param reason: why it is down and since when, as a sentence without a full stop.
+    :param since: since when it is down, ISO 8601 in UTC; None if unknown.
+    """
+
+    reason: str = ""
+    since: str | None = None
+
+    def __str__(self) -> str:
+        return (
+            f"{self.target} is down, and the call was not sent: {self.reason}; call another server of the topic, or "
+            "call this one all the same with prepare(check_liveness=False)"
+        )
+
+
+@attrs.define
 class TransportFullError(RPCError):
     """A queue or the sender's buffer is full; the message was rejected.
 
@@ -147,13 +168,20 @@ class RPCVersionCapError(RPCError):
 
     :param version: the version that the call requires.
     :param version_cap: the highest version that the client may request.
+    :param reason: where the cap comes from, as a noun phrase, if it follows the services that are up; else "".
     """
 
     version: str
     version_cap: str
+    reason: str = ""
 
     def __str__(self) -> str:
-        return f"version {self.version} is above the version cap {self.version_cap}"
+        text = f"version {self.version} is above the version cap {self.version_cap}"
+        if self.reason:
+            text += (
+                f", which is {self.reason}; send an older version (see Client.choose_version), or upgrade the services"
+            )
+        return text
 
 
 @attrs.define
@@ -175,14 +203,18 @@ class NoSuchMethodError(RPCError):
 
     :param method: the name that was called.
     :param served: interfaces of the service that have such a method; "" if there are none or it is unknown.
+    :param similar: the name of the interface's method that was probably meant; "" if none is similar.
     """
 
     method: str
     served: str = ""
+    similar: str = ""
 
     def __str__(self) -> str:
         if self.served:
             return f"the called interface exposes no method {self.method!r}; it is exposed in {self.served}"
+        if self.similar:
+            return f"the service exposes no method {self.method!r}; did you mean {self.similar!r}?"
         return f"the service exposes no method {self.method!r}; check the name, or decorate it with @rpc.expose"
 
 

@@ -4,15 +4,19 @@ import os
 from collections.abc import Callable
 from itertools import chain
 
+from novasvc import identifiers
+
 _POOL_SIZE = 64
 
 # Random bytes are read for many ids at a time: the system call costs more than encoding a small message.
 _pool: list[str] = []
-os.register_at_fork(after_in_child=_pool.clear)  # Invariant: a child must not reuse its parent's ids.
+discard_pool: Callable[[], None] = _pool.clear
+"""Draw new random bytes for the next id, because those that were drawn must not be used, or are not the seed's."""
+os.register_at_fork(after_in_child=discard_pool)  # Invariant: a child must not reuse its parent's ids.
 
 
 def _refill() -> list[str]:
-    _pool[:] = os.urandom(16 * _POOL_SIZE).hex(" ", 16).split()
+    _pool[:] = identifiers.random_bytes(16 * _POOL_SIZE).hex(" ", 16).split()
     return _pool
 
 

@@ -259,6 +259,11 @@ class PendingCalls:
             self._open()
         return waiter
 
+    def refuse(self, target: Target, method: str, error: RPCError) -> Deferred[Any]:
+        """Fail a call that must not be sent, and count it."""
+        self._metrics_of(target.topic, method).unsent.value += 1
+        return fail(error)
+
     def _metrics_of(self, topic: str, method: str) -> CallMetrics:
         """Return a method's metrics; cache up to MAX_LABEL_SETS, because the number of names has no bound."""
         call_metrics = CallMetrics.of(topic, method)

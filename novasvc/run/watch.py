@@ -6,9 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+
+from novasvc.errors import describe
 
 INTERVAL = 0.5
 """Seconds between two looks at the files."""
@@ -28,7 +31,8 @@ _PR_SET_PDEATHSIG = 1
 def run_again_when_changed(command: Sequence[str], directory: Path, report: Callable[[str], object]) -> int:
     """Run a command, and run it again whenever a Python file below a directory is changed, added or removed.
 
-    If the command ends by itself, for instance because a file has a syntax error, it runs again after the next change.
+    A change that is no valid Python, such as a file saved half-way, is reported, and the command runs on. If the
+    command ends by itself, it runs again after the next change.
 
     :param report: called with how the command has ended by itself, such as "with status 1", and with "" before it runs.
     :return: the exit status of the command that ran when this process got SIGINT or SIGTERM.
@@ -47,7 +51,12 @@ def run_again_when_changed(command: Sequence[str], directory: Path, report: Call
                 ended = True
                 _tell(f"it ended {_how(running.returncode)}; it starts again when a file changes")
                 report(_how(running.returncode))
-            changed = first_change(seen, snapshot(directory))
+            after = snapshot(directory)
+            changed = first_change(seen, after)
+            wrong = None if changed is None else syntax_error(seen, after)
+            if wrong is not None:
+                _tell(f"{wrong}; nothing starts again before it is mended")
+                seen, changed = after, None
         _end(running)
         if stopping or changed is None:
             return running.returncode if running.returncode >= 0 else 128 - running.returncode
@@ -78,6 +87,20 @@ def snapshot(directory: Path) -> dict[str, int]:
 def first_change(before: dict[str, int], after: dict[str, int]) -> str | None:
     """Return a file that differs between two snapshots; None if there is none."""
     return next((path for path in sorted(before.keys() | after.keys()) if before.get(path) != after.get(path)), None)
+
+
+def syntax_error(before: dict[str, int], after: dict[str, int]) -> str | None:
+    """Return the first syntax error in the files that have changed between two snapshots; None if there is none."""
+    for path in sorted(path for path, changed in after.items() if before.get(path) != changed):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the command shows them
+                compile(Path(path).read_bytes(), path, "exec", dont_inherit=True)
+        except (SyntaxError, ValueError) as error:  # ValueError: a null byte, before Python 3.12
+            return describe(error)
+        except OSError:
+            continue  # it was just removed
+    return None
 
 
 def _python_files(directory: Path) -> Iterator[str]:

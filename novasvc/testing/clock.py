@@ -64,7 +64,17 @@ class SteppedClock(Clock):
         call = self.next_call()
         if call is None or call.getTime() > end:
             return False
-        self.rightNow = max(self.rightNow, call.getTime())
+        self.calls.remove(call)
+        self._run(call, call.getTime())
+        return True
+
+    def _run(self, call: DelayedCall, due: float) -> None:
+        """Advance the time to a due time, and run the call that is due then.
+
+        :param call: removed from the calls that wait.
+        :raises BusyClockError: the calls at one moment do not end.
+        """
+        self.rightNow = max(self.rightNow, due)
         moment, calls = self._calls_at
         self._calls_at = self.rightNow, calls + 1 if moment == self.rightNow else 1
         if self._calls_at[1] > CALLS_AT_ONE_MOMENT:
@@ -75,12 +85,10 @@ class SteppedClock(Clock):
         self.in_thread = False
         try:
             # As Clock.advance does it, which would run all calls of this moment, even if they never end.
-            self.calls.remove(call)
             call.called = 1
             call.func(*call.args, **call.kw)
         finally:
             self.stepping, self.in_thread = outer
-        return True
 
     def advance_until(self, done: Callable[[], bool]) -> bool:
         """Advance the time until something is done; return False if nothing is due any more before that."""

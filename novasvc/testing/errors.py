@@ -23,10 +23,18 @@ class UnusedFaultError(ProblemError):
     """A fault was injected that no message met. The subject is the fault."""
 
 
+class UnseenFailureError(ProblemError):
+    """A handler of an event or a periodic task has failed, and the test has not looked. The subject is its name."""
+
+
 class UnknownNodeError(ProblemError):
     """No node of the fleet has this name. The subject is the name."""
 
     about = "node {!r}"
+
+
+class BrokenPromiseError(ProblemError):
+    """A simulation did not keep what novasvc promises, or what the test added. The subject is the seed."""
 
 
 class ServerSetupError(ProblemError):

@@ -13,6 +13,7 @@ from novasvc.rpc.target import Target
 from novasvc.telemetry import metrics
 from novasvc.testing.calls import FleetCalls
 from novasvc.testing.errors import UnknownNodeError
+from novasvc.testing.failures import Failures
 from novasvc.testing.hosts import HOST
 from novasvc.testing.metrics import MetricsSince
 from novasvc.testing.node import FleetNode
@@ -52,6 +53,8 @@ class Fleet(FleetCalls):
             metrics.reset()
         _running.add(self)
         self._metrics = MetricsSince()
+        self._failures = Failures()
+        self._failures.start()
         self._stopped = False
 
     def __enter__(self) -> Self:
@@ -150,6 +153,7 @@ class Fleet(FleetCalls):
             return
         self._stopped = True
         _running.discard(self)
+        self._failures.stop()
         self.faults.clear()
         for host in list(self._network.disconnected):
             self.reconnect(host)
@@ -191,6 +195,22 @@ class Fleet(FleetCalls):
         :raises KeyError: there is no such metric, or it has no such label.
         """
         return self._metrics.read(name, labels)
+
+    def flush_failures(self, *kinds: type[BaseException]) -> list[BaseException]:
+        """Return what handlers of events and periodic tasks have raised so far, and forget it.
+
+        Nobody else sees these exceptions. The pytest fixture ``fleet`` fails a test that leaves some.
+
+        :param kinds: only these classes.
+        """
+        return self._failures.flush(*kinds)
+
+    def check_failures(self) -> None:
+        """Check that no handler of an event and no periodic task has failed, except for what was flushed.
+
+        :raises UnseenFailureError: one has; its cause is the exception.
+        """
+        self._failures.check()
 
     def under_way(self) -> list[str]:
         """Return what is under way, one sentence each: messages, calls, tasks, events, starts and stops."""

@@ -27,7 +27,7 @@ class FleetHosts(FleetTime):
 
     def __init__(self, limit: float, seed: int, settings: dict[str, Any]) -> None:
         super().__init__(limit)
-        self.registry = MemoryRegistry(self.clock)
+        self.registry = MemoryRegistry(self.clock, service_down_time=settings.get("service_down_time", 60.0))
         self._random = random.Random(seed)  # noqa: S311 - a test's
         self._settings = {"periodic_fuzzy_delay": 0, **settings}
         self._network = Network(self.clock)

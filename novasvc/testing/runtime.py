@@ -13,6 +13,7 @@ from novasvc.node.runtime import Runtime, SharedConnection
 from novasvc.reactor.backoff import jittered_backoff
 from novasvc.registry.memory import MemoryRegistry
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
+from novasvc.workers.current import SharedStart
 
 
 def memory_runtime(clock: Clock | None = None, *, seed: int = 0, **settings: Any) -> Runtime:
@@ -27,8 +28,9 @@ def memory_runtime(clock: Clock | None = None, *, seed: int = 0, **settings: Any
     :param settings: fields of :class:`novasvc.config.Settings`.
     """
     time = clock or Clock()
-    broker, registry = MemoryBroker(), MemoryRegistry(time)
     configuration = Settings(**settings)
+    broker = MemoryBroker()
+    registry = MemoryRegistry(time, service_down_time=configuration.service_down_time)
 
     def connect() -> ITransport:
         return MemoryTransport(broker, clock=time, exchange=configuration.control_exchange)
@@ -59,6 +61,8 @@ def make_runtime(
         database=SharedConnection("database", lambda: registry),
         run_blocking=run_blocking,
         worker=worker,
+        start=None if worker is None else SharedStart(owner=settings.host[:36], pid=0),
+        machine=settings.host,
         random_source=random_source,
         wall_clock=clock.seconds,
         retry=jittered_backoff(random_source=random_source),

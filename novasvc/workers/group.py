@@ -6,11 +6,12 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults, succeed
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.logger import Logger
 
 from novasvc.rpc.server.admission import NOBODY, READY, UNDER_WAY
+from novasvc.workers.current import ALONE, TOGETHER
 from novasvc.workers.errors import ReloadError
 from novasvc.workers.forkserver_client import ForkserverClient
 from novasvc.workers.pipe import PipeMessage
@@ -66,6 +67,7 @@ class WorkerGroup:
     proven: bool = attrs.field(default=False, init=False)
     _others: list[Slot] = attrs.field(factory=list, init=False)
     _templates: WeakKeyDictionary[Slot, WorkerTemplate] = attrs.field(factory=WeakKeyDictionary, init=False)
+    _ended_services: WeakKeyDictionary[Slot, set[str]] = attrs.field(factory=WeakKeyDictionary, init=False)
     throttle: Throttle = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -191,8 +193,11 @@ class WorkerGroup:
         return slot
 
     def _answer_sibling_query(self, slot: Slot, message: PipeMessage) -> None:
-        """Answer a draining worker that received a request of an operation that it does not know."""
-        answering = Deferred.fromCoroutine(self._state_of_siblings(slot, message["request_id"]))
+        """Answer a worker: whether it ends alone, or who takes a request of an operation that it does not know."""
+        if "end" in message:
+            answering = succeed(ALONE if self._ends_alone(slot, message["end"], message["service"]) else TOGETHER)
+        else:
+            answering = Deferred.fromCoroutine(self._state_of_siblings(slot, message["request_id"]))
 
         def send(answer: str) -> None:
             if slot.process is not None:
@@ -202,6 +207,22 @@ class WorkerGroup:
         answering.addErrback(
             lambda failure: _log.failure("cannot answer {worker} about siblings", failure, worker=slot)
         )
+
+    def _ends_alone(self, slot: Slot, kind: str, service: str) -> bool:
+        """Return whether others go on with a service of a slot's worker; see :data:`novasvc.workers.current.EndsAlone`.
+
+        Of workers that end together, the last one that asks does not end alone.
+        """
+        others = [other for other in self if other is not slot and other.process is not None]
+        if kind == "failure":
+            return any(other.state == "ready" for other in others)
+        if self.slots:
+            return True  # not the group drains: this worker is replaced, or no longer wanted
+        if kind == "drain":
+            return False
+        ended = self._ended_services.setdefault(slot, set())
+        ended.add(service)
+        return any(service not in self._ended_services.get(other, ()) for other in others)
 
     async def _state_of_siblings(self, slot: Slot, request_id: str) -> str:
         """Return whether a sibling can take the operation's request; see :mod:`novasvc.rpc.server.admission`."""

@@ -5,11 +5,13 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+import attrs
 from twisted.internet.defer import Deferred, DeferredList, gatherResults
 from twisted.logger import Logger
 
 from novasvc.config import Settings
 from novasvc.telemetry.logfiles import LogFile
+from novasvc.workers.current import SharedStart
 from novasvc.workers.errors import ReloadError
 from novasvc.workers.forkserver_client import ForkserverClient
 from novasvc.workers.group import WorkerGroup, WorkerTemplate
@@ -30,10 +32,12 @@ class WorkerGroups:
     :param should_give_up: see :class:`novasvc.workers.slot.Slot`.
     :ivar lock_fd: descriptor of the lock file that workers inherit, or None; see
         :class:`novasvc.workers.control.path_lock.PathLock`.
+    :ivar shared_start: what all workers share; a supervisor that starts makes a new one.
     """
 
     def __init__(self, reactor: Any, log_file: str, should_give_up: Callable[[Slot, str], bool]) -> None:
         self.lock_fd: int | None = None
+        self.shared_start = SharedStart("", 0)
         self._reactor = reactor
         self._log_path = os.path.abspath(log_file) if log_file else ""  # noqa: PTH100 - links are kept: the name is reopened
         self._log_file = LogFile(log_file) if log_file else None
@@ -140,6 +144,7 @@ class WorkerGroups:
             "log": {"file": self._log_path, "json": settings.log_json, "level": settings.log_level},
             "grace": settings.graceful_shutdown_timeout,
             "watchdog": settings.worker_watchdog,
+            "start": attrs.asdict(self.shared_start),
         }
         timeouts = WorkerTimeouts(
             settings.worker_start_timeout, settings.graceful_shutdown_timeout, settings.worker_watchdog

@@ -212,7 +212,7 @@ class Slot:
                 self.trouble = None if dependency is None else f"waiting for the {dependency}"
                 # An outage is not the worker's fault: restart the start timeout when it is over.
                 self.arm(self.timeouts.start if dependency is None else 0)
-            case {"is": "query", "key": _, "request_id": _}:
+            case {"is": "query", "key": _, "request_id": _} | {"is": "query", "key": _, "end": _, "service": _}:
                 self._answer_sibling_query(self, message)
             case {"is": "draining", "calls": calls}:
                 self._machine.leave()

@@ -31,7 +31,7 @@ from novasvc.rpc.server.unstarted_record import UnstartedRecord
 from novasvc.telemetry import flight, metrics
 from novasvc.telemetry.stalls import StallWatch
 from novasvc.workers import reports
-from novasvc.workers.current import CurrentWorker, set_current_worker
+from novasvc.workers.current import ALONE, CurrentWorker, EndKind, SharedStart, set_current_worker
 from novasvc.workers.diagnostics import DUMP, DiagnosticsFile
 from novasvc.workers.errors import NotPreforkableError
 from novasvc.workers.exit_status import (
@@ -78,7 +78,8 @@ def run(
     :param observer: logs; it is switched to the worker's own log.
     :param parameters: {"number": int, "name": of the server, "server": pickled, in base64, "reactor": name of a module
         with an install function, "log": {"file", "json", "level"}, "grace": seconds to drain, "watchdog": seconds for
-        which the reactor may be blocked}; 0 is no limit. See :mod:`novasvc.workers.group`.
+        which the reactor may be blocked, "start": the fields of :class:`novasvc.workers.current.SharedStart`}; 0 is no
+        limit. See :mod:`novasvc.workers.group`.
     :param descriptors: the pipe to the supervisor, the diagnostics file, and the listening sockets.
     :param unstarted_record: shared record of requests that this process has received but not begun.
     :return: the exit status.
@@ -97,7 +98,14 @@ def run(
     use_monotonic_clock(reactor)
     observer.switch(parameters, reactor)
     worker = Worker(parameters, reactor, diagnostics, [socket.socket(fileno=descriptor) for descriptor in sockets])
-    current = CurrentWorker(parameters["number"], parameters["grace"], unstarted_record, worker.ask_siblings)
+    current = CurrentWorker(
+        parameters["number"],
+        parameters["grace"],
+        unstarted_record,
+        worker.ask_siblings,
+        SharedStart(**parameters["start"]),
+        worker.ends_alone,
+    )
     set_current_worker(reactor, current)
     worker.pipe = adopt(reactor, socket.socket(fileno=pipe_end), Pipe(worker.receive, worker.orphaned))
     call_when_orphaned(cast(Any, worker.pipe.transport).fileno(), worker.pipe_closed)
@@ -193,7 +201,9 @@ class Worker:
         else:
             self.status, problem = UNHANDLED, describe(error)
             _log.failure("{what}", failure, level=LogLevel.critical, what=what)
-        self._send({"is": "failed", "problem": problem, "final": known and final})
+        self._send(
+            {"is": "failed", "problem": problem, "final": known and (final or getattr(error, "is_final", False))}
+        )
 
     # -- reports -------------------------------------------------------------------------------
 
@@ -215,17 +225,19 @@ class Worker:
     def receive(self, message: PipeMessage) -> None:
         """Handle a message from the supervisor.
 
-        It queries running calls, request ids of operations, metrics, health or how much was served; answers a query
-        of this worker; or tells it to stop now.
+        It queries running calls, request ids of operations, metrics, health, descriptions or how much was served;
+        answers a query of this worker; or tells it to stop now.
         """
         match message:
             case {"answer": key, "value": answer}:
                 query = self._pending_queries.pop(key, None)
                 if query is not None:
                     query.callback(answer)
-            case {"query": key, "name": "health"}:
-                reporting = Deferred.fromCoroutine(self._report_health(key))
-                reporting.addErrback(lambda failure: _log.failure("cannot report the health of the services", failure))
+            case {"query": key, "name": "health" | "describe" | "history" as what}:
+                reporting = Deferred.fromCoroutine(self._report(key, what))
+                reporting.addErrback(
+                    lambda failure: _log.failure("cannot report the {what} of the services", failure, what=what)
+                )
             case {"query": key, "name": "operations"}:
                 self._answer(key, reports.operations(self._server))
             case {"query": key, "name": "metrics"}:
@@ -255,8 +267,25 @@ class Worker:
 
         return query.addTimeout(_SIBLINGS_TIMEOUT, self._reactor, timed_out)
 
-    async def _report_health(self, key: int) -> None:
-        self._answer(key, await reports.health_of(reports.parts(self._server)))
+    def ends_alone(self, kind: EndKind, service: str) -> Deferred[bool]:
+        """Ask the supervisor whether other workers go on with a service that drains, ends or fails in this one.
+
+        :return: Deferred[bool]; True if the supervisor does not answer.
+        """
+        key = next(self._query_keys)
+        query = self._pending_queries[key] = Deferred[str]()
+        self._send({"is": "query", "key": key, "end": kind, "service": service})
+
+        def timed_out(_: object, __: float) -> str:
+            self._pending_queries.pop(key, None)
+            return ALONE
+
+        return query.addTimeout(_SIBLINGS_TIMEOUT, self._reactor, timed_out).addCallback(ALONE.__eq__)
+
+    async def _report(self, key: int, what: str) -> None:
+        services = reports.parts(self._server)
+        answer: Any = await (reports.health_of(services) if what == "health" else reports.descriptions(services, what))
+        self._answer(key, answer)
 
     def _answer(self, key: int, answer: Any) -> None:
         """Answer a query of the supervisor; None if there is no answer."""

@@ -27,7 +27,8 @@ START = ServiceStart(
     zone="az1",
     tags=("gpu", "größe 'L'"),
 )
-RACERS = 50
+RACERS = 300
+MANY = 50
 
 
 class IncarnationContract:
@@ -66,12 +67,43 @@ class IncarnationContract:
         self.assertEqual(changed.incarnation, begun.incarnation)
         self.assertEqual((await self.register()).incarnation, begun.incarnation)
 
+    async def test_zone_and_tag(self: Any) -> None:
+        """A query finds services by zone and by tag; tags are compared exactly."""
+        await self.begin()
+        await self.begin("owner 2", host="h2", zone="az2", tags=("gpus", "GPU"))
+        await self.register(host="h3")
+
+        async def hosts(**given: Any) -> list[str]:
+            query = ServiceQuery(**given)
+            rows = [row.host for row in (await self.registry.page(query)).rows]
+            self.assertEqual((await self.registry.count(query)).services, len(rows))
+            return rows
+
+        self.assertEqual(await hosts(), ["h1", "h2", "h3"])
+        self.assertEqual([await hosts(zone=zone) for zone in ("az1", "az2", "az")], [["h1"], ["h2"], []])
+        self.assertEqual([await hosts(tag=tag) for tag in ("gpu", "GPU", "gpus", "g")], [["h1"], ["h2"], ["h2"], []])
+        self.assertEqual(await hosts(tag="größe 'L'"), ["h1"])
+        self.assertEqual(await hosts(tag="gpu", zone="az2"), [])
+
     async def test_same_start(self: Any) -> None:
         """A start that is begun again, by a repeated call or another worker, has the same incarnation and state."""
         first = await self.begin()
         await self.registry.enter(first.id, 1, "ready")
         again = await self.begin(version=8)
         self.assertEqual((again.incarnation.number, again.incarnation.state, again.version), (1, "ready", 8))
+
+    async def test_same_start_with_other_tags(self: Any) -> None:
+        """A start that is begun again with another zone or other tags has these."""
+        first = await self.begin()
+        again = await self.begin(zone="az2", tags=("ssd",))
+        self.assertEqual((again.incarnation.zone, again.incarnation.tags), ("az2", ("ssd",)))
+        self.assertEqual(again.incarnation, attrs.evolve(first.incarnation, zone="az2", tags=("ssd",)))
+
+    async def test_lost_by_the_database(self: Any) -> None:
+        """A start that a database has lost, such as one restored from a backup, gets a greater number than it had."""
+        self.assertEqual((await self.begin(after=41)).incarnation.number, 42)
+        await self.registry.enter(1, 42, "stopped")
+        self.assertEqual((await self.begin("owner 2", after=7)).incarnation.number, 43)
 
     async def test_twin(self: Any) -> None:
         """While a start is alive, another one is refused, and told where the first one runs; nothing changes."""
@@ -206,11 +238,12 @@ class IncarnationContract:
         self.assertEqual((await self.registry.count(query)).up, 2)
 
     async def test_deleted(self: Any) -> None:
-        """A deleted incarnation can neither beat nor enter a state; the next start has a new row and number."""
+        """A deleted incarnation can neither beat nor enter a state; another start has a new row and number."""
         first = await self.begin()
         await self.registry.delete(first.id)
         await self.assert_fails(ServiceNotFoundError, self.registry.beat(first.id, 1))
         await self.assert_fails(ServiceNotFoundError, self.registry.enter(first.id, 1, "ready"))
+        await self.assert_fails(ServiceNotFoundError, self.begin())
         second = await self.begin("owner 2")
         self.assertNotEqual(second.id, first.id)
         self.assertEqual(second.incarnation.number, 2)
@@ -257,10 +290,10 @@ class IncarnationContract:
 
     async def test_many_services_at_once(self: Any) -> None:
         """Services that start at the same moment do not hinder each other."""
-        starting = [self.begin(f"owner {number}", host=f"h{number}") for number in range(RACERS)]
+        starting = [self.begin(f"owner {number}", host=f"h{number}") for number in range(MANY)]
         records = await gatherResults(starting)
         self.assertEqual({record.incarnation.number for record in records}, {1})
-        self.assertEqual(len({record.id for record in records}), RACERS)
+        self.assertEqual(len({record.id for record in records}), MANY)
 
     async def test_long_texts(self: Any) -> None:
         """A machine's name that is longer than the column is cut."""

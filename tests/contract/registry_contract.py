@@ -16,6 +16,7 @@ from novasvc.registry.lease import Lease, LeaseRequest
 from novasvc.registry.query import ServiceQuery, ServiceTotals, Sort
 from novasvc.registry.record import ServiceChanges, ServiceRecord
 from tests.contract.incarnation_contract import IncarnationContract
+from tests.contract.verdict_contract import VerdictContract
 
 Fixture = Callable[[TestCase], Awaitable[Any]]
 """Takes the running test, returns an open, empty registry, and sees to its closing."""
@@ -24,7 +25,7 @@ NO_SUCH_ID = 4711
 NO_SUCH_UUID = "00000000-0000-4000-8000-000000000000"
 
 
-class RegistryContract(IncarnationContract, TestCase):
+class RegistryContract(IncarnationContract, VerdictContract, TestCase):
     fixture: Fixture
     registry: Any
 

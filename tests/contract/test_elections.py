@@ -9,6 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from novasvc.node.host_election import FileElection, ProcessElection
 from novasvc.registry.election import LeaseElection
 from novasvc.testing import MemoryRegistry
+from novasvc.workers.file_lock import FileLock
 from tests.contract.election_contract import Contenders, make_election_tests
 
 
@@ -18,7 +19,7 @@ def in_a_process(_test: SynchronousTestCase, clock: Clock) -> Contenders:
 
 def by_a_file(test: SynchronousTestCase, clock: Clock) -> Contenders:
     directory = Path(test.mktemp()).absolute()
-    return lambda: FileElection([directory], "shop.lock", clock)
+    return lambda: FileElection(FileLock([directory], "shop.lock"), clock)
 
 
 def by_leases(_test: SynchronousTestCase, clock: Clock) -> Contenders:

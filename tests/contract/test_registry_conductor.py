@@ -17,6 +17,7 @@ from novasvc.testing import MemoryRegistry
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
 from tests.contract.registry_contract import make_registry_tests
 from tests.contract.test_registry_sqlite import sqlite_registry
+from tests.contract.verdict_contract import DOWN_TIME
 
 
 async def conducted(test: TestCase, registry: Any) -> RemoteRegistry:
@@ -59,7 +60,7 @@ async def sqlite_behind_conductor(test: TestCase) -> RemoteRegistry:
 
 
 async def memory_behind_conductor(test: TestCase) -> RemoteRegistry:
-    return await conducted(test, MemoryRegistry(reactor))
+    return await conducted(test, MemoryRegistry(reactor, service_down_time=DOWN_TIME))
 
 
 class ConductedSQLiteTests(make_registry_tests(sqlite_behind_conductor)):  # type: ignore[misc]

@@ -6,12 +6,13 @@ from twisted.trial.unittest import TestCase
 from novasvc.registry.sql import migrate
 from novasvc.registry.sql.services import ServiceRegistry, connect_registry
 from tests.contract.registry_contract import make_registry_tests
+from tests.contract.verdict_contract import DOWN_TIME
 
 
 async def sqlite_registry(test: TestCase) -> ServiceRegistry:
     url = f"sqlite:///{test.mktemp()}.sqlite"
     migrate.upgrade(url)
-    registry = connect_registry(url, reactor=reactor)
+    registry = connect_registry(url, reactor=reactor, service_down_time=DOWN_TIME)
     test.addCleanup(registry.close)
     await registry.open()
     return registry

@@ -66,7 +66,6 @@ class ReloadTests(TestCase):
         """Code that cannot be loaded is shown; calls say so at once; mended code runs again."""
         node = self.node()
         for broken, shown in (
-            ("class Stock(:\n", r"SyntaxError: invalid syntax \(.*/shop.py:1: class Stock\(:\)"),
             ("import nowhere\n" + SHOP, "shop imports 'nowhere', which is not installed"),
             (SHOP.replace("class Stock", "class Stork"), "shop has no 'Stock'; it has: Stork"),
             (SHOP.replace("(self, context)", "(self)"), r"parameters are not \(self, context\).*shop.py:5"),
@@ -83,6 +82,16 @@ class ReloadTests(TestCase):
         self.code.write_text(SHOP)
         node.wait_for(" describe stock")
         self.assertEqual(self.call(), (0, "7\n"))
+
+    def test_syntax_error(self) -> None:
+        """A file with a syntax error is shown, and the service runs on with the code that it has."""
+        node = self.node()
+        self.code.write_text("class Stock(:\n")
+        node.wait_for(r"SyntaxError: invalid syntax \(.*/shop.py:1: class Stock\(:\); nothing starts again")
+        self.assertEqual(self.call(), (0, "7\n"))
+        self.code.write_text(SHOP.replace("return 7", "return 8"))
+        node.wait_for("shop.py changed, starting again")
+        self.assertEqual(self.call(), (0, "8\n"))
 
     def test_port_in_use(self) -> None:
         """A port in use is named, and the next change tries again."""

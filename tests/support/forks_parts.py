@@ -114,6 +114,7 @@ def worker_parameters(server: Any, number: int = 1) -> dict[str, Any]:
         "reactor": "twisted.internet.epollreactor",
         "grace": GRACE,
         "watchdog": 30.0,
+        "start": {"owner": "owner", "pid": os.getpid(), "lock": None},
         "log": {"file": "", "json": False, "level": "critical"},
     }
 

@@ -1,5 +1,6 @@
 """Tests for novasvc.manager: how a manager is imported and made, and how that fails."""
 
+import importlib
 import sys
 import types
 from pathlib import Path
@@ -84,6 +85,22 @@ class MakeManagerTests(SynchronousTestCase):
     def test_no_class(self) -> None:
         """A class that the module lacks is reported with the classes that it has."""
         self.assertIn("some_managers has no 'Goood'; it has: Good, NoManager", self.problem("some_managers.Goood"))
+
+    def test_module(self) -> None:
+        """A module in place of a class is reported as such, with a class of it, imported or not."""
+        self.write_module("jobs_of_test", "class Queue:\n    pass\n\nfrom collections import OrderedDict\n")
+        self.module.jobs = importlib.import_module("jobs_of_test")
+        expected = "it is a module, not a class; give a class of it, such as jobs_of_test:Queue"
+        self.assertIn(expected, self.problem("some_managers.jobs"))
+        folder = Path(self.mktemp()).absolute()
+        for name in ("queue", "empty"):
+            path = folder / "package_of_test" / f"{name}.py"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("class Queue: ...\n" if name == "queue" else "")
+        sys.path.insert(0, str(folder))
+        self.addCleanup(sys.path.remove, str(folder))
+        self.assertIn("such as package_of_test.queue:Queue", self.problem("package_of_test.queue"))
+        self.assertIn("it defines no classes; write package_of_test.empty:Class", self.problem("package_of_test.empty"))
 
     def test_no_dot(self) -> None:
         """A name without a module is refused; the error shows the right form."""

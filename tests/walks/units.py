@@ -23,10 +23,12 @@ from novasvc.context import RequestContext
 from novasvc.http import make_site
 from novasvc.periodic import TaskRunner, periodic_task
 from novasvc.registry.heartbeat import Heartbeat, ServiceIdentity
+from novasvc.registry.incarnation import ServiceStart
 from novasvc.rpc.target import Target
 from novasvc.testing import MemoryRegistry, memory_runtime
 from novasvc.transport.amqp import AMQPTransport, BrokerAddress
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
+from tests.support.incarnation_owner import Owner
 from tests.walks.recorder import Recorder, Walk, record
 
 WARM_UP = 3
@@ -110,9 +112,10 @@ def heartbeat() -> Walk:
     """One heartbeat to a registry in memory."""
     clock = Clock()
     registry = MemoryRegistry(clock)
-    record_ = _result(registry.register("walks", "novasvc-agent", "agent", 1))
+    start = ServiceStart(host="walks", binary="novasvc-agent", topic="agent", version=1, owner="walks", machine="m1")
+    record_ = _result(registry.begin(start))
     identity = ServiceIdentity("walks", "novasvc-agent", "agent", 1)
-    Heartbeat(registry, identity, record_, clock, 10.0, [_holds]).start()
+    Heartbeat(registry, identity, record_, clock, 10.0, Owner(), [_holds]).start()
     return _shortest(lambda: clock.advance(10.0))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import attrs
 
 from novasvc.config.definition import setting
-from novasvc.config.types import NAME, PATH
+from novasvc.config.types import NAME, NAMES, PATH
 
 
 def default_state_dir(environ: Mapping[str, str]) -> Path:
@@ -34,6 +34,19 @@ class HostSection:
         NAME,
         default=attrs.Factory(socket.gethostname),
         default_text="the machine's name",
+    )
+    zone: str | None = setting(
+        "Zone that this host is in: a building, a room, a rack. `novasvc fleet` changes one zone after the other, and "
+        "lists can be filtered by it.",
+        NAME,
+        default=None,
+        optional=True,
+    )
+    tags: tuple[str, ...] = setting(
+        "Tags of the services of this host, by which lists and `novasvc fleet` can select them.",
+        NAMES,
+        default=(),
+        default_text="none",
     )
     state_dir: Path = setting(  # noqa: RUF009 - it makes the field
         "Directory for persistent state, such as the SQLite database.",

@@ -22,6 +22,12 @@ class ProcessSection:
         BOOLEAN,
         default=False,
     )
+    allow_older_service: bool = setting(
+        "Start a service even if its service_version is below that of all others of its binary that are up: to take a "
+        "fleet back to an older release.",
+        BOOLEAN,
+        default=False,
+    )
     log_level: str = setting(
         "Minimum level of the events that `twistd novasvc` logs.",
         choice("debug", "info", "warn", "error", "critical"),

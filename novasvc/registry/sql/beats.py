@@ -16,10 +16,12 @@ from novasvc.registry.errors import (
     DatabaseUnavailableError,
     ServiceNotFoundError,
 )
+from novasvc.registry.sql import silences
 from novasvc.registry.sql.engine import TIMEOUT
 from novasvc.registry.sql.incarnations import NUMBER
 from novasvc.registry.sql.rows import BEAT
 from novasvc.registry.sql.schema import GREATEST_ID, services
+from novasvc.registry.sql.silences import BEGAN
 from novasvc.telemetry import metrics
 
 LARGEST_BATCH = 500
@@ -37,7 +39,7 @@ _OF_ALL = (DatabaseUnavailableError, DatabaseReadOnlyError, DatabaseFullError)
 _OF_IDS = services.c.id.in_(bindparam("ids", expanding=True)) & (services.c.deleted == 0)
 # Rows that another transaction has locked are left out, not waited for: the heartbeats of all others would wait, too,
 # and two transactions that lock the same rows in another order would end in a deadlock. SQLite locks the whole file.
-_LOCK = select(services.c.id).where(_OF_IDS).with_for_update(skip_locked=True)
+_LOCK = select(services.c.id, BEGAN).where(_OF_IDS).with_for_update(skip_locked=True)
 _LOCK_AND_READ = _LOCK.add_columns(services.c.forced_down, NUMBER)
 _BEAT = BEAT.where(_OF_IDS)
 # InnoDB reads a small table from end to end, and locks each row that it reads, wanted or not.
@@ -47,24 +49,28 @@ for _name in ("mysql", "mariadb"):
     _BEAT = _BEAT.with_hint("FORCE INDEX (PRIMARY)", dialect_name=_name)
 
 
-def beat_all(connection: Connection, beats: Mapping[int, int | None]) -> frozenset[int]:
-    """Write a heartbeat to each of these rows.
+def beat_all(
+    connection: Connection, beats: Mapping[int, int | None], silent_after: float | None = None
+) -> frozenset[int]:
+    """Write a heartbeat to each of these rows, and record the long silences that it ends.
 
     :param beats: ids of rows -> the incarnation that lives, or None.
+    :param silent_after: seconds of a silence that is recorded; None records none.
     :return: the ids of the rows that were written. The others are deleted, locked by another transaction, forced down,
         or have another incarnation.
     """
-    ids = {"ids": list(beats)}
+    values = {"ids": list(beats), "silent_after": silent_after}
     if any(number is not None for number in beats.values()):
-        rows = connection.execute(_LOCK_AND_READ, ids).all()
-        found = frozenset(
-            service_id
-            for service_id, forced_down, number in rows
+        rows = [
+            (service_id, began)
+            for service_id, began, forced_down, number in connection.execute(_LOCK_AND_READ, values)
             if beats[service_id] is None or (beats[service_id] == number and not forced_down)
-        )
+        ]
     else:
-        found = frozenset(connection.execute(_LOCK, ids).scalars())
+        rows = [(service_id, began) for service_id, began in connection.execute(_LOCK, values)]
+    found = frozenset(service_id for service_id, _ in rows)
     if found:
+        silences.record(connection, [(service_id, began) for service_id, began in rows if began is not None])
         connection.execute(_BEAT, {"ids": list(found)})
     return found
 
@@ -88,6 +94,7 @@ class BeatBatches:
     :param write: runs a function as one transaction; returns a Deferred of its result.
     :param beat: writes one heartbeat in a transaction of its own; fails with ServiceNotFoundError.
     :param masked_url: URL of the database, for errors.
+    :param silent_after: returns the seconds of a silence that is recorded, or None to record none.
     """
 
     # Note [One bad row]
@@ -104,6 +111,7 @@ class BeatBatches:
     _write: Callable[[Callable[[Connection], frozenset[int]]], Deferred[frozenset[int]]]
     _beat: Callable[[int, int | None], Deferred[None]]
     _masked_url: str
+    _silent_after: Callable[[], float | None] = lambda: None
     _waiting: dict[int, list[_Waiting]] = attrs.field(factory=dict, init=False)
     _number: int = attrs.field(default=0, init=False)
     _writing: bool = attrs.field(default=False, init=False)
@@ -156,7 +164,8 @@ class BeatBatches:
             self._writing = False
             return
         beats = {service_id: waiter.incarnation for service_id, waiter in batch.items()}
-        writing = self._write(lambda connection: beat_all(connection, beats))
+        silent_after = self._silent_after()
+        writing = self._write(lambda connection: beat_all(connection, beats, silent_after))
         writing.addBoth(self._written, batch)
 
     def _written(self, outcome: frozenset[int] | Failure, batch: dict[int, _Waiting]) -> None:

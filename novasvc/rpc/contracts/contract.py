@@ -23,6 +23,7 @@ import msgspec
 from twisted.internet.defer import Deferred
 
 from novasvc.errors import DeclarationError
+from novasvc.rpc.contracts.allowed_values import allowed_values
 from novasvc.rpc.contracts.schema import add_time_formats
 from novasvc.rpc.contracts.shape import Shape, shape_of_arguments, shape_of_result
 from novasvc.rpc.errors import InvalidArgumentsError, ResultNotSerializableError
@@ -80,7 +81,7 @@ class Contract:
 
         :param error: a ValidationError, which names the path to the wrong value, or what a class's own code raised.
         """
-        return InvalidArgumentsError(self.method, _described(error, ""))
+        return InvalidArgumentsError(self.method, _described(error, "", self.arguments))
 
     def convert_result(self, result: Any) -> Any:
         """Check a result, and convert it to what JSON has.
@@ -91,7 +92,7 @@ class Contract:
             plain = as_json(result)
             msgspec.convert(plain, self.result, builtin_types=_LEFT, str_keys=True)
         except Exception as error:  # noqa: BLE001 - users' classes may raise anything
-            problem = _described(error, "the result")
+            problem = _described(error, "the result", self.result)
             if isinstance(result, _AWAITED):
                 problem = f"the result is a {type(result).__name__}: an await is missing in the method, or its caller"
             raise ResultNotSerializableError(self.method, problem) from None
@@ -220,14 +221,19 @@ def as_dicts(value: Any) -> Any:
     return {key: as_dicts(each) for key, each in found.items() if each is not msgspec.UNSET}
 
 
-def _described(error: BaseException, what: str) -> str:
-    """Say which value is wrong: "order.lines[0].amount: expected int, got str"."""
+def _described(error: BaseException, what: str, kind: Any) -> str:
+    """Say which value is wrong: "order.lines[0].amount: expected int, got str".
+
+    :param kind: the type of the whole.
+    """
     if not isinstance(error, msgspec.ValidationError):
         text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         return f"{what}: {text}" if what else text
     text, at, path = str(error).partition(" - at `")
     path = path.rstrip("`")
     text = (text[:1].lower() + text[1:]).replace("`", "")
+    if text.startswith("invalid enum value"):
+        text += f"; allowed: {allowed_values(kind, path)}"
     if not at:
         return f"{what}: {text}" if what else text
     path = path.removeprefix("$").removeprefix(".")

@@ -78,10 +78,19 @@ def _method(interface: type, name: str, function: Callable[..., Any], client: Cl
     # The parameter that takes all other names, if there is one.
     others = next((each.name for each in signature.parameters.values() if each.kind is each.VAR_KEYWORD), None)
 
+    example = f"{name}({', '.join([context_name, *(f'{each}=...' for each in list(signature.parameters)[2:])])})"
+
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        bound = signature.bind(*args, **kwargs).arguments
+        try:
+            bound = signature.bind(*args, **kwargs).arguments
+        except TypeError as error:
+            if len(args) > 1 and isinstance(args[1], RequestContext):
+                raise
+            raise TypeError(f"{name}(): {error}; its first argument is a RequestContext: write {example}") from None
         context: RequestContext = bound.pop(context_name)
+        if not isinstance(context, RequestContext):
+            raise TypeError(f"{name}() takes a RequestContext first, not {context!r:.80}; write {example}")
         del bound[next(iter(signature.parameters))]
         if others in bound:
             bound |= bound.pop(others)

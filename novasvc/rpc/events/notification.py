@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partialmethod
 from typing import Any
-from uuid import uuid4
 
 import attrs
 from twisted.internet.defer import Deferred, fail
 
+from novasvc import identifiers
 from novasvc.context import RequestContext
 from novasvc.interfaces import ITransport
 from novasvc.rpc.errors import InvalidArgumentsError, MessageFormatError
@@ -44,7 +44,7 @@ class Notification:
     publisher_id: str
     priority: str
     context: RequestContext
-    message_id: str = attrs.field(factory=lambda: str(uuid4()))
+    message_id: str = attrs.field(factory=identifiers.new_uuid)
     timestamp: str = ""
 
 

@@ -1,6 +1,5 @@
 """An in-memory broker: queues, fanout and replies, delivered in reactor turns of their own."""
 
-import os
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -10,6 +9,7 @@ import attrs
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from novasvc import identifiers
 from novasvc.rpc.target import Target
 
 _log = Logger()
@@ -228,6 +228,26 @@ class MemoryBroker:
         """Return whether a queue of that name exists."""
         return name in self._queues
 
+    def names(self) -> list[QueueName]:
+        """Return the names of all queues."""
+        return list(self._queues)
+
+    def ready(self, name: QueueName) -> int:
+        """Return how many messages wait in a queue."""
+        queue = self._queues.get(name)
+        return 0 if queue is None else len(queue.messages)
+
+    def delete(self, name: QueueName) -> bool:
+        """Delete a queue with its messages, though listeners consume from it, as an operator may; for tests.
+
+        :return: whether there was one.
+        """
+        queue = self._queues.pop(name, None)
+        if queue is None:
+            return False
+        queue.messages.clear()
+        return True
+
     def restore_fanout(self, topic: str, queue: Queue) -> bool:
         """Add a queue to a topic's fanout; return whether it was missing."""
         queues = self._fanouts.setdefault(topic, {})
@@ -304,7 +324,7 @@ class MemoryBroker:
 
         :param address: the address of a client in another process; None makes a new one.
         """
-        address = address or f"reply_{os.urandom(16).hex()}"
+        address = address or f"reply_{identifiers.random_bytes(16).hex()}"
         self._reply_queues[address] = _ReplyQueue(receiver)
         return address
 

@@ -98,16 +98,6 @@ class NodeTests(SynchronousTestCase):
         (lease,) = self.successResultOf(registry.list_leases())  # type: ignore[union-attr]
         self.assertEqual((lease.topic, lease.task, lease.holder), ("shop", "bill", "h1"))
 
-    def test_two_nodes_of_one_process(self) -> None:
-        """Of two nodes with one host and topic in a process, one runs the node's tasks."""
-        one, two = self.node("h1"), self.node("h1")
-        self.wait(20)
-        self.assertTrue(one.node_runs >= 4)
-        self.assertEqual(two.node_runs, 0)
-        self.stop(0)
-        self.wait(10)
-        self.assertTrue(two.node_runs)
-
 
 class MakeTests(SynchronousTestCase):
     def test_kinds(self) -> None:
@@ -129,6 +119,6 @@ class MakeTests(SynchronousTestCase):
         names = set()
         for host, topic in (("h1", "a/b"), ("h1", "a"), ("h1/a", "b"), ("x" * 255, "../y")):
             election: Any = make_elections(runtime, ServiceIdentity(host, "b", topic), topic, registry)("node")
-            names.add(election._name)
-            self.assertRegex(election._name, r"\A[0-9a-f]{32}\.lock\Z")
+            names.add(election._file.name)
+            self.assertRegex(election._file.name, r"\A[0-9a-f]{32}\.lock\Z")
         self.assertEqual(len(names), 4)

@@ -13,6 +13,7 @@ from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.node.host_election import POLL, FileElection, ProcessElection
+from novasvc.workers.file_lock import FileLock
 from tests.contract.election_contract import TASKS, Contender
 
 HOLD = """
@@ -39,7 +40,7 @@ class FileCase(SynchronousTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def stand(self) -> Contender:
-        election = FileElection([self.directory, self.fallback], "x.lock", self.clock)
+        election = FileElection(FileLock([self.directory, self.fallback], "x.lock"), self.clock)
         self.contenders.append(Contender(election).start())
         return self.contenders[-1]
 
@@ -124,8 +125,8 @@ class FileElectionTests(FileCase):
     def test_child(self) -> None:
         """A child process that was forked without exec does not keep the lock of a leader that resigned."""
         one, two = self.stand(), self.stand()
-        assert one.election._descriptor is not None
-        shared = os.dup(one.election._descriptor)  # as a forked child has it
+        assert one.election._file._descriptor is not None
+        shared = os.dup(one.election._file._descriptor)  # as a forked child has it
         self.addCleanup(os.close, shared)
         for task in TASKS:
             one.election.resign(task)

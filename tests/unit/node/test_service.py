@@ -149,7 +149,7 @@ class StartTests(ServiceTestCase):
         service = self.started()
         service.stop()
         self.fleet.advance(5)
-        states = ("starting", "running", "draining", "stopped")
+        states = ("starting", "incarnation 1", "running", "draining", "stopped")
         self.assertEqual(said(recorder, "node"), [f"nova-diary@h1 is {state}" for state in states])
 
     def test_control_exchange(self) -> None:
@@ -352,7 +352,7 @@ class StopTests(ServiceTestCase):
     def test_finishes_calls(self) -> None:
         """A call in flight is finished and answered before the service leaves; it beats meanwhile."""
         service = self.started()
-        other = Service("h2", "nova-diary", "diary2", Diarist, runtime=self.runtime)
+        other = Service(f"other{len(self.rows())}", "nova-diary", "diary2", Diarist, runtime=self.runtime)
         self.successResultOf(other.start())
         called = other.rpc.prepare(topic="diary").call(RequestContext(), "wait_for_work")
         self.fleet.advance(0)
@@ -388,7 +388,7 @@ class StopTests(ServiceTestCase):
         :param hurry_after: seconds after which whoever drains the process has it hurry; None is not at all.
         """
         service.manager.work = Deferred(lambda _: None)
-        other = Service("h2", "nova-diary", "diary2", Diarist, runtime=self.runtime)
+        other = Service(f"other{len(self.rows())}", "nova-diary", "diary2", Diarist, runtime=self.runtime)
         self.successResultOf(other.start())
         self.addCleanup(lambda: self.successResultOf(other.stop()))
         calling = other.rpc.prepare(topic="diary").call(RequestContext(), "wait_for_work")
@@ -533,13 +533,16 @@ class StopTests(ServiceTestCase):
         self.assertEqual(self.rows(), [])
 
     def test_kill_after_new_row(self) -> None:
-        """The node's record is the row that it has now, and that is the one which is deleted."""
+        """A node whose row the database has lost registers again; kill() deletes the row that it has then."""
         service = self.started()
-        self.assertEqual(service.node.record.id, 1)
-        registry = self.successResultOf(Deferred.fromCoroutine(self.runtime.database.acquire()))
-        self.successResultOf(registry.delete(1))
+        self.assertEqual((service.node.record.id, service.manager.attachments.incarnation), (1, 1))
+        self.fleet.registry._rows.clear()
+        self.fleet.registry._incarnations._rows.clear()
+        told = self.told(LogLevel.warn)
         self.fleet.advance(10)
-        self.assertEqual(service.node.record.id, 2)
+        self.assertEqual(told, ["the registry had lost the row of nova-diary@h1; registered it again"])
+        self.assertEqual((service.node.record.id, service.manager.attachments.incarnation), (2, 2))
+        self.assertEqual(self.rows()[0].incarnation.state, "ready")
         self.successResultOf(service.kill())
         self.assertEqual(self.rows(), [])
 

@@ -16,6 +16,7 @@ from novasvc.config.errors import SettingError
 from novasvc.context import RequestContext, current_context
 from novasvc.errors import (
     ForkedClientError,
+    InvalidArgumentsError,
     NoSuchMethodError,
     ReactorStoppedError,
     ReactorThreadError,
@@ -51,6 +52,7 @@ class Desk(Diary):
 class BlockingCase(TestCase):
     async def make(self, **options: Any) -> BlockingClient:
         broker, self.desk = MemoryBroker(), Desk()
+        self.transport = MemoryTransport(broker, clock=reactor)
         server = rpc.Server(
             MemoryTransport(broker, clock=reactor),
             TARGET,
@@ -61,7 +63,7 @@ class BlockingCase(TestCase):
         )
         await server.start()
         self.addCleanup(self._end, server)
-        self.client = rpc.Client(MemoryTransport(broker, clock=reactor), clock=reactor, target=TARGET)
+        self.client = rpc.Client(self.transport, clock=reactor, target=TARGET)
         self.addCleanup(self.client.close)
         return BlockingClient(self.client, reactor=reactor, **options)
 
@@ -84,6 +86,35 @@ class CallTests(BlockingCase):
         await deferToThread(client.fanout, CONTEXT, "note", what="fanout")
         await until(lambda: {"cast", "fanout"} <= set(self.desk.calls))
         self.assertEqual(client.waiting, 0)
+
+    async def test_gather(self) -> None:
+        """A gather returns the answers of all servers that came in time."""
+        client = (await self.make()).prepare(server=None, timeout=0.5)
+        gathered = await deferToThread(client.gather, CONTEXT, "note", what="all")
+        self.assertEqual([reply.result for reply in gathered.replies], ["all"])
+        self.assertEqual(client.waiting, 0)
+
+    async def test_emit(self) -> None:
+        """An event is published by the client's emitter, which may be connected first; without one it is an error."""
+        client = await self.make()
+        error = await self.assertFailure(deferToThread(client.emit, CONTEXT, "tea.sold"), TypeError)
+        self.assertIn("manager.attachments.blocking", str(error))
+        emitter = rpc.EventEmitter(self.transport, publisher_id="test.h1", clock=reactor)
+        seen: list[Any] = []
+        deliveries: list[Any] = []
+        await self.transport.subscribe("tea", ["notifications.info"], deliveries.append, 10)
+
+        async def connect() -> rpc.EventEmitter:
+            seen.append("connected")
+            return emitter
+
+        for events in (emitter, connect):
+            client = BlockingClient(self.client, reactor=reactor, events=events).prepare(timeout=5)
+            self.assertIsNone(await deferToThread(client.emit, CONTEXT, "tea.sold", {"amount": 2}))
+            await self.assertFailure(deferToThread(client.emit, CONTEXT, "no spaces"), InvalidArgumentsError)
+        self.assertEqual(seen, ["connected", "connected"])
+        await until(lambda: len(deliveries) == 2)
+        self.assertIn(b"tea.sold", deliveries[0].body)
 
     async def test_errors(self) -> None:
         """The thread gets the errors of rpc.Client, those of the method among them."""

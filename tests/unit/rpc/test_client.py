@@ -238,7 +238,18 @@ class MisuseTests(ClientCase):
             )
             error = self.assertRaises(TypeError, send, "echo", "tea")
             self.assertIn(f"{kind}() takes a RequestContext first, not 'echo'; write {kind}(", str(error))
+            error = self.assertRaises(TypeError, send, "echo", text="tea")
+            self.assertIn(f"{kind}() takes a RequestContext first, not 'echo'; write {kind}(", str(error))
+            error = self.assertRaises(TypeError, send, CONTEXT)
+            self.assertIn(f"{kind}() has no method; write {kind}(", str(error))
         self.assertEqual(self.requests, [])
+
+    def test_times(self) -> None:
+        """A time that is no number is named."""
+        for given in ({"timeout": "5"}, {"call_monitor_timeout": "5"}, {"timeout": float("nan")}):
+            error = self.assertRaises(ValueError, self.client.prepare, **given)
+            ((name, value),) = given.items()
+            self.assertIn(f"{name} is {value!r}; give ", str(error))
 
     def test_other_thread(self) -> None:
         """A client that is used in another thread than the reactor's says how to call from there."""

@@ -81,6 +81,14 @@ class FindTests(SynchronousTestCase):
             error = self.assertRaises(NoSuchMethodError, self.endpoints.find, None, name, "1.0")
             self.assertEqual(error.method, name)
 
+    def test_similar(self) -> None:
+        """An unknown name that is similar to a method of the same namespace is answered with that."""
+        error = self.assertRaises(NoSuchMethodError, self.endpoints.find, None, "inherted", "1.0")
+        self.assertEqual(error.similar, "inherited")
+        self.assertIn("no method 'inherted'; did you mean 'inherited'?", str(error))
+        self.assertEqual(self.assertRaises(NoSuchMethodError, self.endpoints.find, None, "zz", "1.0").similar, "")
+        self.assertRaises(NoSuchMethodError, self.endpoints.find, None, "inherited" * 100_000, "1.0")
+
     def test_versions(self) -> None:
         """An interface serves up to the highest version of its methods, all of them alike."""
         for version in ("1.0", "1.2", "1.2.9", "1.3"):

@@ -6,7 +6,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.run import watch
-from novasvc.run.watch import first_change, snapshot
+from novasvc.run.watch import first_change, snapshot, syntax_error
 
 
 class SnapshotTests(SynchronousTestCase):
@@ -48,3 +48,19 @@ class SnapshotTests(SynchronousTestCase):
         for number in range(5):
             self.write(f"{number}.py")
         self.assertEqual(len(snapshot(self.directory)), 3)
+
+    def test_syntax_error(self) -> None:
+        """The changed files are checked for syntax errors, and only they."""
+        self.write("old.py", "def (")
+        before = snapshot(self.directory)
+        good = self.write("good.py", 'x = "\\d"  # warns\n')
+        self.assertIsNone(syntax_error(before, snapshot(self.directory)))
+        bad = self.write("bad.py", "class Stock(:\n")
+        found = str(syntax_error(before, snapshot(self.directory)))
+        self.assertIn(f"SyntaxError: invalid syntax ({bad}:1: class Stock(:)", found)
+        after = {**snapshot(self.directory), f"{self.directory}/removed.py": 1}
+        Path(bad).write_bytes(b"x = 1\0")
+        self.assertIn("null bytes", str(syntax_error(before, after)))
+        Path(bad).unlink()
+        Path(good).unlink()
+        self.assertIsNone(syntax_error(before, after))

@@ -21,6 +21,7 @@ from novasvc.telemetry.stalls import StallWatch
 from novasvc.testing import MemoryRegistry
 from novasvc.workers.pipe import MAX_MESSAGE_LENGTH
 from novasvc.workers.reports import fit_message
+from tests.support.incarnation_owner import Owner
 from tests.support.rpc_rig import CONTEXT, RPCCase
 
 
@@ -201,7 +202,13 @@ class OthersTests(SynchronousTestCase):
         record = self.successResultOf(registry.register("h1", "nova-x", "x", 0))
         proof: list[str] = []
         heartbeat = Heartbeat(
-            registry, ServiceIdentity("h1", "nova-x", "x"), record, clock, 10.0, [lambda: proof[0] if proof else None]
+            registry,
+            ServiceIdentity("h1", "nova-x", "x"),
+            record,
+            clock,
+            10.0,
+            Owner(),
+            [lambda: proof[0] if proof else None],
         )
         self.successResultOf(heartbeat.start())
         registry.outage = DatabaseUnavailableError("sqlite:", "gone")

@@ -371,9 +371,12 @@ class TimeTests(FleetCase):
             self.assertRaisesRegex(StateError, "is advancing the time", self.fleet.advance, 1)
 
     def test_no_heartbeats(self) -> None:
-        """A stopped node is seen as down once its row is too old, and its row can be looked up."""
+        """A node that falls silent is seen as down once its row is too old, one that stops at once."""
+        stopped = self.fleet.start(Stock, host="host2")
+        stopped.stop()
+        self.assertFalse(stopped.is_up)
         stock = self.fleet.start(Stock)
-        stock.stop()
+        stock.service.node.heartbeat.stop()
         self.fleet.advance(60)
         self.assertTrue(stock.is_up)
         self.fleet.advance(1)

@@ -61,6 +61,56 @@ class PluginTests(TestCase):
         expected = ["novasvc", "novasvc._moved", "novasvc._version", "novasvc.testing", "novasvc.testing.pytest_plugin"]
         self.assertEqual(json.loads(done.stdout), expected, done.stderr)
 
+    def test_failures(self) -> None:
+        """A test whose handler or task raises fails, unless it looks; what a caller gets is its own affair."""
+        outcomes, output = self.pytest(
+            """
+            from novasvc import periodic_task
+
+            class Sweeper(Manager):
+                @periodic_task(spacing=10)
+                def sweep(self, context: RequestContext) -> None:
+                    raise KeyError("shelf 7")
+
+                @rpc.event("tea.sold")
+                def count(self, context: RequestContext, payload: object) -> None:
+                    raise LookupError("no tea")
+
+                @rpc.expose
+                def fail(self, context: RequestContext) -> None:
+                    raise LookupError("for the caller")
+
+            def test_task(fleet: Fleet) -> None:
+                fleet.start(Sweeper)
+                fleet.advance(15)
+
+            def test_handler(fleet: Fleet) -> None:
+                fleet.start(Sweeper, periodic_enable=False)
+                fleet.run(fleet.emit("tea.sold", {}))
+                fleet.advance(1)
+
+            def test_expected(fleet: Fleet) -> None:
+                fleet.start(Sweeper, periodic_fuzzy_delay=0)
+                fleet.advance(15)
+                assert not fleet.flush_failures(ValueError)
+                assert "shelf 7" in str(fleet.flush_failures(KeyError)[0])
+
+            def test_caller(fleet: Fleet) -> None:
+                fleet.start(Sweeper, periodic_enable=False)
+                with pytest.raises(LookupError):
+                    fleet.run(fleet.call("sweeper", "fail"))
+            """
+        )
+        self.assertIn("sweep: it raised KeyError: 'shelf 7'", output)
+        self.assertRegex(output, "count.*: it raised LookupError: no tea")
+        # A test whose teardown fails has passed before that.
+        errors = {line.split("::")[1].split(" ")[0] for line in output.splitlines() if line.startswith("ERROR test_it")}
+        self.assertEqual(errors, {"test_task", "test_handler"})
+        self.assertEqual(
+            {name: outcomes[name] for name in ("test_expected", "test_caller")},
+            {"test_expected": "PASSED", "test_caller": "PASSED"},
+        )
+
     def test_async(self) -> None:
         """Tests that have a fleet may be async, also as methods and with parameters; other tests are left alone."""
         outcomes, output = self.pytest(

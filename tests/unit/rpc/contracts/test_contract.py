@@ -6,7 +6,7 @@ import decimal
 import enum
 import uuid
 from collections.abc import Awaitable
-from typing import Annotated, Any, Final, TypedDict
+from typing import Annotated, Any, Final, Literal, TypedDict
 
 import attrs
 import msgspec
@@ -88,8 +88,31 @@ class ArgumentsTests(ContractCase):
         self.assertIn("'m': amount: expected int, got float", self.refused(place, amount=1.5))
         self.assertIn("'m': order: object missing required field lines", self.refused(place, order={"number": NUMBER}))
         self.assertIn(
-            "invalid enum value 'kg'", self.refused(place, order={**order, "lines": [{"item": "a", "unit": "kg"}]})
+            "order.lines[0].unit: invalid enum value 'kg'; allowed: 'g', 'pc'",
+            self.refused(place, order={**order, "lines": [{"item": "a", "unit": "kg"}]}),
         )
+
+    def test_allowed(self) -> None:
+        """The error about a wrong value of an enum or a Literal lists those that are allowed, wherever it is."""
+        many = enum.IntEnum("Many", [f"A{number}" for number in range(30)])
+
+        def place(
+            self: Any,
+            context: Any,
+            either: Literal["a", "b"] | None = None,
+            named: dict[str, Unit] | None = None,
+            pair: tuple[int, Unit] | None = None,
+            units: Annotated[list[Unit], msgspec.Meta(max_length=3)] | None = None,
+            number: many | None = None,  # type: ignore[valid-type]
+        ) -> None: ...
+
+        units = "allowed: 'g', 'pc'"
+        self.assertIn("allowed: 'a', 'b'", self.refused(place, either="c"))
+        self.assertIn(units, self.refused(place, named={"x": "kg"}))
+        self.assertIn(f"pair[1]: invalid enum value 'kg'; {units}", self.refused(place, pair=[1, "kg"]))
+        self.assertIn(units, self.refused(place, units=["g", "kg"]))
+        self.assertIn("allowed: 1, 2, 3, 4", self.refused(place, number=99))
+        self.assertIn("20 and 10 more", self.refused(place, number=99))
 
     def test_none(self) -> None:
         """A method without annotations has no contract."""

@@ -129,6 +129,11 @@ class StubTests(RPCCase):
         """Arguments that do not fit the interface fail at once; a service that differs refuses."""
         self.assertRaises(TypeError, self.shop.order, CONTEXT)  # type: ignore[call-arg]
         self.assertRaises(AttributeError, getattr, self.shop, "ordr")
+        for wrong in (("tea",), ()):
+            error = self.assertRaises(TypeError, self.shop.note, *wrong)
+            self.assertIn("its first argument is a RequestContext: write note(context, text=...)", str(error))
+        error = self.assertRaises(TypeError, self.shop.note, "tea", "cup")
+        self.assertIn("note() takes a RequestContext first, not 'tea'; write note(context, text=...)", str(error))
         calling = self.shop.note(CONTEXT, 7)  # type: ignore[arg-type, func-returns-value]
         self.clock.advance(0)
         self.assertIsNone(self.successResultOf(calling))  # type: ignore[arg-type]

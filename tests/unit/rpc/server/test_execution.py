@@ -17,8 +17,10 @@ from novasvc.errors import (
     ResultNotSerializableError,
     RPCError,
     TransportClosedError,
+    UnconfirmedError,
 )
 from novasvc.reactor.threads import _name as thread_name
+from novasvc.rpc.server.execution import REQUEUE_DELAY
 from tests.support.flight_rig import record_flight, said
 from tests.support.rpc_rig import CONTEXT, TARGET, Diary, RPCCase
 
@@ -475,6 +477,21 @@ class AcknowledgementTests(ExecutionCase):
         self.clock.advance(0)
         self.assertEqual(self.successResultOf(calling), "found")
         self.assertEqual((self.diary.calls, self.count("unanswered")), ([1, 1], 1))
+
+    def test_refused(self) -> None:
+        """An idempotent call whose reply the broker refuses runs again after REQUEUE_DELAY, and not all the time."""
+        self.transport.on_reply = lambda: fail(UnconfirmedError("reply_1", "the broker rejected the message"))
+        calling = self.call("hang_again", what=1)
+        self.diary.hanging[0].callback("lost")
+        self.clock.advance(REQUEUE_DELAY / 2)
+        self.assertEqual((self.diary.calls, self.server.in_flight), ([1], 1))
+        self.clock.advance(REQUEUE_DELAY / 2)
+        self.transport.on_reply = None
+        self.clock.advance(0)
+        self.diary.hanging[1].callback("found")
+        self.clock.advance(0)
+        self.assertEqual(self.successResultOf(calling), "found")
+        self.assertEqual((self.diary.calls, self.left()), ([1, 1], []))
 
 
 class PatienceTests(ExecutionCase):

@@ -1,0 +1,90 @@
+"""Tests for `novasvc service verdicts` and `novasvc service confirm-down`."""
+
+import json
+import sys
+from io import StringIO
+
+import click
+
+from tests.unit.cli.test_service import ServiceCase
+
+
+class VerdictsCase(ServiceCase):
+    """Ten services of which half are cut off."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.registry.delete(self.lost.id)
+        agents = [self.agent, *(self.registered(f"a{number}", "novasvc-agent", "agent") for number in range(9))]
+        self.cut = agents[:5]
+        for _ in range(13):
+            for record in [self.compute, *agents[5:]]:
+                self.registry.beat(record.id)
+            self.clock.advance(5)
+
+
+class ListTests(VerdictsCase):
+    """Tests for `novasvc service verdicts`."""
+
+    def test_list(self) -> None:
+        """Each service has its verdict with the reason, and the outage is on standard error."""
+        ran = self.run_command("verdicts", "-f", "json")
+        rows = json.loads(ran.stdout)
+        self.assertEqual([row["Verdict"] for row in rows], ["suspect", "alive"] + ["suspect"] * 4 + ["alive"] * 5)
+        self.assertIn("as from 5 of 10 services of novasvc-agent", rows[0]["Reason"])
+        self.assertRegex(ran.stderr, r"\Anovasvc: 5 of 10 services of novasvc-agent became silent at the same time")
+
+    def test_filters(self) -> None:
+        """Services are selected by verdict, binary and a pattern of the host; the others still count for verdicts."""
+        arguments = ("verdicts", "-f", "value", "-c", "Host")
+        self.assertEqual(self.run_command(*arguments, "--host", "a[01]").stdout.split(), ["a0", "a1"])
+        found = self.run_command(*arguments, "--verdict", "suspect", "--binary", "novasvc-agent").stdout.split()
+        self.assertEqual(found, ["h1", "a0", "a1", "a2", "a3"])
+
+    def test_check(self) -> None:
+        """--check fails if a listed service is not alive, or if there is none."""
+        self.assertEqual(self.run_command("verdicts", "--check").status, 1)
+        self.assertEqual(self.run_command("verdicts", "--check", "--host", "nowhere").status, 1)
+        self.assertEqual(self.run_command("verdicts", "--check", "--binary", "nova-compute").status, 0)
+
+
+class ConfirmTests(VerdictsCase):
+    """Tests for `novasvc service confirm-down`."""
+
+    def test_confirm(self) -> None:
+        """Suspect services are forced down, and no others."""
+        ran = self.run_command("confirm-down", "--yes")
+        self.assertIn("suspect: novasvc-agent@h1, novasvc-agent@a0", ran.stdout)
+        self.assertIn("forced down: 5\n", ran.stdout)
+        rows = self.successResultOf(self.registry.list(None, None, None))
+        self.assertEqual({row.id for row in rows if row.forced_down}, {record.id for record in self.cut})
+
+    def test_selected(self) -> None:
+        """Only those on matching hosts are forced down; the share of the group stays that of all."""
+        self.assertIn("forced down: 1\n", self.run_command("confirm-down", "--yes", "--host", "a0").stdout)
+        self.assertTrue(self.row(self.cut[1]).forced_down)
+        self.assertIn("forced down: 4\n", self.run_command("confirm-down", "--yes").stdout)
+
+    def test_nothing(self) -> None:
+        """Nothing is done if no service is suspect."""
+        ran = self.run_command("confirm-down", "--binary", "nova-compute")
+        self.assertIn("no service is suspect, so there is nothing to confirm", ran.stdout)
+
+    def test_not_confirmed(self) -> None:
+        """Without a yes nothing is changed."""
+        self.patch(sys, "stdin", StringIO("n\n"))
+        self.assertRaises(click.exceptions.Abort, self.run_command, "confirm-down")
+        self.assertFalse(any(self.row(record).forced_down for record in self.cut))
+
+    def test_back_meanwhile(self) -> None:
+        """A service that has come back while the operator thought is left alone."""
+
+        def think(*_: object, **__: object) -> bool:
+            self.registry.beat(self.cut[0].id)
+            self.registry.delete(self.cut[1].id)
+            return True
+
+        self.patch(click, "confirm", think)
+        ran = self.run_command("confirm-down")
+        self.assertIn("forced down: 3; back or deleted, and left alone: 2", ran.stdout)
+        self.assertFalse(self.row(self.cut[0]).forced_down)

@@ -1,0 +1,417 @@
+"""Tests for novasvc.node.fence and novasvc.node.registration, with nodes in memory."""
+
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred, fail
+from twisted.logger import LogLevel
+
+from novasvc import rpc
+from novasvc.context import RequestContext
+from novasvc.errors import (
+    DatabaseUnavailableError,
+    MethodTimeoutError,
+    ServiceTwinError,
+    StartError,
+    UndeliverableError,
+)
+from novasvc.manager import Manager
+from novasvc.node.registration import Registration
+from novasvc.periodic import periodic_task
+from novasvc.registry.incarnation import Incarnation, ServiceStart
+from novasvc.registry.liveness import is_up
+from novasvc.registry.record import ServiceChanges
+from novasvc.service import Service
+from novasvc.testing import MemoryRegistry
+from tests.unit.node.test_service import ServiceTestCase
+
+
+class Shop(Manager):
+    """Sells, unless it is cancelled."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(host)
+        self.runs = 0
+        self.cancelled: list[str] = []
+        self.events: list[str] = []
+        self.numbers: list[int | None] = []
+
+    def init_host(self) -> None:
+        self.numbers.append(self.attachments.incarnation)
+
+    @rpc.expose
+    def sell(self, context: RequestContext) -> str:
+        return f"sold by {self.host}"
+
+    @rpc.expose
+    def count(self, context: RequestContext) -> Deferred[None]:
+        return Deferred(lambda _: self.cancelled.append("count"))
+
+    @rpc.event("order.placed")
+    def placed(self, context: RequestContext, payload: Any) -> None:
+        self.events.append(payload)
+
+    @periodic_task(spacing=5)
+    def open(self, context: RequestContext) -> None:
+        self.runs += 1
+
+
+class FenceCase(ServiceTestCase):
+    """A shop on h1, and a caller on h2."""
+
+    def started(self, **settings: Any) -> Any:
+        self.make(**settings)
+        self.shop = self.start("h1")
+        return self.shop
+
+    def start(self, host: str) -> Any:
+        shop = self.fleet.add(Shop, host=host, binary="nova-shop", topic="shop")
+        self.successResultOf(shop.service.start())
+        return shop
+
+    def update(self, **changes: Any) -> None:
+        self.successResultOf(self.fleet.registry.update(self.row().id, ServiceChanges(**changes)))
+
+    def row(self, host: str = "h1") -> Any:
+        return self.fleet.row("nova-shop", host)
+
+    def state(self) -> str:
+        incarnation: Incarnation = self.row().incarnation
+        return incarnation.state
+
+    def supersede(self, machine: str = "m2") -> Incarnation:
+        start = ServiceStart(
+            host="h1",
+            binary="nova-shop",
+            topic="shop",
+            version=0,
+            owner=machine,
+            machine=machine,
+            pid=99,
+            service_down_time=-1.0,
+        )
+        incarnation = self.successResultOf(self.fleet.registry.begin(start)).incarnation
+        assert isinstance(incarnation, Incarnation)
+        return incarnation
+
+    def asked(self, method: str = "sell") -> Deferred[Any]:
+        calling = self.caller.rpc.prepare(topic="shop", server="h1").call(RequestContext(), method)
+        self.fleet.advance(0)
+        return calling
+
+    def serves(self) -> bool:
+        answer = self.asked()
+        if not answer.called:
+            self.fail("neither answered nor undeliverable")
+        failed = answer.addErrback(lambda failure: failure.trap(UndeliverableError))
+        return bool(self.successResultOf(failed) == "sold by h1")
+
+    @property
+    def caller(self) -> Service:
+        if not hasattr(self, "_caller"):
+            self._caller = self.fleet.start(Manager, host="h2", topic="caller").service
+        return self._caller
+
+
+class FenceTests(FenceCase):
+    """Nodes that the registry refuses."""
+
+    def test_forced_down(self) -> None:
+        """A node that is forced down takes in nothing within an interval, says why, and goes on when it is let up."""
+        shop = self.started()
+        self.assertTrue(self.serves())
+        told = self.told(LogLevel.critical)
+        self.update(forced_down=True)
+        self.fleet.advance(10)
+        self.assertFalse(self.serves())
+        self.assertEqual(len(told), 1)
+        self.assertIn("nova-shop@h1 is fenced, and takes in no calls, events or tasks: service nova-shop@h1", told[0])
+        before, runs = self.row().report_count, shop.manager.runs
+        self.fleet.advance(60)
+        self.assertEqual((self.row().report_count, shop.manager.runs), (before, runs))
+        self.assertEqual(shop.service.state, "running")
+        self.update(forced_down=False)
+        self.fleet.advance(10)
+        self.assertTrue(self.serves())
+        self.fleet.advance(10)
+        self.assertGreater(self.row().report_count, before)
+        self.assertGreater(shop.manager.runs, runs)
+        self.assertEqual(len(told), 1)
+        self.assertIsNone(shop.service.node.fence.reason)
+
+    def test_health(self) -> None:
+        """The health of a fenced node says why it is not ready."""
+        shop = self.started()
+        self.update(forced_down=True)
+        self.fleet.advance(10)
+        checks = self.fleet.run(shop.service.health())["legs"]
+        details = {check["name"]: check["detail"] for check in checks if not check["ready"]}
+        self.assertLessEqual({"service", "consumers"}, set(details))
+        self.assertIn("it is fenced: service nova-shop@h1 is forced down", details["service"])
+        self.assertIn("no messages reach it: it is fenced", details["consumers"])
+
+    def test_work_under_way(self) -> None:
+        """What is under way is cancelled at once; its caller is told why."""
+        shop = self.started()
+        working = self.asked("count")
+        self.update(forced_down=True)
+        self.fleet.advance(10)
+        self.assertEqual(shop.manager.cancelled, ["count"])
+        self.assertIn("nova-shop@h1 is fenced", str(self.failureResultOf(working, MethodTimeoutError).value))
+
+    def test_events_wait(self) -> None:
+        """Events are left to other nodes of the topic, or wait."""
+        shop = self.started()
+        self.update(forced_down=True)
+        self.fleet.advance(10)
+        emitting = self.caller.manager.attachments.events.emit(RequestContext(), "order.placed", "tea")
+        self.fleet.advance(1)
+        self.successResultOf(emitting)
+        self.assertEqual(shop.manager.events, [])
+        self.update(forced_down=False)
+        self.fleet.advance(11)
+        self.assertEqual(shop.manager.events, ["tea"])
+
+    def test_start_while_forced_down(self) -> None:
+        """A node that starts while it is forced down runs its hooks, and serves when it is let up."""
+        shop = self.started()
+        self.update(forced_down=True)
+        shop.stop()
+        self.successResultOf(shop.service.start())
+        self.assertEqual(shop.manager.numbers, [1, 2])
+        self.fleet.advance(30)
+        self.assertFalse(self.serves())
+        self.assertEqual(shop.manager.runs, 0)
+        self.update(forced_down=False)
+        self.fleet.advance(10)
+        self.assertTrue(self.serves())
+        self.fleet.advance(10)
+        self.assertGreater(shop.manager.runs, 0)
+
+    def test_superseded(self) -> None:
+        """A node that was superseded is fenced for good, does not end its process, and leaves the row alone."""
+        shop = self.started()
+        told = self.told(LogLevel.critical)
+        latest = self.supersede()
+        self.fleet.advance(60)
+        self.assertFalse(self.serves())
+        self.assertEqual(len(told), 1)
+        self.assertIn("incarnation 1 of service nova-shop@h1 was superseded by incarnation 2", told[0])
+        self.assertEqual(self.row().incarnation, latest)
+        self.assertEqual(shop.service.state, "running")
+        shop.stop()
+        self.assertEqual(self.row().incarnation, latest)
+
+    def test_deleted(self) -> None:
+        """The row of a running node that an operator deletes stays deleted, and the node is fenced."""
+        shop = self.started()
+        self.successResultOf(self.fleet.registry.delete(self.row().id))
+        self.fleet.advance(60)
+        self.assertEqual([row for row in self.fleet.rows() if row.host == "h1"], [])
+        self.assertIn("an operator has deleted its row", shop.service.node.fence.reason)
+        self.assertFalse(self.serves())
+        shop.stop()
+        self.successResultOf(shop.service.start())
+        self.assertEqual(self.row().incarnation.number, 2)
+        self.assertTrue(self.serves())
+
+    def test_outage(self) -> None:
+        """A node that cannot write its heartbeats goes on, as Nova's do."""
+        self.started()
+        self.assertTrue(self.serves())
+        self.fleet.registry.outage = DatabaseUnavailableError("memory:", "gone")
+        self.fleet.advance(600)
+        self.assertTrue(self.serves())
+
+    def test_fence_after(self) -> None:
+        """With fence_after a node that cannot write its heartbeats for so long is fenced until it can."""
+        shop = self.started(fence_after=45)
+        self.assertTrue(self.serves())
+        self.fleet.registry.outage = DatabaseUnavailableError("memory:", "gone")
+        self.fleet.advance(44)
+        self.assertTrue(self.serves())
+        self.fleet.advance(2)
+        self.assertFalse(self.serves())
+        self.assertIn("no heartbeat was written for 45 s", shop.service.node.fence.reason)
+        self.fleet.registry.outage = None
+        self.fleet.advance(10)
+        self.assertTrue(self.serves())
+        self.fleet.advance(100)
+        self.assertTrue(self.serves())
+
+    def test_broker_is_away_when_let_up(self) -> None:
+        """A node that is let up while it cannot reach the broker beats only when it serves again."""
+        self.started()
+        self.update(forced_down=True)
+        self.fleet.advance(10)
+        before = self.row().report_count
+        self.fleet.disconnect("h1")
+        self.update(forced_down=False)
+        self.fleet.advance(30)
+        self.fleet.reconnect("h1")
+        self.fleet.advance(20)
+        self.assertTrue(self.serves())
+        self.assertGreater(self.row().report_count, before)
+
+    def test_stop_while_fenced(self) -> None:
+        """A fenced node stops cleanly, and nothing is left."""
+        shop = self.started()
+        self.update(forced_down=True)
+        self.fleet.advance(10)
+        shop.stop()
+        self.assertEqual(self.state(), "stopped")
+        self.fleet.stop()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+
+class StateTests(FenceCase):
+    """The states that a node tells the registry."""
+
+    def test_states(self) -> None:
+        """A node is starting, ready, draining with its deadline and calls, and stopped: then it is down at once."""
+        self.make(graceful_shutdown_timeout=30)
+        shop = self.shop = self.fleet.add(Shop, host="h1", binary="nova-shop", topic="shop")
+        waiting: Deferred[None] = Deferred()
+        shop.manager.init_host = lambda: waiting
+        starting = shop.service.start()
+        self.assertEqual(self.state(), "starting")
+        waiting.callback(None)
+        self.successResultOf(starting)
+        self.assertEqual(self.state(), "ready")
+        working = self.asked("count")
+        stopping = shop.service.stop()
+        incarnation = self.row().incarnation
+        self.assertEqual((incarnation.state, incarnation.calls), ("draining", 1))
+        self.assertEqual((incarnation.until - incarnation.since).total_seconds(), 30)
+        self.fleet.advance(31)
+        self.successResultOf(stopping)
+        self.failureResultOf(working, MethodTimeoutError)
+        self.assertEqual(self.state(), "stopped")
+        self.assertFalse(is_up(self.row(), 60))
+        self.assertLess(self.row().age, 60)
+
+    def test_failed(self) -> None:
+        """A node whose start fails has said why."""
+        self.make()
+        shop = self.fleet.add(Shop, host="h1", binary="nova-shop", topic="shop")
+        shop.manager.init_host = lambda: fail(ZeroDivisionError())
+        self.failureResultOf(shop.service.start(), StartError)
+        self.flushLoggedErrors(ZeroDivisionError)
+        incarnation = self.row().incarnation
+        self.assertEqual(incarnation.state, "failed")
+        self.assertIn("step init_host failed: ZeroDivisionError", incarnation.reason)
+
+    def test_stop_without_the_registry(self) -> None:
+        """A stop waits two seconds for a registry that does not answer, and its warning says what was not written."""
+        shop = self.started()
+        told = self.told(LogLevel.warn)
+        self.patch(MemoryRegistry, "enter", lambda *_, **__: Deferred())
+        stopping = shop.service.stop()
+        self.fleet.advance(4.1)
+        self.successResultOf(stopping)
+        self.assertEqual(len(told), 1)
+        self.assertIn("the registry was not told that nova-shop@h1 is draining", told[0])
+
+    def test_numbers(self) -> None:
+        """Each start of a node has the next number, and its manager is given it."""
+        shop = self.started()
+        for _ in range(2):
+            shop.stop()
+            self.successResultOf(shop.service.start())
+        self.assertEqual(shop.manager.numbers, [1, 2, 3])
+        self.assertEqual(self.row().incarnation.number, 3)
+
+    def test_zone_and_tags(self) -> None:
+        """The zone and tags of the settings are in the registry."""
+        self.started(zone="az1", tags=("gpu", "ssd"))
+        incarnation = self.row().incarnation
+        self.assertEqual((incarnation.zone, incarnation.tags, incarnation.machine), ("az1", ("gpu", "ssd"), "h1"))
+
+    def test_workers(self) -> None:
+        """The workers of a host are one start, which is ready when the first of them is."""
+        self.make()
+        one, two = (
+            self.fleet.start(Shop, host="h1", binary="nova-shop", topic="shop", worker=number) for number in (1, 2)
+        )
+        self.assertEqual((one.manager.numbers, two.manager.numbers), ([1], [1]))
+        self.assertEqual(self.state(), "ready")
+        two.stop()
+        self.assertEqual(self.state(), "ready")
+        self.fleet.advance(30)
+        self.assertEqual(one.service.node.fence.reason, None)
+
+
+class TwinTests(FenceCase):
+    """Two starts of one service."""
+
+    def twin(self) -> Any:
+        return self.fleet.add(Shop, host="h1", binary="nova-shop", topic="shop")
+
+    def test_living_twin(self) -> None:
+        """A start is refused when the other one has sent a heartbeat; both say so, and the first serves on."""
+        self.started()
+        errors, critical = self.told(LogLevel.error), self.told(LogLevel.critical)
+        twin = self.twin()
+        starting = twin.service.start()
+        self.assertNoResult(starting)
+        self.assertEqual(twin.service.waiting_for, "end of another start")
+        self.fleet.advance(15)
+        error = self.failureResultOf(starting, StartError).value
+        self.assertIsInstance(error.__cause__, ServiceTwinError)
+        self.assertEqual(len(critical), 1)
+        self.assertIn("service nova-shop@h1 runs already: on machine 'h1', process", critical[0])
+        self.assertEqual(len(errors), 1)
+        self.assertIn("another start of nova-shop@h1 was refused on machine 'h1'", errors[0])
+        self.assertTrue(self.serves())
+        self.assertEqual(twin.manager.numbers, [])
+
+    def test_dead_twin(self) -> None:
+        """A start waits for one that was killed until that is silent for service_down_time, and supersedes it."""
+        self.started()
+        self.shop.service.node.heartbeat.stop()  # as after kill -9
+        twin = self.twin()
+        starting = twin.service.start()
+        self.fleet.advance(58)
+        self.assertNoResult(starting)
+        self.fleet.advance(5)
+        self.successResultOf(starting)
+        self.assertEqual(twin.manager.numbers, [2])
+
+    def test_twin_that_stops(self) -> None:
+        """A start begins as soon as the other one has stopped."""
+        shop = self.started()
+        twin = self.twin()
+        starting = twin.service.start()
+        shop.stop()
+        self.fleet.advance(2)
+        self.successResultOf(starting)
+
+    def test_fail_fast(self) -> None:
+        """With fail_fast a start does not wait for another one."""
+        self.started(fail_fast=True)
+        self.failureResultOf(self.twin().service.start(), StartError)
+        self.fleet.advance(0)
+
+    def test_stop_while_waiting(self) -> None:
+        """A start that waits for another one can be stopped, and leaves that one alone."""
+        self.started()
+        twin = self.twin()
+        starting = twin.service.start()
+        self.successResultOf(twin.service.stop())
+        self.failureResultOf(starting, Exception)
+        self.assertEqual(self.state(), "ready")
+
+    def test_same_lock(self) -> None:
+        """A start that holds the lock of one that was killed supersedes it at once."""
+        self.started()
+        start = self.shop.service.node.registration._start
+        self.assertIsNone(start.lock)  # no file on a Clock
+        self.fleet.registry._incarnations._rows["h1", "nova-shop"] = _locked(self.fleet.registry, "boot:1:2")
+        twin = self.twin()
+        self.patch(Registration, "_lock_identity", lambda _: "boot:1:2")
+        self.successResultOf(twin.service.start())
+        self.assertEqual(twin.manager.numbers, [2])
+
+
+def _locked(registry: Any, lock: str) -> Any:
+    return attrs.evolve(registry._incarnations._rows["h1", "nova-shop"], lock=lock)

@@ -1,0 +1,91 @@
+"""Tests for the checker of simulations: each promise is broken on purpose, and must be found."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from novasvc.registry import election
+from novasvc.registry.heartbeat import Heartbeat
+from novasvc.registry.memory_leases import MemoryLeases
+from novasvc.rpc.replies import PendingCalls
+from novasvc.rpc.server import execution
+from novasvc.rpc.server.dispatcher import Dispatcher
+from novasvc.rpc.server.settlement import Settlement
+from novasvc.rpc.server.takeover import Takeover
+from novasvc.testing.simulation import KINDS, run_seed
+from novasvc.transport.memory import transport
+from tests.simulation.fleet import build
+
+_hold = MemoryLeases.hold
+_enqueue = Dispatcher._enqueue
+
+
+def _hold_without_fencing(leases: MemoryLeases, request: Any) -> Any:
+    _hold(leases, request)
+    for row in leases._rows.values():
+        row.fencing = 1
+    return [leases._lease(request.topic, task) for task in sorted(request.tasks)]
+
+
+def _acknowledge_first(dispatcher: Dispatcher, call: Any) -> None:
+    call.delivery.ack()
+    _enqueue(dispatcher, call)
+
+
+class MutationTests(SynchronousTestCase):
+    """A bug that is put into the framework is found by one of a few seeds."""
+
+    def find(
+        self, promise: str, first: int, broken: object, name: str, mutant: object, kinds: Sequence[str] = tuple(KINDS)
+    ) -> None:
+        """Break one thing, and run seeds until the promise is found broken.
+
+        :param first: the seed that found it when this test was written; others follow, in case it does so no more.
+        """
+        self.patch(broken, name, mutant)
+        found: list[str] = []
+        for seed in range(first, first + 40):
+            found = run_seed(build, seed, kinds=kinds, faults=6).broken
+            self.flushLoggedErrors()
+            if any(text.startswith(f"{promise}:") for text in found):
+                return
+        self.fail(f"no seed found that {promise} is broken; the last one found {found}")
+
+    def test_runs_twice(self) -> None:
+        """A server that runs redelivered requests, which a dead process may have run."""
+        always: Callable[..., bool] = lambda takeover, request: True  # noqa: E731
+        self.find("runs_at_most_once", 18, Takeover, "may_run", always, ("kill", "cut"))
+
+    def test_acknowledges_early(self) -> None:
+        """A server that acknowledges idempotent requests before they have run."""
+        self.find("nothing_is_lost", 1, Dispatcher, "_enqueue", _acknowledge_first, ("kill",))
+
+    def test_drops_while_draining(self) -> None:
+        """A server that drops what it has not begun when it drains."""
+        drop: Callable[..., None] = lambda settlement, delivery, deliveries, call=None: delivery.ack()  # noqa: E731
+        self.find("nothing_is_lost", 24, Settlement, "requeue_request", drop, ("restart",))
+
+    def test_never_gives_up(self) -> None:
+        """A client whose calls have no deadline."""
+        self.find("ends_by_deadline", 1, PendingCalls, "_expire", lambda calls, msg_id: None, ("kill",))
+
+    def test_leads_too_long(self) -> None:
+        """A leader that does not stop before its lease ends."""
+        self.find("one_leader", 4, election, "STOP", 3.0, ("database partition",))
+
+    def test_same_fencing(self) -> None:
+        """A registry whose fencing numbers do not grow."""
+        self.find("one_leader", 1, MemoryLeases, "hold", _hold_without_fencing, ("kill",))
+
+    def test_unreachable(self) -> None:
+        """A node that does not find out that its queue is gone."""
+        self.find("nodes_run", 2, transport._Listener, "_repair", lambda listener: (), ("lost queue",))
+
+    def test_leaves_timers(self) -> None:
+        """A node whose heartbeats go on when it has stopped."""
+        self.find("nothing_is_left", 0, Heartbeat, "stop", lambda heartbeat: None, ("restart",))
+
+    def test_runs_without_pause(self) -> None:
+        """A server that requeues at once what it cannot answer."""
+        self.find("runs_are_bounded", 2, execution, "REQUEUE_DELAY", 0.1, ("broker refusal",))
