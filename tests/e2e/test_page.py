@@ -27,7 +27,7 @@ INSERT = """
 INSERT INTO services (uuid, host, binary, topic, disabled, disabled_reason, forced_down, report_count, created_at,
                       last_seen_up, version, deleted)
 VALUES (:uuid, :host, :binary, :topic, :disabled, :reason, :forced, 1, datetime('now'),
-        strftime('%Y-%m-%d %H:%M:%f', 'now', -:age || ' seconds') || '000', 1, 0)
+        strftime('%Y-%m-%d %H:%M:%f', 'now', -:age || ' seconds') || '000', 0, 0)
 """
 BEAT = """
 UPDATE services SET last_seen_up = strftime('%Y-%m-%d %H:%M:%f', 'now') || '000', report_count = report_count + 1
