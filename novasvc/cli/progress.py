@@ -38,6 +38,16 @@ class ProgressBar:
         # Shown in one line, whatever the method sends, and not as markup of rich.
         self._bar.update(self._task, completed=fraction, text=printable(text), refresh=True)
 
+    def write(self, text: str) -> bool:
+        """Write a line above the bar; return False if no bar is drawn.
+
+        :param text: one line, printable.
+        """
+        if self._bar is None:
+            return False
+        self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        return True
+
     def _begin(self) -> None:
         # Imported here, because few methods report progress.
         from rich.console import Console  # noqa: PLC0415

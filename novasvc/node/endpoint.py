@@ -1,22 +1,27 @@
-"""The RPC namespace "node", which every node serves: inspect the node, run a task, drain."""
+"""The RPC namespace "node", which every node serves: inspect the node, run a task, drain, reload, restart."""
 
 import os
 import signal
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import attrs
 from twisted.internet.defer import Deferred, FirstError, gatherResults
 from twisted.logger import Logger
 
+from novasvc._version import __version__
 from novasvc.context import RequestContext
 from novasvc.errors import StateError
+from novasvc.interfaces import IProcessControl
 from novasvc.node.description import describe_history, describe_process
+from novasvc.node.process_control import process_control
 from novasvc.node.summary import summarize, summarize_history
 from novasvc.node.troubles import find_troubles
 from novasvc.periodic.errors import UnknownTaskError
 from novasvc.rpc import expose
 from novasvc.rpc.contracts.description import describe_errors, describe_methods
 from novasvc.rpc.events.declare import describe_handlers
+from novasvc.rpc.identity.allowed import OPERATORS
 from novasvc.workers.control import client as inquiry
 from novasvc.workers.errors import SupervisionError
 from novasvc.workers.reports import truncated
@@ -131,7 +136,75 @@ class NodeAPI:
         if incarnation == self._node.registration.number:
             self._node.registration.note_refused(truncated(machine))
 
-    @expose(namespace="node", version="1.0", expected=(SupervisionError,))
+    @expose(namespace="node", version="1.2", idempotent=True)
+    async def status(self, context: RequestContext) -> dict[str, Any]:
+        """Tell whether the node works, and how its reloads went: the part of :meth:`describe` that operations need.
+
+        :return: {"host", "binary", "topic", "version": novasvc's, "service_version": int, "pid": int, "worker": int or
+            None, "state", "incarnation": int or None, "uptime": seconds or None, "problems": [the detail of each
+            health check that fails], "reloads": see :meth:`novasvc.interfaces.ISupervisor.reload_report`, or None if
+            its process cannot reload}.
+        """
+        node = self._node
+        since = node.running_since
+        asking = Deferred.fromCoroutine(self._reloads())
+        checks = await node.health.checks()
+        return {
+            "host": node.identity.host,
+            "binary": node.identity.binary,
+            "topic": node.topic,
+            "version": __version__,
+            "service_version": node.identity.version,
+            "pid": os.getpid(),
+            "worker": node.runtime.worker,
+            "state": node.lifecycle.state,
+            "incarnation": node.registration.number,
+            "uptime": None if since is None else node.runtime.reactor.seconds() - since,
+            "problems": [f"{check['name']}: {check['detail']}" for check in checks if not check["ready"]],
+            "reloads": await asking,
+        }
+
+    @expose(namespace="node", version="1.2", expected=(SupervisionError, StateError), allow=OPERATORS)
+    async def reload(self, context: RequestContext) -> dict[str, Any]:
+        """Begin to reload: the supervisor replaces its workers, or the process starts its services anew.
+
+        The call is answered at once; ``reloads`` of :meth:`status` tells the end.
+
+        :return: {"reloading": "supervisor" or "process"}.
+        :raises SupervisionError: the supervisor cannot be reached, or the reload cannot begin; its text says why.
+        :raises StateError: the process is part of another application.
+        """
+        _log.warn("{node} was asked to reload", node=self._node.identity)
+        if self._node.runtime.worker is not None:
+            await self._ask("reload", wait=False)
+            return {"reloading": "supervisor"}
+        self._after_the_answer(self._control("reload").begin_reload)
+        return {"reloading": "process"}
+
+    @expose(namespace="node", version="1.2", expected=(SupervisionError, StateError), allow=OPERATORS)
+    async def restart(self, context: RequestContext, incarnation: int | None = None) -> dict[str, Any]:
+        """Drain, and run the same program again in place of the process, or of the supervisor with all its workers.
+
+        The call is answered before.
+
+        :param incarnation: restart only if this is the node's incarnation: a restart that is repeated, because its
+            answer was lost, then does not happen twice.
+        :return: {"restarting": "supervisor" or "process"}.
+        :raises SupervisionError: the supervisor cannot be reached.
+        :raises StateError: the node is another incarnation, or the process is part of another application.
+        """
+        node = self._node
+        own = node.registration.number
+        if incarnation is not None and incarnation != own:
+            raise StateError(f"node {node.identity}", f"incarnation {own}", f"restart as incarnation {incarnation}")
+        _log.warn("{node} was asked to restart", node=node.identity)
+        if node.runtime.worker is not None:
+            await self._ask("restart")
+            return {"restarting": "supervisor"}
+        self._after_the_answer(self._control("restart").restart)
+        return {"restarting": "process"}
+
+    @expose(namespace="node", version="1.0", expected=(SupervisionError,), allow=OPERATORS)
     async def drain(self, context: RequestContext) -> dict[str, Any]:
         """Drain and stop: the supervisor with all workers, or the process, or only this service.
 
@@ -147,9 +220,18 @@ class NodeAPI:
             await self._ask("drain")
             return {"draining": "supervisor"}
         own = is_taken(signal.SIGTERM)
-        # Not now: a draining node waits for its calls, and this is one of them.
-        node.runtime.reactor.callLater(0, _end_process if own else self._stop)
+        self._after_the_answer(_end_process if own else self._stop)
         return {"draining": "process" if own else "service"}
+
+    def _after_the_answer(self, function: Callable[[], object]) -> None:
+        # Not now: a draining node waits for its calls, and this is one of them.
+        self._node.runtime.reactor.callLater(0, function)
+
+    def _control(self, wanted: str) -> IProcessControl:
+        control = process_control.get(self._node.runtime.reactor)
+        if control is None:
+            raise StateError(f"node {self._node.identity}", "part of another application", f"{wanted} its process")
+        return control
 
     def _stop(self) -> None:
         stopping = self._node.lifecycle.stop()
@@ -184,6 +266,17 @@ class NodeAPI:
                 if (each["host"], each["binary"]) == (identity.host, identity.binary)
             ]
         return rows, others, silent
+
+    async def _reloads(self) -> dict[str, Any] | None:
+        if self._node.runtime.worker is None:
+            control = process_control.get(self._node.runtime.reactor)
+            return None if control is None else control.reload_report()
+        try:
+            told: dict[str, Any] = await self._ask("who")
+        except SupervisionError as error:
+            _log.warn("the supervisor does not tell of its reloads: {error}", error=error)
+            return None
+        return told.get("reloads")
 
     async def _ask(self, command: str, **arguments: Any) -> Any:
         runtime = self._node.runtime

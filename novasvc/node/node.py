@@ -124,7 +124,7 @@ class Node:
         self.health = NodeHealth(self)
         self.registration = Registration(self.runtime, self.identity)
         self.fence = Fence(
-            str(self.identity),
+            self.identity,
             self._leave_service,
             self._enter_service,
             self._begin_again,
@@ -214,11 +214,13 @@ class Node:
         self._step = "heartbeat"
         checks = [self._why_not_consuming, self.why_not_reached]
         clock, identity = self.runtime.reactor, self.identity
-        self.heartbeat = Heartbeat(registry, identity, record, clock, self.report_interval, self.fence, checks)
+        self.heartbeat = Heartbeat(
+            registry, identity, record, clock, self.report_interval, self.fence, checks, self._tell_withheld
+        )
         self.fence.start(partial(getattr, self.heartbeat, "sent_at"))
         await self.heartbeat.start()
         self._start_tasks()
-        await self.registration.enter(registry, "ready")
+        await self.registration.enter(registry, "ready", reason=self.heartbeat.withheld)
 
     async def _register(self, registry: IServiceRegistry) -> ServiceRecord:
         def wait_for_twin(error: ServiceTwinError) -> None:
@@ -248,6 +250,11 @@ class Node:
         self.manager.attach(attrs.evolve(self.manager.attachments, incarnation=self.registration.number))
         await self.registration.enter(self.registry, "ready")
         return record
+
+    def _tell_withheld(self, reason: str | None) -> None:
+        """Tell the registry why no heartbeats are sent, or that they are again."""
+        if self.lifecycle.state == "running" and not self.fence.is_fenced:
+            self.registration.enter(self.registry, "ready", reason=reason)
 
     # -- fence ---------------------------------------------------------------------------------
 

@@ -258,6 +258,12 @@ observer_calls = counter(
     "observer",
     "outcome",
 )
+fenced = gauge(
+    "novasvc_fenced",
+    "1 while a node of this process is out of service: forced down, superseded, deleted, or silent for fence_after.",
+    "host",
+    "binary",
+)
 MAX_TASKS = 100
 """Tasks of a process with label sets of their own."""
 

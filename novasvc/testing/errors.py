@@ -33,5 +33,9 @@ class UnknownNodeError(ProblemError):
     about = "node {!r}"
 
 
+class BrokenPromiseError(ProblemError):
+    """A simulation did not keep what novasvc promises, or what the test added. The subject is the seed."""
+
+
 class ServerSetupError(ProblemError):
     """A server for tests refused to make or to delete something. The subject is its URL, without a password."""

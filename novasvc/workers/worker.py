@@ -201,7 +201,9 @@ class Worker:
         else:
             self.status, problem = UNHANDLED, describe(error)
             _log.failure("{what}", failure, level=LogLevel.critical, what=what)
-        self._send({"is": "failed", "problem": problem, "final": known and final})
+        self._send(
+            {"is": "failed", "problem": problem, "final": known and (final or getattr(error, "is_final", False))}
+        )
 
     # -- reports -------------------------------------------------------------------------------
 

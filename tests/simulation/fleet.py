@@ -64,9 +64,7 @@ async def shop(caller: Caller) -> None:
         if what < 0.3:
             asking = caller.call("store", "once", server=server, timeout=timeout, token=token, seconds=seconds)
         elif what < 0.6:
-            asking = caller.call(
-                "store", "again", server=server, timeout=timeout, idempotent=True, token=token, seconds=seconds
-            )
+            asking = caller.call("store", "again", server=server, timeout=timeout, token=token, seconds=seconds)
         elif what < 0.7:
             asking = caller.call("store", "relay", timeout=timeout, token=token, twice=draw.random() < 0.5)
         elif what < 0.75:

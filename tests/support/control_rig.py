@@ -50,6 +50,7 @@ class StandInSupervisor:
         self.pending: Deferred[Any] | None = None
         self.cancelled = False
         self.changed: list[dict[str, Any]] = []
+        self.reloads: dict[str, Any] = {"ended": 2, "under_way": False, "problem": None}
         self.inspected: list[dict[str, Any]] = []
         self.rows = [
             worker(0),
@@ -100,6 +101,15 @@ class StandInSupervisor:
     def reload(self) -> Deferred[Rows]:
         self._took("reload")
         return self.pending or succeed(self.changed)
+
+    def begin_reload(self) -> None:
+        self._took("begin_reload")
+
+    def reload_report(self) -> dict[str, Any]:
+        return self.reloads
+
+    def restart(self) -> None:
+        self._took("restart")
 
     def metrics(self) -> Deferred[Rows]:
         self._took("metrics")

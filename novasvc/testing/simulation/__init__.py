@@ -3,8 +3,8 @@
 docs/guides/simulate-a-fleet.md is the guide.
 """
 
+from novasvc.testing.errors import BrokenPromiseError
 from novasvc.testing.simulation.caller import Caller
-from novasvc.testing.simulation.errors import BrokenPromiseError
 from novasvc.testing.simulation.node import SimulatedNode
 from novasvc.testing.simulation.plan import KINDS, Fault
 from novasvc.testing.simulation.promises import check

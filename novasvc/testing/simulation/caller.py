@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class Caller:
     """A process that only calls others, on a host of its own.
 
-    :param work: coroutine function that takes this caller and runs until the simulation is over: a loop of calls and
-        pauses.
+    :param work: coroutine function that takes this caller: a loop of pauses and calls, ``while not caller.over``.
+    :ivar works: its work has begun, and has not ended.
     :ivar random: draws what it does; use no other random source, and no other clock than :meth:`pause`.
     """
 
@@ -30,16 +30,19 @@ class Caller:
         self.simulation = simulation
         self._work = work
         self.host = host
+        self.works = False
         self.random = simulation.seed.source(f"caller {host}")
         self.process: SimulatedProcess = simulation.add_process(host, host)
 
     def start(self) -> Deferred[None]:
-        """Connect, and begin to work."""
+        """Connect, and begin to work; called once."""
+        self.works = True
         return Deferred.fromCoroutine(self._run())
 
     async def _run(self) -> None:
         await self.process.connect_client()
         await self._work(self)
+        self.works = False
 
     @property
     def over(self) -> bool:
@@ -58,16 +61,16 @@ class Caller:
         *,
         server: str | None = None,
         timeout: float = 60.0,
-        idempotent: bool = False,
         **args: Any,
     ) -> Deferred[Any]:
         """Call a method; its end and its runs are checked. See :meth:`novasvc.rpc.Client.call`.
 
         :param server: the host; None for any of the topic.
         :param timeout: seconds.
-        :param idempotent: the method may run twice, as its ``@rpc.expose`` says too.
+        :param args: of the method; a method of ``@rpc.expose(idempotent=True)`` is called with idempotent=True.
         """
         context = RequestContext()
+        idempotent = f"{topic}.{method}" in self.simulation.idempotent
         client = self._client(topic, server, timeout=timeout, idempotent=idempotent)
         request = Request(
             process=self.process.name,

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING
 
+from novasvc.registry.record import Records, ServiceChanges
 from novasvc.testing.simulation.plan import Fault
 from novasvc.testing.simulation.process import SimulatedProcess
 from novasvc.testing.simulation.randomness import happens
@@ -140,6 +141,28 @@ def _lost_queue(simulation: "Simulation", fault: Fault, source: Random) -> float
     return 0.0
 
 
+def _twin(simulation: "Simulation", fault: Fault, source: Random) -> float:
+    for host in fault.places:
+        for node in simulation.nodes_on(host):
+            node.start_twin()
+    return simulation.service_down_time
+
+
+def _forced_down(simulation: "Simulation", fault: Fault, source: Random) -> float:
+    registry = simulation.database.registry
+
+    def change(rows: Records, *, forced_down: bool) -> None:
+        for row in rows:
+            if row.host in fault.places:
+                registry.update(row.id, ServiceChanges(forced_down=forced_down))
+
+    registry.list(None, None, None).addCallback(change, forced_down=True)
+    simulation.clock.callLater(
+        fault.seconds, lambda: registry.list(None, None, None).addCallback(change, forced_down=False)
+    )
+    return fault.seconds
+
+
 _APPLY: dict[str, Apply] = {
     "kill": _kill,
     "restart": _restart,
@@ -153,4 +176,6 @@ _APPLY: dict[str, Apply] = {
     "database refusal": _database_refusal,
     "broker refusal": _broker_refusal,
     "lost queue": _lost_queue,
+    "twin": _twin,
+    "forced down": _forced_down,
 }

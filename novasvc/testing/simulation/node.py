@@ -7,6 +7,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from novasvc.node.service import Service
+from novasvc.registry.errors import ServiceTwinError
 from novasvc.testing.simulation.process import SimulatedProcess
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ class SimulatedNode:
     :param manager: the class, a factory, or "package.module:Class"; called for each process.
     :param options: for the manager's constructor, and for :class:`novasvc.node.service.Service`.
     :ivar process: the process that runs now, or that ran last.
+    :ivar superseded: processes that live, and whose place another one has taken.
     """
 
     def __init__(
@@ -38,6 +40,8 @@ class SimulatedNode:
         self._options = options
         self._starts = 0
         self.process: SimulatedProcess | None = None
+        self.superseded: list[SimulatedProcess] = []
+        self._twins: list[SimulatedProcess] = []
 
     def __str__(self) -> str:
         return f"{self.topic}.{self.host}"
@@ -56,12 +60,36 @@ class SimulatedNode:
 
     def start(self) -> Deferred[None]:
         """Start a process. Its start waits for what it needs; a failure is a problem of the run."""
+        process = self.process = self._add_process(lock=f"{self.topic}@{self.host}")
+        return process.serve(self._make).addErrback(self._not_started, process)
+
+    def start_twin(self) -> None:
+        """Start another process while the first one lives, on another machine: a mistake of an operator.
+
+        It is refused while the first one sends heartbeats; otherwise it takes its place.
+        """
+        process = self._add_process(lock=None)
+        self._twins.append(process)
+        process.serve(self._make).addCallbacks(self._twin_started, self._twin_refused, (process,), {}, (process,), {})
+
+    def _add_process(self, *, lock: str | None) -> SimulatedProcess:
         self._starts += 1
         name = f"{self.host}#{self._starts}"
-        process = self.process = self._simulation.add_process(self.host, name)
+        process = self._simulation.add_process(self.host, name, lock)
         self._simulation.trace.note("started", name, str(self))
-        starting = process.serve(self._make)
-        return starting.addErrback(self._not_started, process)
+        return process
+
+    def _twin_started(self, _: None, process: SimulatedProcess) -> None:
+        self._twins.remove(process)
+        if self.process is not None and not self.process.ended:
+            self.superseded.append(self.process)
+        self.process = process
+
+    def _twin_refused(self, failure: Failure, process: SimulatedProcess) -> None:
+        self._twins.remove(process)
+        if not isinstance(getattr(failure.value, "__cause__", None), ServiceTwinError):
+            self._not_started(failure, process)
+        process.ended = True
 
     def _make(self, process: SimulatedProcess) -> Service:
         service = Service(self.host, self.binary, self.topic, self._manager, runtime=process.runtime, **self._options)

@@ -19,6 +19,8 @@ KINDS = {
     "database refusal": 1,
     "broker refusal": 1,
     "lost queue": 2,
+    "twin": 1,
+    "forced down": 1,
     "restart": 4,
 }
 """The kinds of faults and their weights.
@@ -31,6 +33,8 @@ KINDS = {
 - broker stall, database stall: the server does nothing for some time.
 - broker refusal, database refusal: the server answers, and refuses.
 - lost queue: the broker forgets the queue of a host.
+- twin: another process of a node is started on another machine, while the first one lives.
+- forced down: an operator declares the services of a host down, and lets them up again.
 - restart: a node is stopped as by SIGTERM, and started again: no fault, but what an upgrade does.
 """
 

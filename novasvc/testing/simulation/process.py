@@ -23,6 +23,7 @@ from novasvc.testing.simulation.database import SimulatedRegistry
 from novasvc.testing.simulation.ledger import Witness
 from novasvc.testing.simulation.link import Link
 from novasvc.testing.simulation.transport import SimulatedTransport
+from novasvc.workers.current import EndKind, SharedStart
 
 if TYPE_CHECKING:
     from novasvc.testing.simulation.simulation import Simulation
@@ -36,12 +37,15 @@ class SimulatedProcess:
 
     :param simulation: that it belongs to.
     :param name: unique: the host, and the number of its start.
+    :param lock: what only one of the processes of a machine can have at a time; None without it.
     :ivar held_until: seconds on the shared clock before which nothing gets through to the broker.
     :ivar stopping: it was told to stop.
     :ivar ended: it has died, or it has stopped.
     """
 
-    def __init__(self, simulation: "Simulation", host: str, name: str, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, simulation: "Simulation", host: str, name: str, settings: dict[str, Any], lock: str | None
+    ) -> None:
         self.simulation = simulation
         self.host = host
         self.name = name
@@ -65,7 +69,11 @@ class SimulatedProcess:
         self.runtime: Runtime = attrs.evolve(
             runtime,
             wall_clock=lambda: wall_offset + self.clock.seconds(),
-            given_middleware=(Witness(simulation.ledger, name),),
+            given_middleware=(Witness(simulation.ledger, name, lambda: self.is_refused),),
+            # Given, because a process would take its own number and a file lock of this machine.
+            start=SharedStart(owner=f"{source.getrandbits(128):032x}", pid=len(simulation.processes) + 1, lock=lock),
+            ends_alone=_ends_together,
+            machine=name,
         )
         self.service: Service | None = None
         self.client: rpc.Client | None = None
@@ -97,6 +105,23 @@ class SimulatedProcess:
     def links(self) -> list[Link]:
         """Its connections to the broker."""
         return [transport.link for transport in self.transports]
+
+    @property
+    def is_fenced(self) -> bool:
+        """Whether its node is fenced: the registry has refused it."""
+        return self.service is not None and self.service.node.fence.is_fenced
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether its node is fenced, and the registry refuses it still: nobody has let it up since."""
+        if self.service is None or not self.is_fenced:
+            return False
+        registration = self.service.node.registration
+        found: list[Any] = []
+        record = registration.record
+        self.simulation.database.registry.get("0" if record is None else str(record.id)).addBoth(found.append)
+        row = found[0]
+        return isinstance(row, Failure) or row.forced_down or row.incarnation.number != registration.number
 
     # -- its life --------------------------------------------------------------------------------
 
@@ -154,3 +179,8 @@ class SimulatedProcess:
         if seconds > 2 * 10.0:
             for link in self.links:
                 link.cut(gets_out=True, gets_in=True, broker_notices_after=20.0)
+
+
+def _ends_together(_kind: EndKind, _service: str) -> Deferred[bool]:
+    """Say that no other process goes on with the service; see :data:`novasvc.workers.current.EndsAlone`."""
+    return succeed(False)

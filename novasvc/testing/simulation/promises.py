@@ -127,8 +127,25 @@ def nodes_run(simulation: "Simulation") -> Iterator[str]:
             yield f"{node} does not run: it is {state}"
         elif row is None:
             yield f"{node} runs, and has no row"
+        elif process.is_fenced:
+            yield f"{node} is fenced: {process.service and process.service.node.fence.reason}"
         elif not is_up(row, process.runtime.settings.service_down_time):
             yield f"{node} runs, and is down: its last heartbeat was {row.age:.1f} s ago"
+
+
+def superseded_nodes_are_fenced(simulation: "Simulation") -> Iterator[str]:
+    """Return the processes that do not know that another one has taken their place. Checked before they are stopped."""
+    for node in simulation.nodes:
+        for process in node.superseded:
+            if not (process.ended or process.is_fenced):
+                yield f"{process.name} is not fenced, and {node.process and node.process.name} has taken its place"
+
+
+def work_ends(simulation: "Simulation") -> Iterator[str]:
+    """Return the callers that go on when the simulation is over."""
+    for caller in simulation.callers:
+        if caller.works:
+            yield f"caller {caller.host} goes on; write its loop as `while not caller.over`, and let calls end"
 
 
 def nothing_is_left(simulation: "Simulation") -> Iterator[str]:
@@ -169,6 +186,7 @@ PROMISES: tuple[Callable[["Simulation"], Iterator[str]], ...] = (
     nothing_is_lost,
     calls_succeed_in_calm,
     one_leader,
+    work_ends,
     nothing_is_left,
 )
 """What :func:`check` checks, in this order."""

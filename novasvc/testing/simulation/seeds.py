@@ -5,7 +5,7 @@ from typing import Any
 
 import attrs
 
-from novasvc.testing.simulation.errors import BrokenPromiseError
+from novasvc.testing.errors import BrokenPromiseError
 from novasvc.testing.simulation.plan import Fault
 from novasvc.testing.simulation.promises import check
 from novasvc.testing.simulation.simulation import Simulation

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
+from inspect import iscoroutinefunction
 from traceback import format_exc
 from typing import Any, cast
 
@@ -9,8 +10,10 @@ from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent, LogLevel, globalLogPublisher
 from twisted.python.failure import Failure
 
+from novasvc.config import Settings
 from novasvc.errors import StateError
 from novasvc.node.service import Service
+from novasvc.rpc.target import Target
 from novasvc.testing.simulation.broker import SimulatedBroker
 from novasvc.testing.simulation.caller import Caller
 from novasvc.testing.simulation.clock import ProcessClock, SimulationClock
@@ -21,9 +24,10 @@ from novasvc.testing.simulation.link import Weather
 from novasvc.testing.simulation.node import SimulatedNode
 from novasvc.testing.simulation.plan import KINDS, Fault, draw_plan
 from novasvc.testing.simulation.process import SimulatedProcess
-from novasvc.testing.simulation.promises import nodes_run
+from novasvc.testing.simulation.promises import nodes_run, superseded_nodes_are_fenced
 from novasvc.testing.simulation.randomness import Seed
 from novasvc.testing.simulation.trace import Trace
+from novasvc.testing.simulation.verdicts import VerdictWitness
 
 WARM_UP = 15.0
 """Seconds for the nodes to start, before the first fault."""
@@ -72,6 +76,9 @@ class Simulation:
         keep_trace: bool = True,
         **settings: Any,
     ) -> None:
+        unknown = set(kinds) - set(KINDS)
+        if unknown:
+            raise ValueError(f"there is no fault {min(unknown)!r}; there are: {', '.join(KINDS)}")
         self.seed = Seed(seed)
         self.clock = SimulationClock()
         self.trace = Trace(self.clock.seconds, keep_trace)
@@ -90,12 +97,14 @@ class Simulation:
         self.disturbances: list[tuple[float, float, Fault]] = []
         self.idempotent: set[str] = set()
         self.lost_queues: set[tuple[str, str | None]] = set()
+        self.verdicts = VerdictWitness(self)
         self.promises: list[Callable[[Simulation], Iterable[str]]] = []
         self.over = False
         self.plan: list[Fault] | None = None
         self._duration, self._faults, self._kinds = duration, faults, kinds
         self._settings = {"periodic_fuzzy_delay": 0, **settings}
         self._ran = False
+        self.service_down_time = Settings(**self._settings).service_down_time
 
     # -- what takes part -------------------------------------------------------------------------
 
@@ -114,21 +123,38 @@ class Simulation:
         :param manager: the class, a factory, or "package.module:Class"; called for each start of the node.
         :param binary: by default "novasvc-" and the topic.
         :param options: for the manager's constructor, and for :class:`novasvc.node.service.Service`: db_allowed=False
-            has it use a conductor.
+            has it use a conductor, a node of :class:`novasvc.registry.conductor.Conductor` that was added before.
+        :raises ValueError: the host has such a node.
         """
+        self._check_new("node")
+        if any((each.host, each.topic) == (host, topic) for each in self.nodes):
+            raise ValueError(f"there is a node of {topic!r} on {host!r} already; give it another host")
+        Target(topic, host)  # an invalid name is an error here, and not in the start
         node = SimulatedNode(self, manager, host, topic, binary or f"novasvc-{topic}", options)
         self.nodes.append(node)
         return node
 
     def caller(self, host: str, work: Callable[[Caller], Coroutine[Deferred[Any], Any, None]]) -> Caller:
-        """Add a process that calls others; see :class:`Caller`."""
+        """Add a process that calls others; see :class:`Caller`.
+
+        :raises TypeError: the work is no coroutine function.
+        """
+        self._check_new("caller")
+        if not iscoroutinefunction(work):
+            raise TypeError(f"work is {work!r}; give an `async def` that takes the caller")
+        if any(each.host == host for each in self.callers):
+            raise ValueError(f"there is a caller on {host!r} already; give it another host")
         caller = Caller(self, host, work)
         self.callers.append(caller)
         return caller
 
-    def add_process(self, host: str, name: str) -> SimulatedProcess:
+    def _check_new(self, what: str) -> None:
+        if self._ran:
+            raise StateError("the simulation", "over", f"take another {what}; add it before it runs")
+
+    def add_process(self, host: str, name: str, lock: str | None = None) -> SimulatedProcess:
         """Make a process; called for each start of a node."""
-        process = SimulatedProcess(self, host, name, self._settings)
+        process = SimulatedProcess(self, host, name, self._settings, lock)
         self.processes.append(process)
         return process
 
@@ -195,6 +221,7 @@ class Simulation:
             node.start()
         for caller in self.callers:
             self.clock.callLater(_NODES_START, self._begin_work, caller)
+        self.clock.callLater(WARM_UP, self.verdicts.look)
         for fault in self.plan:
             self.clock.callLater(fault.at, apply, self, fault)
         self._advance(WARM_UP + self._duration)
@@ -204,18 +231,20 @@ class Simulation:
             node.start_again()
         longest = max([end for _, end, _ in self.disturbances], default=0.0)
         self._advance(max(self.clock.seconds(), longest) + CALM)
-        for text in nodes_run(self):
-            self.ledger.problem("nodes_run", text)
+        for promise in (nodes_run, superseded_nodes_are_fenced):
+            for text in promise(self):
+                self.ledger.problem(promise.__name__, text)
+        self.verdicts.stop()
         self._stop()
 
     def _stop(self) -> None:
         """Stop the nodes, in the reverse order: those that others need come first, and so stop last."""
         self.trace.note("stop", "", "all nodes")
         for node in reversed(self.nodes):
-            process = node.process
-            if process is not None and not process.ended:
-                node.stop()
-                self._advance(self.clock.seconds() + _STOP, partial(_has_ended, process))
+            for process in (*node.superseded, node.process):
+                if process is not None and not process.ended:
+                    process.stop()
+                    self._advance(self.clock.seconds() + _STOP, partial(_has_ended, process))
         for caller in self.callers:
             caller.process.close()
         self._advance(self.clock.seconds() + _LAST)

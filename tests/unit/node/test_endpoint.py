@@ -9,17 +9,20 @@ import attrs
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
 
 from novasvc import __version__, rpc
 from novasvc.context import RequestContext
-from novasvc.errors import NoSuchMethodError, StateError, UnknownTaskError
+from novasvc.errors import DatabaseUnavailableError, NoSuchMethodError, StateError, UnknownTaskError
+from novasvc.interfaces import IProcessControl
 from novasvc.manager import Manager
 from novasvc.node.endpoint import NodeAPI
+from novasvc.node.process_control import process_control
 from novasvc.periodic import periodic_task
 from novasvc.service import Service
 from novasvc.telemetry.flight import note
 from novasvc.testing import FleetMixin, memory_runtime
-from novasvc.workers.errors import ControlError
+from novasvc.workers.errors import CommandRejectedError, ControlError, ReloadError
 from novasvc.workers.signals import Signals
 from tests.support.control_rig import ControlCase
 from tests.support.flight_rig import record_flight
@@ -84,8 +87,8 @@ class NodeCase(FleetMixin, SynchronousTestCase):
         self.service = self.fleet.start(Worker, host="h1", binary="nova-work", topic=self.topic).service
         self.manager = self.service.manager
 
-    def call(self, method: str, namespace: str | None = "node", **args: Any) -> Deferred[Any]:
-        prepared = {"topic": self.topic, "server": "h1", "namespace": namespace, "version": "1.0"}
+    def call(self, method: str, namespace: str | None = "node", version: str = "1.0", **args: Any) -> Deferred[Any]:
+        prepared = {"topic": self.topic, "server": "h1", "namespace": namespace, "version": version}
         client = self.fleet.client("h1", **prepared, check_liveness=False)  # time jumps over its heartbeats
         calling = client.call(RequestContext(), method, **args)
         self.fleet.advance(0)
@@ -338,6 +341,100 @@ class DrainTests(NodeCase):
         self.failureResultOf(self.call("stop"), NoSuchMethodError)
 
 
+@implementer(IProcessControl)
+class StandInControl:
+    """The control of a process: notes what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def reload_report(self) -> dict[str, Any]:
+        return {"ended": 3, "under_way": False, "problem": "no such file"}
+
+    def begin_reload(self) -> None:
+        self.told.append("reload")
+
+    def restart(self) -> None:
+        self.told.append("restart")
+
+
+class StatusTests(NodeCase):
+    """Tests for NodeAPI.status."""
+
+    def status(self) -> dict[str, Any]:
+        calling = self.call("status", version="1.2")
+        told: dict[str, Any] = self.successResultOf(calling)
+        return told
+
+    def test_status(self) -> None:
+        """A node tells whether it works, since when, and how its reloads went."""
+        self.fleet.advance(90)
+        told = self.status()
+        expected = {
+            "host": "h1",
+            "binary": "nova-work",
+            "topic": self.topic,
+            "version": __version__,
+            "service_version": 7,
+            "pid": os.getpid(),
+            "worker": None,
+            "state": "running",
+            "uptime": 90.0,
+            "problems": [],
+            "reloads": None,
+        }
+        self.assertEqual({name: told[name] for name in expected}, expected)
+        self.assertEqual(told.keys() - expected.keys(), {"incarnation"})
+
+    def test_problems(self) -> None:
+        """What does not work is told, one line each."""
+        self.fleet.registry.outage = DatabaseUnavailableError("memory:", "away")
+        self.fleet.advance(120)
+        self.assertTrue([problem for problem in self.status()["problems"] if problem.startswith("database: ")])
+        self.fleet.registry.outage = None
+
+    def test_reloads(self) -> None:
+        """In a process of its own, the process tells of its reloads."""
+        process_control.set(self.fleet.clock, StandInControl())
+        self.assertEqual(self.status()["reloads"], {"ended": 3, "under_way": False, "problem": "no such file"})
+
+
+class ProcessTests(NodeCase):
+    """Tests for NodeAPI.reload and NodeAPI.restart, in a process of its own."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.control = StandInControl()
+        process_control.set(self.fleet.clock, self.control)
+
+    def test_reload(self) -> None:
+        """The process reloads, after the answer."""
+        self.assertEqual(self.successResultOf(self.call("reload", version="1.2")), {"reloading": "process"})
+        self.fleet.advance(0)
+        self.assertEqual(self.control.told, ["reload"])
+
+    def test_restart(self) -> None:
+        """The process restarts, after the answer."""
+        self.assertEqual(self.successResultOf(self.call("restart", version="1.2")), {"restarting": "process"})
+        self.fleet.advance(0)
+        self.assertEqual(self.control.told, ["restart"])
+
+    def test_other_incarnation(self) -> None:
+        """A restart that is meant for another incarnation is refused: it has happened already."""
+        calling = self.call("restart", version="1.2", incarnation=41)
+        error = self.failureResultOf(calling, StateError).value
+        self.assertIn("cannot restart as incarnation 41", str(error))
+        self.fleet.advance(0)
+        self.assertEqual(self.control.told, [])
+
+    def test_part_of_an_application(self) -> None:
+        """In the process of another application both are refused, before anything happens."""
+        process_control.set(self.fleet.clock, None)
+        for method in ("reload", "restart"):
+            error = self.failureResultOf(self.call(method, version="1.2"), StateError).value
+            self.assertIn(f"part of another application and cannot {method} its process", str(error))
+
+
 class SupervisedTests(ControlCase):
     """Tests for NodeAPI in a worker: its supervisor is asked, at a real socket with a stand-in behind it."""
 
@@ -393,6 +490,31 @@ class SupervisedTests(ControlCase):
         """A drain is the supervisor's, of all workers."""
         self.assertEqual(await self.node.drain(RequestContext()), {"draining": "supervisor"})
         self.assertEqual(self.supervisor.asked, [("drain", None)])
+
+    async def test_restart(self) -> None:
+        """So is a restart."""
+        self.assertEqual(await self.node.restart(RequestContext()), {"restarting": "supervisor"})
+        self.assertEqual(self.supervisor.asked, [("restart",)])
+
+    async def test_reload(self) -> None:
+        """A reload is begun by the supervisor, and not waited for: this worker is replaced meanwhile."""
+        self.supervisor.wait()
+        self.assertEqual(await self.node.reload(RequestContext()), {"reloading": "supervisor"})
+        self.assertEqual(self.supervisor.asked, [("begin_reload",)])
+
+    async def test_reload_refused(self) -> None:
+        """What the supervisor refuses, the caller is told."""
+        self.supervisor.failing = ReloadError("workers = -1 is not a whole number")
+        reloading = Deferred.fromCoroutine(self.node.reload(RequestContext()))
+        error = await self.assertFailure(reloading, CommandRejectedError)
+        self.assertIn("workers = -1", str(error))
+
+    async def test_status(self) -> None:
+        """The supervisor tells of its reloads; one that does not answer tells nothing."""
+        status = await self.node.status(RequestContext())
+        self.assertEqual((status["worker"], status["reloads"]), (3, self.supervisor.reloads))
+        await self.control.stopService()
+        self.assertIsNone((await self.node.status(RequestContext()))["reloads"])
 
     async def test_undrained(self) -> None:
         """Where it cannot be told, the caller is told."""

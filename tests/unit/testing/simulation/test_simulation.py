@@ -89,7 +89,7 @@ class Forgetful(Manager):
 async def ask(caller: Caller) -> None:
     while not caller.over:
         await caller.pause(1.0)
-        caller.call("forgetful", "add", timeout=30.0, idempotent=True).addErrback(lambda _: None)
+        caller.call("forgetful", "add", timeout=30.0).addErrback(lambda _: None)
 
 
 class BrokenTests(SynchronousTestCase):
@@ -135,3 +135,65 @@ class BrokenTests(SynchronousTestCase):
         self.flushLoggedErrors(LookupError)  # of handlers of events
         self.assertEqual([outcome.seed for outcome in outcomes], [0, 1])
         self.assertTrue(all(outcome.requests and not outcome.plan for outcome in outcomes))
+
+
+class MistakeTests(SynchronousTestCase):
+    """What a test's author gets wrong first."""
+
+    def setUp(self) -> None:
+        self.simulation = Simulation(1, duration=5.0, faults=0)
+
+    def test_kind(self) -> None:
+        """A misspelt kind of faults is an error that names those that there are."""
+        with self.assertRaisesRegex(ValueError, "no fault 'crash'; there are: kill, pause"):
+            Simulation(1, kinds=("crash",))
+
+    def test_same_place(self) -> None:
+        """A second node of the topic on a host, or a second caller, is an error."""
+        self.simulation.node(Forgetful, host="a", topic="forgetful")
+        with self.assertRaisesRegex(ValueError, "a node of 'forgetful' on 'a'"):
+            self.simulation.node(Forgetful, host="a", topic="forgetful")
+        self.simulation.caller("c", ask)
+        with self.assertRaisesRegex(ValueError, "a caller on 'c'"):
+            self.simulation.caller("c", ask)
+
+    def test_work(self) -> None:
+        """The work of a caller must be a coroutine function."""
+        with self.assertRaisesRegex(TypeError, "`async def` that takes the caller"):
+            self.simulation.caller("c", lambda caller: None)
+
+    def test_late(self) -> None:
+        """Nothing is added when it has run."""
+        self.simulation.run()
+        with self.assertRaisesRegex(StateError, "add it before it runs"):
+            self.simulation.caller("c", ask)
+
+    def test_endless(self) -> None:
+        """Work that goes on for ever is a problem that says how to write it."""
+
+        async def ask_for_ever(caller: Caller) -> None:
+            while True:
+                await caller.pause(1.0)
+
+        outcome = run_seed(lambda simulation: simulation.caller("c", ask_for_ever), 1, duration=5.0, faults=0)
+        self.assertRegex(outcome.broken[0], "work_ends: .* `while not caller.over`")
+
+    def test_work_fails(self) -> None:
+        """An error of the work is a problem, with its traceback."""
+
+        async def fail(caller: Caller) -> None:
+            raise LookupError(caller.host)
+
+        outcome = run_seed(lambda simulation: simulation.caller("c", fail), 1, duration=5.0, faults=0)
+        self.assertRegex(outcome.broken[0], "(?s)work: .*LookupError: c")
+
+    def test_start_fails(self) -> None:
+        """A manager that cannot be started is a problem that names the node and the reason."""
+
+        class Broken(Manager):
+            def init_host(self) -> None:
+                raise OSError("no disk")
+
+        outcome = run_seed(lambda simulation: simulation.node(Broken, host="a", topic="b"), 1, duration=5.0, faults=0)
+        self.flushLoggedErrors(OSError)
+        self.assertRegex(outcome.broken[0], r"started: b\.a was not started: .*no disk")
