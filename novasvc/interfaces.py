@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from novasvc.registry.incarnation import ServiceStart, ServiceState
     from novasvc.registry.lease import LeaseRequest, Leases
     from novasvc.registry.observation import Observation, Observations, StatusChange
+    from novasvc.registry.operation import (
+        NodeChange,
+        Nodes,
+        Operation,
+        OperationRequest,
+        Operations,
+        OperationState,
+    )
     from novasvc.registry.outages import Outages, VerdictRule
     from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
     from novasvc.registry.record import Records, ServiceChanges, ServiceRecord
@@ -424,7 +432,8 @@ class IServiceRegistry(Interface):
         the outages follow from them and from the rows.
 
         :param VerdictRule rule: the settings to find them by.
-        :return: Deferred[Outages], read after this call.
+        :return: Deferred[Outages]; what was read within the last sixtieth of service_down_time, at most a second, may
+            be returned again.
         """
 
     def observations(observer: str) -> Deferred[Observations]:
@@ -467,6 +476,83 @@ class IServiceRegistry(Interface):
         """Read all leases, ordered by topic and task, those that are free included.
 
         :return: Deferred[list[Lease]].
+        """
+
+
+class IOperationStore(Interface):
+    """The operations on a fleet: what an operator does to many nodes, and how far it has come.
+
+    A node belongs to at most one operation that runs, so that two operators do not get in each other's way. Every
+    method returns a Deferred that fails with a subclass of DatabaseError, or with OperationNotFoundError. Times and
+    ages are by the database's clock.
+    """
+
+    def begin(request: OperationRequest) -> Deferred[Operation]:
+        """Store a new operation, which runs from now on; delete those that ended KEPT seconds ago.
+
+        :param OperationRequest request: the operation and its nodes.
+        :return: Deferred[Operation]; fails with OperationConflictError if another one that runs has some of the nodes.
+        """
+
+    def read(operation: int) -> Deferred[Operation]:
+        """Read an operation.
+
+        :param int operation: its number.
+        :return: Deferred[Operation].
+        """
+
+    def nodes(operation: int) -> Deferred[Nodes]:
+        """Read the nodes of an operation, in the order of their positions.
+
+        :param int operation: its number.
+        :return: Deferred[list[OperationNode]].
+        """
+
+    def list(limit: int) -> Deferred[Operations]:
+        """Read the latest operations, the latest first.
+
+        :param int limit: the most that are read, > 0.
+        :return: Deferred[list[Operation]].
+        """
+
+    def resume(operation: int, owner: str, operator: str, skip_failed: bool) -> Deferred[Operation]:
+        """Take over an operation that was halted, or of whose command nothing was heard for RUNNER_TIMEOUT.
+
+        Nodes that failed are pending again, or skipped.
+
+        :param int operation: its number.
+        :param str owner: random id of the command that takes it over.
+        :param str operator: see :class:`novasvc.registry.operation.OperationRequest`.
+        :param bool skip_failed: leave out the nodes that failed.
+        :return: Deferred[Operation]; fails with OperationStateError if it has ended otherwise, or its command runs;
+            with OperationConflictError if another operation has some of its nodes.
+        """
+
+    def note(operation: int, owner: str, changes: Sequence[NodeChange]) -> Deferred[None]:
+        """Write that the command is there, and how nodes have come on.
+
+        :param int operation: its number.
+        :param str owner: as in the request that began or resumed it.
+        :param changes: NodeChange each; may be empty.
+        :return: Deferred[None]; fails with OperationStateError if the operation has ended, or has another owner.
+        """
+
+    def end(operation: int, owner: str, state: OperationState, reason: str | None) -> Deferred[None]:
+        """End an operation. Another one may have its nodes from now on.
+
+        :param int operation: its number.
+        :param str owner: as for :meth:`note`.
+        :param state: "done" or "halted".
+        :param reason: str: why it was halted, or None.
+        :return: Deferred[None]; fails as :meth:`note`.
+        """
+
+    def abort(operation: int, operator: str) -> Deferred[Operation]:
+        """End an operation for good, whoever runs it. Nodes that are under way are left to themselves.
+
+        :param int operation: its number.
+        :param str operator: who aborts it, for people.
+        :return: Deferred[Operation]; fails with OperationStateError if it is done or aborted.
         """
 
 
@@ -616,10 +702,40 @@ class IInspectable(Interface):
         """Return the request ids of the operations under way; see :mod:`novasvc.rpc.server.admission`."""
 
 
+class IDescribable(Interface):
+    """A service that describes itself; the supervisor collects the descriptions by all workers."""
+
+    def describe_process(what: str) -> Deferred[dict[str, Any]]:
+        """Return what this process knows of it, as JSON with "host" and "binary".
+
+        :param what: "describe": see :func:`novasvc.node.description.describe_process`; "history": see
+            :func:`novasvc.node.description.describe_history`.
+        """
+
+
 class IExitRequester(Interface):
     """A service that may ask for the exit status of its process. Asked after it has stopped."""
 
     leaving = Attribute("SystemExit | None: what a part raised when it was stopped; None if nothing.")
+
+
+class IProcessControl(Interface):
+    """What a node may ask of the process that it runs in, if the process is novasvc's own and has no supervisor."""
+
+    def reload_report() -> dict[str, Any]:
+        """Return how the reloads of this process went; see :meth:`ISupervisor.reload_report`."""
+
+    def begin_reload() -> None:
+        """Begin to read the configuration again, and to restart the services in this process.
+
+        Ignored with a warning while the services start or stop.
+        """
+
+    def restart() -> None:
+        """Begin to drain; then run the same program again in this process, with the code as it is then.
+
+        Ignored with a warning while the process stops.
+        """
 
 
 class IInterruptible(Interface):
@@ -764,6 +880,22 @@ class ISupervisor(Interface):
         :raises ReloadError: the configuration was refused, or a new worker did not become ready.
         """
 
+    def begin_reload() -> None:
+        """Begin a reload, and do not wait for its end; :meth:`reload_report` tells it.
+
+        :raises ReloadError: it cannot begin: the configuration was refused, or another one is under way.
+        """
+
+    def reload_report() -> dict[str, Any]:
+        """Return how the reloads of this supervisor went.
+
+        :return: {"ended": the number of reloads that have ended, "under_way": bool, "problem": why the last one failed,
+            or None}.
+        """
+
+    def restart() -> None:
+        """Begin to drain all workers; then run the same program again in this process, with the code as it is then."""
+
     def metrics() -> Deferred[Rows]:
         """Collect the metrics of all workers and of the supervisor.
 
@@ -777,6 +909,16 @@ class ISupervisor(Interface):
 
         :return: a row for each: number, server, pid, state as in workers(); "services": [{"service": its name,
             "legs": [{"name", "ready": bool, "detail", "since": ISO 8601 in UTC}]}] or None if it does not answer.
+        """
+
+    def inspect(what: str) -> Deferred[Rows]:
+        """Collect what all workers know of their services.
+
+        A worker that does not answer within a second is told as such.
+
+        :param what: "describe" or "history"; see :class:`IDescribable`.
+        :return: a row for each: number, server, pid, state as in workers(); "services": [JSON], or None if
+            it does not answer.
         """
 
     def dump() -> Deferred[Rows]:

@@ -17,6 +17,7 @@ from novasvc.interfaces import IServiceRegistry, ITransport
 from novasvc.node.runtime import Runtime, SharedConnection
 from novasvc.registry.errors import DatabaseError
 from novasvc.registry.lookup import ServiceLookup
+from novasvc.registry.outages import VerdictRule
 from novasvc.registry.targets import TargetLiveness
 from novasvc.rpc import Client
 from novasvc.rpc.errors import TransportClosedError
@@ -140,8 +141,8 @@ class Backend:
 
         async def connect_broker() -> None:
             transport = self._transport = await self._connect("broker", self.runtime.broker.acquire)
-            asked = (lambda: self._registry), self.reactor, self.settings.service_down_time
-            explain, liveness = ServiceLookup(*asked), TargetLiveness(*asked)
+            explain = ServiceLookup(lambda: self._registry, self.reactor, self.settings.service_down_time)
+            liveness = TargetLiveness(lambda: self._registry, self.reactor, VerdictRule.of(self.settings))
             self._client = Client(
                 transport,
                 clock=self.reactor,

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 import attrs
 
-from novasvc.api.service_status import DOWN, FORCED, UP, ServiceStatus
+from novasvc.api.service_status import DOWN, FORCED, STARTING, UP, ServiceStatus
 
 _MAX_ENTRIES = 500
 _MAX_SINGLE = 12
@@ -23,7 +23,7 @@ class Entry:
 
     :param number: consecutive, from 1.
     :param time: seconds since 1970, by this host's clock.
-    :param kind: "up", "down", "forced down", "let up", "disabled", "enabled", "appeared" or "deleted".
+    :param kind: a state of :class:`ServiceStatus`, "let up", "disabled", "enabled", "appeared" or "deleted".
     :param text: name of the service; in a summary, some of the names.
     :param uuid: uuid of the service; "" for a summary.
     :param detail: the reason, or "".
@@ -84,14 +84,18 @@ def events_of(before: ServiceStatus | None, after: ServiceStatus) -> Iterator[tu
     """Return the events between two states of a service: pairs of kind and reason."""
     record = after.record
     if before is None:
-        yield "appeared", "" if after.state == UP else after.state
+        yield "appeared", "" if after.state in {UP, STARTING} else after.state
         return
     if before.state != after.state:
         if before.state == FORCED:
             yield "let up", "" if after.state == UP else after.state
         else:
-            yield after.state, f"no heartbeat for {record.age:.0f} s" if after.state == DOWN else ""
+            yield after.state, f"no heartbeat for {record.age:.0f} s" if after.state == DOWN else _reason(after)
     if record.disabled and not before.record.disabled:
         yield "disabled", record.disabled_reason or ""
     elif before.record.disabled and not record.disabled:
         yield "enabled", ""
+
+
+def _reason(service: ServiceStatus) -> str:
+    return "" if service.state == FORCED else service.reason

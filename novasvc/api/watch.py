@@ -9,7 +9,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from novasvc.api.errors import APIError
-from novasvc.api.service_status import ServiceStatus, Totals, count_totals, service_state, visible_fields
+from novasvc.api.service_status import Assessment, ServiceStatus, Totals, count_totals, status_of
 from novasvc.api.timeline import Event, Timeline, events_of
 from novasvc.errors import NovasvcError
 from novasvc.registry.record import ServiceRecord
@@ -32,19 +32,24 @@ class Watch(Service):
 
     :param source: coroutine function that returns all rows, or raises a NovasvcError; it has its own deadline.
     :param clock: a clock whose seconds are since 1970.
-    :param service_down_time: seconds without a heartbeat after which a service is down.
+    :param assess: returns what a row of the latest read says about its service.
     """
 
     def __init__(
-        self, source: Callable[[], Awaitable[list[ServiceRecord]]], clock: IReactorTime, service_down_time: float
+        self,
+        source: Callable[[], Awaitable[list[ServiceRecord]]],
+        clock: IReactorTime,
+        assess: Callable[[ServiceRecord], Assessment],
     ) -> None:
         self._source = source
         self._clock = clock
-        self._down_time = service_down_time
+        self._assess = assess
         self.epoch = secrets.token_hex(4)
         """Random id of this watch. Versions of another watch or process are not comparable."""
         self.version = 0
         """The number of successful reads."""
+        self.members = 0
+        """The version in which a service was added, removed, or moved to another zone last."""
         self.totals = Totals()
         self.trouble = "the registry has not been read yet"
         """Why the last read failed; "" if it succeeded."""
@@ -75,6 +80,11 @@ class Watch(Service):
     def read_at(self) -> float:
         """When the last successful read ended, in seconds since 1970."""
         return self._read_at
+
+    @property
+    def is_viewed(self) -> bool:
+        """Whether somebody looks at the page."""
+        return bool(self._listeners) or self._clock.seconds() - self._asked_at < _POLLING_VIEWER
 
     def age_of(self, service: ServiceStatus) -> float:
         """Return the seconds since a service's last heartbeat."""
@@ -170,9 +180,8 @@ class Watch(Service):
         def ended(_: object) -> None:
             self._reading = None
             if self.running:
-                viewed = self._listeners or self._clock.seconds() - self._asked_at < _POLLING_VIEWER
                 # While reads fail, the pace stays that for viewers, so that the page recovers soon after the registry.
-                pause = WATCHED if viewed or self.trouble else UNWATCHED
+                pause = WATCHED if self.is_viewed or self.trouble else UNWATCHED
                 self._schedule(max(pause, _PAUSE_FACTOR * (self._clock.seconds() - began)))
             self._answer_waiting()
 
@@ -219,14 +228,16 @@ class Watch(Service):
         events: list[Event] = []
         for record in records:
             seen = before.get(record.id)
-            state = service_state(record, self._down_time)
-            if seen is not None and seen.state == state and visible_fields(seen.record) == visible_fields(record):
-                after[record.id] = ServiceStatus(record, state, seen.changed)
-                continue
-            after[record.id] = service = ServiceStatus(record, state, self.version)
-            events += ((kind, service, why) for kind, why in events_of(seen, service))
+            service = status_of(record, self._assess(record), seen, self._read_at, self.version)
+            after[record.id] = service
+            if service.turned == self.version:
+                events += ((kind, service, why) for kind, why in events_of(seen, service))
         for number in before.keys() - after.keys():
             events.append(("deleted", before[number], ""))
+        if before.keys() != after.keys() or any(
+            before[number].zone != after[number].zone for number in after if after[number].turned == self.version
+        ):
+            self.members = self.version
         self._services = after
         self.totals = count_totals(after.values())
         if self.version > 1:  # the first read only sets the baseline

@@ -1,16 +1,19 @@
 """What all commands share: the settings, and access to the registry."""
 
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 import click
 
 from novasvc.config import Configuration, load
 from novasvc.interfaces import IServiceRegistry
+
+if TYPE_CHECKING:
+    from novasvc.cli.fleet_connections import FleetConnections
 
 _T = TypeVar("_T")
 
@@ -56,6 +59,17 @@ class CommandContext:
         from novasvc.cli.registry import with_registry  # noqa: PLC0415
 
         return with_registry(self.configuration.settings, function)
+
+    def with_fleet(self, function: Callable[["FleetConnections"], Coroutine[Any, Any, _T]]) -> _T:
+        """Call a function with the connections to the fleet on the reactor, and return its result.
+
+        :param function: takes the connections; the registry is open.
+        :raises ProblemError: there is no database file yet; none is created.
+        :raises DatabaseError: the database cannot be used.
+        """
+        from novasvc.cli.fleet_connections import with_fleet  # noqa: PLC0415 - as above
+
+        return with_fleet(self.configuration.settings, function)
 
 
 pass_command_context = click.make_pass_decorator(CommandContext)

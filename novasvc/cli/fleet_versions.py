@@ -9,8 +9,11 @@ from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.output import Output, output_options, printable
 from novasvc.cli.service import API_BINARIES
 from novasvc.interfaces import IServiceRegistry
-from novasvc.registry.query import ServicePage, ServiceQuery
+from novasvc.registry.outages import VerdictRule
+from novasvc.registry.query import ServiceQuery
 from novasvc.registry.record import ServiceRecord
+from novasvc.registry.verdict import Verdict
+from novasvc.registry.verdicts import judge_all
 from novasvc.registry.versions import VersionUse, versions_in_use
 
 COLUMNS = ("Binary", "Topic", "Version", "Services", "Up", "Behind")
@@ -33,15 +36,15 @@ def versions(
 ) -> int:
     """List the service versions that are in use, and the hosts that have the lowest one while others have a higher.
 
-    The version is the service_version of the manager. Only services that are up count as behind.
+    The version is the service_version of the manager. Services that are down do not count as behind.
     """
-    down_time = context.configuration.settings.service_down_time
+    rule = VerdictRule.of(context.configuration.settings)
 
-    async def read(registry: IServiceRegistry) -> list[ServiceRecord]:
-        page: ServicePage = await registry.page(ServiceQuery(binary=binary, topic=topic))
-        return [record for record in page.rows if binary or record.binary not in API_BINARIES]
+    async def read(registry: IServiceRegistry) -> list[tuple[ServiceRecord, Verdict]]:
+        judged = await judge_all(registry, rule, ServiceQuery(binary=binary, topic=topic))
+        return [each for each in judged.services if binary or each[0].binary not in API_BINARIES]
 
-    uses = versions_in_use(context.with_registry(read), down_time)
+    uses = versions_in_use(context.with_registry(read))
     output.write_list(COLUMNS, [row(use, whole=output.format == "json") for use in uses])
     return _check(uses) if check else 0
 

@@ -28,8 +28,13 @@ class ProgressBar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self.finish()
+
+    def finish(self) -> None:
+        """Remove the bar, before text is written where it was drawn."""
+        bar, self._bar = self._bar, None
+        if bar is not None:
+            bar.stop()
 
     def update(self, fraction: float, text: str) -> None:
         """Show a report."""
@@ -37,6 +42,16 @@ class ProgressBar:
             self._begin()
         # Shown in one line, whatever the method sends, and not as markup of rich.
         self._bar.update(self._task, completed=fraction, text=printable(text), refresh=True)
+
+    def write(self, text: str) -> bool:
+        """Write a line above the bar; return False if no bar is drawn.
+
+        :param text: one line, printable.
+        """
+        if self._bar is None:
+            return False
+        self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        return True
 
     def _begin(self) -> None:
         # Imported here, because few methods report progress.

@@ -201,7 +201,7 @@ def run_with_client(
     return run_on_reactor(work)
 
 
-def _signer(settings: Settings) -> Any:
+def signer_of(settings: Settings) -> Any:
     """Return what signs the calls with the operator's key; None if no key is configured.
 
     :raises SettingError: the file of the key cannot be used.
@@ -233,7 +233,7 @@ def make_client(settings: Settings, transport: Any, reactor: Any, target: Target
         timeout=settings.rpc_response_timeout,
         target=target,
         mandatory=True,
-        signer=_signer(settings),
+        signer=signer_of(settings),
         explain=explain,
         hosts=hosts,
     )

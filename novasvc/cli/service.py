@@ -10,6 +10,7 @@ import click
 from novasvc.cli import candidates
 from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.output import Output, output_options, printable
+from novasvc.cli.service_purge import purge
 from novasvc.cli.service_selector import ServiceSelector, selector_options
 from novasvc.cli.suggestion import SuggestingGroup
 from novasvc.cli.verdicts import confirm_down, verdicts
@@ -17,6 +18,8 @@ from novasvc.interfaces import IServiceRegistry
 from novasvc.registry.liveness import is_up
 from novasvc.registry.query import ServicePage, ServiceQuery, Sort
 from novasvc.registry.record import ServiceChanges, ServiceRecord
+from novasvc.registry.verdict import Verdict, VerdictRule
+from novasvc.registry.verdicts import judge_some
 
 API_BINARIES = ("nova-osapi_compute", "nova-metadata")
 """Nova's API servers register without ever sending heartbeats; like Nova, list them only if asked by name."""
@@ -24,7 +27,7 @@ API_BINARIES = ("nova-osapi_compute", "nova-metadata")
 COLUMNS = ("ID", "Binary", "Host", "Zone", "Status", "State", "Updated At")
 TABLE_COLUMNS = ("ID", "Binary", "Host", "Zone", "Status", "State", "Last Seen")
 """For people, to whom an age says more than a time stamp."""
-LONG_COLUMNS = ("Disabled Reason", "Forced Down")
+LONG_COLUMNS = ("Disabled Reason", "Forced Down", "Lifecycle", "Since", "Reason", "Incarnation", "Tags")
 _MAX_REASON_LENGTH = 255
 
 
@@ -33,6 +36,7 @@ def service() -> None:
     """List the registered services, enable and disable them."""
 
 
+service.add_command(purge)
 service.add_command(verdicts)
 service.add_command(confirm_down)
 
@@ -41,6 +45,8 @@ service.add_command(confirm_down)
 @click.option("--host", help="List only services of this host.", shell_complete=candidates.service_hosts)
 @click.option("--binary", help="List only services of this binary name.", shell_complete=candidates.binaries)
 @click.option("--topic", help="List only services of this topic.")
+@click.option("--zone", help="List only services of this zone.")
+@click.option("--tag", help="List only services with this tag.")
 @click.option("--state", type=click.Choice(["up", "down"]), help="List only services that are up, or down.")
 @click.option("--status", type=click.Choice(["enabled", "disabled"]), help="List only enabled or disabled services.")
 @click.option("--search", metavar="TEXT", help="List only services with this text in host, binary, topic or reason.")
@@ -64,6 +70,8 @@ def list_(
     host: str | None,
     binary: str | None,
     topic: str | None,
+    zone: str | None,
+    tag: str | None,
     state: str | None,
     status: str | None,
     search: str | None,
@@ -84,6 +92,8 @@ def list_(
         host=host,
         binary=binary,
         topic=topic,
+        zone=zone,
+        tag=tag,
         up=None if state is None else state == "up",
         disabled=None if status is None else status == "disabled",
         text=search,
@@ -140,8 +150,16 @@ def _check(records: Sequence[ServiceRecord], down_time: float) -> int:
 @pass_command_context
 def show(context: CommandContext, selector: ServiceSelector, output: Output) -> None:
     """Show all details of a service."""
-    record = context.with_registry(selector.find)
-    output.write_one(row(record, context.configuration.settings.service_down_time))
+    settings = context.configuration.settings
+
+    async def find(registry: IServiceRegistry) -> tuple[ServiceRecord, Verdict]:
+        record = await selector.find(registry)
+        (verdict,) = await judge_some(registry, [record], VerdictRule.of(settings))
+        return record, verdict
+
+    record, verdict = context.with_registry(find)
+    shown = {"Verdict": verdict.status, "Verdict Reason": verdict.reason, "Verdict Since": verdict.since}
+    output.write_one(row(record, settings.service_down_time) | shown)
 
 
 @service.command()
@@ -181,7 +199,7 @@ def force_down(context: CommandContext, selector: ServiceSelector, unset: bool) 
 @selector_options
 @pass_command_context
 def delete(context: CommandContext, selector: ServiceSelector) -> None:
-    """Delete a service; a running one registers again at its next heartbeat."""
+    """Delete a service; a running one takes in nothing from its next heartbeat on."""
 
     async def delete(registry: IServiceRegistry) -> ServiceRecord:
         record = await selector.find(registry)
@@ -191,7 +209,10 @@ def delete(context: CommandContext, selector: ServiceSelector) -> None:
     record = context.with_registry(delete)
     click.echo(f"{record.name} is deleted")
     if is_up(record, context.configuration.settings.service_down_time):
-        click.echo("novasvc: its node was up, so it registers again at its next heartbeat unless you stop it", err=True)
+        message = (
+            "its node was up: it takes in nothing from its next heartbeat on; stop it, or restart it to register it"
+        )
+        click.echo(f"novasvc: {message}", err=True)
 
 
 def _change(context: CommandContext, selector: ServiceSelector, changes: ServiceChanges) -> ServiceRecord:
@@ -217,11 +238,13 @@ def row(record: ServiceRecord, down_time: float) -> dict[str, object]:
     :param down_time: the setting service_down_time.
     Source: `openstack compute service list`.
     """
+    latest = record.incarnation
+    zone = None if latest is None else latest.zone
     return {
         "ID": record.id,
         "Binary": record.binary,
         "Host": record.host,
-        "Zone": "nova" if record.topic == "compute" else "internal",
+        "Zone": zone or ("nova" if record.topic == "compute" else "internal"),
         "Status": "disabled" if record.disabled else "enabled",
         "State": "up" if is_up(record, down_time) else "down",
         "Updated At": record.updated_at,
@@ -234,4 +257,14 @@ def row(record: ServiceRecord, down_time: float) -> dict[str, object]:
         "Last Seen Up": record.last_seen_up,
         "Created At": record.created_at,
         "Version": record.version,
+        "Lifecycle": None if latest is None else latest.state,
+        "Since": None if latest is None else latest.since,
+        "Until": None if latest is None else latest.until,
+        "Reason": None if latest is None else latest.reason,
+        "Calls": None if latest is None else latest.calls,
+        "Incarnation": None if latest is None else latest.number,
+        "Machine": None if latest is None else latest.machine,
+        "PID": None if latest is None else latest.pid,
+        "Started At": None if latest is None else latest.started_at,
+        "Tags": None if latest is None else ", ".join(latest.tags),
     }

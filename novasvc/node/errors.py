@@ -3,6 +3,7 @@
 import attrs
 
 from novasvc.errors import NovasvcError, ProblemError
+from novasvc.registry.errors import ServiceTwinError
 
 
 class DirectoryError(ProblemError):
@@ -30,6 +31,11 @@ class StartError(NovasvcError):
 
     def __str__(self) -> str:
         return f"{self.node} did not start; step {self.step} failed: {self.problem}"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether another worker would fail for the same reason: another start of the service is alive."""
+        return isinstance(self.__cause__, ServiceTwinError)
 
 
 @attrs.define

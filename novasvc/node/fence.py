@@ -11,7 +11,9 @@ from twisted.logger import Logger
 
 from novasvc.errors import NovasvcError
 from novasvc.registry.errors import ServiceForcedDownError, ServiceNotFoundError, ServiceSupersededError
+from novasvc.registry.heartbeat import ServiceIdentity
 from novasvc.registry.record import ServiceRecord
+from novasvc.telemetry import metrics
 from novasvc.telemetry.flight import note
 
 _log = Logger()
@@ -38,7 +40,7 @@ _LEAST_WAIT = 1.0
 class Fence:
     """Take a node out of service, and put it back; see Note [What a fenced node does].
 
-    :param node: name of the node, for logs.
+    :param node: host and binary of the node, for logs and metrics.
     :param close: called with the reason: takes in nothing from now on, and cancels what is under way.
     :param open_: takes in calls, events and tasks again.
     :param begin_again: see :class:`novasvc.registry.heartbeat.IncarnationOwner`.
@@ -48,7 +50,7 @@ class Fence:
     :ivar since: seconds on the clock when it was put out of service.
     """
 
-    _node: str
+    _node: ServiceIdentity
     _close: Callable[[str], Coroutine[Deferred[Any], Any, None]]
     _open: Callable[[], Coroutine[Deferred[Any], Any, None]]
     _begin_again: Callable[[], Coroutine[Deferred[Any], Any, ServiceRecord]]
@@ -92,6 +94,7 @@ class Fence:
     def reset(self) -> None:
         """Forget the reason: the node starts anew."""
         self.reason = None
+        metrics.fenced.at(self._node.host, self._node.binary).value = 0
         self.is_fenced = self.final = self.awaits_let_up = False
 
     def refused(self, error: NovasvcError) -> None:
@@ -124,6 +127,7 @@ class Fence:
 
     def _note(self, reason: str) -> None:
         self.is_fenced, self.reason, self.since = True, reason, self._clock.seconds()
+        metrics.fenced.at(self._node.host, self._node.binary).value = 1
         note("node", f"{self._node} is fenced: {reason}")
         _log.critical(
             "{node} is fenced, and takes in no calls, events or tasks: {reason}", node=self._node, reason=reason

@@ -56,8 +56,8 @@ def make_client(
         timeout=settings.rpc_response_timeout,
         explain=None if registry is None else ServiceLookup(registry, clock, down_time),
         hosts=None if registry is None else UpHosts(registry, clock, down_time, rule),
-        liveness=None if registry is None else TargetLiveness(registry, clock, down_time),
-        oldest=None if registry is None else OldestUp(registry, clock, down_time),
+        liveness=None if registry is None else TargetLiveness(registry, clock, rule),
+        oldest=None if registry is None else OldestUp(registry, clock, rule),
         middleware=runtime.middleware,
         signer=runtime.signer,
     )

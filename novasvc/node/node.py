@@ -24,6 +24,7 @@ from novasvc.node.errors import DirectoryError, StartError
 from novasvc.node.fence import Fence
 from novasvc.node.fleet_version import check_service_version
 from novasvc.node.health import NodeHealth
+from novasvc.node.history import MethodHistory
 from novasvc.node.lifecycle import Lifecycle
 from novasvc.node.manager_resources import attach_resources, make_client, make_emitter
 from novasvc.node.reachability import ReachabilityCheck
@@ -105,6 +106,7 @@ class Node:
     server: Server | None = attrs.field(default=None, init=False)
     heartbeat: Heartbeat | None = attrs.field(default=None, init=False)
     reachability: ReachabilityCheck | None = attrs.field(default=None, init=False)
+    history: MethodHistory | None = attrs.field(default=None, init=False)
     registration: Registration = attrs.field(init=False)
     fence: Fence = attrs.field(init=False)
     _deadline: StopDeadline = attrs.field(init=False)
@@ -122,7 +124,7 @@ class Node:
         self.health = NodeHealth(self)
         self.registration = Registration(self.runtime, self.identity)
         self.fence = Fence(
-            str(self.identity),
+            self.identity,
             self._leave_service,
             self._enter_service,
             self._begin_again,
@@ -142,7 +144,7 @@ class Node:
             self._begin_drain()
             grace = self.runtime.settings.graceful_shutdown_timeout
             self._deadline.begin(grace)
-            self.registration.enter(self.registry, "draining", until=grace or None, calls=len(self.operations()))
+            self.registration.drain(self.registry, grace, lambda: len(self.operations()))
         if state == "running":
             self.running_since = self.runtime.reactor.seconds()
         note("node", f"{self.identity} is {state}")
@@ -212,11 +214,13 @@ class Node:
         self._step = "heartbeat"
         checks = [self._why_not_consuming, self.why_not_reached]
         clock, identity = self.runtime.reactor, self.identity
-        self.heartbeat = Heartbeat(registry, identity, record, clock, self.report_interval, self.fence, checks)
+        self.heartbeat = Heartbeat(
+            registry, identity, record, clock, self.report_interval, self.fence, checks, self._tell_withheld
+        )
         self.fence.start(partial(getattr, self.heartbeat, "sent_at"))
         await self.heartbeat.start()
         self._start_tasks()
-        await self.registration.enter(registry, "ready")
+        await self.registration.enter(registry, "ready", reason=self.heartbeat.withheld)
 
     async def _register(self, registry: IServiceRegistry) -> ServiceRecord:
         def wait_for_twin(error: ServiceTwinError) -> None:
@@ -247,6 +251,11 @@ class Node:
         await self.registration.enter(self.registry, "ready")
         return record
 
+    def _tell_withheld(self, reason: str | None) -> None:
+        """Tell the registry why no heartbeats are sent, or that they are again."""
+        if self.lifecycle.state == "running" and not self.fence.is_fenced:
+            self.registration.enter(self.registry, "ready", reason=reason)
+
     # -- fence ---------------------------------------------------------------------------------
 
     async def _leave_service(self, reason: str) -> None:
@@ -256,6 +265,8 @@ class Node:
         self.server = self.events = self.reachability = None
         if reachability is not None:
             reachability.stop()
+        if self.history is not None:
+            self.history.stop()
         tasks_ended = self.tasks.stop()
         self.tasks.cancel_running()
         if server is not None:
@@ -310,6 +321,9 @@ class Node:
             self.runtime.random_source,
         )
         self.reachability.start()
+        if self.history is None:  # a node that enters service again goes on with its history
+            self.history = MethodHistory(server.method_metrics, server.delivery_metrics, self.runtime.reactor)
+        self.history.start()
 
     def operations(self) -> set[str]:
         """Return the request ids of the operations under way: methods, periodic tasks, outgoing calls."""
@@ -390,6 +404,8 @@ class Node:
         await self._stop_step("leave service", lambda: self.fence.closing)
         await self._stop_step("tell the registry", self._tell_end)
         self.registration.release()
+        if self.history is not None:
+            self.history.stop()
         if self.events is not None:
             await self._stop_step("close the listener of events", self.events.close)
         if self.server is not None:

@@ -9,7 +9,7 @@ import attrs
 from twisted.internet.defer import CancelledError, Deferred, DeferredLock, succeed
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.interfaces import IReactorUNIX
-from twisted.internet.task import deferLater
+from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
@@ -29,6 +29,9 @@ _log = Logger()
 
 ENTER_TIMEOUT = 2.0
 """Seconds to write a state. A stop does not wait longer for the registry; without it, the row ages as in Nova."""
+
+DRAIN_INTERVAL = 10.0
+"""Seconds between two reports of the calls in flight of a node that drains."""
 
 _LOOK = 2.0
 """Seconds between two attempts to begin while another start may be alive."""
@@ -62,6 +65,7 @@ class Registration:
     _start: ServiceStart | None = attrs.field(default=None, init=False)
     _lock: FileLock | None = attrs.field(default=None, init=False)
     _turns: DeferredLock = attrs.field(factory=DeferredLock, init=False)
+    _draining: LoopingCall | None = attrs.field(default=None, init=False)
     _refused: set[str] = attrs.field(factory=set, init=False)
     _warned: bool = attrs.field(default=False, init=False)
 
@@ -165,6 +169,7 @@ class Registration:
 
     def release(self) -> None:
         """Release the lock: another start on this machine may have it."""
+        self._end_drain()
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -182,6 +187,25 @@ class Registration:
 
     # -- states ----------------------------------------------------------------------------------
 
+    def drain(self, registry: IServiceRegistry | None, grace: float, calls: Callable[[], int]) -> None:
+        """Tell the registry that the node drains, and every DRAIN_INTERVAL how many calls are left, until it has ended.
+
+        :param grace: seconds until the deadline; 0 without one.
+        :param calls: returns the number of calls in flight.
+        """
+        clock = self._runtime.reactor
+        ends = clock.seconds() + grace
+
+        def tell() -> None:
+            until = max(0.0, ends - clock.seconds()) if grace else None
+            self.enter(registry, "draining", until=until, calls=calls())
+
+        self._draining = LoopingCall(tell)
+        self._draining.clock = clock
+        self._draining.start(DRAIN_INTERVAL).addErrback(
+            lambda failure: _log.failure("the drain of {node} is not told any more", failure, node=self._identity)
+        )
+
     def enter(self, registry: IServiceRegistry | None, state: ServiceState, **given: Any) -> Deferred[None]:
         """Tell the registry a state, after those that are being told; see IServiceRegistry.enter.
 
@@ -191,6 +215,8 @@ class Registration:
         :param given: ``until``, ``reason`` and ``calls``.
         :return: Deferred[None], fired after ENTER_TIMEOUT at the latest. It never fails: an error is logged.
         """
+        if state != "draining":
+            self._end_drain()
         if registry is None or self.record is None or self.number is None:
             return succeed(None)
         writing = partial(registry.enter, self.record.id, self.number, state, **given)
@@ -198,6 +224,11 @@ class Registration:
         telling: Deferred[None] = self._turns.run(self._tell, state, writing)
         telling.addTimeout(ENTER_TIMEOUT, self._runtime.reactor)
         return telling.addCallbacks(self._was_told, self._was_not_told, errbackArgs=(state,))
+
+    def _end_drain(self) -> None:
+        if self._draining is not None and self._draining.running:
+            self._draining.stop()
+        self._draining = None
 
     def _tell(self, state: ServiceState, write: Callable[[], Deferred[None]]) -> Deferred[None]:
         if state not in _ENDS or self._runtime.start is None:

@@ -210,7 +210,8 @@ class Runtime:
         path = self.settings.rpc_callers_file
         if path is None:
             return Authorizer(trust_unsigned=not self.settings.uses_broker)
-        return Authorizer(Verifier(read_callers(path), self.settings.rpc_signature_max_age, time.time))
+        verifier = Verifier(read_callers(path), self.settings.rpc_signature_max_age, time.time)
+        return Authorizer(verifier, operators=frozenset(self.settings.rpc_operators))
 
     def specification(self) -> "RuntimeSpecification":
         """Return what a worker makes its runtime of; see :class:`~novasvc.interfaces.ISpecified`."""

@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from zope.interface import implementer
 
 from novasvc.config.errors import SettingError
 from novasvc.context import RequestContext
 from novasvc.errors import StateError
 from novasvc.interfaces import (
+    IDescribable,
     IExitRequester,
     IHealthy,
     IInspectable,
@@ -22,6 +23,7 @@ from novasvc.interfaces import (
     ISpecified,
 )
 from novasvc.manager import make_manager
+from novasvc.node.description import describe_history, describe_process
 from novasvc.node.lifecycle_service import LifecycleService
 from novasvc.node.manager_resources import make_tasks
 from novasvc.node.node import Node
@@ -33,7 +35,9 @@ from novasvc.rpc import Client
 from novasvc.workers.specification import check_constructor
 
 
-@implementer(IHealthy, IInspectable, IExitRequester, IInterruptible, IPreloading, IRebuildable, ISpecified)
+@implementer(
+    IDescribable, IHealthy, IInspectable, IExitRequester, IInterruptible, IPreloading, IRebuildable, ISpecified
+)
 class Service(LifecycleService):
     """A node: serves a manager's RPC methods on its topic, runs its tasks, sends heartbeats.
 
@@ -227,6 +231,12 @@ class Service(LifecycleService):
     def running_calls(self) -> list[dict[str, Any]]:
         """Return the calls under way; see :meth:`novasvc.rpc.Server.running_calls`."""
         return [] if self.node.server is None else self.node.server.running_calls()
+
+    def describe_process(self, what: str) -> Deferred[dict[str, Any]]:
+        """Describe the node as far as this process knows it; see :class:`novasvc.interfaces.IDescribable`."""
+        if what == "history":
+            return succeed(describe_history(self.node))
+        return Deferred.fromCoroutine(describe_process(self.node))
 
     def operations_under_way(self) -> set[str]:
         """Return the request ids of the operations under way; see :mod:`novasvc.rpc.server.admission`."""

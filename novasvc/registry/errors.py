@@ -216,3 +216,24 @@ class ObserverSupersededError(NovasvcError):
             f"observer {self.observer!r}: another process has taken over (fencing number {self.latest}, this one has "
             f"{self.fencing}); give another name to an observer that is to be told as well"
         )
+
+
+@attrs.define
+class OperationNotFoundError(NovasvcError):
+    """There is no operation with this number; those that ended long ago are deleted.
+
+    :param operation: the number.
+    """
+
+    operation: int
+
+    def __str__(self) -> str:
+        return f"operation {self.operation} could not be found; `novasvc fleet list` lists the operations"
+
+
+class OperationConflictError(ProblemError):
+    """Another operation has some of the same nodes, and has not ended; the subject describes the operation."""
+
+
+class OperationStateError(ProblemError):
+    """An operation cannot be resumed, aborted or continued in its state; the subject describes the operation."""

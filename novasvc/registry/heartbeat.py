@@ -43,6 +43,8 @@ _ROUNDING = 1e-6
 LAG_LIMIT = 5.0
 """Seconds. A heartbeat that is later than this is skipped: the reactor was blocked."""
 
+_LATE = f"the reactor is more than {LAG_LIMIT:g} s late"
+
 
 @attrs.frozen
 class ServiceIdentity:
@@ -93,9 +95,11 @@ class Heartbeat:
     :param owner: is told of heartbeats that are refused.
     :param checks: liveness checks; a heartbeat is sent only if all of them return None. A node that is out of service
         is not asked.
+    :param withholding: called with the reason when a check holds the heartbeats back, and with None when they resume.
     :ivar sent: heartbeats sent.
     :ivar failures: heartbeats that could not be written.
     :ivar skipped: heartbeats not sent because a check failed.
+    :ivar withheld: the reason that ``withholding`` was called with last.
     :ivar trouble: why the last heartbeat was skipped or failed, as it was logged; None if it was sent.
     :ivar sent_at: seconds on the clock when the last heartbeat was written; None before that.
     :ivar write_error: why the last heartbeat could not be written; None if it was.
@@ -108,6 +112,8 @@ class Heartbeat:
     _report_interval: float
     _owner: IncarnationOwner
     _checks: Sequence[LivenessCheck] = ()
+    _withholding: Callable[[str | None], object] = lambda _: None
+    withheld: str | None = attrs.field(default=None, init=False)
     sent: int = attrs.field(default=0, init=False)
     failures: int = attrs.field(default=0, init=False)
     skipped: int = attrs.field(default=0, init=False)
@@ -180,6 +186,7 @@ class Heartbeat:
             self.skipped += 1
             self._count("skipped")
             self._log_trouble(f"no heartbeat is sent, because {reason}")
+            self._withhold(reason)
             return
         try:
             if self._owner.awaits_let_up:
@@ -223,8 +230,15 @@ class Heartbeat:
         if self.trouble is not None:
             _log.info("heartbeats resumed; the problem was: {trouble}", trouble=self.trouble)
             self.trouble = None
+        if self.withheld is not None:
+            self._withhold(None)
         if self._owner.is_fenced:
             await self._owner.written()
+
+    def _withhold(self, reason: str | None) -> None:
+        if reason not in {self.withheld, _LATE}:
+            self.withheld = reason
+            self._withholding(reason)
 
     def _note_refusal(self, error: NovasvcError) -> None:
         # The registry has answered, so it can be written.
@@ -244,7 +258,7 @@ class Heartbeat:
 
     def _why_not_alive(self) -> str | None:
         if self._clock.seconds() - self._due > LAG_LIMIT:
-            return f"the reactor is more than {LAG_LIMIT:g} s late"
+            return _LATE
         if self._owner.is_fenced:
             return None
         try:

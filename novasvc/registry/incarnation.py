@@ -1,7 +1,7 @@
 """Incarnations: the starts of a service, numbered, and the state that the latest one is in."""
 
 from datetime import datetime
-from typing import Literal, get_args
+from typing import Literal
 
 import attrs
 
@@ -58,16 +58,17 @@ class Incarnation:
 
     :param number: 1, 2, 3 ... for each pair of host and binary, never used again, even after the row of the service was
         deleted: a fencing token.
+    :param state: one that is unknown here comes from a newer version, and is a running one.
     :param since: when it entered the state.
     :param until: draining: when the deadline of the drain ends.
-    :param reason: failed: why. stopped and draining: who asked, if known.
+    :param reason: failed: why. ready: why it sends no heartbeats. stopped and draining: who asked, if known.
     :param calls: draining: calls in flight.
     :param machine: see :class:`ServiceStart`, as for ``pid``, ``zone`` and ``tags``.
     :param started_at: when it began.
     """
 
     number: int
-    state: ServiceState = attrs.field(validator=attrs.validators.in_(get_args(ServiceState)))
+    state: ServiceState
     since: datetime
     until: datetime | None
     reason: str | None

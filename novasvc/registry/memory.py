@@ -19,6 +19,7 @@ from novasvc.registry.lease import LeaseRequest, Leases
 from novasvc.registry.liveness import is_up
 from novasvc.registry.memory_incarnations import MemoryIncarnations, entered
 from novasvc.registry.memory_leases import MemoryLeases
+from novasvc.registry.memory_operations import MemoryOperations
 from novasvc.registry.memory_verdicts import MemoryVerdicts
 from novasvc.registry.observation import Observation, Observations
 from novasvc.registry.outages import Outages, VerdictRule
@@ -39,6 +40,7 @@ class MemoryRegistry:
     :param clock: its seconds are the time of the stamps.
     :param outage: if set, every method fails with it, as if the database were down.
     :param unwritable: if set, every method that writes fails with it, as if the database were read-only or full.
+    :ivar operations: the operations on the fleet; see :class:`novasvc.interfaces.IOperationStore`.
     :param service_down_time: seconds, to tell a long silence by.
     """
 
@@ -52,10 +54,12 @@ class MemoryRegistry:
     _last_id: int = attrs.field(default=0, init=False)
     _leases: MemoryLeases = attrs.field(init=False)
     _incarnations: MemoryIncarnations = attrs.field(factory=MemoryIncarnations, init=False)
+    operations: MemoryOperations = attrs.field(init=False)
 
     _verdicts: MemoryVerdicts = attrs.field(factory=MemoryVerdicts, init=False)
 
     def __attrs_post_init__(self) -> None:
+        self.operations = MemoryOperations(self._clock, lambda: self.outage)
         self._leases = MemoryLeases(self._clock)
 
     @property
@@ -275,6 +279,8 @@ class MemoryRegistry:
                 all(value is None or value == getattr(row, name) for name, value in exact.items())
                 and not (query.with_topic and row.topic is None)
                 and query.up in {None, is_up(row, query.service_down_time)}
+                and query.zone in {None, row.incarnation.zone if row.incarnation else None}
+                and (query.tag is None or query.tag in (row.incarnation.tags if row.incarnation else ()))
                 and (query.text is None or any(query.text.lower() in (text or "").lower() for text in texts))
             )
 

@@ -83,13 +83,7 @@ class _Finder:
         )
         # No outage excuses a service that was silent for so long before the earliest stall that is possible.
         oldest = min(stalls) - rule.longest - rule.slack
-        return sorted(
-            {
-                member.binary
-                for member in self._members
-                if member.runs and self._now - member.seen > rule.late and member.seen >= oldest
-            }
-        )
+        return sorted({member.binary for member in self._members if self._is_late(member) and member.seen >= oldest})
 
     # -- stalls ----------------------------------------------------------------------------------
 
@@ -101,7 +95,7 @@ class _Finder:
             # If its heartbeats came long after the last one of a conductor, it does not need any.
             if max(member.seen for member in own) - latest <= self._rule.service_down_time:
                 heard = [*own, *self._conductors]
-        spans = _union(span for member in heard for span in self._spans(member))
+        spans = _union(self._all_spans(heard))
         ends = [*spans[1:], (None, None)]
         return [gap for (_, heard), (begin, _) in zip(spans, ends, strict=True) for gap in self._gap(heard, begin)]
 
@@ -129,6 +123,16 @@ class _Finder:
         end = began + rule.service_down_time / 2
         return [(began, end if end < (self._now if begin is None else begin) else begin)]
 
+    def _all_spans(self, members: Iterable[Member]) -> Iterator[_Span]:
+        began, latest = self._now, None
+        for member in members:
+            if member.id in self._silences or self._now - member.seen > self._rule.slack:
+                yield from self._spans(member)
+            else:  # All these spans overlap, or are within slack of each other, so they are one.
+                began, latest = min(began, member.started), max(latest or 0.0, member.seen)
+        if latest is not None:
+            yield began, max(began, min(latest, self._now))
+
     def _spans(self, member: Member) -> Iterator[_Span]:
         """Return the times in which a service was heard."""
         begin = member.started
@@ -144,7 +148,7 @@ class _Finder:
         silent = [
             (self._now - member.seen, stalled(self._now, stalls, since=member.seen))
             for member in self._members
-            if member.runs and member.binary == binary
+            if stalls and member.binary == binary and self._is_late(member)
         ]
         limit = self._rule.service_down_time
         return sum(length > limit >= length - excuse for length, excuse in silent)
@@ -159,15 +163,21 @@ class _Finder:
         for member in group:
             if member.zone is not None:
                 zones.setdefault(member.zone, []).append(member)
-        if len(zones) > 1 or (zones and len(next(iter(zones.values()))) < len(group)):
-            for zone, members in sorted(zones.items()):
+        for zone, members in sorted(zones.items()):
+            if len(members) < len(group) and any(self._is_late(member) for member in members):
                 yield from self._masses_of(binary, zone, members, stalls)
+
+    def _is_late(self, member: Member) -> bool:
+        return member.runs and self._now - member.seen > self._rule.late
 
     def _masses_of(
         self, binary: str, zone: str | None, group: Sequence[Member], stalls: Sequence[Gap]
     ) -> Iterator[MassSilence]:
         rule, now = self._rule, self._now - stalled(self._now, stalls)
-        seen = sorted((member.seen - stalled(member.seen, stalls), member.seen, member.runs) for member in group)
+        seen = sorted(
+            (member.seen - (stalled(member.seen, stalls) if stalls else 0.0), member.seen, member.runs)
+            for member in group
+        )
         signs = [sign for sign, _, _ in seen]
         begun = sorted([*(sign for sign in signs if now - sign >= rule.late), *self._ended(group, stalls)])
         run: list[tuple[float, int, int]] = []

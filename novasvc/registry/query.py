@@ -20,6 +20,8 @@ class ServiceQuery:
     :param disabled: only disabled services, or only enabled ones.
     :param up: only services that are up, or only those that are down; see :func:`novasvc.registry.liveness.is_up`.
     :param service_down_time: seconds without a heartbeat after which a service is down.
+    :param zone: only services that were started in this zone.
+    :param tag: only services that were started with this tag.
     :param text: a substring of host, binary, topic or disabled_reason, ignoring the case of ASCII letters.
     :param sort: "name": by binary, then host; "host": by host, then binary; "seen": by last heartbeat, oldest
         first; "version": by service version, the lowest first; "id": in the order of registration. Ties are broken
@@ -38,6 +40,8 @@ class ServiceQuery:
     disabled: bool | None = None
     up: bool | None = None
     service_down_time: float = 60.0
+    zone: str | None = None
+    tag: str | None = None
     text: str | None = None
     sort: Sort = attrs.field(default="name", validator=attrs.validators.in_(get_args(Sort)))
     descending: bool = False

@@ -186,11 +186,11 @@ class RemoteRegistry:
 
     def page(self, query: ServiceQuery) -> Deferred[ServicePage]:
         """See IServiceRegistry."""
-        return self._ask(read_page, "page", PAGE_VERSION, query=attrs.asdict(query))
+        return self._ask(read_page, "page", PAGE_VERSION, query=_encoded(query))
 
     def count(self, query: ServiceQuery) -> Deferred[ServiceTotals]:
         """See IServiceRegistry."""
-        return self._ask(read_totals, "count", PAGE_VERSION, query=attrs.asdict(query))
+        return self._ask(read_totals, "count", PAGE_VERSION, query=_encoded(query))
 
     def update(self, service_id: int, changes: ServiceChanges) -> Deferred[ServiceRecord]:
         """See IServiceRegistry."""
@@ -252,6 +252,12 @@ _OWN_ERRORS = (
     CancelledError,
 )
 """Errors that the caller gets as they are."""
+
+
+def _encoded(query: ServiceQuery) -> dict[str, Any]:
+    """Return a query as JSON. Newer fields are sent only if they are given: an older conductor refuses them."""
+    newer = {name for name in ("zone", "tag") if getattr(query, name) is None}
+    return {name: value for name, value in attrs.asdict(query).items() if name not in newer}
 
 
 def _is_too_old(error: BaseException) -> bool:

@@ -1,17 +1,21 @@
 """Whether the server that a call names is down, from the registry, without a query for each call."""
 
 from collections.abc import Callable, Mapping
+from math import inf
 
 import attrs
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
 
 from novasvc.interfaces import IServiceRegistry
+from novasvc.reactor.coalesce import CoalescingCache
 from novasvc.reactor.refresh import RefreshedValue
-from novasvc.registry.liveness import is_up
 from novasvc.registry.lookup import LIST_TIMEOUT
+from novasvc.registry.outages import Outages, VerdictRule
 from novasvc.registry.query import ServicePage, ServiceQuery
 from novasvc.registry.record import ServiceRecord
+from novasvc.registry.verdict import Judge, Verdict, needs_outages
 from novasvc.rpc.checks import Checked
 from novasvc.rpc.errors import TargetDownError
 from novasvc.rpc.replies import PendingCalls
@@ -43,7 +47,17 @@ _MAX_TOPICS = 100
 _MAX_DOWN = 1000
 """Services of a topic that are known to be down, the last ones to go down. Calls to others are sent."""
 
-_Down = Mapping[str, ServiceRecord]
+
+@attrs.frozen(eq=False)
+class _Down:
+    """The services of a topic that were not up when they were read.
+
+    :param rows: by host.
+    :param judge: judges those that may be suspect; read when it is needed first, which is after the rows.
+    """
+
+    rows: Mapping[str, ServiceRecord]
+    judge: CoalescingCache[Judge]
 
 
 @attrs.define(eq=False)
@@ -52,12 +66,12 @@ class TargetLiveness:
 
     :param registry: returns the registry, or None while it is not connected.
     :param clock: measures the times.
-    :param service_down_time: seconds without a heartbeat after which a service is down.
+    :param rule: when a service is down, and when it is suspect.
     """
 
     _registry: Callable[[], IServiceRegistry | None]
     _clock: IReactorTime
-    _service_down_time: float
+    _rule: VerdictRule
     _topics: dict[str, RefreshedValue[_Down]] = attrs.field(factory=dict, init=False)
 
     def __call__(self, target: Target) -> Checked:
@@ -65,7 +79,7 @@ class TargetLiveness:
         topic = self._topics.get(target.topic) or self._add(target.topic)
         down = topic.get()
         if not isinstance(down, Deferred):
-            if not down or target.server not in down:
+            if down is None or target.server not in down.rows:
                 return None
             # It may be up again: wait for the read that has just begun, if what is known is older than REFRESH.
             down = topic.next()
@@ -73,15 +87,14 @@ class TargetLiveness:
             return down.addCallback(self._judge, target)
         return self._judge(down, target)
 
-    def _judge(self, down: _Down | None, target: Target) -> TargetDownError | None:
-        record = None if down is None else down.get(target.server or "")
-        if record is None:
+    def _judge(self, down: _Down | None, target: Target) -> Checked:
+        record = None if down is None else down.rows.get(target.server or "")
+        if down is None or record is None:
             return None
-        since = record.last_seen_up
-        reason = "forced down by an operator"
-        if not record.forced_down:
-            reason = f"no heartbeat since {since:%Y-%m-%d %H:%M:%S} UTC" if since else "no heartbeat since its start"
-        return TargetDownError(str(target), 1, 0, reason, since.isoformat() if since else None)
+        if not needs_outages(record, self._rule):
+            return _error(Judge(self._rule, Outages())(record), target)
+        judging = down.judge.get().addTimeout(_PATIENCE, self._clock)
+        return judging.addCallbacks(lambda judge: _error(judge(record), target), _call_unjudged)
 
     def _add(self, topic: str) -> RefreshedValue[_Down]:
         added = self._topics[topic] = RefreshedValue(
@@ -96,18 +109,44 @@ class TargetLiveness:
         registry = self._registry()
         if registry is None:
             return fail(LookupError("the registry is not connected"))
-        down_time = self._service_down_time
         # The last ones to go down first, in case there are too many.
         query = ServiceQuery(
-            topic=topic, up=False, service_down_time=down_time, sort="seen", descending=True, limit=_MAX_DOWN
+            topic=topic,
+            up=False,
+            service_down_time=self._rule.service_down_time,
+            sort="seen",
+            descending=True,
+            limit=_MAX_DOWN,
         )
+
+        def found(page: ServicePage) -> _Down:
+            rows = {row.host: row for row in page.rows if _sends_heartbeats(row)}
+            return _Down(rows, CoalescingCache(lambda: self._read_judge(registry), self._clock, lambda _: inf))
+
         asking: Deferred[ServicePage] = registry.page(query)
-        asking.addTimeout(LIST_TIMEOUT, self._clock)
-        return asking.addCallback(lambda page: {row.host: row for row in page.rows if _is_down(row, down_time)})
+        return asking.addTimeout(LIST_TIMEOUT, self._clock).addCallback(found)
+
+    def _read_judge(self, registry: IServiceRegistry) -> Deferred[Judge]:
+        asking: Deferred[Outages] = registry.outages(self._rule)
+        return asking.addTimeout(LIST_TIMEOUT, self._clock).addCallback(lambda outages: Judge(self._rule, outages))
 
 
-def _is_down(record: ServiceRecord, service_down_time: float) -> bool:
-    """Return whether a row says that its service is down, and not only that it sends no heartbeats."""
-    if record.last_seen_up is None and not record.forced_down:
-        return False  # a service with report_interval = 0, or one that starts
-    return not is_up(record, service_down_time)
+def _sends_heartbeats(record: ServiceRecord) -> bool:
+    """Return whether the age of a row means anything: not of a service with report_interval = 0, which may well run."""
+    incarnation = record.incarnation
+    if record.forced_down or (incarnation is not None and incarnation.state != "ready"):
+        return True
+    since = None if incarnation is None else incarnation.started_at
+    return record.last_seen_up is not None and (since is None or record.last_seen_up >= since)
+
+
+def _call_unjudged(failure: Failure) -> Failure | None:
+    """Allow the call to a service that cannot be judged, unless the call was cancelled meanwhile."""
+    return failure if failure.check(CancelledError) else None
+
+
+def _error(verdict: Verdict, target: Target) -> TargetDownError | None:
+    if not verdict.is_down:
+        return None
+    since = None if verdict.since is None else f"{verdict.since.isoformat(timespec='seconds')}Z"
+    return TargetDownError(str(target), 1, 0, verdict.reason, since)

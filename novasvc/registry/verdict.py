@@ -96,8 +96,8 @@ class Judge:
     """Judges services, one row at a time.
 
     :param rule: the settings.
-    :param outages: read after the rows that are to be judged, or at the same time. With outages from before a stall, a
-        service that was silent because of the stall would be taken for one that is down.
+    :param outages: read after the rows that are to be judged, or at the same time, give or take a second. With outages
+        from before a stall, a service that was silent because of the stall would be taken for one that is down.
     """
 
     def __init__(self, rule: VerdictRule, outages: Outages) -> None:
@@ -128,7 +128,8 @@ class Judge:
             return Verdict("suspect", reason, sign)
         if incarnation is None:
             return Verdict("alive")
-        if incarnation.state == "ready" and incarnation.reason:
+        # With workers, the others may still send heartbeats.
+        if incarnation.state == "ready" and incarnation.reason and silent > self._rule.slack:
             return Verdict("suspect", f"it runs, but sends no heartbeats: {incarnation.reason}", sign)
         return Verdict("alive", since=incarnation.since)
 

@@ -34,10 +34,10 @@ ServedVersions = Mapping[str | None, Sequence[str]]
 
 @attrs.frozen
 class OldestServices:
-    """The services of a topic that are up and have the lowest service version.
+    """The services of a topic that are not down and have the lowest service version.
 
     :param version: that service version.
-    :param hosts: the hosts of some of them, at least one.
+    :param hosts: the hosts of some of them, at least one; and of others, in case those do not answer.
     """
 
     version: int

@@ -27,7 +27,7 @@ class BaseAPI:
     service_name: str
     backdoor_port: int | None = None
 
-    @expose(namespace="baseapi", version="1.0", idempotent=True)
+    @expose(namespace="baseapi", version="1.0", idempotent=True, counted=False)
     def ping(self, context: RequestContext, arg: Any) -> dict[str, Any]:
         """Return the service's name and the argument."""
         return {"service": self.service_name, "arg": arg}

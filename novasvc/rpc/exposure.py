@@ -31,6 +31,7 @@ class Exposure:
     :param allowed: names of the arguments that a call may pass; None allows any except ``reserved``.
     :param reserved: the names of ``self`` and of the context, which a call must not pass.
     :param allow: who may call it; None for everybody.
+    :param counted: whether its calls are counted and recorded.
     """
 
     version: str
@@ -44,6 +45,7 @@ class Exposure:
     allowed: frozenset[str] | None
     reserved: frozenset[str]
     allow: Allowed | None = None
+    counted: bool = True
 
     def check(self, method: str, args: Mapping[str, Any]) -> None:
         """Check a call's arguments against the method's signature.
@@ -78,6 +80,7 @@ def expose(
     cancellable: bool = True,
     expected: tuple[type[Exception], ...] = (),
     allow: Allow | None = None,
+    counted: bool = True,
 ) -> Callable[[_Function], _Function]: ...
 
 
@@ -93,6 +96,7 @@ def expose(
     cancellable: bool = True,
     expected: tuple[type[Exception], ...] = (),
     allow: Allow | None = None,
+    counted: bool = True,
 ) -> Callable[..., Any]:
     """Expose a method to RPC callers. Use it bare or with options.
 
@@ -117,6 +121,8 @@ def expose(
         that of the key which signed the call; see the settings ``rpc_callers_file`` and ``rpc_signing_key_file``. Other
         callers get a NotAllowedError. None allows everybody who reaches the service. While the method runs,
         ``novasvc.rpc.identity.authorization.current_caller.get()`` is the identity.
+    :param counted: count its calls, and record them in the flight recorder. False is for questions of monitoring, which
+        are asked often, and would hide what a service does.
     :raises DeclarationError: the name is private, the context parameter is missing, or an option is not valid; or
         another class is registered under the name of an expected one.
     """
@@ -147,6 +153,7 @@ def expose(
             allowed=allowed,
             reserved=reserved,
             allow=None if allow is None else read_allow(allow, where),
+            counted=counted,
         )
         setattr(function, _MARK, exposure)
         return function

@@ -1,6 +1,5 @@
 """Signal handling and systemd notification for a process with one service tree."""
 
-import atexit
 import faulthandler
 import math
 import os
@@ -14,13 +13,17 @@ from typing import Any
 import attrs
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
-from twisted.internet.error import ReactorNotRunning
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
-from novasvc.errors import NovasvcError
+from novasvc.errors import NovasvcError, describe
+from novasvc.interfaces import IProcessControl
+from novasvc.node.process_control import process_control
 from novasvc.node.tree import ServiceTree
+from novasvc.run.process_end import stop_reactor
+from novasvc.run.restart import execute_again, restart_process
 from novasvc.telemetry import flight
 from novasvc.telemetry.stalls import StallWatch
 from novasvc.workers.exit_status import ABANDON_DELAY, KILL_DELAY, interrupt
@@ -49,12 +52,14 @@ _ABANDON_AFTER = 1.5
 class _ForcedExit:
     """The handler of SIGALRM that ends the process.
 
-    :param number: the signal that is the reason.
+    :param number: the signal that is the reason; that of a reload for a restart.
     :param status: exit status; None kills the process with the signal.
+    :param act: called before; it may not return.
     """
 
     _number: int
     _status: int | None
+    _act: Callable[[], object] = lambda: None
 
     def __call__(self, _alarm: int, _frame: object) -> None:
         name = signal.Signals(self._number).name
@@ -65,6 +70,7 @@ class _ForcedExit:
         for stream in (sys.__stdout__, sys.__stderr__):
             with suppress(OSError, ValueError, RuntimeError, AttributeError):
                 stream.flush()  # type: ignore[union-attr]  # a None is suppressed
+        self._act()
         if self._status is not None:
             os._exit(self._status)
         signal.signal(self._number, signal.SIG_DFL)
@@ -78,14 +84,17 @@ def _seconds_to_forced_exit() -> float:
     return seconds if limited and seconds else math.inf
 
 
-def schedule_forced_exit(number: int, seconds: float, status: int | None = None) -> None:
+def schedule_forced_exit(
+    number: int, seconds: float, status: int | None = None, act: Callable[[], object] = lambda: None
+) -> None:
     """Force this process to exit within some seconds; an earlier limit stays. Called from a signal handler.
 
     :param number: the signal that is the reason.
     :param status: exit status; None kills the process with the signal.
+    :param act: called in the handler before the exit; it may not return.
     """
     if seconds < _seconds_to_forced_exit():
-        signal.signal(signal.SIGALRM, _ForcedExit(number, status))
+        signal.signal(signal.SIGALRM, _ForcedExit(number, status, act))
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
@@ -95,11 +104,13 @@ def cancel_forced_exit() -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
+@implementer(IProcessControl)
 class Process(MultiService):
     """Handles signals and notifies systemd for a process with one service tree.
 
     SIGTERM stops the reactor, which drains the tree; work that outlasts the deadline is cancelled. A second
-    SIGTERM, or SIGINT, stops immediately. SIGHUP restarts the tree. SIGUSR2 logs stacks and events.
+    SIGTERM, or SIGINT, stops immediately. SIGHUP restarts the tree. SIGUSR2 logs stacks and events. A node may ask for
+    a reload, as by SIGHUP, and for a restart of the whole process: see :mod:`novasvc.run.restart`.
 
     :param reactor: provides IReactorCore, IReactorFromThreads and IReactorTime.
     :param tree: the whole process; for its parts see :class:`~novasvc.interfaces.IInterruptible`.
@@ -108,6 +119,7 @@ class Process(MultiService):
     :param environ: has systemd's variables; None is os.environ.
     :param schedule_exit: called with the number of the signal and the seconds until the forced exit, as
         :func:`schedule_forced_exit` is.
+    :param run_again: stops the reactor, and runs the program again; see :func:`novasvc.run.restart.restart_process`.
     :ivar signo: the signal that ends the process; None if none has come.
     :ivar stopping_now: an immediate stop was requested.
     """
@@ -121,6 +133,7 @@ class Process(MultiService):
         *,
         environ: Mapping[str, str] | None = None,
         schedule_exit: Callable[[int, float], object] = schedule_forced_exit,
+        run_again: Callable[[Any, Callable[[], bool]], object] = restart_process,
     ) -> None:
         super().__init__()
         environ = os.environ if environ is None else environ
@@ -130,7 +143,11 @@ class Process(MultiService):
         self._restart = restart
         self._grace = grace
         self._schedule_exit = schedule_exit
+        self._run_again = run_again
         self._restarts_under_way = 0
+        self._reloads_ended = 0
+        self._reload_problem: str | None = None
+        self._executes_again = False
         self._sigterm_count = 0
         self.stopping_now = False
         self._shutdown_trigger: Any = None
@@ -154,6 +171,7 @@ class Process(MultiService):
     def startService(self) -> None:
         """Install the handlers; called just before the tree starts."""
         super().startService()
+        process_control.set(self._reactor, self)
         self._shutdown_trigger = self._reactor.addSystemEventTrigger("before", "shutdown", self._shutting_down)
         self._reactor.callWhenRunning(self._stalls.start)
         # The tree logs a failed start.
@@ -161,6 +179,7 @@ class Process(MultiService):
 
     def stopService(self) -> Deferred[Any]:
         """Remove the handlers; called when the tree has stopped."""
+        process_control.set(self._reactor, None)
         self._stalls.stop()
         for timer in (self._drain_timer, self._abandon_timer):
             if timer is not None and timer.active():
@@ -237,7 +256,39 @@ class Process(MultiService):
             self._abandon_timer.cancel()
         self._abandon_timer = self._reactor.callLater(max(0.0, seconds), self._tree.abandon)
 
-    # -- restarts ------------------------------------------------------------------------------
+    # -- restart of the process -----------------------------------------------------------------
+
+    def restart(self) -> None:
+        """See :class:`~novasvc.interfaces.IProcessControl`."""
+        if self.signo is not None or self._executes_again or self._shutdown_trigger is None:
+            _log.warn("not restarting: this process is stopping")
+            return
+        _log.info("restarting this process: draining first")
+        self._executes_again = True
+        # systemd sees a reload: after STOPPING=1 it would wait for the end of the process.
+        self._notifier.reloading()
+        if grace := self._grace():
+            self._drain_timer = self._reactor.callLater(grace, self._drain_timed_out, grace)
+            self._schedule_restart(grace + KILL_DELAY)
+        self._run_again(self._reactor, self._is_restarting)
+
+    def _is_restarting(self) -> bool:
+        return self._executes_again and self.signo is None
+
+    def _schedule_restart(self, seconds: float) -> None:
+        """Run the program again after some seconds, whatever the services do then; see Note [Forced exit]."""
+        schedule_forced_exit(signal.SIGHUP, seconds, act=lambda: execute_again() if self._is_restarting() else None)
+
+    # -- restarts of the services ---------------------------------------------------------------
+
+    def begin_reload(self) -> None:
+        """See :class:`~novasvc.interfaces.IProcessControl`."""
+        self._handle_sighup()
+
+    def reload_report(self) -> dict[str, Any]:
+        """See :class:`~novasvc.interfaces.IProcessControl`."""
+        under_way = self._restarts_under_way > 0
+        return {"ended": self._reloads_ended, "under_way": under_way, "problem": self._reload_problem}
 
     def _handle_sighup(self) -> None:
         if not self._tree.can_restart:
@@ -251,6 +302,8 @@ class Process(MultiService):
 
     def _restarted(self, result: object) -> None:
         self._restarts_under_way -= 1
+        self._reloads_ended += 1
+        self._reload_problem = _problem_of(result) if isinstance(result, Failure) else None
         if self.signo is not None or (self._restarts_under_way and not isinstance(result, Failure)):
             return
         if not isinstance(result, Failure):
@@ -263,6 +316,10 @@ class Process(MultiService):
             self._notifier.ready("running")
 
 
+def _problem_of(failure: Failure) -> str:
+    return str(failure.value) if isinstance(failure.value, NovasvcError) else describe(failure.value)  # type: ignore[arg-type]
+
+
 def log_dump() -> None:
     """Log the stacks of all threads and the last events."""
     with tempfile.TemporaryFile("w+") as file:
@@ -271,32 +328,3 @@ def log_dump() -> None:
         stacks = file.read()
     events = flight.dump_text(flight.installed())
     _log.info("stacks:\n{stacks}\nlast events:\n{events}", stacks=stacks, events=events)
-
-
-def end_process(reactor: Any, status: int) -> None:
-    """Stop the reactor, and make the process exit with this status.
-
-    twistd exits with 0 whatever its services did, and catches SystemExit in the reactor. An atexit handler is
-    the only place left: it runs after twistd has removed its pid file.
-    """
-
-    @atexit.register
-    def leave() -> None:
-        for stream in (sys.__stdout__, sys.__stderr__):
-            if stream is not None:
-                stream.flush()
-        os._exit(status)
-
-    reactor.callWhenRunning(stop_reactor, reactor)
-
-
-def is_only_service(service: Any) -> bool:
-    """Return whether a service is the only one of its application, as in a .tac file of its own."""
-    parent = service.parent
-    return parent is not None and getattr(parent, "parent", None) is None and list(parent) == [service]
-
-
-def stop_reactor(reactor: Any) -> None:
-    """Stop a reactor, unless it is stopped."""
-    with suppress(ReactorNotRunning):
-        reactor.stop()

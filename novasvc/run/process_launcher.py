@@ -18,7 +18,8 @@ from novasvc.interfaces import IInterruptible, IRebuildable, IReplaceable, IWait
 from novasvc.node.lifecycle import Lifecycle
 from novasvc.node.lifecycle_service import LifecycleService
 from novasvc.run.environment import default_settings, load_from_environment
-from novasvc.run.process import end_process, is_only_service, stop_reactor
+from novasvc.run.process_end import end_process, is_only_service, stop_reactor
+from novasvc.run.restart import restart_process
 from novasvc.run.waiting import SignalExit, ignore_signals_at_exit, run_until_ended
 from novasvc.telemetry import flight
 from novasvc.telemetry.configuration import log_settings
@@ -82,7 +83,7 @@ class ProcessLauncher(LifecycleService):
         self._wrappers: list[ServerWrapper] = []
         self._error: WorkerFailedError | None = None
         self._checked_at = 0.0
-        self._reload_pending = self._interrupted_work = False
+        self._reload_pending = self._interrupted_work = self._executes_again = False
         self._signo: int | None = None
         self._lifecycle = Lifecycle("the supervisor", self._begin, self._end, self._entered)
         self.configuration = configuration or load_from_environment()
@@ -333,7 +334,10 @@ class ProcessLauncher(LifecycleService):
             self._reactor.callLater(0, self._handle_sighup)
 
     async def _end(self) -> None:
-        self._notifier.stopping()
+        if self._is_restarting():
+            self._notifier.reloading()  # after STOPPING=1 systemd would wait for the end of the process
+        else:
+            self._notifier.stopping()
         if grace := self._supervisor.configuration.settings.graceful_shutdown_timeout:
             self._end_within(grace)
         drained = self._supervisor.drain_all()
@@ -376,6 +380,18 @@ class ProcessLauncher(LifecycleService):
             _log.warn("SIGTERM while draining: stopping all workers now")
             self._signo = self._signo or signal.SIGTERM
             self._reactor.callLater(0, self.hurry)  # let the reactor begin to stop first
+
+    def restart(self) -> None:
+        """Drain all workers, and run the program again in this process; see :mod:`novasvc.run.restart`."""
+        if self._signo is not None or self._executes_again or self.state not in {"starting", "running"}:
+            _log.warn("not restarting: the supervisor is stopping")
+            return
+        _log.info("restarting: draining all workers first")
+        self._executes_again = True
+        restart_process(self._reactor, self._is_restarting)
+
+    def _is_restarting(self) -> bool:
+        return self._executes_again and self._signo is None
 
     def _handle_sigint(self) -> None:
         _log.warn("SIGINT: stopping all workers now")

@@ -19,7 +19,8 @@ from novasvc.interfaces import IWebPage
 from novasvc.node.runtime import Runtime
 from novasvc.node.tree import ServiceTree
 from novasvc.run.greeting import greeting
-from novasvc.run.process import Process, cancel_forced_exit, end_process, is_only_service
+from novasvc.run.process import Process, cancel_forced_exit
+from novasvc.run.process_end import end_process, is_only_service
 from novasvc.run.process_launcher import ProcessLauncher
 from novasvc.run.services import make_applications, make_front, make_own, make_parts
 from novasvc.telemetry.configuration import log_changes, log_settings

@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 
 from novasvc._compat import is_log_begun
 from novasvc.config import Settings
-from novasvc.run.process import stop_reactor
+from novasvc.run.process_end import stop_reactor
 from novasvc.run.script_log import begin_logging
 from novasvc.workers.exit_status import status_of
 

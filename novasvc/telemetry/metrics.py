@@ -15,6 +15,7 @@ from novasvc._version import __version__
 from novasvc.telemetry.instruments import (
     MAX_LABEL_SETS,
     OTHER,
+    SECONDS,
     Counter,
     Document,
     Gauge,
@@ -149,6 +150,12 @@ class MethodMetrics:
             now=served_now.at(*names),
         )
 
+    @classmethod
+    def uncounted(cls) -> "MethodMetrics":
+        """Return metrics that nobody sees, of a method whose calls are not counted."""
+        names = (OTHER,) * 3
+        return cls(names, Counter(), Counter(), Counter(), Counter(), Counter(), Histogram(SECONDS), Gauge())
+
     def raised(self, error: BaseException) -> None:
         """Count an error by its type."""
         served_errors.at(*self.names, type(error).__name__).value += 1
@@ -250,6 +257,12 @@ observer_calls = counter(
     "Calls of the methods of observers of the fleet that ended, by outcome: done, failed.",
     "observer",
     "outcome",
+)
+fenced = gauge(
+    "novasvc_fenced",
+    "1 while a node of this process is out of service: forced down, superseded, deleted, or silent for fence_after.",
+    "host",
+    "binary",
 )
 MAX_TASKS = 100
 """Tasks of a process with label sets of their own."""

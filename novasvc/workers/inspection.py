@@ -17,6 +17,9 @@ METRICS_TIMEOUT = 1.0
 HEALTH_TIMEOUT = 3.0
 """Seconds for workers to check their health; each dependency gets two of them."""
 
+DESCRIPTION_TIMEOUT = 1.0
+"""Seconds for workers to describe their services. A node has to answer its caller within two."""
+
 _MAX_HEARTBEAT_AGE = 3.0
 """A worker whose reactor is blocked for longer than this many seconds is not queried: it hangs, or is stopped."""
 
@@ -60,6 +63,13 @@ async def collect_health(slots: Iterable[Slot]) -> list[Row]:
     """
     current = _current_slots(slots)
     answers = await _query_all(current, "health", HEALTH_TIMEOUT)
+    return [{**_row(slot), "services": answer} for slot, answer in zip(current, answers, strict=True)]
+
+
+async def collect_descriptions(slots: Iterable[Slot], what: str) -> list[Row]:
+    """Collect what workers know of their services; see :meth:`novasvc.interfaces.ISupervisor.inspect`."""
+    current = _current_slots(slots)
+    answers = await _query_all(current, what, DESCRIPTION_TIMEOUT)
     return [{**_row(slot), "services": answer} for slot, answer in zip(current, answers, strict=True)]
 
 

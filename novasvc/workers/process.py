@@ -169,7 +169,7 @@ class WorkerProcess:
     def query(self, name: str, timeout: float) -> Deferred[Any]:
         """Query the worker.
 
-        :param name: "calls", "served", "metrics", "health" or "operations"; see
+        :param name: "calls", "served", "metrics", "health", "describe", "history" or "operations"; see
             :meth:`novasvc.workers.worker.Worker.receive`.
         :param timeout: seconds to wait.
         :return: Deferred of the answer, JSON; None if it does not answer in time.

@@ -8,7 +8,7 @@ from twisted.application.service import IService, IServiceCollection
 from twisted.internet.defer import gatherResults
 from twisted.logger import Logger
 
-from novasvc.interfaces import IHealthy, IInspectable
+from novasvc.interfaces import IDescribable, IHealthy, IInspectable
 from novasvc.telemetry import metrics
 from novasvc.telemetry.instruments import Document
 from novasvc.workers.pipe import MAX_MESSAGE_LENGTH
@@ -78,6 +78,20 @@ async def health_of(services: Iterable[IService]) -> list[dict[str, Any]]:
     """
     healthy = [IHealthy(part) for part in services if IHealthy.providedBy(part)]
     return await gatherResults([part.health() for part in healthy], consumeErrors=True)
+
+
+async def descriptions(services: Iterable[IService], what: str) -> list[dict[str, Any]] | None:
+    """Collect what services tell of themselves.
+
+    :param services: those that provide :class:`~novasvc.interfaces.IDescribable` are asked.
+    :param what: see there.
+    :return: one description per service; None if they do not fit into one message.
+    """
+    described = [IDescribable(part) for part in services if IDescribable.providedBy(part)]
+    told: list[dict[str, Any]] = await gatherResults(
+        [part.describe_process(what) for part in described], consumeErrors=True
+    )
+    return told if len(json.dumps(told)) < MAX_MESSAGE_LENGTH - _ENVELOPE else None
 
 
 def parts(server: IService | None) -> Iterator[IService]:

@@ -8,10 +8,11 @@ from uuid import uuid4
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from novasvc.config import Configuration
-from novasvc.errors import NovasvcError
+from novasvc.errors import NovasvcError, describe
 from novasvc.interfaces import ISupervisor
 from novasvc.telemetry.configuration import log_changes
 from novasvc.telemetry.logs import pluralize
@@ -21,7 +22,14 @@ from novasvc.workers.exit_status import problem_of
 from novasvc.workers.file_lock import lock_identity
 from novasvc.workers.group import WorkerGroup
 from novasvc.workers.groups import WorkerGroups
-from novasvc.workers.inspection import Row, collect_dumps, collect_health, collect_metrics, worker_rows
+from novasvc.workers.inspection import (
+    Row,
+    collect_descriptions,
+    collect_dumps,
+    collect_health,
+    collect_metrics,
+    worker_rows,
+)
 from novasvc.workers.recycling import Recycler
 from novasvc.workers.servers import (
     MAX_WORKERS,
@@ -46,6 +54,9 @@ class Owner(Protocol):
 
     def terminate(self) -> None:
         """Drain all workers and exit, on an operator's request."""
+
+    def restart(self) -> None:
+        """Drain all workers, and run the program again in this process, on an operator's request."""
 
     def reloading(self, *, under_way: bool) -> None:
         """Handle the begin or the end of a reload."""
@@ -82,6 +93,8 @@ class Supervisor:
         self._sockets: Sockets = {}
         self.wrappers: Sequence[ServerWrapper] = ()
         self._reloading: Deferred[list[Row]] | None = None
+        self._reloads_ended = 0
+        self._reload_problem: str | None = None
         self._started = self._draining = self.interrupted = False
 
     @property
@@ -252,9 +265,37 @@ class Supervisor:
         """See :meth:`novasvc.interfaces.ISupervisor.health`."""
         return Deferred.fromCoroutine(collect_health(self.slots))
 
+    def inspect(self, what: str) -> Deferred[Sequence[Row]]:
+        """See :meth:`novasvc.interfaces.ISupervisor.inspect`."""
+        return Deferred.fromCoroutine(collect_descriptions(self.slots, what))
+
     def reload(self) -> Deferred[Sequence[Row]]:
         """See :meth:`novasvc.interfaces.ISupervisor.reload`."""
         return Deferred.fromCoroutine(self._reload())
+
+    def begin_reload(self) -> None:
+        """See :meth:`novasvc.interfaces.ISupervisor.begin_reload`."""
+        refusals: list[BaseException] = []
+        begun = False
+
+        def failed(failure: Failure) -> None:
+            if begun:
+                _log.error("{error}", error=failure.value)
+            else:
+                refusals.append(failure.value)  # type: ignore[arg-type] # a failure has one
+
+        self.reload().addErrback(failed)
+        begun = True
+        if refusals:
+            raise refusals[0]
+
+    def reload_report(self) -> dict[str, Any]:
+        """See :meth:`novasvc.interfaces.ISupervisor.reload_report`."""
+        return {"ended": self._reloads_ended, "under_way": self.is_reloading, "problem": self._reload_problem}
+
+    def restart(self) -> None:
+        """See :meth:`novasvc.interfaces.ISupervisor.restart`."""
+        self._reactor.callLater(0, self._owner.restart)
 
     # -- reload --------------------------------------------------------------------------------
 
@@ -268,12 +309,17 @@ class Supervisor:
         self._recycler.cancel()
         self._owner.reloading(under_way=True)
         self._reloading = Deferred.fromCoroutine(self._reload_all())
+        self._reload_problem = None
         try:
             return await self._reloading
         except CancelledError:
             raise ReloadError("the supervisor is shutting down") from None
+        except Exception as error:
+            self._reload_problem = error.problem if isinstance(error, ReloadError) else describe(error)
+            raise
         finally:
             self._reloading = None
+            self._reloads_ended += 1
             if not self._draining:
                 self._owner.reloading(under_way=False)
 

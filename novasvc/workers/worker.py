@@ -201,7 +201,9 @@ class Worker:
         else:
             self.status, problem = UNHANDLED, describe(error)
             _log.failure("{what}", failure, level=LogLevel.critical, what=what)
-        self._send({"is": "failed", "problem": problem, "final": known and final})
+        self._send(
+            {"is": "failed", "problem": problem, "final": known and (final or getattr(error, "is_final", False))}
+        )
 
     # -- reports -------------------------------------------------------------------------------
 
@@ -223,17 +225,19 @@ class Worker:
     def receive(self, message: PipeMessage) -> None:
         """Handle a message from the supervisor.
 
-        It queries running calls, request ids of operations, metrics, health or how much was served; answers a query
-        of this worker; or tells it to stop now.
+        It queries running calls, request ids of operations, metrics, health, descriptions or how much was served;
+        answers a query of this worker; or tells it to stop now.
         """
         match message:
             case {"answer": key, "value": answer}:
                 query = self._pending_queries.pop(key, None)
                 if query is not None:
                     query.callback(answer)
-            case {"query": key, "name": "health"}:
-                reporting = Deferred.fromCoroutine(self._report_health(key))
-                reporting.addErrback(lambda failure: _log.failure("cannot report the health of the services", failure))
+            case {"query": key, "name": "health" | "describe" | "history" as what}:
+                reporting = Deferred.fromCoroutine(self._report(key, what))
+                reporting.addErrback(
+                    lambda failure: _log.failure("cannot report the {what} of the services", failure, what=what)
+                )
             case {"query": key, "name": "operations"}:
                 self._answer(key, reports.operations(self._server))
             case {"query": key, "name": "metrics"}:
@@ -278,8 +282,10 @@ class Worker:
 
         return query.addTimeout(_SIBLINGS_TIMEOUT, self._reactor, timed_out).addCallback(ALONE.__eq__)
 
-    async def _report_health(self, key: int) -> None:
-        self._answer(key, await reports.health_of(reports.parts(self._server)))
+    async def _report(self, key: int, what: str) -> None:
+        services = reports.parts(self._server)
+        answer: Any = await (reports.health_of(services) if what == "health" else reports.descriptions(services, what))
+        self._answer(key, answer)
 
     def _answer(self, key: int, answer: Any) -> None:
         """Answer a query of the supervisor; None if there is no answer."""

@@ -1,5 +1,6 @@
 """The contract of IServiceRegistry, in memory."""
 
+from twisted.internet.defer import DeferredList
 from twisted.internet.task import Clock
 from twisted.trial.unittest import TestCase
 
@@ -16,3 +17,9 @@ async def memory_registry(test: TestCase) -> MemoryRegistry:
 
 class MemoryRegistryTests(make_registry_tests(memory_registry)):  # type: ignore[misc]
     """Tests for novasvc.testing.MemoryRegistry."""
+
+    async def test_ten_thousand_racers(self) -> None:
+        """Of ten thousand starts of one service exactly one wins."""
+        racing = [self.begin(f"owner {racer}", machine=f"m{racer}") for racer in range(10_000)]
+        outcomes = await DeferredList(racing, consumeErrors=True)
+        self.assertEqual([outcome.incarnation.number for done, outcome in outcomes if done], [1])

@@ -4,16 +4,21 @@ from typing import Any
 
 import attrs
 import sqlalchemy
-from sqlalchemy import select, text
+from sqlalchemy import Connection, literal, select, text, update
 from twisted.internet import reactor
-from twisted.internet.defer import gatherResults
+from twisted.internet.defer import Deferred, DeferredList, gatherResults
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
+from novasvc.errors import ServiceTwinError
+from novasvc.registry.incarnation import ServiceStart
 from novasvc.registry.lease import LeaseRequest
+from novasvc.registry.purge import PurgeRequest
+from novasvc.registry.record import ServiceRecord
 from novasvc.registry.sql import leases, migrate
-from novasvc.registry.sql.schema import services
+from novasvc.registry.sql.schema import database_ago, incarnations, services
 from novasvc.registry.sql.services import ServiceRegistry, connect_registry
+from tests.contract.incarnation_contract import START
 from tests.contract.registry_contract import Fixture, make_registry_tests
 from tests.contract.verdict_contract import DOWN_TIME
 from tests.servers import MariaDB, PostgreSQL, database_url
@@ -57,6 +62,52 @@ class ServerTests:
             other.rollback()
         await locked
         self.assertEqual([row.report_count for row in await self.registry.list(None, None, None)], [1] * 5)
+
+    async def test_race_of_processes(self: Any) -> None:
+        """Of starts through several registries, as in several conductors, one wins; those of other services all do."""
+        url = self.registry._engine.address.render()
+        registries = [connect_registry(url, reactor=reactor) for _ in range(4)]
+        for each in registries:
+            self.addCleanup(each.close)
+            await each.open()
+
+        def begin(registry: ServiceRegistry, number: int, host: str) -> Deferred[ServiceRecord]:
+            return registry.begin(attrs.evolve(START, owner=f"owner {number}", machine=f"m{number}", host=host))
+
+        for turn in (1, 2):
+            racing, others = [], []
+            for number in range(40):
+                racing.append(begin(registries[number % 4], 1000 * turn + number, "h1"))
+                others.append(begin(registries[number % 4], 1000 * turn + number, f"other {turn} {number}"))
+            self.assertEqual({record.incarnation.number for record in await gatherResults(others)}, {1})
+            outcomes = await DeferredList(racing, consumeErrors=True)
+            won = [outcome for done, outcome in outcomes if done]
+            self.assertEqual([record.incarnation.number for record in won], [turn])
+            self.assertEqual({type(outcome.value) for done, outcome in outcomes if not done}, {ServiceTwinError})
+            await self.registry.enter(won[0].id, turn, "stopped")
+
+    async def test_purge(self: Any) -> None:
+        """Rows that were deleted, or are silent, for long are deleted for good; others stay."""
+        start = ServiceStart(host="", binary="b", topic="t", version=0, owner="a", machine="m")
+        records = [await self.registry.begin(attrs.evolve(start, host=host)) for host in ("deleted", "silent", "up")]
+        for record in records:
+            await self.registry.beat(record.id)
+        await self.registry.delete(records[0].id)
+        long_ago = database_ago(literal(4000.0))
+        moved = {"created_at": long_ago, "last_seen_up": long_ago}
+
+        def change(connection: Connection) -> None:
+            connection.execute(update(incarnations).values(since=long_ago))
+            connection.execute(update(services).where(services.c.host == "silent").values(**moved))
+            connection.execute(update(services).where(services.c.deleted != 0).values(deleted_at=long_ago))
+
+        await self.registry._engine.run(change)
+        request = PurgeRequest(seconds=3600)
+        found = await self.registry.find_purgeable(request, 0)
+        self.assertEqual([(row.host, row.why) for row in found], [("deleted", "deleted"), ("silent", "silent")])
+        self.assertTrue(all(3990 < row.age < 4100 for row in found), found)
+        self.assertEqual(len(await self.registry.purge(request)), 2)
+        self.assertEqual([row.host for row in await self.registry.list(None, None, None)], ["up"])
 
     async def test_lease_renewed_meanwhile(self: Any) -> None:
         """A lease whose holder renews it in time is not taken by a contender that read it before the commit."""

@@ -57,6 +57,13 @@ class GuideTests(TestCase):
         reader.follow(script)
         self.assertGreater(reader.ran, 20)
 
+    @pytest.mark.long
+    def test_upgrade_a_fleet(self) -> None:
+        """The guide's fleet is upgraded, halts at a release that does not start, and is upgraded in the end."""
+        reader = self.reader()
+        reader.follow((GUIDES / "upgrade-a-fleet.md").read_text())
+        self.assertEqual(reader.ran, 17)
+
     def test_http(self) -> None:
         """The application of docs/http.md is served as the page says, on a free port."""
         (port,) = free_ports(1)

@@ -1,13 +1,15 @@
 """What a change of the queues' type does to calls that go on meanwhile."""
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred
 
-from novasvc.errors import BrokerRefusedError
+from novasvc.errors import BrokerRefusedError, BrokerUnavailableError
+from novasvc.interfaces import IDelivery
 from novasvc.rpc.errors import RPCError
 from novasvc.transport.amqp import BrokerAddress, BrokerOptions
 from novasvc.transport.amqp.migration.migration import Migration
@@ -43,7 +45,7 @@ class MigrationCase(AMQPCase):
         request = Request(
             kind=kind,
             exchange="nova",
-            **{"hosts": {TOPIC: ["h1"]}, "timeout": PATIENCE, "pause": 0.1, "census": 0.3, **given},
+            **{"hosts": {TOPIC: ["h1"]}, "timeout": PATIENCE, "pause": 0.05, "census": 0.2, **given},
         )
         options = BrokerOptions(quorum_queue=kind == "quorum", operation_timeout=10.0, **(quorum or {}))
         return Migration(BrokerAddress.parse(url or self.url), options, request, reactor, self.note)
@@ -153,6 +155,32 @@ class LiveMigrationTests(MigrationCase):
                 await self.migrate(kind, hosts={TOPIC: ["h1", "h2"]})
             self.assert_replaced(kind, TOPIC, OWN, f"{TOPIC}.h2")
         await self.assert_balanced(ledger)
+
+    async def test_events(self) -> None:
+        """The queue of a topic's events is replaced with its routing keys; each event arrives once."""
+        transport, events, received = await self.connect(), f"{TOPIC}_events", []
+
+        def receive(delivery: IDelivery) -> None:
+            received.append(delivery.body)
+            delivery.ack()
+
+        await self.serve(transport)
+        await transport.subscribe(events, ["notifications.info"], receive, 10)
+        sent: list[bytes] = []
+
+        async def emit(until: Callable[[], bool]) -> None:
+            while not until():
+                sent.append(b"%d" % len(sent))
+                await transport.publish("notifications.info", sent[-1])
+
+        migrating = self.migrate()
+        await emit(lambda: migrating.called)
+        await migrating
+        last = len(sent) + 10
+        await emit(lambda: len(sent) == last)
+        self.assert_replaced("quorum", TOPIC, OWN, events)
+        await self.until(lambda: len(received) >= len(sent))
+        self.assertEqual(sorted(received), sorted(sent))
 
     async def test_requests_in_progress(self) -> None:
         """A queue whose request runs is not deleted; the command says what it waits for, and goes on when run again."""
@@ -277,6 +305,17 @@ class RefusalTests(MigrationCase):
         await first
         self.assert_replaced()
 
+    async def test_connection_lost(self) -> None:
+        """A command that loses its connection ends; run again, it goes on."""
+        await self.serve()
+        migrating = self.migrate()
+        await self.until(lambda: "diverting new messages to the interim queues" in self.steps)
+        self.broker.close_connections(self.vhost)
+        await self.assertFailure(migrating, BrokerUnavailableError)
+        await self.migrate()
+        self.assert_replaced()
+        await self.assert_serves(await self.client())
+
     async def test_permission(self) -> None:
         """What the user may not do is named, and calls go on."""
         self.broker.add_user("operator", "secret")
@@ -286,6 +325,7 @@ class RefusalTests(MigrationCase):
         error = await self.assertFailure(self.migrate(url=url), BrokerRefusedError)
         self.assertIn("access to queue 'compute", str(error))
         self.assertIn("permissions", str(error))
+        self.assertEqual(set(self.types().values()), {"classic"})
         await self.assert_serves(await self.client())
 
     async def test_other_arguments(self) -> None:
@@ -304,3 +344,6 @@ class RefusalTests(MigrationCase):
         """An exchange that does not exist, and a registry without topics, are errors."""
         self.assertIn("exchange nova", str(await self.assertFailure(self.migrate(), NothingToMigrateError)))
         self.assertIn("--topic", str(await self.assertFailure(self.migrate(hosts={}), NothingToMigrateError)))
+        await self.serve()
+        too_long = self.migrate(hosts={TOPIC: ["h" * 240]})
+        self.assertIn("too long", str(await self.assertFailure(too_long, NothingToMigrateError)))

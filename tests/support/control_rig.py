@@ -50,6 +50,8 @@ class StandInSupervisor:
         self.pending: Deferred[Any] | None = None
         self.cancelled = False
         self.changed: list[dict[str, Any]] = []
+        self.reloads: dict[str, Any] = {"ended": 2, "under_way": False, "problem": None}
+        self.inspected: list[dict[str, Any]] = []
         self.rows = [
             worker(0),
             worker(1, pid=None, state="backing off", restarts=3, memory=None, trouble=f"killed {HOSTILE}"),
@@ -100,6 +102,15 @@ class StandInSupervisor:
         self._took("reload")
         return self.pending or succeed(self.changed)
 
+    def begin_reload(self) -> None:
+        self._took("begin_reload")
+
+    def reload_report(self) -> dict[str, Any]:
+        return self.reloads
+
+    def restart(self) -> None:
+        self._took("restart")
+
     def metrics(self) -> Deferred[Rows]:
         self._took("metrics")
         return self.pending or succeed([])
@@ -107,6 +118,10 @@ class StandInSupervisor:
     def health(self) -> Deferred[Rows]:
         self._took("health")
         return self.pending or succeed([])
+
+    def inspect(self, what: str) -> Deferred[Rows]:
+        self._took("inspect", what)
+        return self.pending or succeed(self.inspected)
 
     def dump(self) -> Deferred[Rows]:
         self._took("dump")

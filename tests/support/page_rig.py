@@ -2,7 +2,7 @@
 
 import io
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,25 @@ from novasvc.api.access import Access
 from novasvc.api.backend import Backend
 from novasvc.api.login_links import LoginLinks
 from novasvc.api.page.resources import make_page_resources
+from novasvc.api.service_status import Assessment, assess
 from novasvc.api.sessions import Sessions
 from novasvc.api.site import APIRoot
 from novasvc.api.tokens import Token, digest
 from novasvc.http import make_site
 from novasvc.registry.memory import MemoryRegistry
+from novasvc.registry.outages import Outages, VerdictRule
+from novasvc.registry.record import ServiceRecord
+from novasvc.registry.verdict import Judge
 from novasvc.testing.runtime import memory_runtime
 
 ADMINS, READERS = "an admin's token", "a reader's token"
 TOKENS = (Token("ada", "admin", digest(ADMINS)), Token("ron", "read", digest(READERS)))
+
+
+def assess_alone(service_down_time: float) -> Callable[[ServiceRecord], Assessment]:
+    """Return a function that assesses rows by themselves, without outages of many services."""
+    judge = Judge(VerdictRule(service_down_time=service_down_time), Outages())
+    return lambda record: assess(record, judge(record))
 
 
 class Answer:

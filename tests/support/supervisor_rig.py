@@ -66,7 +66,7 @@ class Owner:
 
     def __init__(self) -> None:
         self.errors: list[WorkerFailedError] = []
-        self.terminated = 0
+        self.terminated = self.restarts = 0
         self.is_reloading: list[bool] = []
 
     def failed(self, error: WorkerFailedError) -> None:
@@ -74,6 +74,9 @@ class Owner:
 
     def terminate(self) -> None:
         self.terminated += 1
+
+    def restart(self) -> None:
+        self.restarts += 1
 
     def reloading(self, *, under_way: bool) -> None:
         self.is_reloading.append(under_way)

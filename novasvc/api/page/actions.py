@@ -22,9 +22,9 @@ from novasvc.registry.record import ServiceChanges, ServiceRecord
 
 _log = Logger()
 
-_MAX_FIELDS = {"reason": 255, "task": 200}
+MAX_FIELDS = {"reason": 255, "task": 200}
 """Characters of form fields."""
-_MAX_CSRF_TOKEN = 200
+MAX_CSRF_TOKEN = 200
 _MILLISECONDS = re.compile(r"[0-9]{1,6}\.[0-9]")
 
 Fields = Mapping[str, str]
@@ -46,6 +46,7 @@ class Action:
     :param perform: coroutine function that performs it.
     :param destructive: whether its button is styled as a warning.
     :param fields: names of the fields in its form.
+    :param many: ``meaning`` for many services.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Action:
     perform: Perform
     destructive: bool = False
     fields: tuple[str, ...] = ()
+    many: str = ""
 
 
 def _change(changes: ServiceChanges) -> Perform:
@@ -91,19 +93,23 @@ ACTIONS = {
         Action(
             "enable", "Enable", "Enable {name}?", "It gets new work again, and the reason is cleared.",
             "It is enabled.", _change(ServiceChanges(disabled=False)),
+            many="They get new work again, and their reasons are cleared.",
         ),
         Action(
             "disable", "Disable", "Disable {name}?", "It keeps running and finishes its work; new work goes elsewhere.",
             "It is disabled.", _disable, fields=("reason",),
+            many="They keep running and finish their work; new work goes elsewhere.",
         ),
         Action(
             "force-down", "Force down", "Force {name} down?",
             "It is reported as down, whatever its heartbeats say. Do this when its host is known to be off.",
             "It is forced down.", _change(ServiceChanges(forced_down=True)), destructive=True,
+            many="They are reported as down, whatever their heartbeats say. Do this when their hosts are off.",
         ),
         Action(
             "let-up", "Unset forced down", "Unset forced down for {name}?", "Its heartbeats count again.",
             "Its heartbeats count again.", _change(ServiceChanges(forced_down=False)),
+            many="Their heartbeats count again.",
         ),
         Action(
             "ping", "Ping", "Ping {name}?", "It is called, and its response time is measured.",
@@ -162,7 +168,7 @@ class ActionPages:
         caller = self._access.require(request, ADMIN)
         action = _action(verb)
         record = await self._backend.registry.get(uuid)
-        fields = {"task": _field(request, "task", _MAX_FIELDS["task"])}
+        fields = {"task": read_field(request, "task", MAX_FIELDS["task"])}
         names = {"name": record.name, "task": fields["task"]}
         question = action.question.format(**names)
         return self.pages.page(
@@ -177,8 +183,8 @@ class ActionPages:
         action, target = _action(verb), uuid
         try:
             self._access.require(request, ADMIN)
-            self._access.check_csrf_token(caller, _field(request, "mark", _MAX_CSRF_TOKEN))
-            fields = {name: _field(request, name, longest) for name, longest in _MAX_FIELDS.items()}
+            self._access.check_csrf_token(caller, read_field(request, "mark", MAX_CSRF_TOKEN))
+            fields = {name: read_field(request, name, longest) for name, longest in MAX_FIELDS.items()}
             record = await self._backend.registry.get(uuid)
             target = " ".join([record.name, *([fields["task"]] if "task" in action.fields else [])])
             outcome = await action.perform(self._backend, record, fields)
@@ -200,8 +206,10 @@ def _action(name: str) -> Action:
     return action
 
 
-def _field(request: Any, name: str, longest: int) -> str:
+def read_field(request: Any, name: str, longest: int) -> str:
     """Return a form field as one line.
+
+    :param longest: characters.
 
     :raises APIError: 400, it is not valid UTF-8, or too long.
     """

@@ -1,6 +1,6 @@
 """The page of one service."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
@@ -10,10 +10,12 @@ from novasvc.api.errors import APIError
 from novasvc.api.openapi import PAGE_RESPONSES, operation
 from novasvc.api.page.actions import ACTIONS, done_message
 from novasvc.api.page.description import NodeDescriptions
-from novasvc.api.page.history import Sample, latencies, method_key, rates
+from novasvc.api.page.history import History
+from novasvc.api.page.node_search import NodeSearch
 from novasvc.api.page.pages import Pages, make_page_app
-from novasvc.api.service_status import service_state
+from novasvc.api.service_status import Assessment
 from novasvc.api.watch import Watch
+from novasvc.registry.record import ServiceRecord
 
 _SHOWN = 20
 """Timeline entries on the page."""
@@ -25,14 +27,22 @@ class NodePage:
     :param backend: the connection to the registry.
     :param access: authorization.
     :param watch: the timeline.
+    :param assess: returns what a row says about its service.
     :param descriptions: the nodes' descriptions.
     """
 
     app = make_page_app()
 
     def __init__(
-        self, backend: Backend, access: Access, watch: Watch, descriptions: NodeDescriptions, pages: Pages
+        self,
+        backend: Backend,
+        access: Access,
+        watch: Watch,
+        assess: Callable[[ServiceRecord], Assessment],
+        descriptions: NodeDescriptions,
+        pages: Pages,
     ) -> None:
+        self._assess = assess
         self._backend = backend
         self._access = access
         self._watch = watch
@@ -46,21 +56,26 @@ class NodePage:
         caller = self._access.require(request)
         record = await self._backend.registry.get(uuid)
         description: dict[str, Any] | None = None
-        samples: Sequence[Sample] = ()
+        history = History()
         silence = ""
         try:
-            description, samples = await self._descriptions.get(record)
+            description, history = await self._descriptions.get(record)
         except APIError as error:
             silence = error.message
+        search = NodeSearch.read(request.args)
         return self.pages.page(
             request,
             "node.html",
             caller,
             record=record,
-            state=service_state(record, self._backend.settings.service_down_time),
+            assessment=self._assess(record),
             description=description,
             silence=silence,
-            methods=[] if description is None else _methods(description, samples),
+            history=history,
+            search=search,
+            methods=[] if description is None else _methods(description, history),
+            errors=[] if description is None else search.errors(description),
+            events=[] if description is None else search.events(description),
             entries=[*islice((entry for entry in self._watch.timeline if entry.uuid == record.uuid), _SHOWN)],
             actions=ACTIONS,
             done=done_message(request.args),
@@ -68,16 +83,12 @@ class NodePage:
         )
 
 
-def _methods(description: dict[str, Any], samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """Return the node's methods with rates and latencies; called ones first, built-in ones last."""
+def _methods(description: dict[str, Any], history: History) -> list[dict[str, Any]]:
+    """Return the node's methods with their series; called ones first, built-in ones last."""
     rows = []
     for row in description["methods"]:
         own = row["namespace"] in {"node", "baseapi"}  # built in: every node has them
         if own and not row["calls"]:
             continue
-        key = method_key(row)
-        rate = rates(samples, key)
-        known = [value for value in rate[-5:] if value is not None]
-        shown = {**row, "rates": rate, "rate": sum(known) / len(known) if known else None}
-        rows.append(shown | {"latencies": latencies(samples, key), "own": own})
+        rows.append({**row, "series": history.of(row), "own": own})
     return sorted(rows, key=lambda row: (row["own"], not row["calls"], row["method"] or ""))

@@ -13,7 +13,7 @@ from novasvc.api.page.rendering import Renderer
 from novasvc.api.responses import api_error, make_app
 from novasvc.api.tokens import ADMIN
 
-_OWN_PATH = re.compile(r"/(?:leases|node/[0-9a-f-]{1,36})?(?:\?[\x21-\x7e]*)?")
+_OWN_PATH = re.compile(r"/(?:leases|s/[0-9]{1,18}|node/[0-9a-f-]{1,36})?(?:\?[\x21-\x7e]*)?")
 _MAX_PATH = 1000
 
 

@@ -14,6 +14,7 @@ from zope.interface import implementer
 
 from novasvc.api.access import Access
 from novasvc.api.errors import APIError
+from novasvc.api.page.overview import Overview
 from novasvc.api.page.query import Query
 from novasvc.api.page.rendering import Renderer
 from novasvc.api.page.updates import make_update, read_id, version_id
@@ -80,13 +81,23 @@ class EventStreams(Service):
     """The open streams.
 
     :param watch: the state of the fleet.
-    :param views: the hosts of each query.
+    :param views: the services of each query.
+    :param overview: what is wrong.
     :param access: authorization, which is checked again before each update.
     """
 
-    def __init__(self, watch: Watch, views: Views, access: Access, renderer: Renderer, clock: IReactorTime) -> None:
+    def __init__(
+        self,
+        watch: Watch,
+        views: Views,
+        overview: Overview,
+        access: Access,
+        renderer: Renderer,
+        clock: IReactorTime,
+    ) -> None:
         self._watch = watch
         self._views = views
+        self._overview = overview
         self._access = access
         self._renderer = renderer
         self._clock = clock
@@ -103,7 +114,7 @@ class EventStreams(Service):
 
     def update(self, query: Query, since: str) -> dict[str, Any]:
         """Return the update for a client that polls."""
-        return make_update(self._watch, self._views.view(query), *read_id(self._watch, since), self._renderer)
+        return self._make(query, *read_id(self._watch, since))
 
     def open(self, request: Any, query: Query, since: str, session: str) -> Deferred[bytes]:
         """Open a stream, until the client disconnects or is not authorized any more.
@@ -169,10 +180,13 @@ class EventStreams(Service):
             return
         key = viewer.query, viewer.known
         if key not in cache:
-            view = self._views.view(viewer.query)
-            cache[key] = json.dumps(make_update(self._watch, view, *viewer.known, self._renderer))
+            cache[key] = json.dumps(self._make(viewer.query, *viewer.known))
         viewer.send("news", cache[key], version_id(self._watch))
         viewer.known = self._watch.version, self._watch.timeline.newest
+
+    def _make(self, query: Query, since: int, last_entry: int) -> dict[str, Any]:
+        view = self._views.view(query)
+        return make_update(self._watch, view, self._overview, since, last_entry, self._renderer)
 
     def _is_authorized(self, viewer: Viewer) -> bool:
         try:

@@ -5,6 +5,8 @@ from typing import Any
 
 import attrs
 
+from novasvc.api.page.fleet_map import CODES, square_title
+from novasvc.api.page.overview import Overview
 from novasvc.api.page.rendering import Renderer
 from novasvc.api.page.view import View
 from novasvc.api.watch import Watch
@@ -17,31 +19,48 @@ _SHOWN = 30
 # An update has what changed since the version of the watch that the viewer has. This version is the id of the last
 # message, which the browser sends back as Last-Event-ID (HTML Standard, "Server-sent events"). So a viewer that was
 # disconnected, or did not read for a while, catches up with one message, and the server keeps no state for it. An id
-# with another epoch is of a process that is gone: its viewer gets the whole page. "layout" is a digest of the table's
-# rows and columns: if the page has another one, it loads the table again.
+# with another epoch is of a process that is gone: its viewer gets the whole page. "layout" and "shape" are digests of
+# the list and of the map: if the page has others, it loads these parts again.
 
 
-def make_update(watch: Watch, view: View, since: int, last_entry: int, renderer: Renderer) -> dict[str, Any]:
+def make_update(
+    watch: Watch, view: View, overview: Overview, since: int, last_entry: int, renderer: Renderer
+) -> dict[str, Any]:
     """Return the update for a viewer. See Note [Updates for viewers].
 
     :param view: the view that the viewer sees.
     :param since: the version that the viewer has; 0 if it has none.
     :param last_entry: the number of the newest timeline entry that the viewer has.
-    :return: JSON: {"id": str, "old": seconds or None, "trouble": str, "totals": {name: int}, "layout": str,
-        "cells": [[id, state, disabled, age], ...], "entry": int, "entries": HTML of the new ones, newest first}.
+    :return: JSON: {"id": str, "old": seconds or None, "trouble": str, "totals": {name: int}, "headline": str,
+        "wrong": number of problems, "problems": HTML, or None if they are those that the viewer has, "layout": str,
+        "cells": [[id, state, disabled, age], ...], "shape": str, "squares": [[id, class, title], ...], "entry": int,
+        "entries": HTML of the new ones, newest first}.
     """
     fresh = [*islice(watch.timeline.after(last_entry), _SHOWN)] if since else []
+    headline = overview.headline
     return {
         "id": version_id(watch),
         "old": round(watch.age, 1) if watch.version else None,
         "trouble": watch.trouble,
         "totals": attrs.asdict(watch.totals),
+        "headline": headline,
+        "wrong": overview.problems.count,
+        "problems": overview.html() if overview.changed > since else None,
         "layout": view.layout,
         "cells": [
             [service.record.id, service.state, service.record.disabled, round(watch.age_of(service), 1)]
             for service in view.services
             if service.changed > since
         ],
+        # A viewer that has no version has no map either: it loads the map, so it needs no squares.
+        "shape": view.shape if since else "",
+        "squares": [
+            [service.record.id, CODES[service.look], square_title(service)]
+            for service in view.matching
+            if service.turned > since
+        ]
+        if since
+        else [],
         "entry": watch.timeline.newest,
         "entries": renderer.text("entries.html", entries=fresh) if fresh else "",
     }

@@ -5,7 +5,7 @@ from pathlib import Path
 import attrs
 
 from novasvc.config.definition import setting
-from novasvc.config.types import CLASSES, INTEGER, NAME, NUMBER, PATH, TRANSPORT_URL
+from novasvc.config.types import CLASSES, IDENTITIES, INTEGER, NAME, NUMBER, PATH, TRANSPORT_URL
 
 
 @attrs.frozen(kw_only=True, slots=False)
@@ -53,6 +53,13 @@ class RPCSection:
         PATH,
         default=None,
         optional=True,
+    )
+    rpc_operators: tuple[str, ...] = setting(
+        "Identities that may drain, restart and reload the nodes by a call, as `novasvc fleet` and the page do. With "
+        "none, every identity of rpc_callers_file may; without rpc_callers_file, everybody who reaches a node may.",
+        IDENTITIES,
+        default=(),
+        default_text="none",
     )
     rpc_signature_max_age: float = setting(
         "How old the signature of a call may be, and how far the clocks of two hosts may differ. A call of a method "

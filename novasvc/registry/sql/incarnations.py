@@ -35,6 +35,9 @@ COLUMNS = (
 )
 """What :func:`read` reads, in this order."""
 
+ZONE, TAGS = incarnations.c.zone, incarnations.c.tags
+"""What queries filter by; the tags are a JSON array."""
+
 JOIN = services.outerjoin(incarnations, incarnations.c.service_id == services.c.id)
 
 _NUMBER = select(incarnations.c.number).where(incarnations.c.service_id == services.c.id).scalar_subquery()
@@ -44,9 +47,6 @@ NUMBER = _NUMBER.label("number")
 _OF_ID = (services.c.id == bindparam("of_id")) & (services.c.deleted == 0)
 _LOCK = select(services.c.host, services.c.binary, services.c.forced_down).where(_OF_ID).with_for_update()
 _READ_NUMBER = select(incarnations.c.number).where(incarnations.c.service_id == bindparam("of_id"))
-_READ_KEPT = select(incarnations.c.number, incarnations.c.owner).where(
-    incarnations.c.host == bindparam("of_host"), incarnations.c.binary == bindparam("of_binary")
-)
 _IS_LIVE = exists().where(_OF_ID)
 _IS_SILENT = exists().where(_OF_ID, services.c.report_count == bindparam("of_count"))
 _BEGIN: dict[str, Any] = {
@@ -130,16 +130,12 @@ def read(row: Sequence[Any]) -> Incarnation | None:
     )
 
 
-def begin(
-    connection: Connection, start: ServiceStart, service_id: int, name: tuple[str, str], number: int | None, beats: int
-) -> bool:
-    """Take the next number for a start.
+def values_of(start: ServiceStart, service_id: int, name: tuple[str, str], number: int, beats: int) -> dict[str, Any]:
+    """Return the values that :func:`write` takes for a start.
 
     :param name: host and binary, as the row of the service has them.
-    :param number: the number of the latest incarnation of the row; None if it has none.
+    :param number: the number of the latest incarnation; 0 if there was none.
     :param beats: the report_count that the row had when it was read.
-    :return: False if another transaction has changed what was read; read it again.
-    :raises IntegrityError: another transaction has inserted the row since; read it again.
     """
     values: dict[str, Any] = {
         "of_host": name[0],
@@ -151,30 +147,28 @@ def begin(
         "new_pid": start.pid,
         "new_zone": start.zone,
         "new_tags": _json(start.tags),
+        "new_number": max(number, start.after) + 1,
     }
-    if number is None:  # the service may have had another row, which was deleted
-        number = connection.execute(_READ_KEPT, values).scalar()
-    taken = {**values, "new_number": max(number or 0, start.after) + 1}
-    if number is None:
-        connection.execute(_INSERT, taken)
-        return True
-    return bool(connection.execute(_TAKE, {**taken, "of_number": number, "of_count": beats}).rowcount)
+    return {**values, "of_number": number, "of_count": beats} if number else values
+
+
+def write(connection: Connection, new: Sequence[dict[str, Any]], numbered: Sequence[dict[str, Any]]) -> None:
+    """Write new incarnations. Those of which another transaction has changed what was read are left out.
+
+    :param new: the values of services without an earlier incarnation.
+    :param numbered: the values of all others.
+    :raises IntegrityError: another transaction has inserted one of the rows since.
+    """
+    if new:
+        connection.execute(_INSERT, new)
+    if numbered:
+        connection.execute(_TAKE, numbered)
 
 
 def describe(connection: Connection, start: ServiceStart, service_id: int) -> None:
     """Write zone and tags of a start that has the latest incarnation already: a reload may have changed them."""
     values = {"of_id": service_id, "of_owner": start.owner, "new_zone": start.zone, "new_tags": _json(start.tags)}
     connection.execute(_DESCRIBE, values)
-
-
-def check_not_deleted(connection: Connection, start: ServiceStart) -> None:
-    """Check that a start whose service has no row is a new one.
-
-    :raises ServiceNotFoundError: it had a row, which was deleted.
-    """
-    kept = connection.execute(_READ_KEPT, {"of_host": start.host, "of_binary": start.binary}).first()
-    if kept is not None and kept.owner == start.owner:
-        raise ServiceNotFoundError(start.name)
 
 
 def _json(tags: Sequence[str]) -> str:

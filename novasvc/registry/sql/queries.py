@@ -1,5 +1,6 @@
 """SQL statements for :class:`~novasvc.registry.query.ServiceQuery`: pages of rows, and totals."""
 
+import json
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, cast
@@ -84,7 +85,8 @@ def is_number(service: str) -> bool:
 
 def _shape(query: ServiceQuery, *, with_incarnations: bool) -> frozenset[str]:
     """Return what a statement's text depends on: the names of the fields that are given, and the flags' values."""
-    shape = {name for name in ("host", "binary", "topic", "text", "limit") if getattr(query, name) is not None}
+    optional = ("host", "binary", "topic", "zone", "tag", "text", "limit")
+    shape = {name for name in optional if getattr(query, name) is not None}
     if query.with_topic:
         shape.add("with_topic")
     if with_incarnations:
@@ -95,10 +97,12 @@ def _shape(query: ServiceQuery, *, with_incarnations: bool) -> frozenset[str]:
 
 def _values(query: ServiceQuery) -> dict[str, Any]:
     values: dict[str, Any] = {
-        name: value for name in ("host", "binary", "topic") if (value := getattr(query, name)) is not None
+        name: value for name in ("host", "binary", "topic", "zone") if (value := getattr(query, name)) is not None
     }
     if query.up is not None:
         values["service_down_time"] = query.service_down_time
+    if query.tag is not None:
+        values["tag"] = json.dumps(query.tag, ensure_ascii=False)
     if query.text is not None:
         values["text"] = f"%{_escaped(query.text)}%"
     return values
@@ -119,6 +123,11 @@ def _wanted(shape: frozenset[str]) -> list[ColumnElement[bool]]:
     filters: dict[str, ColumnElement[bool]] = {
         **{name: services.c[name] == bindparam(name) for name in ("host", "binary", "topic")},
         "with_topic": services.c.topic.is_not(None),
+        "zone": bindparam("zone") == incarnations.ZONE if _JOINED in shape else false(),
+        # A substring of the stored JSON, with its quotes. Unlike LIKE, replace() heeds case in every database.
+        "tag": func.replace(incarnations.TAGS, bindparam("tag"), "") != incarnations.TAGS
+        if _JOINED in shape
+        else false(),
         "disabled True": _DISABLED,
         "disabled False": not_(_DISABLED),
         "up True": _up(shape),

@@ -11,13 +11,11 @@ from sqlalchemy.sql import ColumnElement
 
 from novasvc.registry.errors import DatabaseCorruptError, ServiceNotFoundError
 from novasvc.registry.fencing import superseded
-from novasvc.registry.incarnation import LatestStart, ServiceStart, check_twin
 from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
 from novasvc.registry.record import Records, ServiceChanges, ServiceRecord
 from novasvc.registry.sql import incarnations, silences
 from novasvc.registry.sql.queries import ROWS, ROWS_ALONE, is_number, marker_statement, rows_statement, totals_statement
 from novasvc.registry.sql.schema import GREATEST_ID, database_now, services
-from novasvc.registry.sql.schema import incarnations as incarnations_table
 
 DISABLED_REASON = "New service disabled by the setting enable_new_services."
 """The disabled_reason of a row that was created disabled."""
@@ -27,10 +25,26 @@ _NEVER = datetime(1970, 1, 1)  # noqa: DTZ001 - the table's form
 # Built once: most of a statement's cost is SQLAlchemy's look-up of the compiled form by its shape.
 _LIVE = services.c.deleted == 0
 _OF_ID = (services.c.id == bindparam("of_id")) & _LIVE
-_READ, _READ_ALONE = ROWS.where(_LIVE), ROWS_ALONE.where(_LIVE)
+READ, _READ_ALONE = ROWS.where(_LIVE), ROWS_ALONE.where(_LIVE)
+"""Reads the live rows."""
 _PLACES = len(ROWS_ALONE.selected_columns)
-_LATEST = _READ.add_columns(incarnations_table.c.owner, incarnations_table.c.lock_id).where(
-    services.c.host == bindparam("of_host"), services.c.binary == bindparam("of_binary")
+_ONE, _ONE_ALONE = (read.where(services.c.id == bindparam("of_id")) for read in (READ, _READ_ALONE))
+# All columns, because none has a default in the database: see novasvc.registry.sql.schema.
+INSERT = insert(services).values(
+    created_at=database_now(),
+    updated_at=None,
+    deleted_at=None,
+    host=bindparam("new_host"),
+    binary=bindparam("new_binary"),
+    topic=bindparam("new_topic"),
+    report_count=0,
+    disabled=bindparam("new_disabled"),
+    deleted=0,
+    disabled_reason=bindparam("new_reason"),
+    last_seen_up=None,
+    forced_down=False,
+    version=bindparam("new_version"),
+    uuid=bindparam("new_uuid"),
 )
 BEAT = update(services).values(
     report_count=services.c.report_count + 1, last_seen_up=database_now(), updated_at=database_now()
@@ -38,6 +52,7 @@ BEAT = update(services).values(
 """What a heartbeat writes; without a condition."""
 _BEAT = BEAT.where(_OF_ID)
 _BEGAN = select(silences.BEGAN).where(_OF_ID).with_for_update()
+SET_VERSION = update(services).where(_OF_ID).values(version=bindparam("new_version"), updated_at=database_now())
 _PROOF = update(services).where(services.c.id == -1).values(report_count=services.c.report_count)
 _DELETE = update(services).where(_OF_ID).values(deleted=services.c.id, deleted_at=database_now())
 
@@ -89,46 +104,6 @@ class ServiceRows:
         self._insert(connection, host, binary, topic, version)
         return self._only(connection, wanted, f"{binary}@{host}")
 
-    def begin(self, connection: Connection, start: ServiceStart) -> ServiceRecord | None:
-        """Begin the next incarnation of a service, and create its row if there is none.
-
-        :return: None if another transaction has changed what was read; retry.
-        :raises IntegrityError: another transaction has created a row with the same key since; retry.
-        :raises ServiceTwinError: another start is alive.
-        """
-        with self._readable():
-            found = connection.execute(_LATEST, {"of_host": start.host, "of_binary": start.binary}).first()
-            record = None if found is None else _record(found[:-2])
-        if record is None or found is None:
-            incarnations.check_not_deleted(connection, start)
-            service_id = self._insert(connection, start.host, start.binary, start.topic, start.version)
-            begun = incarnations.begin(connection, start, service_id, (start.host, start.binary), None, 0)
-            return self._one(connection, service_id) if begun else None
-        number = None
-        if record.incarnation is not None:
-            owner, lock = found[-2:]
-            if owner == start.owner:
-                if (record.incarnation.zone, record.incarnation.tags) != (start.zone, start.tags):
-                    incarnations.describe(connection, start, record.id)
-                return self._write(connection, record.id, {"version": start.version})
-            number = record.incarnation.number
-            heard = max(record.incarnation.since, record.last_seen_up or record.incarnation.since)
-            quiet = (found[_PLACES - 1] - heard).total_seconds()
-            latest = LatestStart(
-                incarnation=record.incarnation,
-                owner=owner,
-                lock=lock,
-                forced_down=record.forced_down,
-                quiet=quiet,
-                beats=record.report_count,
-            )
-            check_twin(start, latest)
-        if record.version != start.version:
-            self._write(connection, record.id, {"version": start.version})
-        name = (record.host, record.binary)
-        begun = incarnations.begin(connection, start, record.id, name, number, record.report_count)
-        return self._one(connection, record.id) if begun else None
-
     def enter(self, connection: Connection, service_id: int, number: int, *state: Any) -> None:
         """Write the state of an incarnation.
 
@@ -155,28 +130,22 @@ class ServiceRows:
 
     def _insert(self, connection: Connection, host: str, binary: str, topic: str | None, version: int) -> int:
         """Insert a row, and return its id."""
-        disabled = not self._enable_new_services
-        # All columns, because none has a default in the database: see novasvc.registry.sql.schema.
-        inserted = connection.execute(
-            insert(services).values(
-                created_at=database_now(),
-                updated_at=None,
-                deleted_at=None,
-                host=host,
-                binary=binary,
-                topic=topic,
-                report_count=0,
-                disabled=disabled,
-                deleted=0,
-                disabled_reason=DISABLED_REASON if disabled else None,
-                last_seen_up=None,
-                forced_down=False,
-                version=version,
-                uuid=self._new_uuid(),
-            )
-        )
+        inserted = connection.execute(INSERT, self.new_row(host, binary, topic, version))
         number: int = inserted.inserted_primary_key[0]  # type: ignore[index]
         return number
+
+    def new_row(self, host: str, binary: str, topic: str | None, version: int) -> dict[str, Any]:
+        """Return the values of :data:`INSERT` for a new row."""
+        disabled = not self._enable_new_services
+        return {
+            "new_host": host,
+            "new_binary": binary,
+            "new_topic": topic,
+            "new_disabled": disabled,
+            "new_reason": DISABLED_REASON if disabled else None,
+            "new_version": version,
+            "new_uuid": self._new_uuid(),
+        }
 
     def update(self, connection: Connection, service_id: int, changes: ServiceChanges) -> ServiceRecord:
         """Change a row; enabling or disabling it clears the old reason."""
@@ -194,7 +163,11 @@ class ServiceRows:
         return self._one(connection, service_id)
 
     def _one(self, connection: Connection, service_id: int) -> ServiceRecord:
-        return self._only(connection, services.c.id == _checked(service_id), str(service_id))
+        statement = _ONE if self.incarnations else _ONE_ALONE
+        found = self._records(connection, statement, {"of_id": _checked(service_id)})
+        if not found:
+            raise ServiceNotFoundError(str(service_id))
+        return found[0]
 
     def _only(self, connection: Connection, wanted: ColumnElement[bool], name: str) -> ServiceRecord:
         found = self._read(connection, wanted)
@@ -206,7 +179,7 @@ class ServiceRows:
         """Read one page of the live rows."""
         marker = None
         if query.after is not None:
-            with self._readable():
+            with self.readable():
                 marker = connection.execute(marker_statement(query)).first()
             if marker is None:
                 raise ServiceNotFoundError(query.after)
@@ -216,15 +189,16 @@ class ServiceRows:
 
     def _read(self, connection: Connection, *wanted: ColumnElement[bool]) -> Records:
         order = (services.c.binary, services.c.host, services.c.id)
-        statement = _READ if self.incarnations else _READ_ALONE
+        statement = READ if self.incarnations else _READ_ALONE
         return self._records(connection, statement.where(*wanted).order_by(*order), {})
 
     def _records(self, connection: Connection, statement: Any, values: dict[str, Any]) -> Records:
-        with self._readable():
-            return [_record(row) for row in connection.execute(statement, values).all()]
+        with self.readable():
+            return [record_of(row) for row in connection.execute(statement, values).all()]
 
     @contextmanager
-    def _readable(self) -> Iterator[None]:
+    def readable(self) -> Iterator[None]:
+        """Read values within this block: one that cannot be read is a DatabaseCorruptError."""
         try:
             yield
         except ValueError as error:
@@ -269,7 +243,8 @@ def _columns(changes: ServiceChanges) -> dict[str, Any]:
     return values
 
 
-def _record(row: Sequence[Any]) -> ServiceRecord:
+def record_of(row: Sequence[Any]) -> ServiceRecord:
+    """Return the record of the columns of :data:`novasvc.registry.sql.queries.ROWS`, or of ROWS_ALONE."""
     # By position, which takes half the time of access by name.
     (
         created_at,

@@ -25,7 +25,7 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
-REVISIONS = ("0001", "0002", "0003", "0005")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005")
 """The migrations, oldest first. Repeated here, so that a check of the schema does not import Alembic."""
 
 HEAD = REVISIONS[-1]
@@ -118,6 +118,43 @@ incarnations = Table(
 ``service_id`` is the live row of the service, or the last one. The row stays when the service is deleted, so that its
 numbers are never used again. ``tags`` is a JSON array of strings.
 """
+
+operations = Table(
+    "novasvc_operations",
+    metadata,
+    Column("id", Integer, primary_key=True, nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("options", Text, nullable=False),
+    Column("owner", String(36)),
+    Column("operator", String(255), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("reason", Text),
+    Column("created_at", _MOMENT, nullable=False),
+    Column("heard_at", _MOMENT, nullable=False),
+    Column("ended_at", _MOMENT),
+    mysql_charset="utf8mb4",
+    mariadb_charset="utf8mb4",
+)
+"""One row per operation on the fleet; see :class:`novasvc.registry.operation.Operation`. Not one of Nova's tables."""
+
+operation_nodes = Table(
+    "novasvc_operation_nodes",
+    metadata,
+    Column("operation_id", Integer, nullable=False),
+    Column("service_id", Integer, nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("wave", Integer, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("detail", Text),
+    Column("incarnation", BigInteger),
+    Column("claim", Integer),
+    PrimaryKeyConstraint("operation_id", "service_id", name="novasvc_operation_nodes_pkc"),
+    UniqueConstraint("claim", name="uniq_novasvc_operation_nodes0claim"),
+    mysql_charset="utf8mb4",
+    mariadb_charset="utf8mb4",
+)
+"""One row per node of an operation. ``claim``: see Note [Two operators, one node] in ``registry.sql.operations``."""
 
 silences = Table(
     "novasvc_silences",

@@ -8,27 +8,37 @@ from typing import Any, TypeVar
 import attrs
 from sqlalchemy import Connection
 from sqlalchemy import Engine as SQLEngine
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 from zope.interface import implementer
 
 from novasvc.interfaces import IServiceRegistry
-from novasvc.reactor.coalesce import CoalescedReads
-from novasvc.registry.errors import DatabaseConflictError, DatabaseError, DatabaseLockedError, MigrationNeededError
+from novasvc.reactor.coalesce import CoalescingCache
+from novasvc.registry.errors import (
+    DatabaseConflictError,
+    DatabaseError,
+    DatabaseLockedError,
+    DatabaseRefusedError,
+    MigrationNeededError,
+)
 from novasvc.registry.incarnation import ServiceStart, ServiceState
 from novasvc.registry.lease import LeaseRequest, Leases
 from novasvc.registry.observation import Observation, Observations
 from novasvc.registry.outages import Outages, VerdictRule
+from novasvc.registry.purge import MAX_BATCH, PurgedRows, PurgeRequest
 from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
 from novasvc.registry.record import Records, ServiceChanges, ServiceRecord
-from novasvc.registry.sql import leases, observations, rows, silences, sqlite
+from novasvc.registry.sql import leases, observations, purge, rows, silences, sqlite
 from novasvc.registry.sql import migrate as migration
 from novasvc.registry.sql.address import DatabaseAddress
 from novasvc.registry.sql.beats import BeatBatches
 from novasvc.registry.sql.diagnosis import diagnose
 from novasvc.registry.sql.engine import Engine
 from novasvc.registry.sql.observations import write as write_observations
+from novasvc.registry.sql.operations import SQLOperations
 from novasvc.registry.sql.schema import HEAD
+from novasvc.registry.sql.start_batches import StartBatches
+from novasvc.registry.sql.starts import Outcomes, begin_all
 
 _log = Logger()
 
@@ -45,6 +55,9 @@ _MIGRATION_DEADLINE = 60.0
 
 _PURGE_INTERVAL = 600.0
 """Seconds between deletions of old silences, by a process that writes heartbeats."""
+
+_MOST_RULES = 10
+"""Rules whose outages are cached. A conductor may be asked by processes with different settings."""
 
 _SPACE_CHECK_INTERVAL = 1.0
 """Seconds for which a successful check of the disk's free space is cached."""
@@ -82,6 +95,7 @@ class ServiceRegistry:
     :param migrate: False fails with MigrationNeededError if a migration is due; Nova's own table needs none.
     :param new_uuid: returns the uuid of a new row, lower-case and with dashes.
     :param service_down_time: seconds, to tell by which silences are recorded.
+    :ivar operations: the operations on the fleet, in the same database.
     Source: novasvc.interfaces.IServiceRegistry; nova.db.main.api, the functions ``service_*``.
     """
 
@@ -95,15 +109,22 @@ class ServiceRegistry:
         service_down_time: float = 60.0,
     ) -> None:
         self._engine = engine
+        self.operations = SQLOperations(engine)
         self._rows = rows.ServiceRows(engine.address.masked, enable_new_services, new_uuid)
         self._migrate = migrate
         self._next_space_check = 0.0
         self._late = VerdictRule(service_down_time=service_down_time).late
+        self._starts = StartBatches(
+            engine.clock,
+            self._begin_all,
+            lambda start: Deferred.fromCoroutine(self._begin_alone(start)),
+            engine.address.masked,
+        )
         self._beats = BeatBatches(
             engine.clock, self._write, self._beat_alone, engine.address.masked, self._silent_after
         )
         self._purge_at = engine.clock.seconds() + _PURGE_INTERVAL
-        self._outages = CoalescedReads(self._read_outages, engine.clock)
+        self._outages: dict[VerdictRule, CoalescingCache[Outages]] = {}
 
     def open(self) -> Deferred[None]:
         """See IServiceRegistry."""
@@ -125,7 +146,9 @@ class ServiceRegistry:
 
         :raises DatabaseConflictError: another service of this host has this topic.
         """
-        return Deferred.fromCoroutine(self._begin(start))
+        if not self._rows.incarnations:
+            return self.register(start.host, start.binary, start.topic, start.version)
+        return self._starts.begin(start)
 
     def beat(self, service_id: int, incarnation: int | None = None) -> Deferred[None]:
         """See IServiceRegistry."""
@@ -175,16 +198,40 @@ class ServiceRegistry:
         """See IServiceRegistry."""
         return self._engine.run(lambda connection: rows.delete(connection, service_id))
 
+    def find_purgeable(self, request: PurgeRequest, after: int) -> Deferred[PurgedRows]:
+        """Read at most MAX_BATCH rows that :meth:`purge` would delete.
+
+        :param after: only rows with a greater id.
+        """
+        return self._engine.run(lambda connection: purge.find(connection, request, after, MAX_BATCH))
+
+    def purge(self, request: PurgeRequest) -> Deferred[PurgedRows]:
+        """Delete at most MAX_BATCH rows for good; return them. Call it until there are none."""
+        return self._engine.run(lambda connection: purge.purge(connection, request, 0, MAX_BATCH))
+
     def outages(self, rule: VerdictRule) -> Deferred[Outages]:
         """See IServiceRegistry."""
-        return self._outages.get(rule)
+        cache = self._outages.get(rule)
+        if cache is None:
+            if len(self._outages) >= _MOST_RULES:
+                self._outages.clear()
+            # As old as a heartbeat may be without a difference.
+            keep = min(1.0, rule.service_down_time / 60)
+            cache = self._outages[rule] = CoalescingCache(
+                lambda: self._read_outages(rule), self._engine.clock, lambda _: keep
+            )
+        return cache.get()
 
     def observations(self, observer: str) -> Deferred[Observations]:
         """See IServiceRegistry."""
+        if not self._rows.incarnations:
+            return fail(self._no_tables())
         return self._engine.run(lambda connection: observations.read(connection, observer))
 
     def observe(self, observer: str, fencing: int, observations: Sequence[Observation]) -> Deferred[None]:
         """See IServiceRegistry."""
+        if not self._rows.incarnations:
+            return fail(self._no_tables())
         return self._engine.run(lambda connection: write_observations(connection, observer, fencing, observations))
 
     def hold_leases(self, request: LeaseRequest) -> Deferred[Leases]:
@@ -216,19 +263,22 @@ class ServiceRegistry:
         except DatabaseConflictError as error:
             raise _topic_is_taken(error, host, topic) from error
 
-    async def _begin(self, start: ServiceStart) -> ServiceRecord:
-        if not self._rows.incarnations:
-            return await self._register(start.host, start.binary, start.topic, start.version)
+    def _begin_all(self, starts: Sequence[ServiceStart]) -> Deferred[Outcomes]:
+        return self._engine.run(lambda connection: begin_all(connection, self._rows, starts))
+
+    async def _begin_alone(self, start: ServiceStart) -> ServiceRecord:
         conflict: DatabaseError | None = None
         for _ in range(_BEGIN_ATTEMPTS):
             # See Note [Two starts want one number].
             try:
-                record = await self._engine.run(lambda connection: self._rows.begin(connection, start))
+                (outcome,) = await self._begin_all([start])
             except (DatabaseConflictError, DatabaseLockedError) as error:
                 conflict = error
             else:
-                if record is not None:
-                    return record
+                if isinstance(outcome, ServiceRecord):
+                    return outcome
+                if outcome is not None:
+                    raise outcome
         if isinstance(conflict, DatabaseConflictError):
             raise _topic_is_taken(conflict, start.host, start.topic) from conflict
         problem = f"other starts of {start.name} change its row at the same time"
@@ -243,13 +293,17 @@ class ServiceRegistry:
                 return await self._engine.run(lambda connection: leases.hold(connection, request))
         return await self._engine.run(lambda connection: leases.hold(connection, request))
 
+    def _no_tables(self) -> DatabaseRefusedError:
+        problem = "it has no tables of novasvc, so what observers were told cannot be kept; run `novasvc db upgrade`"
+        return DatabaseRefusedError(self._engine.address.masked, problem)
+
     def _beat_alone(self, service_id: int, incarnation: int | None) -> Deferred[None]:
         late = self._silent_after()
         return self._write(lambda connection: self._rows.beat(connection, service_id, incarnation, late))
 
-    async def _read_outages(self, rule: VerdictRule) -> Outages:
+    def _read_outages(self, rule: VerdictRule) -> Deferred[Outages]:
         ours = self._rows.incarnations
-        return await self._engine.run(lambda connection: silences.read_outages(connection, rule, ours=ours))
+        return self._engine.run(lambda connection: silences.read_outages(connection, rule, ours=ours))
 
     def _silent_after(self) -> float | None:
         """Return the seconds of a silence that heartbeats record; begin to delete old ones now and then."""

@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Double, bindparam, case, delete, insert, null, select
+from sqlalchemy import Connection, Double, bindparam, case, delete, func, insert, null, select
 
 from novasvc.registry.outage_search import find_outages
-from novasvc.registry.outages import SILENCES_KEPT, Outages, Silence, VerdictRule, make_member
+from novasvc.registry.outages import CONDUCTOR_TOPIC, SILENCES_KEPT, Outages, Silence, VerdictRule, make_member
 from novasvc.registry.sql import incarnations
 from novasvc.registry.sql.schema import database_ago, database_now, services, silences
 from novasvc.registry.sql.schema import incarnations as incarnations_table
@@ -50,6 +50,20 @@ _MEMBERS = _MEMBERS_ALONE.add_columns(
     incarnations_table.c.state, incarnations_table.c.since, incarnations_table.c.started_at, incarnations_table.c.zone
 ).select_from(incarnations.JOIN)
 _NOW = select(database_now())
+_SEEN = func.coalesce(services.c.last_seen_up, services.c.created_at)
+_IS_SILENT = (database_ago(bindparam("late", type_=Double)) > _SEEN) & (
+    database_ago(bindparam("longest", type_=Double)) < _SEEN
+)
+_SUMMARY = select(
+    func.coalesce(func.sum(case((_IS_SILENT, 1), else_=0)), 0),
+    func.max(_SEEN),
+    func.max(case((services.c.topic == CONDUCTOR_TOPIC, _SEEN), else_=null())),
+    database_now(),
+).where(services.c.deleted == 0)
+_ANY_RECENT = _RECENT.limit(1)
+
+_YEAR = 366 * 86400.0
+"""Seconds; longer than any silence that is of interest."""
 
 
 def record(connection: Connection, began: Iterable[tuple[int, datetime]]) -> None:
@@ -79,6 +93,8 @@ def read_outages(connection: Connection, rule: VerdictRule, *, ours: bool) -> Ou
 
     :param ours: whether the database has our tables; Nova's own has none.
     """
+    if _is_quiet(connection, rule, ours=ours):
+        return Outages()
     rows: Iterable[Any] = connection.execute(_MEMBERS if ours else _MEMBERS_ALONE)
     members = [
         make_member(
@@ -101,3 +117,18 @@ def read_outages(connection: Connection, rule: VerdictRule, *, ours: bool) -> Ou
         found = [Silence(service_id=service_id, began=began, ended=ended) for service_id, began, ended in recent]
     now: datetime = connection.execute(_NOW).scalar_one()
     return find_outages(members, found, now, rule)
+
+
+def _is_quiet(connection: Connection, rule: VerdictRule, *, ours: bool) -> bool:
+    """Return whether there is certainly no outage, without reading the rows.
+
+    That is so if no silence was recorded lately, some service and some conductor were heard just now, and at most one
+    service became silent in the time for which it could be suspect. Services that died long ago do not matter.
+    """
+    longest = min(rule.longest + rule.slack, _YEAR)
+    silent, newest, conductors, now = connection.execute(_SUMMARY, {"late": rule.late, "longest": longest}).one()
+    if silent > 1 or newest is None or (now - newest).total_seconds() > rule.slack:
+        return False
+    if conductors is not None and (now - conductors).total_seconds() > rule.slack:
+        return False
+    return not ours or connection.execute(_ANY_RECENT, {"kept": SILENCES_KEPT}).first() is None

@@ -105,7 +105,10 @@ class Dispatcher:
     ) -> None:
         self.delivery_metrics = DeliveryMetrics.of(target.topic)
         self.method_metrics = {
-            method: MethodMetrics.of(target.topic, method.exposure.namespace, method.name) for method in endpoints
+            method: MethodMetrics.of(target.topic, method.exposure.namespace, method.name)
+            if method.exposure.counted
+            else MethodMetrics.uncounted()
+            for method in endpoints
         }
         self._endpoints = endpoints
         self._clock = clock

@@ -28,6 +28,7 @@ from novasvc.rpc.server.deadline import Deadlines
 from novasvc.rpc.server.gather_claims import GatherClaims
 from novasvc.rpc.server.ledger import Ledger
 from novasvc.rpc.server.recent import RecentReplies
+from novasvc.rpc.server.recent_errors import RecentErrors
 from novasvc.rpc.target import Target
 from novasvc.telemetry.flight import note
 from novasvc.telemetry.metrics import DeliveryMetrics, MethodMetrics
@@ -80,6 +81,7 @@ class Execution:
     :param chain: the middleware around methods; None without any.
     :param ended: called when a method or the publishing of a reply has ended, or a method has timed out.
     :ivar running: calls whose methods have not ended, oldest first; includes calls that were cut short.
+    :ivar recent_errors: the last errors that methods raised.
     :ivar publishing: Deferreds of replies that the transport has not confirmed.
     """
 
@@ -100,6 +102,7 @@ class Execution:
     ) -> None:
         self.publishing: dict[Deferred[None], None] = {}
         self.running: dict[Call, None] = {}
+        self.recent_errors = RecentErrors()
         self._recent_replies = RecentReplies()
         self._transport = transport
         self._ledger = ledger
@@ -134,6 +137,7 @@ class Execution:
                 **({} if call.progress is None else call.progress._asdict()),
             }
             for call in self.running
+            if call.method.exposure.counted
         ]
 
     def drop_stale(self, call: Call) -> bool:
@@ -179,7 +183,8 @@ class Execution:
         context = RequestContext.from_wire(call.request.context, deadline, reporter)
         call.scope.run(current_context.set, context)
         call.request_id = context.request_id
-        note("call", f"{call.method.name} began {call.request_id}")
+        if call.method.exposure.counted:
+            note("call", f"{call.method.name} began {call.request_id}")
         self.running[call] = None
         self._method_metrics[call.method].now.value += 1
         try:
@@ -243,7 +248,8 @@ class Execution:
                 return
             if not call.answered:
                 metrics.done.value += 1
-            note("call", f"{call.method.name} done {call.request_id}")
+            if call.method.exposure.counted:
+                note("call", f"{call.method.name} done {call.request_id}")
             if call.request.reply_to is None or call.answered:
                 self._finish(call, None)
                 return
@@ -278,10 +284,17 @@ class Execution:
             outcome = metrics.expected if failure.check(*call.method.exposure.expected) else metrics.failed
             outcome.value += 1
             metrics.raised(error)
+            if outcome is metrics.failed:
+                self._note_error(call, error)
         if not (call.answered and failure.check(CancelledError)):
             # A copy: a Context cannot be entered twice, and the method's thread may still be in the scope.
             call.scope.copy().run(_log_failure, call.method, failure)
         self.reply_error(call, error, failure)
+
+    def _note_error(self, call: Call, error: BaseException) -> None:
+        method = call.method
+        seconds = self._clock.seconds() - call.began
+        self.recent_errors.add(method.name, method.exposure.namespace, call.request_id, error, seconds)
 
     # -- cancellation --------------------------------------------------------------------------
 
@@ -301,6 +314,7 @@ class Execution:
             note("call", f"{call.method.name} {'was cut short' if reason else 'timed out'} {call.request_id}")
             self._method_metrics[call.method].timed_out.value += 1
             error = MethodTimeoutError(call.method.name, round(self._clock.seconds() - call.began, 3), reason)
+            self._note_error(call, error)
             call.scope.copy().run(_log.warn, "{error}", error=error)
             self.reply_error(call, error)
         self._cancel_running(call)

@@ -102,6 +102,11 @@ class Server:
         return self._dispatcher.method_metrics
 
     @property
+    def recent_errors(self) -> list[dict[str, Any]]:
+        """The last errors that methods raised; see :mod:`novasvc.rpc.server.recent_errors`."""
+        return self._dispatcher.execution.recent_errors.rows()
+
+    @property
     def live(self) -> bool:
         """Whether the server consumes from all its queues; false during a drain."""
         return self._admission is None and self._listener is not None and bool(self._listener.live)
@@ -124,6 +129,8 @@ class Server:
 
     def running_calls(self) -> list[dict[str, Any]]:
         """Return the running calls, oldest first, including calls that were cut short and have not ended.
+
+        Calls of methods that are not counted are left out.
 
         :return: one mapping per call: {"method": str, "request_id": str, "seconds": float since it began}, and if it
             has reported progress, {"fraction": float, "text": str} as well.

@@ -222,9 +222,9 @@ class ConsumerChannel(ChannelReceiver):
         consumers = self.consumers
         if queue in self._stopped:
             return
-        if keep and consumers.has(queue):
+        if keep and consumers.consumes_from(queue):
             self._kept.add(queue)
-        elif not keep:
+        else:
             await consumers.stop(queue)
             # The broker answers in order, so a consumer that was being resized is cancelled by now, too.
             await self.channel.basic_qos(prefetch_count=consumers.prefetch)

@@ -69,7 +69,11 @@ _COMMANDS: Mapping[str, Mapping[str, _Argument]] = {
         "server": _Argument("a string, or null", lambda value: isinstance(value, str)),
     },
     "drain": {"number": _Argument("an integer >= 0, or null", lambda value: _is_integer(value, 0))},
-    "reload": {},
+    "reload": {"wait": _Argument("true or false, or null for true", lambda value: isinstance(value, bool))},
+    "restart": {},
+    "inspect": {
+        "what": _Argument('"describe" or "history"', lambda value: value in ("describe", "history"), required=True)
+    },
     "dump": {},
     "metrics": {},
     "health": {},
@@ -90,12 +94,12 @@ class Command:
     @property
     def changes(self) -> bool:
         """Whether it changes the supervisor, and so is logged."""
-        return self.command in {"resize", "drain", "reload"}
+        return self.command in {"resize", "drain", "reload", "restart"}
 
     @property
     def drains_all(self) -> bool:
         """Whether the supervisor shuts down after it."""
-        return self.command == "drain" and self.arguments["number"] is None
+        return self.command == "restart" or (self.command == "drain" and self.arguments["number"] is None)
 
     @classmethod
     def parse(cls, line: bytes) -> "Command":
@@ -138,6 +142,10 @@ class Command:
                 supervisor.resize(**self.arguments)
             case "drain":
                 await supervisor.drain(**self.arguments)
+            case "restart":
+                supervisor.restart()
+            case "reload" if self.arguments["wait"] is False:
+                supervisor.begin_reload()
             case "reload" | "dump" | "metrics" | "health" as query:
                 queries: Mapping[str, Callable[[], Any]] = {
                     "reload": supervisor.reload,
@@ -146,8 +154,10 @@ class Command:
                     "health": supervisor.health,
                 }
                 return list(await queries[query]())
+            case "inspect":
+                return list(await supervisor.inspect(**self.arguments))
             case "who":
-                return {"pid": os.getpid(), "version": __version__}
+                return {"pid": os.getpid(), "version": __version__, "reloads": supervisor.reload_report()}
         return None
 
     def __str__(self) -> str:

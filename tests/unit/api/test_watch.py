@@ -10,6 +10,7 @@ from novasvc.api.watch import UNWATCHED, WATCHED, Watch
 from novasvc.errors import DatabaseUnavailableError
 from novasvc.registry.memory import MemoryRegistry
 from novasvc.registry.record import ServiceChanges, ServiceRecord
+from tests.support.page_rig import assess_alone
 
 
 class WatchTestCase(SynchronousTestCase):
@@ -23,7 +24,7 @@ class WatchTestCase(SynchronousTestCase):
             self.reads += 1
             return await self.registry.list(None, None, None)
 
-        self.watch = Watch(read, self.clock, 60.0)
+        self.watch = Watch(read, self.clock, assess_alone(60.0))
 
     def add(self, host: str, binary: str = "agent") -> ServiceRecord:
         record = self.successResultOf(self.registry.register(host, binary, None, 1))
@@ -100,7 +101,7 @@ class ReadingTests(WatchTestCase):
             answers.append(Deferred())
             return await answers[-1]
 
-        self.watch = Watch(read, self.clock, 60.0)
+        self.watch = Watch(read, self.clock, assess_alone(60.0))
         self.start()
         self.subscribe()
         self.clock.advance(3)
@@ -133,7 +134,7 @@ class ReadingTests(WatchTestCase):
             self.reads += 1
             raise ZeroDivisionError
 
-        self.watch = Watch(read, self.clock, 60.0)
+        self.watch = Watch(read, self.clock, assess_alone(60.0))
         self.start()
         self.clock.advance(WATCHED)
         self.assertEqual(self.reads, 2)
@@ -160,7 +161,7 @@ class ReadingTests(WatchTestCase):
         async def read() -> list[ServiceRecord]:
             return await Deferred(cancelled.append)
 
-        self.watch = Watch(read, self.clock, 60.0)
+        self.watch = Watch(read, self.clock, assess_alone(60.0))
         self.start()
         waiting = Deferred.fromCoroutine(self.watch.wait_fresh(30.0))
         self.watch.stopService()
@@ -198,7 +199,7 @@ class FreshTests(WatchTestCase):
         async def read() -> list[ServiceRecord]:
             return await hanging()
 
-        self.watch = Watch(read, self.clock, 60.0)
+        self.watch = Watch(read, self.clock, assess_alone(60.0))
         self.start()
         fresh = self.wait_fresh()
         self.clock.advance(0.9)

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.cli.program import program
-from novasvc.cli.remote import _signer
+from novasvc.cli.remote import signer_of
 from novasvc.config import load
 from novasvc.errors import SettingError
 from novasvc.rpc.identity.keys import read_callers
@@ -26,9 +26,9 @@ class KeyTests(SynchronousTestCase):
         callers = self.file.with_name("callers")
         callers.write_text(ran.output)
         callers.chmod(0o600)
-        signer = _signer(load((), {"NOVASVC_RPC_SIGNING_KEY_FILE": str(self.file)}, {}).settings)
+        signer = signer_of(load((), {"NOVASVC_RPC_SIGNING_KEY_FILE": str(self.file)}, {}).settings)
         self.assertEqual(list(read_callers(callers)), [signer.key.key_id])
-        self.assertIsNone(_signer(load((), {}, {}).settings))
+        self.assertIsNone(signer_of(load((), {}, {}).settings))
 
     def test_refused(self) -> None:
         """Without a file, with a file that exists, and for a name that is none, there is no key."""

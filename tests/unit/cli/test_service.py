@@ -16,6 +16,7 @@ from novasvc.cli.command_context import CommandContext
 from novasvc.cli.service import service
 from novasvc.errors import ProblemError, ServiceNotFoundError
 from novasvc.interfaces import IServiceRegistry
+from novasvc.registry.incarnation import ServiceStart
 from novasvc.registry.record import ServiceRecord
 from novasvc.testing import MemoryRegistry
 
@@ -109,9 +110,33 @@ class ListTests(ServiceCase):
         """The columns are those of OpenStack's client, with --long too."""
         header = "ID,Binary,Host,Zone,Status,State,Updated At"
         self.assertEqual(self.output("list", "-f", "csv").splitlines()[0], header)
-        self.assertEqual(
-            self.output("list", "--long", "-f", "csv").splitlines()[0], f"{header},Disabled Reason,Forced Down"
+        long_ = f"{header},Disabled Reason,Forced Down,Lifecycle,Since,Reason,Incarnation,Tags"
+        self.assertEqual(self.output("list", "--long", "-f", "csv").splitlines()[0], long_)
+
+    def test_incarnation(self) -> None:
+        """A service that numbers its starts has its state, its number, its zone and its tags; others have none."""
+        start = ServiceStart(
+            host="h3",
+            binary="novasvc-agent",
+            topic="agent",
+            version=0,
+            owner="o",
+            machine="m1",
+            pid=7,
+            zone="az1",
+            tags=("gpu", "ssd"),
         )
+        record = self.successResultOf(self.registry.begin(start))
+        self.successResultOf(self.registry.enter(record.id, 1, "failed", reason="no disk"))
+        columns = ("Zone", "State", "Lifecycle", "Reason", "Incarnation", "Tags", "Machine", "PID")
+        chosen = [part for column in columns for part in ("-c", column)]
+        self.assertEqual(
+            self.output("list", "--host", "h3", "-f", "csv", *chosen).splitlines()[1:],
+            ['az1,down,failed,no disk,1,m1,7,"gpu, ssd"'],
+        )
+        self.assertIn("internal,", self.output("list", "--host", "h2", "-f", "csv", *chosen).splitlines()[1])
+        shown = self.output("show", str(record.id), "-f", "value", "-c", "Lifecycle", "-c", "Machine")
+        self.assertEqual(shown.split(), ["failed", "m1"])
 
     def test_other_columns(self) -> None:
         """Other columns can be selected."""
@@ -229,8 +254,8 @@ class ChangeTests(ServiceCase):
         self.assertFalse(self.row(self.compute).forced_down)
 
     def test_delete(self) -> None:
-        """A row is deleted; if its node is up, a warning says that it will register again."""
+        """A row is deleted; if its node is up, a warning says that it takes in nothing any more."""
         gone = self.run_command("delete", "1")
         self.assertEqual((gone.stdout, gone.stderr), ("novasvc-agent@h2 is deleted\n", ""))
-        self.assertIn("registers again", self.run_command("delete", "2").stderr)
+        self.assertIn("takes in nothing from its next heartbeat on", self.run_command("delete", "2").stderr)
         self.assertEqual(self.output("list", "-f", "value", "-c", "ID"), "3\n")

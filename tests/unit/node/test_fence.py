@@ -32,6 +32,7 @@ class Shop(Manager):
     def __init__(self, host: str) -> None:
         super().__init__(host)
         self.runs = 0
+        self.work: list[Deferred[None]] = []
         self.cancelled: list[str] = []
         self.events: list[str] = []
         self.numbers: list[int | None] = []
@@ -45,7 +46,8 @@ class Shop(Manager):
 
     @rpc.expose
     def count(self, context: RequestContext) -> Deferred[None]:
-        return Deferred(lambda _: self.cancelled.append("count"))
+        self.work.append(Deferred(lambda _: self.cancelled.append("count")))
+        return self.work[-1]
 
     @rpc.event("order.placed")
     def placed(self, context: RequestContext, payload: Any) -> None:
@@ -278,14 +280,18 @@ class StateTests(FenceCase):
         waiting.callback(None)
         self.successResultOf(starting)
         self.assertEqual(self.state(), "ready")
-        working = self.asked("count")
+        working = [self.asked("count") for _ in range(2)]
         stopping = shop.service.stop()
         incarnation = self.row().incarnation
-        self.assertEqual((incarnation.state, incarnation.calls), ("draining", 1))
+        self.assertEqual((incarnation.state, incarnation.calls), ("draining", 2))
         self.assertEqual((incarnation.until - incarnation.since).total_seconds(), 30)
-        self.fleet.advance(31)
+        shop.manager.work.pop().callback(None)
+        self.fleet.advance(10)
+        later = self.row().incarnation
+        self.assertEqual(later, attrs.evolve(incarnation, calls=1))
+        self.fleet.advance(21)
         self.successResultOf(stopping)
-        self.failureResultOf(working, MethodTimeoutError)
+        self.failureResultOf(working[0], MethodTimeoutError)
         self.assertEqual(self.state(), "stopped")
         self.assertFalse(is_up(self.row(), 60))
         self.assertLess(self.row().age, 60)
@@ -358,6 +364,7 @@ class TwinTests(FenceCase):
         self.fleet.advance(15)
         error = self.failureResultOf(starting, StartError).value
         self.assertIsInstance(error.__cause__, ServiceTwinError)
+        self.assertTrue(error.is_final)
         self.assertEqual(len(critical), 1)
         self.assertIn("service nova-shop@h1 runs already: on machine 'h1', process", critical[0])
         self.assertEqual(len(errors), 1)

@@ -16,6 +16,7 @@ from novasvc.interfaces import Reachability
 from novasvc.manager import Manager
 from novasvc.node.reachability import ReachabilityCheck
 from novasvc.node.runtime import SharedConnection
+from novasvc.registry.verdict import VerdictRule, judge
 from novasvc.rpc import Client, expose
 from novasvc.rpc.target import Target
 from novasvc.service import Service
@@ -209,6 +210,26 @@ class NodeTests(LogCase):
         self.run_for(2 * INTERVAL)
         self.assertGreater(self.beats(), before)
         self.assertEqual((self.unready(), self.said("heartbeats resumed")), ([], 1))
+
+    def test_told(self) -> None:
+        """Others see why an unreachable node sends no heartbeats: it is suspect, then down, then alive."""
+
+        def verdict() -> tuple[str, str]:
+            (row,) = self.successResultOf(self.registry.list(None, None, None))
+            (found,) = judge([row], VerdictRule())
+            return found.status, found.reason
+
+        found = [Reachability("the queue x.h1 is gone")]
+        self.assertEqual(verdict(), ("alive", ""))
+        self.service.node.reachability._verify = lambda _: succeed(found[0])
+        self.run_for(30)
+        self.assertEqual(verdict(), ("suspect", "it runs, but sends no heartbeats: the queue x.h1 is gone"))
+        self.run_for(45)
+        self.assertEqual(verdict()[0], "down")
+        self.assertRegex(verdict()[1], r"\Ano heartbeat since .* UTC: the queue x.h1 is gone\Z")
+        found[0] = Reachability()
+        self.run_for(2 * INTERVAL)
+        self.assertEqual(verdict(), ("alive", ""))
 
     def test_draining(self) -> None:
         """A node that drains beats on, and verifies no more: that nothing new reaches it is meant."""

@@ -49,7 +49,11 @@ class ConductorTests(ConductorCase):
             ("register", {"host": "h", "binary": None, "topic": None, "version": 0}, "binary: expected str, got null"),
             ("register", {"host": "h", "binary": "b", "topic": None}, "missing: version"),
             ("begin", {"start": {"host": "h"}}, "start: object missing required field binary"),
-            ("enter", {"service_id": 1, "incarnation": 1, "state": "lost"}, "state: invalid enum value 'lost'"),
+            (
+                "enter",
+                {"service_id": 1, "incarnation": 1, "state": "lost"},
+                "state: invalid enum value 'lost'; allowed: 'draining', 'failed', 'ready', 'starting', 'stopped'",
+            ),
         )
         for method, args, problem in calls:
             error = self.failureResultOf(self.call(method, **args), InvalidArgumentsError).value
@@ -72,9 +76,9 @@ class ConductorTests(ConductorCase):
             "count",
             "delete",
         )
-        expected = dict.fromkeys(
-            (*reads_and_writes, "begin", "enter", "hold_leases", "release_leases", "list_leases"), True
-        )
+        leases = ("hold_leases", "release_leases", "list_leases")
+        verdicts = ("outages", "observations", "observe")
+        expected = dict.fromkeys((*reads_and_writes, "begin", "enter", *leases, *verdicts), True)
         self.assertEqual(methods, {**expected, "update": False})
 
 

@@ -24,6 +24,9 @@ from novasvc.errors import (
     UnconfirmedError,
 )
 from novasvc.manager import Manager
+from novasvc.registry.encoding import encode_record
+from novasvc.registry.incarnation import ServiceStart
+from novasvc.registry.outages import Outages, VerdictRule
 from novasvc.registry.record import ServiceChanges
 from novasvc.registry.remote import TIMEOUT, RemoteRegistry
 from novasvc.rpc import Client
@@ -176,6 +179,28 @@ class ErrorsTests(ConductorCase):
         self.registry.outage = DatabaseUnavailableError("u", "away")
         self.failureResultOf(self.ask(self.remote().prove_writable()), DatabaseUnavailableError)
 
+    def test_conductor_without_incarnations(self) -> None:
+        """With a conductor of version 1.3 a start has no number, and a heartbeat with one is written."""
+        self.conductor(OldConductor)
+        remote = self.remote()
+        start = ServiceStart(host="h1", binary="b", topic="t", version=7, owner="o", machine="m1")
+        record = self.successResultOf(self.ask(remote.begin(start)))
+        self.assertEqual((record.name, record.incarnation, record.version), ("b@h1", None, 7))
+        self.successResultOf(self.ask(remote.beat(record.id, 3)))
+        self.successResultOf(self.ask(remote.beat(record.id)))
+        self.assertEqual(self.fleet.row("b", "h1").report_count, 2)
+        self.failureResultOf(self.ask(remote.enter(record.id, 3, "ready")), DatabaseError)
+        self.registry.outage = DatabaseUnavailableError("u", "away")
+        self.failureResultOf(self.ask(remote.begin(start)), DatabaseUnavailableError)
+        self.failureResultOf(self.ask(remote.beat(record.id, 3)), DatabaseUnavailableError)
+
+    def test_older_without_outages(self) -> None:
+        """With a conductor that is older than verdicts no outage is known; observers need a newer one."""
+        self.conductor(OldConductor)
+        self.assertEqual(self.successResultOf(self.ask(self.remote().outages(VerdictRule()))), Outages())
+        error = self.failureResultOf(self.ask(self.remote().observations("o")), DatabaseError).value
+        self.assertIn("observations", str(error))
+
     def test_not_a_conductor(self) -> None:
         """Another manager on the conductor's topic is a DatabaseError, not an outage."""
         self.conductor(Manager)
@@ -185,11 +210,21 @@ class ErrorsTests(ConductorCase):
 
 
 class OldConductor(Manager):
-    """A conductor of version 1.0."""
+    """A conductor of version 1.3, without prove_writable."""
 
     @rpc.expose(namespace="registry", version="1.0", expected=(DatabaseError, ServiceNotFoundError))
     async def get(self, context: RequestContext, service: str) -> None:
         await self.attachments.registry.get(service)
+
+    @rpc.expose(namespace="registry", version="1.3", expected=(DatabaseError, ServiceNotFoundError))
+    async def register(self, context: RequestContext, host: str, binary: str, topic: str | None, version: int) -> Any:
+        record = encode_record(await self.attachments.registry.register(host, binary, topic, version))
+        del record["incarnation"]
+        return record
+
+    @rpc.expose(namespace="registry", version="1.0", expected=(DatabaseError, ServiceNotFoundError))
+    def beat(self, context: RequestContext, service_id: int) -> Any:
+        return self.attachments.registry.beat(service_id)
 
 
 class Liar(Manager):
@@ -245,6 +280,36 @@ class AnswerTests(ConductorCase):
         record = self.successResultOf(self.ask(self.remote().get("1")))
         self.assertEqual((record.created_at.isoformat(), record.age), ("2024-02-29T12:00:00.000001", 7.0))
         self.assertIs(type(record.age), float)
+
+    def test_incarnation(self) -> None:
+        """The incarnation of a row is decoded with its time stamps and tags; unknown fields and states pass."""
+        moment = "2024-02-29T12:00:00.000001"
+        incarnation = {
+            "number": 3,
+            "state": "warming",
+            "since": moment,
+            "until": None,
+            "reason": None,
+            "calls": 0,
+            "machine": "m1",
+            "pid": 7,
+            "started_at": moment,
+            "zone": None,
+            "tags": ["gpu"],
+            "mood": "new in 1.5",
+        }
+        self.liar.answer = {**self.ROW, "incarnation": incarnation}
+        found = self.successResultOf(self.ask(self.remote().get("1"))).incarnation
+        self.assertEqual(
+            (found.number, found.state, found.tags, found.since.isoformat()), (3, "warming", ("gpu",), moment)
+        )
+        for changes, problem in (
+            ({"number": "3"}, "number is str, not int"),
+            ({"tags": [1]}, "tag is int, not str"),
+            ({"since": None}, "since is NoneType, not datetime"),
+        ):
+            self.liar.answer = {**self.ROW, "incarnation": {**incarnation, **changes}}
+            self.assertIn(f"its answer to 'get' cannot be read: {problem}", self.problem(self.remote().get("1")))
 
     def test_malformed_rows(self) -> None:
         """A row with a missing or mistyped field is an error that names the field."""

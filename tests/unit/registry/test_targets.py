@@ -2,12 +2,19 @@
 
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc import Manager, RequestContext, rpc
-from novasvc.errors import DatabaseUnavailableError, RPCTimeoutError, TargetDownError, UndeliverableError
+from novasvc.errors import (
+    DatabaseUnavailableError,
+    RPCTimeoutError,
+    ServiceDrainingError,
+    TargetDownError,
+    UndeliverableError,
+)
+from novasvc.registry.outages import VerdictRule
 from novasvc.registry.query import ServiceQuery
 from novasvc.registry.record import ServiceChanges
 from novasvc.registry.targets import TargetLiveness
@@ -22,6 +29,13 @@ class Echo(Manager):
     def __init__(self, host: str) -> None:
         super().__init__(host)
         self.calls = 0
+
+        self.hold: Deferred[None] | None = None
+
+    @rpc.expose
+    async def wait(self, context: RequestContext) -> None:
+        assert self.hold is not None
+        await self.hold
 
     @rpc.expose
     def echo(self, context: RequestContext, value: int) -> int:
@@ -78,6 +92,71 @@ class CallTests(FleetMixin, SynchronousTestCase):
         self.force_down(down=False)
         self.fleet.advance(1)
         self.assertEqual(self.fleet.run(self.fleet.call("echo.a", "echo", value=3)), 3)
+
+    def test_stopped(self) -> None:
+        """A service that has stopped is not called, at once, and is called again when it is back."""
+        self.a.stop()
+        error = self.failing("echo.a")
+        self.assertRegex(error.reason, r"^stopped cleanly at \d{4}-")
+        self.assertRegex(error.since or "", r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")
+        self.a.start()
+        self.fleet.advance(1)
+        self.assertEqual(self.fleet.run(self.fleet.call("echo.a", "echo", value=1)), 1)
+
+    def test_suspect(self) -> None:
+        """Services that are silent together with many others are suspect, and are called; later they are down."""
+        for number in range(6):
+            self.fleet.start(Echo, host=f"c{number}")
+        cut_off = [f"c{number}" for number in range(4)]
+        self.fleet.disconnect(*cut_off)
+        self.fleet.advance(DOWN_TIME + 11)
+        client = self.fleet.client(topic="echo", timeout=5)
+        with self.assertRaises(RPCTimeoutError):
+            self.fleet.run(client.prepare(server="c0").call(RequestContext(), "echo", value=1))
+        self.fleet.advance(300)
+        self.assertIn("no heartbeat since", self.failing("echo.c0").reason)
+
+    def test_draining(self) -> None:
+        """A service that drains is called: it still takes the calls that belong to operations in progress there."""
+        self.a.manager.hold = Deferred()
+        holding = self.fleet.call("echo.a", "wait")
+        self.fleet.advance(0)
+        stopping = self.a.service.stop()
+        self.fleet.advance(1)
+        self.assertEqual(self.a.service.state, "draining")
+        with self.assertRaises(ServiceDrainingError):
+            self.fleet.run(self.fleet.call("echo.a", "echo", value=1))
+        self.a.manager.hold.callback(None)
+        self.fleet.run(holding)
+        self.fleet.run(stopping)
+
+    def test_no_outages(self) -> None:
+        """While it cannot be found out whether a silent service is suspect, it is called."""
+        self.fleet.disconnect("a")
+        self.fleet.advance(DOWN_TIME + 11)
+
+        def outages(_registry: MemoryRegistry, _rule: Any) -> Deferred[Any]:
+            return fail(DatabaseUnavailableError("conductor", "is too old"))
+
+        self.patch(MemoryRegistry, "outages", outages)
+        client = self.fleet.client(topic="echo", server="a", timeout=5)
+        with self.assertRaises(RPCTimeoutError):
+            self.fleet.run(client.call(RequestContext(), "echo", value=1))
+
+    def test_cancelled_while_judged(self) -> None:
+        """A call that is cancelled while its target is judged is not sent, and one whose time is up neither."""
+        self.fleet.disconnect("a")
+        self.fleet.advance(DOWN_TIME + 11)
+        self.patch(MemoryRegistry, "outages", lambda _registry, _rule: Deferred())
+        sent = len(self.fleet.messages("echo"))
+        client = self.fleet.client(topic="echo", server="a", timeout=5)
+        calling = client.call(RequestContext(), "echo", value=1)
+        calling.cancel()
+        with self.assertRaises(CancelledError):
+            self.fleet.run(calling)
+        with self.assertRaises(RPCTimeoutError):
+            self.fleet.run(client.prepare(timeout=0.1).call(RequestContext(), "echo", value=1))
+        self.assertEqual(len(self.fleet.messages("echo")), sent)
 
     def test_noticed(self) -> None:
         """While a host is called, it is noticed within two seconds that it is down."""
@@ -161,7 +240,7 @@ class TargetLivenessTests(SynchronousTestCase):
         self.slow = Registry()
         self.memory = MemoryRegistry(self.clock)
         self.registry: Any = self.memory
-        self.check = TargetLiveness(lambda: self.registry, self.clock, DOWN_TIME)
+        self.check = TargetLiveness(lambda: self.registry, self.clock, VerdictRule(service_down_time=DOWN_TIME))
 
     def test_not_connected(self) -> None:
         """Without a registry every server is called, and nobody waits."""

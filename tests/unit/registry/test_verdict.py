@@ -410,8 +410,10 @@ class StateTests(SynchronousTestCase):
         stopped.state, stopped.since = "stopped", 3
         failed.state, failed.reason, failed.since = "failed", "no disk", 4
         unreached.reason = "its queue has no binding"
+        _dead(unreached)
         forced.forced = True
-        verdicts = fleet.run(5).verdicts()
+        self.assertEqual(fleet.run(5).verdicts()[unreached.id].status, "alive")
+        verdicts = fleet.run(15).verdicts()
         self.assertEqual(verdicts[stopped.id], Verdict("down", "stopped cleanly at 2026-11-29 12:00:03 UTC", _time(3)))
         self.assertEqual(verdicts[failed.id], Verdict("down", "failed: no disk", _time(4)))
         self.assertEqual(verdicts[unreached.id].status, "suspect")

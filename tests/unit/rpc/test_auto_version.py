@@ -129,6 +129,18 @@ class AutoCapTests(FleetMixin, SynchronousTestCase):
         self.fleet.advance(1)
         self.assertEqual(self.choose("1.2", "1.0"), "1.0")
 
+    def test_suspect(self) -> None:
+        """Services that are suspect count: they may be alive, and be called."""
+        for number in range(4):
+            self.start(Old, f"o{number}")
+        for number in range(3):
+            self.start(New, f"n{number}")
+        self.fleet.disconnect(*(f"o{number}" for number in range(4)))
+        self.fleet.advance(71)
+        self.assertEqual(self.choose("1.2", "1.0", version_cap={3: "1.0", 7: "1.2"}), "1.0")
+        # None of them answers, so the others do.
+        self.assertEqual(self.choose("1.2", "1.0"), "1.2")
+
     def test_equal_service_versions(self) -> None:
         """Of services whose service version does not tell them apart, three are asked, and the oldest decides."""
 

@@ -3,10 +3,18 @@
 import os
 import signal
 import socket
+import sys
+from collections.abc import Callable
 from typing import Any
 
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyObject
+
 from novasvc import ServiceTree
+from novasvc.interfaces import IProcessControl
+from novasvc.node.process_control import process_control
 from novasvc.run.process import IMMEDIATE_STOP_TIMEOUT, Process
+from novasvc.run.restart import execute_again, has_systemd_sockets
 from novasvc.telemetry.flight import note
 from novasvc.workers.errors import ReloadError
 from novasvc.workers.exit_status import ABANDON_DELAY, KILL_DELAY
@@ -37,8 +45,14 @@ class ProcessTestCase(SignalsTestCase):
             lambda: 30.0,
             environ={"NOTIFY_SOCKET": f"{directory}/systemd"},
             schedule_exit=lambda *limit: self.limits.append(limit),
+            run_again=self.run_again,
         )
+        self.is_wanted: Callable[[], bool] | None = None
         self.reactor.addSystemEventTrigger("before", "shutdown", self.tree.stopService)
+
+    def run_again(self, reactor: Any, is_wanted: Callable[[], bool]) -> None:
+        self.is_wanted = is_wanted
+        reactor.stop()
 
     async def restart(self) -> None:
         if self.reload is not None:
@@ -293,6 +307,105 @@ class RestartTests(ProcessTestCase):
         self.send(signal.SIGHUP)
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
         self.assertEqual(self.tree.state, "running")
+
+
+class ProcessRestartTests(ProcessTestCase):
+    """A restart of the whole process, which a node asks for."""
+
+    def ask(self) -> None:
+        process_control.get(self.reactor).restart()  # type: ignore[union-attr]
+        for _ in range(4):
+            self.reactor.turn()
+
+    def wanted(self) -> bool:
+        assert self.is_wanted is not None
+        return self.is_wanted()
+
+    def test_drains(self) -> None:
+        """The process drains as at SIGTERM, and then runs again; systemd sees a reload."""
+        self.run_it()
+        self.ask()
+        self.assertEqual(self.log, ["stop b"])
+        self.assertEqual(self.heard(), ["RELOADING=1"])
+        self.assertGreater(signal.getitimer(signal.ITIMER_REAL)[0], 30)
+        self.second.stopped.callback(None)
+        self.assertTrue(self.reactor.stopped)
+        self.assertTrue(self.wanted())
+        self.assertIsNone(self.process.signo)
+
+    def test_drain_times_out(self) -> None:
+        """What remains at the end of the drain timeout is cancelled."""
+        self.run_it()
+        self.ask()
+        self.reactor.advance(30)
+        self.assertIn("hurry b", self.log)
+
+    def test_terminated(self) -> None:
+        """SIGTERM during the drain ends the process for good."""
+        self.run_it()
+        self.ask()
+        self.send(signal.SIGTERM)
+        self.second.stopped.callback(None)
+        self.assertFalse(self.wanted())
+
+    def test_twice(self) -> None:
+        """A second one, and one while the process stops, are ignored with a warning."""
+        self.run_it()
+        self.ask()
+        self.is_wanted = None
+        self.ask()
+        self.assertIn("not restarting: this process is stopping", self.told)
+        self.assertIsNone(self.is_wanted)
+
+    def test_while_terminating(self) -> None:
+        """So is one after SIGTERM."""
+        self.run_it()
+        self.send(signal.SIGTERM)
+        self.ask()
+        self.assertIsNone(self.is_wanted)
+
+    def test_control(self) -> None:
+        """The control can be had while the process runs; it tells of the reloads."""
+        self.assertIsNone(process_control.get(self.reactor))
+        self.run_it()
+        control = process_control.get(self.reactor)
+        assert control is not None
+        self.assertTrue(verifyObject(IProcessControl, control))
+        self.second.slow = ""
+        control.begin_reload()
+        self.assertEqual(control.reload_report(), {"ended": 1, "under_way": False, "problem": None})
+        self.reload = ReloadError("no such file")
+        control.begin_reload()
+        report = control.reload_report()
+        self.assertEqual((report["ended"], report["under_way"]), (2, False))
+        self.assertIn("no such file", report["problem"])
+        self.send(signal.SIGTERM)
+        self.process.stopService()
+        self.assertIsNone(process_control.get(self.reactor))
+
+
+class RunAgainTests(SynchronousTestCase):
+    """Tests for novasvc.run.restart."""
+
+    def test_command(self) -> None:
+        """The program is executed with its own arguments, by the same interpreter, and no timer is left."""
+        executed: list[tuple[str, list[str]]] = []
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
+        self.addCleanup(signal.signal, signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, 100)
+        execute_again(lambda *command: executed.append(command))
+        self.assertEqual(executed, [(sys.executable, [sys.executable, *sys.orig_argv[1:]])])
+        self.assertEqual(signal.getitimer(signal.ITIMER_REAL)[0], 0)
+
+    def test_systemd_sockets(self) -> None:
+        """Sockets of systemd are known by the variables that are meant for this process."""
+        for environ, expected in (
+            ({"LISTEN_PID": "7", "LISTEN_FDS": "1"}, True),
+            ({"LISTEN_PID": "8", "LISTEN_FDS": "1"}, False),
+            ({"LISTEN_PID": "7", "LISTEN_FDS": "0"}, False),
+            ({}, False),
+        ):
+            self.assertEqual(has_systemd_sockets(environ, 7), expected)
 
 
 class DumpTests(ProcessTestCase):

@@ -438,6 +438,14 @@ class DrainTests(SupervisorCase):
         self.host.pass_time(0)
         self.assertEqual(self.owner.terminated, 1)
 
+    def test_restart_by_an_operator(self) -> None:
+        """So is a restart."""
+        self.run_all((Server("api"), 1))
+        self.supervisor.restart()
+        self.assertEqual(self.owner.restarts, 0)
+        self.host.pass_time(0)
+        self.assertEqual(self.owner.restarts, 1)
+
 
 class DumpTests(SupervisorCase):
     """What every worker does."""

@@ -52,6 +52,34 @@ class ReloadTests(SupervisorCase):
         self.supervisor.check()
         self.assertEqual(self.rows("state")[0], ("ready",))
 
+    def test_begun(self) -> None:
+        """A reload that is begun is not waited for; the report tells when it has ended."""
+        self.run_all((Server("api"), 1))
+        self.assertEqual(self.supervisor.reload_report(), {"ended": 0, "under_way": False, "problem": None})
+        self.supervisor.begin_reload()
+        self.assertEqual(self.supervisor.reload_report(), {"ended": 0, "under_way": True, "problem": None})
+        for _ in range(5):
+            self.host.pass_time(1)
+            self.host.ready_all()
+        self.assertEqual(self.supervisor.reload_report(), {"ended": 1, "under_way": False, "problem": None})
+
+    def test_begun_and_refused(self) -> None:
+        """What can be refused at once is; the report has the problem, until a reload succeeds."""
+        self.run_all((Server("api"), 1))
+        self.next = ConfigurationError(["workers: no number"])
+        error = self.assertRaises(ReloadError, self.supervisor.begin_reload)
+        self.assertIn("workers: no number", str(error))
+        report = self.supervisor.reload_report()
+        self.assertEqual((report["ended"], report["under_way"]), (1, False))
+        self.assertIn("workers: no number", report["problem"])
+        self.next = (self.configuration, None)
+        self.supervisor.begin_reload()
+        self.assertRaises(ReloadError, self.supervisor.begin_reload)  # another one is under way
+        for _ in range(5):
+            self.host.pass_time(1)
+            self.host.ready_all()
+        self.assertEqual(self.supervisor.reload_report(), {"ended": 2, "under_way": False, "problem": None})
+
     def test_warnings(self) -> None:
         """Warnings about the new configuration are logged, those that were logged before are not repeated."""
         self.supervisor.configuration = evolve(self.configuration, warnings=("old.toml is old",))

@@ -1,16 +1,16 @@
 // Keeps the page of the fleet up to date.
 
 import { say, sayLive } from "./banner.js";
+import { watchPicking } from "./picking.js";
 import { Source } from "./source.js";
+import { startMap, setSquares } from "./map.js";
 import { now, span } from "./time.js";
 
-const ICONS = { "up": "up", "down": "down", "forced down": "forced" };
 const ENTRIES = 100;
 const count = new Intl.NumberFormat("en");
 
 let frozen = false;
-let source = null;
-let loading = false;
+const loading = new Set();
 
 function setText(element, text) {
   if (element && element.textContent !== text) element.textContent = text;
@@ -26,34 +26,37 @@ function noteAges(root) {
 
 function tick() {
   if (frozen) return;
-  for (const age of document.querySelectorAll("#grid .age")) {
+  for (const age of document.querySelectorAll(".age")) {
     if (age.heard !== undefined) setText(age, span(now() - age.heard));
   }
 }
 
-function setCell([id, state, disabled, seconds]) {
-  const cell = document.getElementById(`s${id}`);
-  if (!cell) return;
-  if (cell.dataset.state !== state) {
-    cell.dataset.state = state;
-    cell.querySelector("use").setAttribute("href", `#i-${ICONS[state]}`);
-    setText(cell.querySelector(".word"), state);
-  }
-  cell.toggleAttribute("data-disabled", disabled);
-  const age = cell.querySelector(".age");
+function setAge([id, , , seconds]) {
+  const age = document.querySelector(`#r${id} .beat .age`);
+  if (!age) return;
   age.heard = now() - seconds;
   setText(age, span(seconds));
 }
 
-function setTotals(totals) {
+function setTotals(news) {
   for (const element of document.querySelectorAll("[data-total]")) {
-    const number = totals[element.dataset.total];
+    const number = news.totals[element.dataset.total];
     setText(element, count.format(number));
     element.closest("a").toggleAttribute("data-none", !number);
   }
-  setText(document.getElementById("unit"), totals.services === 1 ? "service" : "services");
-  const troubled = totals.down + totals.forced;
-  document.title = `${troubled ? `${count.format(troubled)} down` : "All up"} · novasvc`;
+  setText(document.getElementById("unit"), news.totals.services === 1 ? "service" : "services");
+  const headline = document.getElementById("headline");
+  setText(headline, news.headline);
+  headline.toggleAttribute("data-fine", !news.wrong);
+  document.title = `${news.headline} · novasvc`;
+}
+
+function setProblems(html) {
+  const problems = document.getElementById("problems");
+  const focused = problems.contains(document.activeElement) ? document.activeElement.getAttribute("href") : "";
+  problems.innerHTML = html; // the server has escaped it
+  noteAges(problems);
+  if (focused) problems.querySelector(`a[href="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
 }
 
 function setEntries(news) {
@@ -69,36 +72,39 @@ function setEntries(news) {
   document.getElementById("quiet").classList.add("gone");
 }
 
-// Rows or columns have changed: the server renders the table.
-async function loadGrid() {
-  if (loading) return;
-  loading = true;
+// The services of the list, or of the map, have changed: the server draws it.
+async function loadPart(id) {
+  if (loading.has(id)) return;
+  loading.add(id);
   try {
+    const url = new URL(location.href);
+    url.searchParams.set("part", id);
     // At this URL the server decides by Accept between the page and the list of API versions.
-    const headers = { Accept: "text/html" };
-    const response = await fetch(location.href, { headers, signal: AbortSignal.timeout(10000) });
+    const response = await fetch(url, { headers: { Accept: "text/html" }, signal: AbortSignal.timeout(10000) });
     if (!response.ok || response.redirected) return;
-    const page = new DOMParser().parseFromString(await response.text(), "text/html");
-    const fresh = page.getElementById("grid");
-    const grid = document.getElementById("grid");
+    const fresh = new DOMParser().parseFromString(await response.text(), "text/html").getElementById(id);
+    const old = document.getElementById(id);
     if (!fresh) return;
-    const focused = grid.contains(document.activeElement) ? document.activeElement : null;
-    const scrolled = grid.querySelector(".scroll")?.scrollLeft ?? 0;
-    grid.replaceWith(fresh);
+    const focused = old.contains(document.activeElement) ? document.activeElement.id : "";
+    const picked = [...old.querySelectorAll("input:checked")].map((box) => box.id);
+    old.replaceWith(fresh);
+    for (const box of picked) document.getElementById(box)?.toggleAttribute("checked", true);
     noteAges(fresh);
-    const region = fresh.querySelector(".scroll");
-    if (region) region.scrollLeft = scrolled;
-    if (focused) ((focused.id && document.getElementById(focused.id)) || region)?.focus({ preventScroll: true });
+    if (id === "map") startMap();
+    if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
+    document.dispatchEvent(new Event("picked"));
   } catch {
     // The next update tries again.
   } finally {
-    loading = false;
+    loading.delete(id);
   }
 }
 
 function takeNews(news) {
-  for (const cell of news.cells) setCell(cell);
-  setTotals(news.totals);
+  for (const cell of news.cells) setAge(cell);
+  setSquares(news.squares);
+  setTotals(news);
+  if (news.problems !== null) setProblems(news.problems);
   setEntries(news);
   frozen = Boolean(news.trouble);
   if (news.trouble) {
@@ -110,15 +116,18 @@ function takeNews(news) {
     say("");
     sayLive(true, "live");
   }
-  if (document.getElementById("grid").dataset.layout !== news.layout) loadGrid();
+  if (document.getElementById("services").dataset.layout !== news.layout) loadPart("services");
+  if (document.getElementById("map").dataset.shape !== news.shape) loadPart("map");
 }
 
 export function watchFleet() {
   const grid = document.getElementById("grid");
   noteAges(document);
   setInterval(tick, 1000);
+  startMap();
+  watchPicking();
   const list = document.getElementById("timeline");
-  source = new Source(grid.dataset.events, `${grid.dataset.since}-${list.dataset.entry}`, {
+  const source = new Source(grid.dataset.events, `${grid.dataset.since}-${list.dataset.entry}`, {
     news: takeNews,
     lost() {
       frozen = true;
@@ -137,7 +146,7 @@ export function watchFleet() {
   }
   // Leave default values out of the URL.
   document.querySelector(".filter").addEventListener("formdata", (event) => {
-    for (const [name, value] of [...event.formData]) if (!value || (name === "sort" && value === "host")) event.formData.delete(name);
+    for (const [name, value] of [...event.formData]) if (!value || (name === "sort" && value === "trouble")) event.formData.delete(name);
   });
   return source;
 }

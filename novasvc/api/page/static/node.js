@@ -14,10 +14,18 @@ function replace(page) {
   }
 }
 
+// This page with its filters, without the message about an action.
+function address() {
+  const url = new URL(location.href);
+  url.searchParams.delete("done");
+  url.searchParams.delete("ms");
+  return url.pathname + url.search;
+}
+
 async function load() {
   if (document.hidden || document.getElementById("dialog").open || String(getSelection())) return;
   try {
-    const response = await fetch(location.pathname, { signal: AbortSignal.timeout(6000) });
+    const response = await fetch(address(), { signal: AbortSignal.timeout(6000) });
     if (response.redirected) {
       say("Your session has ended.", { href: `/login?next=${encodeURIComponent(location.pathname)}`, text: "Log in" });
       sayLive(false, "not live");

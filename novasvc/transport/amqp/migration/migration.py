@@ -55,10 +55,8 @@ class Migration:
                 remedy = "start a service first, or set control_exchange and the virtual host of transport_url"
                 raise NothingToMigrateError(f"exchange {request.exchange}", "it does not exist", remedy)
             await session.lock(request.exchange)
-            if not request.dry_run:
-                await self._mark()
             for topic in request.hosts:
-                await TopicMigration(session, request, topic, self._report, self.replaced).replace()
+                await TopicMigration(session, request, topic, self._report, self._mark, self.replaced).replace()
 
     async def _mark(self) -> None:
         """Allow nodes to use queues that their settings do not say; see Note [Accepted names] in existing."""

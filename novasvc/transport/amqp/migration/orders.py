@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 
 from novasvc.rpc.target import Target
 from novasvc.transport.amqp import topology
-from novasvc.transport.amqp.channel import Channel, ChannelReceiver
+from novasvc.transport.amqp.channel import AMQPClosedError, Channel, ChannelReceiver
 from novasvc.transport.amqp.content import PROBE, write_properties
 from novasvc.transport.amqp.frames import Deliver, pack_content, pack_publish
 from novasvc.transport.amqp.migration.session import Session
@@ -75,20 +75,29 @@ class Orders(ChannelReceiver):
             process.seen_at = self._session.reactor.seconds()
         except (ValueError, KeyError, TypeError, AttributeError):
             return  # no answer of ours: anybody may publish to this queue
+        self._wake()
+
+    def channel_closed(self, reason: AMQPClosedError) -> None:
+        """Stop waiting for answers; see ChannelReceiver."""
+        self._wake()
+
+    def _wake(self) -> None:
         answered, self._answered = self._answered, None
         if answered is not None:
             answered.callback(None)
 
     def _publish(self, order: Order) -> None:
-        channel = self._channel
-        assert channel is not None
+        channel = self._open_channel()
         key = topology.cancellation_key(Target(self.topic))
         properties = write_properties(REPEAT * 10, {PROBE: self._address})
         head = pack_publish(channel.id, self._exchange, key, False)
         channel.client.write(head + pack_content(channel.id, properties, order.encode(), channel.client.frame_max))
 
     async def ask(self, seconds: float) -> None:
-        """Ask all processes what they consume, and wait so long for their answers."""
+        """Ask all processes what they consume, and wait so long for their answers.
+
+        :raises BrokerError: the broker was lost.
+        """
         until = self._session.reactor.seconds() + seconds
         self._number += 1
         self._publish(Order(do=REPORT, number=self._number))
@@ -101,6 +110,7 @@ class Orders(ChannelReceiver):
         :param queues: what it is about.
         :param done: whether an answer says that the order is carried out.
         :return: whether it is, by all processes that consume from one of the queues and are not gone.
+        :raises BrokerError: the broker was lost.
         """
         clock = self._session.reactor
         self._number += 1
@@ -123,7 +133,19 @@ class Orders(ChannelReceiver):
                 return False
         return True
 
+    def _open_channel(self) -> Channel:
+        """Return the channel.
+
+        :raises BrokerError: it was closed, or the connection was lost.
+        """
+        channel = self._channel
+        if channel is None or channel.closed:
+            reason = None if channel is None else channel.reason
+            raise self._session.error(reason or AMQPClosedError("the channel for answers is not open"))
+        return channel
+
     async def _next_answer(self, seconds: float) -> None:
+        self._open_channel()
         answered: Deferred[None] = Deferred()
         self._answered = answered
         await answered.addTimeout(max(0.0, seconds), self._session.reactor, onTimeoutCancel=lambda *_: None)

@@ -26,8 +26,11 @@ _TYPE_ARGUMENTS = frozenset({"durable", "x-queue-type"})
 """What a replacement changes."""
 
 
+@attrs.define(eq=False)
 class _Handler:
-    """Needs nothing of the connection; see ConnectionHandler."""
+    """Needs nothing of the connection, but that it is not lost; see ConnectionHandler."""
+
+    lost_for: AMQPClosedError | None = attrs.field(default=None, init=False)
 
     async def prepare(self, protocol: AMQPProtocol) -> None:
         """Prepare nothing."""
@@ -36,7 +39,8 @@ class _Handler:
         """Do nothing."""
 
     def lost(self, reason: AMQPClosedError) -> None:
-        """Do nothing: what is under way fails with its channel."""
+        """Keep the reason; what is under way fails with its channel."""
+        self.lost_for = reason
 
 
 @attrs.define(eq=False)
@@ -52,11 +56,12 @@ class Session:
     options: BrokerOptions
     reactor: Any
     _connection: Connection = attrs.field(init=False)
+    _handler: _Handler = attrs.field(factory=_Handler, init=False)
     _channel: Channel | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._connection = Connection(
-            "publishing", self.address, self.options, self.reactor, _Handler(), client_name="novasvc broker migrate"
+            "publishing", self.address, self.options, self.reactor, self._handler, client_name="novasvc broker migrate"
         )
 
     async def __aenter__(self) -> Self:
@@ -75,9 +80,10 @@ class Session:
 
         :raises AMQPClosedError: the connection is lost.
         """
-        protocol = self._connection.protocol
-        if protocol is None:
-            raise AMQPClosedError("the connection was lost")
+        protocol, lost_for = self._connection.protocol, self._handler.lost_for
+        if lost_for is not None or protocol is None:
+            # Not on the next connection: the lock was lost with this one, and the queue for the answers.
+            raise lost_for or AMQPClosedError("the connection was lost")
         return await protocol.open_channel()
 
     async def channel(self) -> Channel:

@@ -1,6 +1,6 @@
 """Replace the queues of one topic."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,9 +19,11 @@ from novasvc.transport.errors import MigrationStalledError, NothingToMigrateErro
 
 LOOK = 0.25
 """Seconds between two looks at the queues."""
-BATCH = 500
+BATCH = 100
 """Queues that are replaced at the same time."""
 _EVENTS = "_events"
+_LONGEST = 255
+"""Octets of a name (AMQP 0-9-1, shortstr)."""
 
 
 @attrs.define(eq=False)
@@ -29,6 +31,7 @@ class TopicMigration:
     """Replaces the queues of one topic.
 
     :param report: called with each step when it begins.
+    :param mark: called before the first change; see Note [Accepted names] in existing.
     :param replaced: the queues that are replaced are added to it.
     """
 
@@ -36,6 +39,7 @@ class TopicMigration:
     _request: Request
     _topic: str
     _report: Callable[[Step], None]
+    _mark: Callable[[], Awaitable[None]]
     _replaced: list[str]
     _orders: Orders = attrs.field(init=False)
     _routes: dict[str, Route] = attrs.field(factory=dict, init=False)
@@ -62,6 +66,12 @@ class TopicMigration:
             self._routes.setdefault(queue, Route(queue, self._request.exchange, (queue,), self._session.options))
         events = f"{self._topic}{_EVENTS}"
         own = [queue for queue in self._routes if queue in {self._topic, events} or queue.startswith(f"{self._topic}.")]
+        for queue in own:
+            if len(self._routes[queue].interim_exchange.encode()) > _LONGEST:
+                problem = "its name is too long: names made of it would have more than 255 octets"
+                raise NothingToMigrateError(
+                    f"queue {queue}", problem, "restart its service with the new settings instead"
+                )
         return sorted(own, key=lambda queue: (queue not in {self._topic, events}, queue))
 
     async def _replace_some(self, names: Sequence[str]) -> None:
@@ -79,6 +89,8 @@ class TopicMigration:
             return
         if old:
             await self._check(old)
+        if begun:
+            await self._mark()
         if old:
             await self._empty(old)
         if begun:
@@ -169,20 +181,28 @@ class TopicMigration:
 
     async def _drain(self, queues: Sequence[str], until: float) -> None:
         """Wait until queues have no messages that nobody has got; move those of queues that nobody consumes."""
-        for queue in queues:
-            while True:
-                await self._each(queues, Route.detach)
-                messages, consumers = await self._session.count(queue)
-                if not messages:
-                    break
-                if not consumers:
-                    moved = await move_leftovers(self._session, queue, interim_queue(queue))
-                    self._say(f"moved {moved} messages that nobody consumed", queue)
-                    continue
-                self._check_time(until, f"{queue}: {messages} messages wait")
-                await self._session.wait(LOOK)
-                # A process that has started since consumes, too.
-                await self._orders.tell(Stage.FOLLOWING, queues, self._request.kind, lambda _: True)
+        waiting = list(queues)
+        while True:
+            await self._each(queues, Route.detach)
+            waiting = [queue for queue in waiting if not await self._is_empty(queue, interim_queue(queue))]
+            if not waiting:
+                return
+            self._check_time(until, f"{waiting[0]}: messages wait")
+            await self._session.wait(LOOK)
+            # A process that has started since consumes, too.
+            await self._orders.tell(Stage.FOLLOWING, waiting, self._request.kind, lambda _: True)
+
+    async def _is_empty(self, queue: str, other: str) -> bool:
+        """Return whether a queue has no messages that wait.
+
+        :param other: where they are moved if nobody consumes from the queue.
+        """
+        messages, consumers = await self._session.count(queue)
+        if messages and not consumers:
+            moved = await move_leftovers(self._session, queue, other)
+            self._say(f"moved {moved} messages that nobody consumed", queue)
+            messages, _ = await self._session.count(queue)
+        return not messages
 
     async def _renew(self, queue: str) -> bool:
         """Delete and declare a queue; return whether that was possible."""
@@ -224,8 +244,7 @@ class TopicMigration:
         until, remaining = self._session.reactor.seconds() + self._request.timeout, list(queues)
         while remaining:
             self._say("emptying the interim queues", *remaining)
-            for queue in remaining:
-                await self._drain_interim(queue, until)
+            await self._drain_interim(remaining, until)
             await self._tell(Stage.FINISHING, remaining, _is_released, until)
             remaining = [queue for queue in remaining if not await self._delete_interim(queue)]
             if remaining:
@@ -235,15 +254,10 @@ class TopicMigration:
         await self._tell(FINISH, queues, lambda answer: not answer["stage"])
         self._say("replaced", *queues)
 
-    async def _drain_interim(self, queue: str, until: float) -> None:
-        interim = interim_queue(queue)
-        while (found := await self._session.count(interim))[0]:
-            messages, consumers = found
-            if not consumers:
-                moved = await move_leftovers(self._session, interim, queue)
-                self._say(f"moved {moved} messages that nobody consumed", interim)
-                continue
-            self._check_time(until, f"{interim}: {messages} messages wait")
+    async def _drain_interim(self, queues: Sequence[str], until: float) -> None:
+        waiting = list(queues)
+        while waiting := [queue for queue in waiting if not await self._is_empty(interim_queue(queue), queue)]:
+            self._check_time(until, f"{interim_queue(waiting[0])}: messages wait")
             await self._session.wait(LOOK)
 
     async def _delete_interim(self, queue: str) -> bool:

@@ -67,17 +67,84 @@ class FleetTests(SynchronousTestCase):
         self.assertIn("No service has registered yet", answer.text)
 
     def test_states_in_words(self) -> None:
-        """A cell has an icon, a word and the age of the heartbeat, and links to the service's page."""
+        """A row has the state as icon and word, the age of the heartbeat and the reason, and links to the service."""
         uuid = self.rig.add("h1")
-        self.rig.registry.update(1, ServiceChanges(forced_down=True, disabled=True, disabled_reason="x"))
+        self.rig.registry.update(1, ServiceChanges(forced_down=True, disabled=True, disabled_reason="new disk"))
         self.rig.see()
         text = self.rig.ask("/").text
-        cell = re.search(r'<a class="cell".*?</a>', text)
-        assert cell is not None
-        self.assertIn(f'href="/node/{uuid}" data-state="forced down" data-disabled', cell[0])
-        self.assertIn('<use href="#i-forced"/>', cell[0])
-        self.assertEqual(" ".join(re.sub(r"<[^>]*>", " ", cell[0]).split()), "forced down disabled 10 s")
-        self.assertIn("1 down · novasvc</title>", text)
+        row = re.search(r'<tr id="r1".*?</tr>', text, re.DOTALL)
+        assert row is not None
+        self.assertIn(f'href="/node/{uuid}"', row[0])
+        self.assertIn('<use href="#i-forced"/>', row[0])
+        words = " ".join(re.sub(r"<[^>]*>", " ", row[0]).split())
+        said = "novasvc-agent @ h1 forced down disabled heartbeat 10 s ago by an operator; disabled: new disk"
+        self.assertEqual(words, said)
+        self.assertIn("<title>1 forced down · novasvc</title>", text)
+
+    def test_what_is_wrong(self) -> None:
+        """The page begins with what is wrong, since when and why."""
+        for number in (1, 2, 3):
+            self.rig.add(f"h{number}")
+        self.rig.see()
+        self.assertIn("Nothing is wrong: all 3 services are up", self.rig.ask("/").text)
+        self.rig.registry.update(1, ServiceChanges(disabled=True, disabled_reason="new disk"))
+        self.rig.see()
+        for _ in range(7):
+            self.rig.registry.beat(2)
+            self.rig.see()
+        problems = self.rig.ask("/").text.partition('id="problems"')[2].partition("</div>")[0]
+        words = " ".join(re.sub(r"<[^>]*>", " ", problems).replace("&gt;", ">").split())
+        self.assertIn("Down no heartbeat novasvc-agent@h3 90 s", words)
+        self.assertIn("Down no heartbeat; disabled: new disk novasvc-agent@h1 90 s", words)
+        self.rig.registry.beat(1)
+        self.rig.see()
+        problems = self.rig.ask("/").text.partition('id="problems"')[2].partition("</div>")[0]
+        self.assertIn("Disabled new disk novasvc-agent@h1 80 s", " ".join(re.sub(r"<[^>]*>", " ", problems).split()))
+
+    def test_suspect(self) -> None:
+        """When many services become silent at once they are suspect, and the page begins with what may be the cause."""
+        for number in range(1, 11):
+            self.rig.add(f"h{number}")
+        self.rig.see()
+        for _ in range(8):
+            for number in range(1, 7):
+                self.rig.registry.beat(number)
+            self.rig.see()
+        text = self.rig.ask("/").text
+        self.assertIn('<h1 id="headline">4 suspect</h1>', text)
+        outage = re.search(r'<p class="outage">.*?</p>', text)
+        assert outage is not None
+        self.assertIn("4 of 10 services of novasvc-agent became silent at the same time", outage[0])
+        self.assertLess(text.index('class="outage"'), text.index('data-look="suspect"'))
+        self.assertIn("class=s></a>", text)
+        self.rig.registry.update(7, ServiceChanges(forced_down=True))
+        self.rig.see()
+        self.assertIn("3 suspect, 1 forced down", self.rig.ask("/").text)
+
+    def test_map(self) -> None:
+        """The map has a square for each service that matches, by binary; its short link leads to the service."""
+        uuid = self.rig.add("h1")
+        self.rig.add("two words", "novasvc-storage")
+        self.rig.registry.update(2, ServiceChanges(disabled=True, disabled_reason="new disk"))
+        self.rig.see()
+        text = self.rig.ask("/").text
+        self.assertIn("<a href=/s/1 title=h1></a>", text)
+        self.assertIn('<a href=/s/2 title="two words: disabled, new disk" class=o></a>', text)
+        self.assertIn("<h3>novasvc-storage <span class=hint>1, 1 disabled</span></h3>", text)
+        self.assertNotIn("href=/s/1 ", self.rig.ask("/?state=disabled").text)
+        answer = self.rig.ask("/s/1")
+        self.assertEqual((answer.status, answer.headers["location"]), (303, f"/node/{uuid}"))
+        self.assertEqual(self.rig.ask("/s/7").status, 404)
+        self.assertEqual(self.rig.ask("/s/x").status, 404)
+
+    def test_parts(self) -> None:
+        """The scripts of the page load the list and the map alone."""
+        self.rig.add("h1")
+        self.rig.see()
+        for part, begins in (("services", '<div id="services"'), ("map", '<div id="map"')):
+            text = self.rig.ask(f"/?part={part}").text
+            self.assertTrue(text.lstrip().startswith(begins), text)
+            self.assertIn("h1", text)
 
     def test_hostile_text(self) -> None:
         """Text of a service is never interpreted as HTML or as a template."""
@@ -121,7 +188,7 @@ class FleetTests(SynchronousTestCase):
         self.assertIn('value="h"', text)
         self.assertIn('<option value="-host" selected>', text)
         self.assertIn('<a rel="prev" href="/?q=h&amp;sort=-host">', text)
-        self.assertIn("101–150 of 150 hosts, page 2 of 2", text)  # noqa: RUF001 - a dash
+        self.assertIn("101–150 of 150 services, page 2 of 2", text)  # noqa: RUF001 - a dash
         self.assertIn('data-events="/events?q=h&amp;sort=-host&amp;page=2"', text)
 
     def test_static(self) -> None:
@@ -250,7 +317,7 @@ class ActionTests(SynchronousTestCase):
     def test_seen_at_once(self) -> None:
         """A change shows on the fleet's page at once."""
         self.do("force-down")
-        self.assertIn('data-state="forced down"', self.rig.ask("/").text)
+        self.assertIn('data-look="forced down"', self.rig.ask("/").text)
 
     def test_asks_first(self) -> None:
         """The confirmation changes nothing, and its form works without JavaScript."""

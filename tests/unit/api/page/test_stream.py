@@ -63,7 +63,9 @@ class StreamTests(SynchronousTestCase):
         self.assertIn("\r\n\r\nretry: 2000\n\n", stream.text)
         event, number, data = stream.messages[0]
         self.assertEqual((event, data["id"]), ("news", number))
-        self.assertEqual(data["totals"], {"services": 1, "hosts": 1, "up": 1, "down": 0, "forced": 0, "disabled": 0})
+        self.assertEqual(
+            {name: count for name, count in data["totals"].items() if count}, {"services": 1, "hosts": 1, "up": 1}
+        )
         self.assertEqual(data["cells"], [[1, "up", False, data["cells"][0][3]]])
         self.assertEqual(data["trouble"], "")
 
@@ -78,6 +80,21 @@ class StreamTests(SynchronousTestCase):
         self.assertIn(f'<a href="/node/{self.uuid}">novasvc-agent@h1</a> was forced down', stream.last["entries"])
         self.rig.clock.advance(2)
         self.assertEqual((stream.last["cells"], stream.last["entries"]), ([], ""))
+
+    def test_tells_what_is_wrong(self) -> None:
+        """An update has the problems if they have changed, and the squares of services that have."""
+        stream = Stream(self.rig)
+        self.rig.clock.advance(2)
+        self.assertEqual((stream.last["problems"], stream.last["squares"]), (None, []))
+        self.rig.registry.update(1, ServiceChanges(disabled=True, disabled_reason="<i>"))
+        self.rig.clock.advance(2)
+        self.assertEqual(stream.last["squares"], [[1, "o", "h1: disabled, <i>"]])
+        self.assertIn("&lt;i&gt;", stream.last["problems"])
+        self.assertEqual((stream.last["headline"], stream.last["wrong"]), ("Nothing is down: 1 disabled", 1))
+        self.rig.registry.update(1, ServiceChanges(disabled=False))
+        self.rig.clock.advance(2)
+        self.assertEqual((stream.last["squares"], stream.last["problems"].strip()), ([[1, "", "h1"]], ""))
+        self.assertEqual(stream.last["headline"], "Nothing is wrong: the one service is up")
 
     def test_comes_back(self) -> None:
         """A reconnecting viewer gets only what changed since its Last-Event-ID."""

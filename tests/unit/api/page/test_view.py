@@ -1,11 +1,13 @@
+import attrs
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.api.page.query import Query
-from novasvc.api.page.view import COLUMNS, HOSTS, View, Views
+from novasvc.api.page.view import SERVICES, View, Views
 from novasvc.api.watch import Watch
 from novasvc.registry.memory import MemoryRegistry
 from novasvc.registry.record import ServiceChanges, ServiceRecord
+from tests.support.page_rig import assess_alone
 
 
 class QueryTests(SynchronousTestCase):
@@ -13,16 +15,16 @@ class QueryTests(SynchronousTestCase):
         return Query.read({name.encode(): [value.encode()] for name, value in args.items()})
 
     def test_nothing(self) -> None:
-        """A URL without a query is the first page of all services, sorted by host."""
+        """A URL without a query is the first page of all services, those in trouble first."""
         self.assertEqual(self.read(), Query())
         self.assertEqual(Query().url, "/")
 
     def test_there_and_back(self) -> None:
         """A query is parsed from its URL, which omits default values."""
-        query = self.read(q="a&b=<ü>", binary="agent", state="down", sort="-host", page="3")
-        self.assertEqual(query, Query("a&b=<ü>", "agent", "down", "-host", 3))
-        self.assertEqual(query.url, "/?q=a%26b%3D%3C%C3%BC%3E&binary=agent&state=down&sort=-host&page=3")
-        self.assertEqual(query.but(state="").url, "/?q=a%26b%3D%3C%C3%BC%3E&binary=agent&sort=-host")
+        query = self.read(q="a&b=<ü>", binary="agent", zone="rack 1", state="down", sort="-host", page="3")
+        self.assertEqual(query, Query("a&b=<ü>", "agent", "rack 1", "down", "-host", 3))
+        self.assertEqual(query.url, "/?q=a%26b%3D%3C%C3%BC%3E&binary=agent&zone=rack+1&state=down&sort=-host&page=3")
+        self.assertEqual(query.but(state="").url, "/?q=a%26b%3D%3C%C3%BC%3E&binary=agent&zone=rack+1&sort=-host")
 
     def test_nonsense(self) -> None:
         """Invalid parameters are ignored, and long ones truncated."""
@@ -42,7 +44,7 @@ class ViewTests(SynchronousTestCase):
         async def read() -> list[ServiceRecord]:
             return await self.registry.list(None, None, None)
 
-        self.watch = Watch(read, self.clock, 60.0)
+        self.watch = Watch(read, self.clock, assess_alone(60.0))
         self.views = Views(self.watch)
 
     def add(self, host: str, binary: str = "agent", **changes: str | bool) -> ServiceRecord:
@@ -59,21 +61,21 @@ class ViewTests(SynchronousTestCase):
         return self.views.view(query or Query())
 
     def hosts(self, query: Query | None = None) -> list[str]:
-        return [row.host for row in self.view(query).rows]
+        return [service.record.host for service in self.view(query or Query(sort="host")).services]
 
-    def test_grid(self) -> None:
-        """Hosts are rows, binaries are columns, and a missing service is None."""
-        self.add("h1")
+    def test_services(self) -> None:
+        """Each service is a row, by host and binary."""
         self.add("h2", "conductor")
+        self.add("h2")
+        self.add("h1")
         view = self.view()
-        self.assertEqual(view.columns, ("agent", "conductor"))
-        names = [[cell and cell.name for cell in row.cells] for row in view.rows]
-        self.assertEqual(names, [["agent@h1", None], [None, "conductor@h2"]])
+        self.assertEqual([service.name for service in view.services], ["agent@h1", "agent@h2", "conductor@h2"])
+        self.assertEqual((view.binaries, view.zones), (("agent", "conductor"), ()))
 
     def test_empty(self) -> None:
         """An empty fleet has one empty page."""
         view = self.view(Query(page=4))
-        self.assertEqual((view.rows, view.pages, view.query.page, view.first, view.last), ((), 1, 1, 0, 0))
+        self.assertEqual((view.services, view.pages, view.query.page, view.first, view.last), ((), 1, 1, 0, 0))
 
     def test_order(self) -> None:
         """Hosts are sorted in natural order, ascending and descending."""
@@ -89,7 +91,7 @@ class ViewTests(SynchronousTestCase):
         self.assertEqual(len(self.hosts()), 5)
 
     def test_trouble_first(self) -> None:
-        """Sorted by trouble, hosts with a service that is down come first, then those with a disabled one."""
+        """By default those in trouble come first, then disabled ones."""
         self.add("d", disabled=True)
         self.add("a")
         self.add("f", forced_down=True)
@@ -98,10 +100,10 @@ class ViewTests(SynchronousTestCase):
         for record in self.registry._rows:
             if record.host != "z":
                 self.registry.beat(record.id)
-        self.assertEqual(self.hosts(Query(sort="trouble")), ["z", "f", "d", "a"])
+        self.assertEqual(self.hosts(Query()), ["z", "f", "d", "a"])
 
     def test_silent_first(self) -> None:
-        """Sorted by silence, the longest without a heartbeat come first; hosts that are up keep their order."""
+        """Sorted by silence, the longest without a heartbeat come first; services that are up keep their order."""
         for host in ("c", "b", "a"):
             self.add(host)
             self.clock.advance(100)
@@ -129,14 +131,15 @@ class ViewTests(SynchronousTestCase):
             (Query(text="a", state="up", binary="agent"), ["alpha", "beta"]),
             (Query(binary="nothing"), []),
         ):
-            self.assertEqual([row.host for row in self.views.view(query).rows], found, query)
+            hosts = [service.record.host for service in self.views.view(attrs.evolve(query, sort="host")).services]
+            self.assertEqual(hosts, found, query)
 
     def test_kept(self) -> None:
         """A view is cached until the next read."""
         self.add("alpha")
         view = self.view(Query(text="a"))
         self.assertIs(self.views.view(Query(text="a")), view)
-        self.assertEqual(self.views.view(Query(text="b")).rows, ())
+        self.assertEqual(self.views.view(Query(text="b")).services, ())
         self.add("abel")
         self.assertEqual(self.hosts(Query(text="a")), ["abel", "alpha"])
 
@@ -147,27 +150,31 @@ class ViewTests(SynchronousTestCase):
         self.assertEqual(self.hosts(Query(text=record.uuid)), ["zeta"])
         self.assertEqual(self.hosts(Query(text=record.uuid[:20])), [])
 
+    def test_filters_services(self) -> None:
+        """A filter finds services, not all services of their hosts."""
+        self.add("h1")
+        self.add("h1", "conductor", forced_down=True)
+        view = self.view(Query(text="h1", state="trouble"))
+        self.assertEqual([service.name for service in view.services], ["conductor@h1"])
+        self.assertEqual([service.name for service in view.matching], ["conductor@h1"])
+
     def test_pages(self) -> None:
-        """A page has 100 hosts; a page number beyond the last is the last page."""
+        """A page has 100 services; a page number beyond the last is the last page."""
         for number in range(250):
             self.add(f"h{number:03}")
         view = self.view(Query(page=3))
-        self.assertEqual((view.pages, view.found, view.first, view.last), (3, 250, 2 * HOSTS + 1, 250))
-        self.assertEqual(view.rows[0].host, "h200")
+        self.assertEqual((view.pages, view.found, view.first, view.last), (3, 250, 2 * SERVICES + 1, 250))
+        self.assertEqual(view.services[0].record.host, "h200")
         self.assertEqual(self.view(Query(page=99)).query.page, 3)
 
-    def test_columns(self) -> None:
-        """The number of columns is bounded; a chosen binary is always among them."""
-        for number in range(COLUMNS + 5):
-            self.add("h1", f"binary{number:02}")
-        self.assertEqual(len(self.view().columns), COLUMNS)
-        self.assertEqual(self.view(Query(binary="binary14")).columns, ("binary14",))
-
     def test_layout(self) -> None:
-        """The layout changes when cells are added, removed or moved, not when their contents change."""
+        """The layout changes with what the list shows, but not with heartbeats; the shape only with which match."""
         record = self.add("h1")
-        before = self.view().layout
+        before = self.view()
+        self.registry.beat(record.id)
+        self.assertEqual(self.view().layout, before.layout)
         self.registry.update(record.id, ServiceChanges(disabled=True))
-        self.assertEqual(self.view().layout, before)
+        self.assertNotEqual(self.view().layout, before.layout)
+        self.assertEqual(self.view().shape, before.shape)
         self.add("h2")
-        self.assertNotEqual(self.view().layout, before)
+        self.assertNotEqual(self.view().shape, before.shape)

@@ -31,7 +31,7 @@ class BeatBatchesTests(SynchronousTestCase):
         self.transactions: list[Deferred[frozenset[int]]] = []
         self.alone: list[int] = []
         self.outcome_alone: Deferred[None] | None = None
-        self.patch(beats, "beat_all", lambda _, beats: self.written.append(tuple(beats)))
+        self.patch(beats, "beat_all", lambda _, beats, __: self.written.append(tuple(beats)))
         self.batches = BeatBatches(self.clock, self.write, self.beat_alone, URL)
 
     def write(self, change: Callable[[Connection], Any]) -> Deferred[frozenset[int]]:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import attrs
 from sqlalchemy import event
 from twisted.internet import reactor
 from twisted.internet.defer import gatherResults
@@ -18,8 +19,11 @@ from novasvc.errors import (
     DatabaseNewerError,
     DatabaseRefusedError,
     MigrationNeededError,
+    ServiceTwinError,
 )
+from novasvc.registry.incarnation import ServiceStart
 from novasvc.registry.liveness import is_up
+from novasvc.registry.query import ServiceQuery
 from novasvc.registry.record import ServiceChanges
 from novasvc.registry.sql import migrate
 from novasvc.registry.sql.address import DatabaseAddress
@@ -29,6 +33,8 @@ from novasvc.registry.sql.services import ServiceRegistry, connect_registry
 from tests.unit.registry.sql.test_migrate import NOVAS, SECOND_KEY
 
 STAMP = r"\A\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}000\Z"
+
+START = ServiceStart(host="h9", binary="b", topic="t", version=7, owner="owner", machine="m1")
 
 
 class RegistryCase(TestCase):
@@ -160,6 +166,37 @@ class ForeignRowTests(RegistryCase):
         self.assertEqual((record.disabled, record.forced_down, record.version, record.uuid), (False, False, 0, ""))
         self.assertGreater(record.age, timedelta(days=365 * 50).total_seconds())
 
+    async def test_begin_with_nulls(self) -> None:
+        """A service whose row has NULL where Nova allows it begins its first incarnation there."""
+        self.insert(topic=None)
+        registry = self.make()
+        record = await registry.begin(attrs.evolve(START, host="h1", binary="nova-compute"))
+        await registry.beat(record.id, 1)
+        record = await registry.get(str(record.id))
+        assert record.incarnation is not None
+        self.assertEqual((record.incarnation.number, record.report_count, record.version), (1, 4, 7))
+
+    async def test_foreign_incarnation(self) -> None:
+        """A state of a newer version is read as it is, and counts as running; tags that are no JSON are left out."""
+        registry = self.make()
+        record = await registry.begin(START)
+        await registry.beat(record.id, 1)
+        self.execute("UPDATE novasvc_incarnations SET state = 'warming', tags = '{{'")
+        (record,) = await registry.list(None, None, None)
+        assert record.incarnation is not None
+        self.assertEqual((record.incarnation.state, record.incarnation.tags), ("warming", ()))
+        self.assertTrue(is_up(record, 60))
+        self.assertEqual((await registry.count(ServiceQuery())).up, 1)
+
+    async def test_clock_that_jumped(self) -> None:
+        """A row that a host stamped a day ahead changes neither twins nor heartbeats."""
+        registry = self.make()
+        record = await registry.begin(START)
+        for modifier in ("+1 day", "-1 day"):
+            self.execute(f"UPDATE services SET last_seen_up = datetime('now', '{modifier}')")  # noqa: S608
+            await self.assertFailure(registry.begin(attrs.evolve(START, owner="other")), ServiceTwinError)
+            await registry.beat(record.id, 1)
+
     async def test_deleted_null(self) -> None:
         """A row whose ``deleted`` is NULL is invisible, as it is in Nova."""
         self.insert(deleted=None)
@@ -188,7 +225,7 @@ class AgeTests(RegistryCase):
             self.assertLess(abs((await registry.get(str(record.id))).age - age), 5)
 
     async def test_clock_of_the_host(self) -> None:
-        """No statement contains a time of this host."""
+        """No statement contains a time of this host. 45 s is the length of a silence that is recorded."""
         sent: list[Any] = []
         engine = Engine(DatabaseAddress.parse(self.url), reactor=reactor)
         registry = ServiceRegistry(engine, new_uuid=lambda: "a uuid")
@@ -199,7 +236,7 @@ class AgeTests(RegistryCase):
         await registry.update(record.id, ServiceChanges(forced_down=True))
         await registry.delete(record.id)
         values = {value for parameters in sent for value in parameters}
-        self.assertEqual(values, {"h1", "b", "t", 7, "a uuid", None, 0, 1})
+        self.assertEqual(values, {"h1", "b", "t", 7, "a uuid", None, 0, 1, 45.0})
 
 
 class RaceTests(RegistryCase):
@@ -343,6 +380,30 @@ class NovasOwnTests(TestCase):
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             row = connection.execute("SELECT disabled, disabled_reason FROM services WHERE id = 1").fetchone()
         self.assertEqual((tables, row), ({"services", "alembic_version"}, (1, "disk")))
+
+    async def test_incarnations(self) -> None:
+        """Without a table for them, a start is registered without a number, and numbers and states are passed over."""
+        registry = self.make(migrate=False)
+        await registry.open()
+        record = await registry.begin(attrs.evolve(START, host="n1", binary="nova-compute", topic="compute"))
+        self.assertEqual((record.id, record.incarnation, record.version), (1, None, 7))
+        await registry.beat(1, 42)
+        await registry.enter(1, 42, "stopped")
+        self.assertEqual((await registry.get("1")).report_count, 31)
+        self.assertEqual((await registry.count(ServiceQuery(host="n1", topic="compute"))).up, 1)
+        self.assertEqual(len((await registry.page(ServiceQuery(up=True, service_down_time=60))).rows), 1)
+
+    async def test_unknown_columns(self) -> None:
+        """Columns that a newer Nova has added are left alone."""
+        with closing(sqlite3.connect(self.path)) as connection:
+            connection.execute("ALTER TABLE services ADD COLUMN mood TEXT DEFAULT 'good'")
+        registry = self.make()
+        await registry.open()
+        record = await registry.begin(attrs.evolve(START, host="n1", binary="nova-compute", topic="compute"))
+        await registry.beat(record.id, 1)
+        new = await registry.begin(START)
+        self.assertEqual((record.id, new.id), (1, 4))
+        self.assertEqual(len(await registry.list(None, None, None)), 4)
 
     async def test_another_table(self) -> None:
         """A table that lacks columns of Nova's asks for `novasvc db upgrade`, which names them."""

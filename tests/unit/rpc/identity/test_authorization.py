@@ -9,6 +9,7 @@ from novasvc.context import RequestContext
 from novasvc.errors import DeclarationError, NotAllowedError
 from novasvc.rpc.contracts.description import describe_methods
 from novasvc.rpc.identity import authorization
+from novasvc.rpc.identity.allowed import OPERATORS
 from novasvc.rpc.identity.authorization import Authorizer, current_caller
 from novasvc.rpc.server.ledger import SeenWindow
 from novasvc.telemetry import metrics
@@ -32,6 +33,10 @@ class Stock(Diary):
     @rpc.expose(allow={"shop", "admin"}, idempotent=True)
     async def reserve(self, context: RequestContext, item: str = "tea") -> Any:
         self.calls.append(item)
+        return current_caller.get()
+
+    @rpc.expose(allow=OPERATORS)
+    def stop(self, context: RequestContext) -> Any:
         return current_caller.get()
 
     @rpc.expose(allow=owns)
@@ -164,6 +169,22 @@ class AuthorizationTests(RPCCase):
         self.server = self.serve(authorizer=Authorizer(trust_unsigned=True))
         self.sign_as(None)
         self.assertIsNone(self.result(self.call("drop")))
+
+    def test_operators(self) -> None:
+        """A method for operators: everybody without keys, every known identity with keys, or those that are named."""
+        self.sign_as(None)
+        self.assertIn("not signed", str(self.refused("stop")))
+        self.sign_as("shop")
+        self.assertEqual(self.result(self.call("stop")), "shop")
+        self.successResultOf(self.server.close())
+        self.server = self.serve(authorizer=Authorizer(self.ring.verifier(), operators=frozenset({"admin"})))
+        self.assertIn("needs an identity of rpc_operators", str(self.refused("stop")))
+        self.sign_as("admin")
+        self.assertEqual(self.result(self.call("stop")), "admin")
+        self.successResultOf(self.server.close())
+        self.server = self.serve(authorizer=None)
+        self.sign_as(None)
+        self.assertIsNone(self.result(self.call("stop")))
 
     def test_log(self) -> None:
         """Refusals are logged, at most once in ten seconds, with their number."""

@@ -92,7 +92,7 @@ class ParseTests(SynchronousTestCase):
 
     def test_unknown_command(self) -> None:
         """A command that there is not is refused, and those that there are, are listed."""
-        names = "there are: workers, resize, drain, reload, dump, metrics, health, who"
+        names = "there are: workers, resize, drain, reload, restart, inspect, dump, metrics, health, who"
         self.assertEqual(self.refusal(b'{"command": "reolad"}'), f"there is no command 'reolad'; {names}")
         for line in (b'{"command": 1}', b'{"command": []}', b'{"command": "__class__"}', b'{"command": null}'):
             self.assertIn(names, self.refusal(line))
@@ -112,7 +112,7 @@ class ParseTests(SynchronousTestCase):
         ):
             self.assertEqual(self.refusal(json.dumps({"command": "resize", **given_}).encode()), expected)
         self.assertEqual(
-            self.refusal(b'{"command": "reload", "now": true}'), "reload takes no argument 'now'; it takes no arguments"
+            self.refusal(b'{"command": "dump", "now": true}'), "dump takes no argument 'now'; it takes no arguments"
         )
 
     def test_long_value(self) -> None:
@@ -139,14 +139,19 @@ class ControlConnectionTests(SynchronousTestCase):
             ({"command": "drain", "number": 1}, ("drain", 1), None),
             ({"command": "drain"}, ("drain", None), None),
             ({"command": "reload"}, ("reload",), self.supervisor.changed),
+            ({"command": "reload", "wait": True}, ("reload",), self.supervisor.changed),
+            ({"command": "reload", "wait": False}, ("begin_reload",), None),
+            ({"command": "restart"}, ("restart",), None),
             ({"command": "dump"}, ("dump",), self.supervisor.dumped),
         ):
             self.assertEqual(self.talk.ask(request), {"result": result})
             self.assertEqual(self.supervisor.asked.pop(), asked)
 
     def test_who(self) -> None:
-        """A supervisor says its process and its version."""
-        self.assertEqual(sorted(self.talk.ask({"command": "who"})["result"]), ["pid", "version"])
+        """A supervisor says its process and its version, and how its reloads went."""
+        result = self.talk.ask({"command": "who"})["result"]
+        self.assertEqual(sorted(result), ["pid", "reloads", "version"])
+        self.assertEqual(result["reloads"], self.supervisor.reloads)
 
     def test_refused(self) -> None:
         """What the supervisor refuses is answered with the error's name and text; the connection stays."""

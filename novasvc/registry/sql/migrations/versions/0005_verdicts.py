@@ -1,6 +1,6 @@
 """Create the tables ``novasvc_silences``, ``novasvc_observers`` and ``novasvc_observations``.
 
-Revision: 0005, after 0003.
+Revision: 0005, after 0004.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from alembic import op
 from sqlalchemy.dialects import mysql
 
 revision = "0005"
-down_revision = "0003"
+down_revision = "0004"
 branch_labels = None
 depends_on = None
 
@@ -20,7 +20,7 @@ _CHARSET: dict[str, Any] = {"mysql_charset": "utf8mb4", "mariadb_charset": "utf8
 
 
 def upgrade() -> None:
-    """Migrate a database from 0003 to 0005."""
+    """Migrate a database from 0004 to 0005."""
     op.create_table(
         "novasvc_silences",
         sa.Column("id", sa.Integer, nullable=False),

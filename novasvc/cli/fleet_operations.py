@@ -1,0 +1,130 @@
+"""Begin, resume and run operations on the fleet for a command."""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+from twisted.internet.defer import CancelledError
+
+from novasvc.cli.confirmation import confirm
+from novasvc.cli.fleet_connections import FleetConnections
+from novasvc.cli.fleet_display import FleetDisplay, LeftOut
+from novasvc.cli.fleet_options import who_operates
+from novasvc.cli.progress import ProgressBar
+from novasvc.cli.service import API_BINARIES
+from novasvc.fleet.actions import KINDS
+from novasvc.fleet.plan import Limits, make_nodes
+from novasvc.fleet.run import OperationRun
+from novasvc.fleet.selection import Selection, others_in_process
+from novasvc.registry.liveness import is_up
+from novasvc.registry.operation import Operation, OperationRequest
+from novasvc.registry.record import ServiceRecord
+
+HALTED = 3
+"""Exit status of an operation that was halted: services are left that it has not touched."""
+
+
+async def select(
+    connections: FleetConnections, selection: Selection
+) -> tuple[list[ServiceRecord], list[ServiceRecord]]:
+    """Return the selected services in their order, and all services."""
+    records = [
+        record
+        for record in await connections.registry.list(None, None, None)
+        if record.binary not in API_BINARIES or selection.binary == record.binary
+    ]
+    return selection.choose(records), records
+
+
+def none_selected(selection: Selection, records: Sequence[ServiceRecord]) -> int:
+    """Say that no service matches; return the exit status."""
+    click.echo(f"novasvc: none of {len(records)} registered services matches: {selection}", err=True)
+    return 1
+
+
+async def operate(
+    connections: FleetConnections,
+    kind: str,
+    selection: Selection,
+    limits: Limits,
+    *,
+    options: Mapping[str, Any] | None = None,
+    dry_run: bool,
+    as_json: bool,
+    yes: bool,
+) -> int:
+    """Select services, show the plan, ask, and run the operation.
+
+    :return: the exit status.
+    """
+    chosen, records = await select(connections, selection)
+    if not chosen:
+        return none_selected(selection, records)
+    left_out: list[LeftOut] = []
+    if KINDS[kind].calls:
+        left_out = _left_out(chosen, connections.settings.service_down_time)
+        out = {each.record.id for each in left_out}
+        chosen = [record for record in chosen if record.id not in out]
+    nodes = make_nodes(chosen, limits)
+    with ProgressBar(kind) as bar:
+        display = FleetDisplay(as_json, bar)
+        others = others_in_process(chosen, records) if KINDS[kind].calls else []
+        display.plan(kind, nodes, limits, left_out, others)
+        if not nodes:
+            click.echo("novasvc: no service is left", err=True)
+            return 1
+        if dry_run:
+            return 0
+        if not yes:
+            confirm(f"{KINDS[kind].verb} {len(nodes)} of {len(records)} services?")
+        owner, operator = str(uuid.uuid4()), who_operates()
+        stored = {**limits.to_json(), **(options or {})}
+        request = OperationRequest(kind=kind, options=stored, owner=owner, operator=operator, nodes=nodes)
+        return await _run(connections, await connections.store.begin(request), display)
+
+
+async def resume(connections: FleetConnections, number: int, *, skip_failed: bool, as_json: bool) -> int:
+    """Take over an operation, and run it to its end.
+
+    :return: the exit status.
+    """
+    owner = str(uuid.uuid4())
+    operation = await connections.store.resume(number, owner, who_operates(), skip_failed)
+    with ProgressBar(operation.kind) as bar:
+        return await _run(connections, operation, FleetDisplay(as_json, bar))
+
+
+async def _run(connections: FleetConnections, operation: Operation, display: FleetDisplay) -> int:
+    nodes = await connections.store.nodes(operation.id)
+    display.begin(operation, nodes)
+    try:
+        run = OperationRun(
+            operation=operation,
+            nodes=nodes,
+            registry=connections.registry,
+            store=connections.store,
+            calls=await connections.connect() if KINDS[operation.kind].calls else None,
+            clock=connections.clock,
+            service_down_time=connections.settings.service_down_time,
+            observer=display,
+        )
+        ended = await run.run()
+    except CancelledError:
+        click.echo(f"novasvc: operation {operation.id} is interrupted; `novasvc fleet resume {operation.id}`", err=True)
+        raise
+    display.end(ended)
+    if ended.state == "halted":
+        return HALTED
+    return 1 if ended.counts["failed"] or ended.counts["skipped"] else 0
+
+
+def _left_out(chosen: Sequence[ServiceRecord], service_down_time: float) -> list[LeftOut]:
+    """Return the services that cannot be called, with the reasons."""
+    found = []
+    for record in chosen:
+        if record.topic is None:
+            found.append(LeftOut(record, "it serves no topic, so it cannot be called"))
+        elif not is_up(record, service_down_time):
+            found.append(LeftOut(record, "it is down" + (" (forced)" if record.forced_down else "")))
+    return found

@@ -1,0 +1,262 @@
+"""What an operation does to one node, and how it sees that this has been done."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import attrs
+from twisted.internet.interfaces import IReactorTime
+
+from novasvc.errors import NovasvcError
+from novasvc.fleet.calls import NodeCalls
+from novasvc.fleet.errors import NodeFailedError
+from novasvc.fleet.patience import Patience
+from novasvc.interfaces import IServiceRegistry
+from novasvc.registry.errors import DatabaseUnavailableError, ServiceNotFoundError
+from novasvc.registry.liveness import is_up
+from novasvc.registry.operation import OperationNode
+from novasvc.registry.record import ServiceChanges, ServiceRecord
+
+
+@attrs.define(eq=False, kw_only=True)
+class Attempt:
+    """One node that an operation is about.
+
+    :param node: as it was stored last.
+    :param registry: the services.
+    :param calls: None for kinds that call no node.
+    :param options: of the operation.
+    :param service_down_time: seconds without a heartbeat after which a service is down.
+    :param patience: the time that it has.
+    :param claim: returns whether this attempt is the one to send the command: one process may run several services.
+    """
+
+    node: OperationNode
+    registry: IServiceRegistry
+    calls: NodeCalls | None
+    options: Mapping[str, Any]
+    service_down_time: float
+    patience: Patience
+    claim: Callable[[ServiceRecord], bool]
+
+    async def record(self) -> ServiceRecord:
+        """Read the row of the service.
+
+        :raises NodeFailedError: it was deleted.
+        """
+        try:
+            record: ServiceRecord = await self.registry.get(str(self.node.service_id))
+        except ServiceNotFoundError as error:
+            raise NodeFailedError("its row was deleted") from error
+        return record
+
+    @property
+    def clock(self) -> IReactorTime:
+        """The clock of the calls."""
+        return self._calls.clock
+
+    @property
+    def _calls(self) -> NodeCalls:
+        assert self.calls is not None, "this kind of operation calls no node"
+        return self.calls
+
+    async def command(self, record: ServiceRecord, method: str, version: str, **args: Any) -> bool:
+        """Send the node's process a command, unless this operation has sent it one.
+
+        :return: False if it has.
+        :raises NodeFailedError: see :meth:`NodeCalls.command`.
+        """
+        if not self.claim(record):
+            return False
+        await self._calls.command(record, method, version, **args)
+        return True
+
+    async def status(self, record: ServiceRecord) -> Mapping[str, Any] | None:
+        """Ask the node for its status; see :meth:`NodeCalls.status`."""
+        return await self._calls.status(record)
+
+
+Perform = Callable[[Attempt], Awaitable[str]]
+"""Do it, and return what to say of it; raises NodeFailedError."""
+
+
+@attrs.frozen
+class Kind:
+    """A kind of operation.
+
+    :param verb: in the infinitive, for questions: "restart".
+    :param done: the participle, for results: "restarted".
+    :param perform: does it to one node.
+    :param calls: whether the node is called. Services that are down, or serve no topic, are left out then.
+    """
+
+    verb: str
+    done: str
+    perform: Perform
+    calls: bool = True
+
+
+async def _disable(attempt: Attempt) -> str:
+    return await _change(attempt, ServiceChanges(disabled=True, disabled_reason=attempt.options.get("reason")))
+
+
+async def _enable(attempt: Attempt) -> str:
+    return await _change(attempt, ServiceChanges(disabled=False))
+
+
+async def _change(attempt: Attempt, changes: ServiceChanges) -> str:
+    async def change() -> str:
+        await attempt.registry.update(attempt.node.service_id, changes)
+        return "enabled" if changes.disabled is False else "disabled"
+
+    try:
+        return await attempt.patience.until(change, lambda: "the database did not answer")
+    except ServiceNotFoundError as error:
+        raise NodeFailedError("its row was deleted") from error
+
+
+async def _drain(attempt: Attempt) -> str:
+    record = await attempt.record()
+    before = attempt.node.incarnation
+    if not _is_stopped(record, before) and state_of(record) != "draining":
+        await attempt.command(record, "drain", "1.0")
+    gone = 0
+
+    async def stopped() -> str | None:
+        nonlocal gone
+        now = await attempt.record()
+        if _is_stopped(now, before):
+            again = before is not None and number_of(now) != before and state_of(now) != "stopped"
+            return "drained; it was started again since" if again else "drained"
+        if number_of(now) is not None:
+            return None
+        # A row without a lifecycle: it is gone when nobody serves it, or it is down.
+        gone = 0 if await attempt.status(now) is not None else gone + 1
+        return "drained" if gone > 1 or not is_up(now, attempt.service_down_time) else None
+
+    return await attempt.patience.until(stopped, lambda: "it has not stopped")
+
+
+def _is_stopped(record: ServiceRecord, before: int | None) -> bool:
+    number = number_of(record)
+    return number is not None and (state_of(record) == "stopped" or (before is not None and number > before))
+
+
+async def _restart(attempt: Attempt) -> str:
+    record = await attempt.record()
+    before = attempt.node.incarnation
+    sent = attempt.clock.seconds()
+    if before is None or (number_of(record) == before and state_of(record) != "draining"):
+        await attempt.command(record, "restart", "1.2", incarnation=before)
+    seen = "it has not restarted"
+
+    async def restarted() -> str | None:
+        nonlocal seen
+        now = await attempt.record()
+        if before is not None:
+            number, state = number_of(now), state_of(now)
+            if number is None or number <= before:
+                seen = f"it is still incarnation {number}, {state}"
+                return None
+            _check_failed(now)
+            if state != "ready":
+                seen = f"incarnation {number} is {state}"
+                return None
+        status = await attempt.status(now)
+        if status is None:
+            seen = "it does not answer"
+        elif before is None and not _began_after(status, attempt.clock.seconds() - sent):
+            seen = "it has not restarted"
+        else:
+            healthy, seen = _judge(status)
+            number = number_of(now)
+            return None if not healthy else "restarted" if number is None else f"incarnation {number}"
+        return None
+
+    return await attempt.patience.until(restarted, lambda: seen)
+
+
+async def _reload(attempt: Attempt) -> str:
+    record = await attempt.record()
+    before = await attempt.status(record)
+    if before is None:
+        raise NodeFailedError("it does not answer")
+    reports = before.get("reloads") or {}
+    if not await attempt.command(record, "reload", "1.2"):
+        reports = {}
+    seen = "its reload has not ended"
+
+    async def reloaded() -> str | None:
+        nonlocal seen
+        status = await attempt.status(await attempt.record())
+        report = {} if status is None else status.get("reloads") or {}
+        if status is None:
+            seen = "it does not answer"
+        elif report.get("under_way") or report.get("ended") == reports.get("ended"):
+            seen = "its reload has not ended"
+        elif report.get("problem"):
+            raise NodeFailedError(f"reload failed: {report['problem']}")
+        else:
+            healthy, seen = _judge(status)
+            return "reloaded" if healthy else None
+        return None
+
+    return await attempt.patience.until(reloaded, lambda: seen)
+
+
+def _judge(status: Mapping[str, Any]) -> tuple[bool, str]:
+    """Return whether a node works, and what is missing."""
+    problems = [str(problem) for problem in status.get("problems") or ()]
+    if status.get("state") != "running":
+        problems.insert(0, f"it is {status.get('state')}")
+    return not problems, f"it is not healthy: {'; '.join(problems)}"
+
+
+def _began_after(status: Mapping[str, Any], seconds_ago: float) -> bool:
+    uptime = status.get("uptime")
+    return isinstance(uptime, int | float) and uptime < seconds_ago
+
+
+def _check_failed(record: ServiceRecord) -> None:
+    """Raise if the start of a node has failed."""
+    if state_of(record) == "failed":
+        reason = None if record.incarnation is None else record.incarnation.reason
+        raise NodeFailedError(f"its start failed: {reason or 'see its log'}")
+
+
+def number_of(record: ServiceRecord) -> int | None:
+    """Return a service's incarnation; None for a row without one."""
+    return None if record.incarnation is None else record.incarnation.number
+
+
+def state_of(record: ServiceRecord) -> str | None:
+    """Return the state of a service's lifecycle; None for a row without one."""
+    return None if record.incarnation is None else record.incarnation.state
+
+
+KINDS: Mapping[str, Kind] = {
+    "enable": Kind("enable", "enabled", _enable, calls=False),
+    "disable": Kind("disable", "disabled", _disable, calls=False),
+    "drain": Kind("drain", "drained", _drain),
+    "restart": Kind("restart", "restarted", _restart),
+    "reload": Kind("reload", "reloaded", _reload),
+}
+"""The kinds of operations by name."""
+
+OUTAGES = (DatabaseUnavailableError,)
+"""Errors that end an operation, which can be resumed, and are not a node's."""
+
+
+async def attempt(kind: Kind, one: Attempt) -> tuple[bool, str]:
+    """Do it to one node.
+
+    :return: whether it was done, and what to say of it.
+    :raises DatabaseUnavailableError: the database is away for too long.
+    """
+    try:
+        return True, await kind.perform(one)
+    except NodeFailedError as error:
+        return False, error.problem
+    except OUTAGES:
+        raise
+    except NovasvcError as error:
+        return False, " ".join(str(error).split())

@@ -1,0 +1,110 @@
+"""The calls of an operation to nodes: the namespace "node" of each."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+from twisted.internet.interfaces import IReactorTime
+
+from novasvc.context import RequestContext
+from novasvc.errors import NovasvcError
+from novasvc.fleet.errors import NodeFailedError
+from novasvc.registry.record import ServiceRecord
+from novasvc.rpc import Client
+from novasvc.rpc.errors import (
+    NoSuchMethodError,
+    RPCTimeoutError,
+    UnconfirmedError,
+    UndeliverableError,
+    UnsupportedVersionError,
+)
+
+COMMAND_TIMEOUT = 15.0
+"""Seconds for a node to take a command."""
+
+STATUS_TIMEOUT = 5.0
+"""Seconds for a node to answer a question."""
+
+
+@attrs.frozen(eq=False)
+class NodeCalls:
+    """Calls nodes.
+
+    :param client: on an open transport.
+    :param clock: measures the times of answers.
+    """
+
+    _client: Client
+    clock: IReactorTime
+
+    async def ping(self, record: ServiceRecord, seconds: float) -> float:
+        """Ping a node, and return the seconds until its answer.
+
+        :param seconds: that it has.
+        :raises NodeFailedError: it cannot be called, or does not answer.
+        """
+        began = self.clock.seconds()
+        try:
+            await self._call(record, "baseapi", "1.0", "ping", seconds, {"arg": 1})
+        except NovasvcError as error:
+            raise NodeFailedError(describe_failure(error)) from error
+        return self.clock.seconds() - began
+
+    async def command(self, record: ServiceRecord, method: str, version: str, **args: Any) -> None:
+        """Send a command. If its answer does not come, the node may have taken it: what the node does then shows that.
+
+        :param method: of the namespace "node".
+        :param version: the first version with this method.
+        :raises NodeFailedError: it cannot be called, or refuses.
+        """
+        try:
+            await self._call(record, "node", version, method, COMMAND_TIMEOUT, args)
+        except (RPCTimeoutError, UnconfirmedError):
+            return
+        except NovasvcError as error:
+            raise NodeFailedError(describe_failure(error)) from error
+        except Exception as error:  # any class that the node raised
+            raise NodeFailedError(f"it answered with {type(error).__name__}: {error}") from error
+
+    async def status(self, record: ServiceRecord) -> Mapping[str, Any] | None:
+        """Ask a node for its status; return None if it does not answer, or has no such method.
+
+        :raises NodeFailedError: the node cannot be asked, and asking again will not help.
+        """
+        try:
+            answer = await self._call(record, "node", "1.2", "status", STATUS_TIMEOUT, {})
+        except (NoSuchMethodError, UnsupportedVersionError) as error:
+            problem = "it runs an older release of novasvc, which does not tell its status"
+            raise NodeFailedError(problem) from error
+        except NovasvcError:
+            return None
+        return answer if isinstance(answer, Mapping) else None
+
+    async def _call(
+        self, record: ServiceRecord, namespace: str, version: str, method: str, seconds: float, args: Mapping[str, Any]
+    ) -> Any:
+        if record.topic is None:
+            raise NodeFailedError("it serves no topic, so it cannot be called")
+        client = self._client.prepare(
+            topic=record.topic,
+            server=record.host,
+            namespace=namespace,
+            version=version,
+            timeout=seconds,
+            check_liveness=False,  # to ask the node itself is the purpose
+        )
+        return await client.call(RequestContext.admin(), method, **args)
+
+
+def describe_failure(error: NovasvcError) -> str:
+    """Return in one line why a node could not be called."""
+    match error:
+        case NodeFailedError():
+            return error.problem
+        case NoSuchMethodError() | UnsupportedVersionError():
+            return "it runs an older release of novasvc, which does not have this command: use it on its host"
+        case UndeliverableError():
+            return "no process serves it: messages to it cannot be delivered"
+        case RPCTimeoutError():
+            return "it did not answer in time"
+    return " ".join(str(error).split())

@@ -1,0 +1,324 @@
+"""Tests for novasvc.fleet.run: operations on nodes that answer over a broker in memory, on a Clock."""
+
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+
+from novasvc.errors import DatabaseUnavailableError, OperationStateError
+from novasvc.fleet.patience import OUTAGE_LIMIT
+from novasvc.fleet.plan import BatchSize
+from novasvc.fleet.run import OperationRun
+from novasvc.registry.operation import RUNNER_TIMEOUT, Operation
+from tests.support.fleet_rig import FleetRig
+
+
+class RestartTests(FleetRig):
+    """Rolling restarts."""
+
+    def start(self, count: int, **given: Any) -> None:
+        for number in range(count):
+            self.add(f"h{number}", **given)
+
+    def states(self, operation: Operation) -> str:
+        """Return the first letters of the states of the nodes."""
+        return "".join(node.state[0] for node in self.result(self.store.nodes(operation.id)))
+
+    def details(self, operation: Operation) -> list[str | None]:
+        return [node.detail for node in self.result(self.store.nodes(operation.id)) if node.state == "failed"]
+
+    def test_waves(self) -> None:
+        """The canary restarts first, then wave after wave, each when the one before is ready and healthy."""
+        self.start(5)
+        ended = self.finish(self.begin("restart"))
+        self.assertEqual((ended.state, ended.reason, self.states(ended)), ("done", None, "ddddd"))
+        self.assertEqual(self.watching.waves, [["h0"], ["h1", "h2"], ["h3", "h4"]])
+        self.assertEqual(self.told(), [["restart"]] * 5)
+        self.assertEqual([process.number for process in self.processes], [2] * 5)
+        self.assertEqual(self.watching.ended[0], ("h0", "done", "incarnation 2"))
+
+    def test_order(self) -> None:
+        """At no time more nodes are away than a wave has."""
+        self.start(9)
+        running = Deferred.fromCoroutine(self.begin("restart", batch=BatchSize(3), canary=1).run())
+        most = 0
+        while not running.called:
+            self.clock.advance(0.1)
+            most = max(most, sum(process.state != "running" for process in self.processes))
+        self.assertEqual(most, 3)
+
+    def test_canary(self) -> None:
+        """A canary that does not come back halts the operation; no other node is touched."""
+        self.start(4)
+        self.processes[0].trouble = "vanishes"
+        ended = self.finish(self.begin("restart", max_failures=5))
+        self.assertEqual((ended.state, self.states(ended)), ("halted", "fppp"))
+        self.assertEqual(ended.reason, "the canary failed: novasvc-agent@h0")
+        self.assertEqual(self.told(), [["restart"], [], [], []])
+
+    def test_budget(self) -> None:
+        """More failures than the budget halt it, after the nodes under way have ended; it says what is left."""
+        self.start(8)
+        for number in (1, 2, 4):
+            self.processes[number].trouble = "fails"
+        ended = self.finish(self.begin("restart", max_failures=2))
+        self.assertEqual((ended.state, self.states(ended)), ("halted", "dffdfppp"))
+        self.assertEqual(ended.counts, {"done": 2, "failed": 3, "pending": 3, "running": 0, "skipped": 0})
+        self.assertIn("3 failed, and 2 may", ended.reason or "")
+        self.assertEqual(self.details(ended), ["its start failed: init_host: no disk"] * 3)
+
+    def test_within_budget(self) -> None:
+        """Failures within the budget do not halt it."""
+        self.start(5)
+        self.processes[2].trouble = "fails"
+        ended = self.finish(self.begin("restart", max_failures=1))
+        self.assertEqual((ended.state, self.states(ended)), ("done", "ddfdd"))
+
+    def test_why(self) -> None:
+        """A node that does not come back, or is not healthy, has failed after the timeout, with what was seen last."""
+        for trouble, why in (
+            ("vanishes", "it is still incarnation 1, draining after 60 s"),
+            ("ignores", "it is still incarnation 1, ready after 60 s"),
+            ("is sick", "it is not healthy: broker: refused after 60 s"),
+        ):
+            self.setUp()
+            self.start(1)
+            self.processes[0].trouble = trouble
+            run = self.begin("restart")
+            running = Deferred.fromCoroutine(run.run())
+            self.assertLess(self.run_on(running), 70)
+            ended = self.successResultOf(running)
+            self.assertEqual((ended.state, self.details(ended)), ("done", [why]), trouble)
+
+    def test_down(self) -> None:
+        """A node that nobody serves fails at once."""
+        self.start(1)
+        run = self.begin("restart")
+        self.processes[0].stop(cleanly=False)
+        running = Deferred.fromCoroutine(run.run())
+        self.assertLess(self.run_on(running), 2)
+        ended = self.successResultOf(running)
+        self.assertEqual(self.details(ended), ["no process serves it: messages to it cannot be delivered"])
+
+    def test_deleted(self) -> None:
+        """A node whose row is deleted meanwhile has failed, whether its turn has come or not."""
+        self.start(3)
+        run = self.begin("restart", canary=0, batch=BatchSize(2), max_failures=2)
+        running = Deferred.fromCoroutine(run.run())
+        self.clock.advance(1)
+        for number in (1, 2):
+            self.result(self.registry.delete(self.processes[number].record.id))
+            self.processes[number].trouble = "vanishes"
+        self.run_on(running)
+        ended = self.successResultOf(running)
+        self.assertEqual((self.states(ended), self.details(ended)), ("dff", ["its row was deleted"] * 2))
+
+    def test_without_incarnations(self) -> None:
+        """A node without a lifecycle in the registry restarts too: its uptime shows it."""
+        self.start(2, legacy=True)
+        ended = self.finish(self.begin("restart"))
+        self.assertEqual((ended.state, self.states(ended), self.told()), ("done", "dd", [["restart"]] * 2))
+
+    def test_shared_process(self) -> None:
+        """Two services of one process restart once."""
+        for host in ("h1.a", "h1.b"):
+            self.add(host, pid=7, machine="m1")
+        self.add("h2")
+        ended = self.finish(self.begin("restart"))
+        self.assertEqual((ended.state, self.states(ended)), ("done", "ddd"))
+        self.assertEqual(sorted(map(len, self.told()[:2])), [0, 1])
+        self.assertEqual([process.number for process in self.processes], [2, 2, 2])
+
+    def test_shared_process_in_two_waves(self) -> None:
+        """So they do if one is in a later wave."""
+        for host, pid in (("a", 7), ("b", 8), ("c", 7)):
+            self.add(host, pid=pid, machine="m1")
+        ended = self.finish(self.begin("restart", batch=BatchSize(1)))
+        self.assertEqual(
+            (ended.state, self.states(ended), self.told()), ("done", "ddd", [["restart"], ["restart"], []])
+        )
+        self.assertEqual([process.number for process in self.processes], [2, 2, 2])
+
+    def test_shared_process_in_one_wave(self) -> None:
+        """So they do if they begin together."""
+        for host in ("h1.a", "h1.b"):
+            self.add(host, pid=7, machine="m1")
+        ended = self.finish(self.begin("restart", canary=0))
+        self.assertEqual((ended.state, [process.number for process in self.processes]), ("done", [2, 2]))
+
+
+class OtherKindTests(FleetRig):
+    """Drain, reload, disable and enable."""
+
+    def test_drain(self) -> None:
+        """A node is drained when it has stopped."""
+        for number in range(3):
+            self.add(f"h{number}")
+        ended = self.finish(self.begin("drain"))
+        self.assertEqual((ended.state, ended.counts["done"]), ("done", 3))
+        self.assertEqual([process.state for process in self.processes], ["stopped"] * 3)
+
+    def test_drain_shared(self) -> None:
+        """A process is told once: a second SIGTERM would end it at once."""
+        for host in ("h1.a", "h1.b"):
+            self.add(host, pid=7, machine="m1")
+        running = Deferred.fromCoroutine(self.begin("drain", canary=0).run())
+        self.clock.advance(1)
+        self.processes[1].drain()
+        self.run_on(running)
+        self.assertEqual(self.told(), [["drain"], []])
+        self.assertEqual(self.successResultOf(running).counts["done"], 2)
+
+    def test_drain_without_incarnations(self) -> None:
+        """A node without a lifecycle is drained when nobody serves it any more."""
+        self.add("h1", legacy=True)
+        running = Deferred.fromCoroutine(self.begin("drain").run())
+        self.assertLess(self.run_on(running), 30)
+        self.assertEqual(self.successResultOf(running).counts["done"], 1)
+
+    def test_reload(self) -> None:
+        """A node is reloaded when its reload has ended, and it is healthy."""
+        self.add("h1")
+        self.add("h2")
+        ended = self.finish(self.begin("reload"))
+        self.assertEqual((ended.state, ended.counts["done"], self.told()), ("done", 2, [["reload"]] * 2))
+
+    def test_reload_fails(self) -> None:
+        """A reload that fails, or is refused, is a failure with the node's own reason."""
+        failing, refusing = self.add("h1"), self.add("h2")
+        failing.reload_problem, refusing.trouble = "no such file: x.toml", "refuses"
+        ended = self.finish(self.begin("reload", canary=0, max_failures=5))
+        details = [node.detail for node in self.result(self.store.nodes(ended.id))]
+        self.assertEqual(details[0], "reload failed: no such file: x.toml")
+        self.assertIn("workers = -1 is not a whole number", details[1])
+
+    def test_disable(self) -> None:
+        """Services are disabled with the reason, and enabled again, without a call."""
+        for number in range(4):
+            self.add(f"h{number}")
+        self.processes[0].stop(cleanly=False)
+        ended = self.finish(self.begin("disable", options={"reason": "new disks"}))
+        self.assertEqual((ended.state, {record.disabled_reason for record in self.records()}), ("done", {"new disks"}))
+        self.finish(self.begin("enable"))
+        self.assertEqual({record.disabled for record in self.records()}, {False})
+        self.assertEqual(self.told(), [[]] * 4)
+
+
+class Unanswered:
+    """Never answers, like everything that a dead command has asked."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_args, **_given: Deferred()
+
+
+class ResumeTests(FleetRig):
+    """An operation whose command dies, is interrupted, resumed or aborted."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        for number in range(5):
+            self.add(f"h{number}")
+
+    def die(self, run: OperationRun) -> None:
+        """Run an operation until its canary was told to restart; then its command does and writes nothing more."""
+        running = Deferred.fromCoroutine(run.run())
+        self.run_on(running, limit=1.0)
+        run.store = run.registry = run.calls = Unanswered()  # type: ignore[assignment]
+
+        def bury() -> None:
+            running.addErrback(lambda failure: failure.trap(CancelledError))
+            running.cancel()
+            self.clock.advance(2)
+
+        self.addCleanup(bury)
+
+    def resume(self, operation: Operation, owner: str = "b", *, skip_failed: bool = False) -> Operation:
+        resumed = self.result(self.store.resume(operation.id, owner, f"{owner}@box", skip_failed))
+        return self.finish(self.make_run(resumed))
+
+    def test_dead_command(self) -> None:
+        """Another command goes on; the node that was under way restarts once."""
+        run = self.begin("restart")
+        self.die(run)
+        self.assertEqual(self.told()[0], ["restart"])
+        self.run_on(Deferred(), limit=RUNNER_TIMEOUT + 5)
+        self.assertTrue(self.result(self.store.read(run.operation.id)).is_unattended)
+        ended = self.resume(run.operation)
+        self.assertEqual((ended.state, ended.counts["done"], ended.operator), ("done", 5, "b@box"))
+        self.assertEqual(self.told(), [["restart"]] * 5)
+        self.assertEqual([process.number for process in self.processes], [2] * 5)
+
+    def test_interrupted(self) -> None:
+        """An interrupted operation is halted at once, and resumed without a second restart."""
+        run = self.begin("restart")
+        running = Deferred.fromCoroutine(run.run())
+        self.run_on(running, limit=1.0)
+        running.cancel()
+        self.clock.advance(0)
+        self.failureResultOf(running, CancelledError)
+        halted = self.result(self.store.read(run.operation.id))
+        self.assertEqual((halted.state, halted.reason), ("halted", "interrupted"))
+        ended = self.resume(run.operation)
+        self.assertEqual((ended.state, self.told()), ("done", [["restart"]] * 5))
+
+    def test_after_halt(self) -> None:
+        """After the cause was removed, the node that failed is tried again, and the rest follows."""
+        self.processes[0].trouble = "ignores"
+        run = self.begin("restart")
+        self.assertEqual(self.finish(run).state, "halted")
+        self.processes[0].trouble = ""
+        ended = self.resume(run.operation)
+        self.assertEqual((ended.state, ended.counts["done"]), ("done", 5))
+        self.assertEqual(self.told(), [["restart"] * 2, *[["restart"]] * 4])
+
+    def test_skip_failed(self) -> None:
+        """Or the rest goes on without it."""
+        self.processes[0].trouble = "vanishes"
+        run = self.begin("restart")
+        self.assertEqual(self.finish(run).state, "halted")
+        ended = self.resume(run.operation, skip_failed=True)
+        self.assertEqual((ended.state, ended.counts["done"], ended.counts["skipped"]), ("done", 4, 1))
+
+    def test_taken_over(self) -> None:
+        """A command whose operation was resumed by another one goes no further."""
+        run = self.begin("restart")
+        running = Deferred.fromCoroutine(run.run())
+        self.clock.advance(0)
+        row = self.store._rows[run.operation.id]
+        row.heard -= RUNNER_TIMEOUT + 1
+        self.result(self.store.resume(run.operation.id, "b", "b@box", False))
+        self.run_on(running)
+        self.assertIn("has resumed it", str(self.failureResultOf(running, OperationStateError).value))
+        self.assertEqual(self.told()[1:], [[]] * 4)
+
+    def test_aborted(self) -> None:
+        """A command whose operation is aborted goes no further, and says who aborted it."""
+        run = self.begin("restart")
+        running = Deferred.fromCoroutine(run.run())
+        self.clock.advance(0)
+        self.result(self.store.abort(run.operation.id, "c@box"))
+        self.run_on(running)
+        self.assertIn("aborted by c@box", str(self.failureResultOf(running, OperationStateError).value))
+        self.assertEqual(self.told()[1:], [[]] * 4)
+
+    def test_database_away(self) -> None:
+        """An outage of the database counts against no node; the operation goes on afterwards."""
+        run = self.begin("restart", timeout=30.0)
+        running = Deferred.fromCoroutine(run.run())
+        self.run_on(running, limit=1.0)
+        self.registry.outage = DatabaseUnavailableError("memory:", "away")
+        self.run_on(running, limit=100.0)
+        self.assertFalse(running.called)
+        self.registry.outage = None
+        self.run_on(running)
+        self.assertEqual(self.successResultOf(running).counts["done"], 5)
+
+    def test_bound(self) -> None:
+        """An outage has a bound: then the command ends, and the operation can be resumed."""
+        run = self.begin("restart")
+        self.registry.outage = DatabaseUnavailableError("memory:", "away")
+        for process in self.processes:
+            process._beating.stop()
+        running = Deferred.fromCoroutine(run.run())
+        spent = self.run_on(running, limit=2 * OUTAGE_LIMIT, step=1.0)
+        self.failureResultOf(running, DatabaseUnavailableError)
+        self.assertLess(spent, OUTAGE_LIMIT + 60)

@@ -1,0 +1,130 @@
+"""Tests for novasvc.registry.sql.purge, in an SQLite file."""
+
+from typing import Any
+
+from sqlalchemy import update
+from sqlalchemy.sql import literal
+from twisted.internet import reactor
+from twisted.trial.unittest import TestCase
+
+from novasvc.registry.incarnation import ServiceStart
+from novasvc.registry.purge import MAX_BATCH, PurgeRequest
+from novasvc.registry.sql import migrate
+from novasvc.registry.sql.schema import database_ago, incarnations, services
+from novasvc.registry.sql.services import connect_registry
+
+DAY = 86400.0
+
+
+class PurgeTests(TestCase):
+    """What is deleted for good, and what is kept."""
+
+    async def setUp(self) -> None:
+        url = f"sqlite:///{self.mktemp()}.sqlite"
+        migrate.upgrade(url)
+        self.registry = connect_registry(url, reactor=reactor)
+        self.addCleanup(self.registry.close)
+        await self.registry.open()
+
+    async def begin(self, host: str, *, beats: int = 1, owner: str = "a") -> int:
+        start = ServiceStart(
+            host=host, binary="novasvc-agent", topic="agent", version=0, owner=owner, machine="m", lock="l"
+        )
+        record = await self.registry.begin(start)
+        for _ in range(beats):
+            await self.registry.beat(record.id)
+        return record.id
+
+    async def move(self, service_id: int, days: float, *columns: str) -> None:
+        """Let a service be as it was, some days ago."""
+        ago = database_ago(literal(days * DAY))
+
+        def change(connection: Any) -> None:
+            values = dict.fromkeys(columns or ("created_at", "last_seen_up", "updated_at"), ago)
+            connection.execute(update(services).where(services.c.id == service_id).values(**values))
+            connection.execute(
+                update(incarnations).where(incarnations.c.service_id == service_id).values(since=ago, started_at=ago)
+            )
+
+        await self.registry._engine.run(change)
+
+    async def purge(self, days: float = 30, **given: Any) -> list[tuple[str, str]]:
+        request = PurgeRequest(seconds=days * DAY, **given)
+        found = [(row.host, row.why) for row in await self.registry.find_purgeable(request, 0)]
+        self.assertEqual([(row.host, row.why) for row in await self.registry.purge(request)], found)
+        self.assertEqual(await self.registry.purge(request), [])
+        return found
+
+    async def hosts(self) -> list[str]:
+        return [record.host for record in await self.registry.list(None, None, None)]
+
+    async def test_silent(self) -> None:
+        """A row whose service has been silent for longer than the age is deleted; younger ones, and those up, stay."""
+        for host, days in (("old", 31.0), ("young", 29.0), ("up", 0.0)):
+            await self.move(await self.begin(host), days)
+        self.assertEqual(await self.purge(), [("old", "silent")])
+        self.assertEqual(await self.hosts(), ["up", "young"])
+
+    async def test_deleted(self) -> None:
+        """A row that was deleted long ago goes for good."""
+        old, young = await self.begin("h1"), await self.begin("h2")
+        for each in (old, young):
+            await self.registry.delete(each)
+        await self.move(old, 31, "deleted_at")
+        self.assertEqual(await self.purge(), [("h1", "deleted")])
+
+    async def test_up_again(self) -> None:
+        """A service that was silent for long and has begun again, or beats again, stays."""
+        beating, beginning = await self.begin("h1"), await self.begin("h2")
+        for each in (beating, beginning):
+            await self.move(each, 40)
+        await self.registry.beat(beating)
+        await self.begin("h2", beats=0, owner="b")
+        self.assertEqual(await self.purge(), [])
+
+    async def test_never_beat(self) -> None:
+        """A service that never sent a heartbeat stays, unless its start has failed, or it has stopped, long ago."""
+        silent, failed = await self.begin("h1", beats=0), await self.begin("h2", beats=0)
+        await self.registry.enter(failed, 1, "failed", reason="no disk")
+        for each in (silent, failed):
+            await self.move(each, 40, "created_at")
+        self.assertEqual(await self.purge(), [("h2", "silent")])
+
+    async def test_nova(self) -> None:
+        """A row of a service that has never told an incarnation stays, unless it is asked for."""
+        record = await self.registry.register("h1", "nova-compute", "compute", 60)
+        await self.registry.beat(record.id)
+        await self.move(record.id, 400)
+        self.assertEqual(await self.purge(), [])
+        self.assertEqual(await self.purge(include_nova=True), [("h1", "silent")])
+
+    async def test_number_is_kept(self) -> None:
+        """A purged service that starts again goes on counting its incarnations."""
+        await self.move(await self.begin("h1"), 40)
+        self.assertEqual(await self.purge(), [("h1", "silent")])
+        await self.begin("h1", owner="b")
+        (record,) = await self.registry.list("h1", None, None)
+        assert record.incarnation is not None
+        self.assertEqual(record.incarnation.number, 2)
+
+    async def test_batches(self) -> None:
+        """At most so many rows are deleted at a time."""
+
+        def fill(connection: Any) -> None:
+            long_ago = database_ago(literal(40 * DAY))
+            for number in range(MAX_BATCH + 10):
+                connection.execute(
+                    services.insert().values(
+                        host=f"h{number}", binary="b", topic=None, report_count=1, deleted=0, disabled=False,
+                        created_at=long_ago, last_seen_up=long_ago, uuid=str(number),
+                    )
+                )  # fmt: skip
+
+        await self.registry._engine.run(fill)
+        request = PurgeRequest(seconds=30 * DAY, include_nova=True)
+        self.assertEqual(len(await self.registry.find_purgeable(request, 0)), MAX_BATCH)
+        self.assertEqual([len(await self.registry.purge(request)) for _ in range(3)], [MAX_BATCH, 10, 0])
+
+    def test_age(self) -> None:
+        """An age is above 0."""
+        self.assertRaises(ValueError, PurgeRequest, seconds=0)

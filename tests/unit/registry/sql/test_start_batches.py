@@ -1,0 +1,119 @@
+"""Tests for starts in batches."""
+
+from collections.abc import Sequence
+
+import attrs
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from novasvc.errors import (
+    DatabaseConflictError,
+    DatabaseReadOnlyError,
+    DatabaseUnavailableError,
+    ServiceNotFoundError,
+)
+from novasvc.registry.incarnation import ServiceStart
+from novasvc.registry.record import ServiceRecord
+from novasvc.registry.sql import start_batches
+from novasvc.registry.sql.start_batches import StartBatches
+from novasvc.registry.sql.starts import Outcome
+from tests.support.records import record
+
+URL = "postgresql://host/nova"
+START = ServiceStart(host="h", binary="b", topic="t", version=1, owner="o", machine="m")
+
+
+class StartBatchesTests(SynchronousTestCase):
+    """Tests for novasvc.registry.sql.start_batches.StartBatches, with transactions that end when the test says."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.written: list[list[str]] = []
+        self.transactions: list[Deferred[list[Outcome]]] = []
+        self.alone: list[str] = []
+        self.batches = StartBatches(self.clock, self.write, self.begin_alone, URL)
+
+    def write(self, starts: Sequence[ServiceStart]) -> Deferred[list[Outcome]]:
+        self.written.append([start.host for start in starts])
+        self.transactions.append(Deferred())
+        return self.transactions[-1]
+
+    def begin_alone(self, start: ServiceStart) -> Deferred[ServiceRecord]:
+        self.alone.append(start.host)
+        return succeed(record(host=start.host))
+
+    def begin(self, host: str) -> Deferred[ServiceRecord]:
+        return self.batches.begin(attrs.evolve(START, host=host))
+
+    def end(self, *outcomes: Outcome) -> None:
+        """End the oldest transaction."""
+        self.transactions.pop(0).callback(list(outcomes))
+
+    def test_together(self) -> None:
+        """Starts that come while a batch is written wait for the next one; each is answered with its own outcome."""
+        first = self.begin("h1")
+        self.clock.advance(0)
+        others = [self.begin("h2"), self.begin("h3")]
+        self.clock.advance(0)
+        self.assertEqual(self.written, [["h1"]])
+        self.end(record(host="h1"))
+        self.assertEqual(self.successResultOf(first).host, "h1")
+        self.clock.advance(0)
+        self.assertEqual(self.written, [["h1"], ["h2", "h3"]])
+        self.end(ServiceNotFoundError("h2"), record(host="h3"))
+        self.failureResultOf(others[0], ServiceNotFoundError)
+        self.assertEqual(self.successResultOf(others[1]).host, "h3")
+        self.assertEqual((self.alone, self.clock.getDelayedCalls()), ([], []))
+
+    def test_conflict(self) -> None:
+        """A start in conflict is tried alone; so is each of a batch that fails with a conflict."""
+        starts = [self.begin("h1"), self.begin("h2")]
+        self.clock.advance(0)
+        self.end(None, record(host="h2"))
+        self.assertEqual([self.successResultOf(each).host for each in starts], ["h1", "h2"])
+        self.assertEqual(self.alone, ["h1"])
+        starts = [self.begin("h3"), self.begin("h4")]
+        self.clock.advance(0)
+        self.transactions.pop(0).errback(Failure(DatabaseConflictError(URL, "twice")))
+        self.assertEqual([self.successResultOf(each).host for each in starts], ["h3", "h4"])
+        self.assertEqual(self.alone, ["h1", "h3", "h4"])
+
+    def test_failure(self) -> None:
+        """An error that concerns all fails each start with it."""
+        starts = [self.begin("h1"), self.begin("h2")]
+        self.clock.advance(0)
+        self.transactions.pop(0).errback(Failure(DatabaseReadOnlyError(URL, "replica")))
+        for each in starts:
+            self.failureResultOf(each, DatabaseReadOnlyError)
+        self.assertEqual(self.alone, [])
+
+    def test_taken_back(self) -> None:
+        """A start that is cancelled before its batch begins is not written; a late answer to it is dropped."""
+        one, two = self.begin("h1"), self.begin("h2")
+        one.cancel()
+        self.failureResultOf(one, CancelledError, DatabaseUnavailableError)
+        self.clock.advance(0)
+        self.assertEqual(self.written, [["h2"]])
+        two.cancel()
+        self.failureResultOf(two, CancelledError, DatabaseUnavailableError)
+        self.end(record(host="h2"))
+        last = self.begin("h3")
+        last.cancel()
+        self.failureResultOf(last, CancelledError, DatabaseUnavailableError)
+        self.clock.advance(0)
+        self.assertEqual(self.written, [["h2"]])
+
+    def test_bounds(self) -> None:
+        """A batch and the queue have a largest size, and a start that is not written in time fails."""
+        self.patch(start_batches, "LARGEST_BATCH", 2)
+        self.patch(start_batches, "QUEUE_LIMIT", 3)
+        waiting = [self.begin(f"h{number}") for number in range(3)]
+        error = self.failureResultOf(self.begin("h4"), DatabaseUnavailableError).value
+        self.assertIn("3 starts, the bound of the queue, wait for it already", str(error))
+        self.clock.advance(0)
+        self.assertEqual(self.written, [["h0", "h1"]])
+        self.clock.advance(start_batches.TIMEOUT)
+        for each in waiting:
+            self.assertIn("no answer within 15 s", str(self.failureResultOf(each, DatabaseUnavailableError).value))
