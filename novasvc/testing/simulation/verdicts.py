@@ -12,7 +12,7 @@ from novasvc.registry.verdicts import FleetVerdicts, judge_all
 if TYPE_CHECKING:
     from novasvc.testing.simulation.simulation import Simulation
 
-_EVERY = 5.0
+_EVERY = 10.0
 """Seconds between two looks."""
 _MEMORY = 90.0
 """Seconds after a fault for which its host may be down: it was silent, and its next heartbeat may take a while."""
