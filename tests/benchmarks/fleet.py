@@ -13,7 +13,7 @@ import time
 from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
@@ -105,16 +105,9 @@ def _fill(url: str, number: int) -> list[int]:
         ]
         connection.execute(insert(services), rows)
         ids = list(connection.execute(sqlalchemy.select(services.c.id)).scalars())
-        start = {
-            "binary": row["binary"],
-            "number": 1,
-            "owner": "",
-            "state": "ready",
-            "calls": 0,
-            "machine": "",
-            "pid": 0,
-        }
-        start |= {"since": datetime(2026, 1, 1), "started_at": datetime(2026, 1, 1), "tags": "[]"}
+        since = datetime(2026, 1, 1, tzinfo=UTC).replace(tzinfo=None)
+        start = {"binary": row["binary"], "number": 1, "owner": "", "state": "ready", "since": since, "calls": 0}
+        start |= {"machine": "", "pid": 0, "started_at": since, "tags": "[]"}
         starts = [
             {**start, "service_id": service_id, "host": host}
             for service_id, host in connection.execute(sqlalchemy.select(services.c.id, services.c.host))
