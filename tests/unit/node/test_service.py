@@ -536,7 +536,8 @@ class StopTests(ServiceTestCase):
         """A node whose row the database has lost registers again; kill() deletes the row that it has then."""
         service = self.started()
         self.assertEqual((service.node.record.id, service.manager.attachments.incarnation), (1, 1))
-        self.fleet.registry._rows.clear()
+        self.fleet.registry._by_id.clear()
+        self.fleet.registry._hosts.clear()
         self.fleet.registry._incarnations._rows.clear()
         told = self.told(LogLevel.warn)
         self.fleet.advance(10)
