@@ -4,7 +4,7 @@ from novasvc.api.backend import Backend
 from novasvc.registry.outages import Outages, VerdictRule
 from novasvc.registry.record import ServiceRecord
 from novasvc.registry.verdict import Judge, Verdict, describe_outages
-from novasvc.registry.verdicts import FleetVerdicts, OutageLog, count_verdicts, read_outages
+from novasvc.registry.verdicts import FleetVerdicts, OutageLog, count_verdicts, may_be_heard, read_outages
 
 
 class FleetReader:
@@ -31,7 +31,8 @@ class FleetReader:
         self.outages = await read_outages(registry, records, self._rule)
         self._judge = Judge(self._rule, self.outages)
         self._log.note(self.outages)
-        count_verdicts(FleetVerdicts([(record, self._judge(record)) for record in records], self.outages))
+        judged = [(record, self._judge(record)) for record in records if may_be_heard(record)]
+        count_verdicts(FleetVerdicts(judged, self.outages))
         return records
 
     def verdict(self, record: ServiceRecord) -> Verdict:

@@ -95,6 +95,7 @@ class FleetDisplay:
 
     def end(self, operation: Operation) -> None:
         """Show how an operation ended."""
+        self.bar.finish()
         counts = operation.counts
         if self.as_json:
             counted = dict(counts)

@@ -28,8 +28,13 @@ class ProgressBar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self.finish()
+
+    def finish(self) -> None:
+        """Remove the bar, before text is written where it was drawn."""
+        bar, self._bar = self._bar, None
+        if bar is not None:
+            bar.stop()
 
     def update(self, fraction: float, text: str) -> None:
         """Show a report."""

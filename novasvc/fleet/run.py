@@ -74,11 +74,11 @@ class OperationRun:
     _changed: Deferred[None] = attrs.field(factory=Deferred, init=False)
     _wave: int | None = attrs.field(default=None, init=False)
     _broken: BaseException | None = attrs.field(default=None, init=False)
-    _processes: dict[int, Process] = attrs.field(factory=dict, init=False)
-    _commanded: set[Process] = attrs.field(factory=set, init=False)
+    _neighbours: dict[int, list[int]] = attrs.field(factory=dict, init=False)
+    _commanded: set[int] = attrs.field(factory=set, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._nodes = {node.service_id: node for node in self.nodes}
+        self._nodes = {node.service_id: node for node in sorted(self.nodes, key=lambda node: node.position)}
         self._limits = Limits.from_json(self.operation.options)
 
     @property
@@ -98,7 +98,7 @@ class OperationRun:
         hearing.start(HEARD_INTERVAL, now=False).addErrback(self._break)
         try:
             if self.calls is not None:
-                self._processes = await self._read_processes()
+                self._neighbours = await self._read_neighbours()
             # Those of a command that has died: their outcome is found out first.
             for node in [node for node in self._nodes.values() if node.state == "running"]:
                 self._begin(node)
@@ -159,8 +159,8 @@ class OperationRun:
         # other services of the same process, which change with it, when it is their turn.
         others = [
             attrs.evolve(other, incarnation=await self._incarnation(other.service_id) or None)
-            for other in self._nodes.values()
-            if other.state == "pending" and other.incarnation is None and self._shares_process(node, other)
+            for other in (self._nodes[number] for number in self._neighbours.get(node.service_id, ()))
+            if other.state == "pending" and other.incarnation is None
         ]
         await self._note(node, *others)
         one = Attempt(
@@ -200,29 +200,25 @@ class OperationRun:
             if node.state in {"done", "failed"}:
                 self.observer.changed(node)
 
-    async def _read_processes(self) -> dict[int, Process]:
-        found: dict[int, Process] = {}
+    async def _read_neighbours(self) -> dict[int, list[int]]:
+        """Return, for each service that shares its process with others of the operation, the ids of all of them."""
+        processes: dict[Process, list[int]] = {}
 
         async def read() -> None:
+            processes.clear()
             for record in await self.registry.list(None, None, None):
                 process = process_of(record)
                 if record.id in self._nodes and process is not None:
-                    found[record.id] = process
+                    processes.setdefault(process, []).append(record.id)
 
         await self._write(read)
-        return found
-
-    def _shares_process(self, one: OperationNode, other: OperationNode) -> bool:
-        process = self._processes.get(one.service_id)
-        return process is not None and process == self._processes.get(other.service_id)
+        return {number: services for services in processes.values() if len(services) > 1 for number in services}
 
     def _claim(self, record: ServiceRecord) -> bool:
         """Return whether no command was sent to the process of a service yet; one is about to be."""
-        process = self._processes.get(record.id)
-        if process in self._commanded:
+        if record.id in self._commanded:
             return False
-        if process is not None:
-            self._commanded.add(process)
+        self._commanded.update(self._neighbours.get(record.id, [record.id]))
         return True
 
     async def _write(self, write: Callable[[], Awaitable[Any]]) -> None:

@@ -230,7 +230,8 @@ class Heartbeat:
         if self.trouble is not None:
             _log.info("heartbeats resumed; the problem was: {trouble}", trouble=self.trouble)
             self.trouble = None
-        self._withhold(None)
+        if self.withheld is not None:
+            self._withhold(None)
         if self._owner.is_fenced:
             await self._owner.written()
 

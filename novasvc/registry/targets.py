@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping
 from math import inf
 
 import attrs
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
 
 from novasvc.interfaces import IServiceRegistry
 from novasvc.reactor.coalesce import CoalescingCache
@@ -93,8 +94,7 @@ class TargetLiveness:
         if not needs_outages(record, self._rule):
             return _error(Judge(self._rule, Outages())(record), target)
         judging = down.judge.get().addTimeout(_PATIENCE, self._clock)
-        # What cannot be judged is called.
-        return judging.addCallbacks(lambda judge: _error(judge(record), target), lambda _: None)
+        return judging.addCallbacks(lambda judge: _error(judge(record), target), _call_unjudged)
 
     def _add(self, topic: str) -> RefreshedValue[_Down]:
         added = self._topics[topic] = RefreshedValue(
@@ -138,6 +138,11 @@ def _sends_heartbeats(record: ServiceRecord) -> bool:
         return True
     since = None if incarnation is None else incarnation.started_at
     return record.last_seen_up is not None and (since is None or record.last_seen_up >= since)
+
+
+def _call_unjudged(failure: Failure) -> Failure | None:
+    """Allow the call to a service that cannot be judged, unless the call was cancelled meanwhile."""
+    return failure if failure.check(CancelledError) else None
 
 
 def _error(verdict: Verdict, target: Target) -> TargetDownError | None:

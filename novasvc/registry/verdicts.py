@@ -24,12 +24,20 @@ PAGE = 500
 class FleetVerdicts:
     """All services of a fleet, judged.
 
-    :param services: rows and verdicts, in the order of their ids.
+    :param services: rows and verdicts, in the order of their ids, without those that :func:`may_be_heard` leaves out.
     :param outages: those that concern many services.
     """
 
     services: Sequence[tuple[ServiceRecord, Verdict]]
     outages: Outages
+
+
+def may_be_heard(record: ServiceRecord) -> bool:
+    """Return whether a service sends heartbeats, as far as is known.
+
+    Nova's API servers register, and never send any. They would be down for ever.
+    """
+    return record.last_seen_up is not None or record.incarnation is not None or record.forced_down
 
 
 async def judge_some(registry: IServiceRegistry, records: Sequence[ServiceRecord], rule: VerdictRule) -> list[Verdict]:
@@ -62,7 +70,7 @@ async def judge_all(registry: IServiceRegistry, rule: VerdictRule, query: Servic
     wanted = attrs.evolve(query or ServiceQuery(), sort="id", descending=False, after=None, limit=PAGE)
     while True:
         page: ServicePage = await registry.page(wanted)
-        records += page.rows
+        records += filter(may_be_heard, page.rows)
         if not page.more:
             break
         wanted = attrs.evolve(wanted, after=str(page.rows[-1].id))

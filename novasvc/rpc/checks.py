@@ -50,14 +50,17 @@ def send_when_checked(
     :param send: sends the message, and takes the seconds that are left.
     :return: the Deferred of ``send``, or a failure with the error of the check. Cancelling it cancels either.
     """
+    expired: list[None] = []
 
     async def check_and_send() -> Any:
         began = clock.seconds()
         if timeout is not None:
-            pending.addTimeout(max(0.0, timeout), clock, onTimeoutCancel=lambda *_: None)
+            pending.addTimeout(max(0.0, timeout), clock, onTimeoutCancel=lambda *_: expired.append(None))
         error = await pending
         if error is not None:
             raise error
-        return await send(None if timeout is None else timeout - (clock.seconds() - began))
+        if timeout is None:
+            return await send(None)
+        return await send(0.0 if expired else timeout - (clock.seconds() - began))
 
     return Deferred.fromCoroutine(check_and_send())

@@ -6,6 +6,7 @@ import socket
 import sqlite3
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterable
@@ -26,7 +27,12 @@ INSERT = """
 INSERT INTO services (uuid, host, binary, topic, disabled, disabled_reason, forced_down, report_count, created_at,
                       last_seen_up, version, deleted)
 VALUES (:uuid, :host, :binary, :topic, :disabled, :reason, :forced, 1, datetime('now'),
-        strftime('%Y-%m-%d %H:%M:%f', 'now', -:age || ' seconds') || '000', 1, 0)
+        strftime('%Y-%m-%d %H:%M:%f', 'now', -:age || ' seconds') || '000', 0, 0)
+"""
+BEAT = """
+UPDATE services SET last_seen_up = strftime('%Y-%m-%d %H:%M:%f', 'now') || '000', report_count = report_count + 1
+WHERE report_count > 0 AND last_seen_up > strftime('%Y-%m-%d %H:%M:%f', 'now', '-60 seconds')
+  AND host NOT IN ('alive', 'mortal')
 """
 LEASE = """
 INSERT INTO novasvc_leases (topic, task, holder, owner, fencing, created_at, acquired_at, expires_at)
@@ -55,7 +61,7 @@ class Greeter(Manager):
     def report(self, context):
         pass
 '''
-FAST = ("--report-interval", "1", "--service-down-time", "3", "--periodic-fuzzy-delay", "0")
+FAST = ("--report-interval", "1", "--service-down-time", "6", "--periodic-fuzzy-delay", "0")
 
 
 def tearDownModule() -> None:
@@ -90,10 +96,23 @@ class Folder:
     def seed(self, rows: Iterable[dict[str, Any]]) -> None:
         """Register services that do not run.
 
-        :param rows: of the table; "age" is the seconds since the last heartbeat, negative in the future.
+        :param rows: of the table; "age" is the seconds since the last heartbeat.
         """
-        usual = {"binary": "novasvc-agent", "topic": None, "disabled": 0, "reason": None, "forced": 0, "age": -3600}
+        usual = {"binary": "novasvc-agent", "topic": None, "disabled": 0, "reason": None, "forced": 0, "age": 0}
         self.execute(INSERT, [{"uuid": str(uuid.uuid4()), **usual, **row} for row in rows])
+
+    def keep_alive(self) -> None:
+        """Send heartbeats for the registered services that do not run, and were alive a minute ago."""
+        ended = threading.Event()
+
+        def beat() -> None:
+            while not ended.wait(1):
+                self.execute(BEAT, [{}])
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        self._owner.addCleanup(thread.join, 30)
+        self._owner.addCleanup(ended.set)
 
     def execute(self, statement: str, rows: list[dict[str, Any]]) -> None:
         """Change the database directly."""
@@ -132,6 +151,7 @@ class FleetTests(BrowserTestCase):
                 {"host": "<script>alert(1)</script>", "disabled": 1, "reason": "<b onclick=alert(2)>'\"&amp;"},
             ]
         )
+        cls.folder.keep_alive()
 
     def setUp(self) -> None:
         super().setUp()
@@ -514,7 +534,7 @@ class ManyTests(BrowserTestCase):
         """A fleet of 2,000 services is counted, paged, filtered and updated."""
         browser = self.browser
         folder = Folder(self)
-        server, address = folder.api(host="control")
+        server, address = folder.api("--service-down-time", "600", host="control")
         browser.address = address.rstrip("/")
         odd = {
             (0, 3): {"age": 5400},

@@ -8,7 +8,7 @@ from selenium.webdriver.common.keys import Keys
 
 from tests.e2e.browser import BrowserTestCase, quit_browser
 from tests.e2e.process import Process
-from tests.e2e.test_page import CONTRASTS, FAST, Folder, OfClass
+from tests.e2e.test_page import CONTRASTS, Folder, OfClass
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -31,6 +31,8 @@ class Shop(Manager):
             except Exception:
                 pass  # as its buyers do
 '''
+SLOW = ("--report-interval", "1", "--service-down-time", "3600", "--periodic-fuzzy-delay", "0")
+"""The services of this test that do not run are up for an hour."""
 SCREENS = ((1400, 900), (1024, 768), (390, 844))
 SCHEMES = ("light", "dark")
 BINARIES = ("nova-compute", "nova-conductor", "nova-scheduler", "cinder-volume", "neutron-agent", "image-cache")
@@ -61,7 +63,7 @@ class ScreenTests(BrowserTestCase):
         cls.folder = Folder(OfClass(cls))
         (cls.folder.path / "shop.py").write_text(SHOP)
         service = ("--binary", "novasvc-shop", "--topic", "shop", "--manager", "shop.Shop", "--workers", "2")
-        cls.server, address = cls.folder.api(*FAST, *service, host="till")
+        cls.server, address = cls.folder.api(*SLOW, *service, host="till")
         cls.browser.address = address.rstrip("/")
         cls.troubled = {f"{BINARIES[11 * number % 6]}@{host(11 * number)}" for number in range(24)}
         cls.folder.seed(

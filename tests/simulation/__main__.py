@@ -18,6 +18,8 @@ from twisted.logger import globalLogBeginner
 from novasvc.testing.simulation import Outcome, run_seed, shrink
 from tests.simulation.fleet import build
 
+_REPLAY = "python -m tests.simulation --replay"
+
 
 def run_all(seeds: Sequence[int], jobs: int) -> Iterator[Outcome]:
     """Run seeds in several processes; yield each outcome when it is there."""
@@ -75,7 +77,7 @@ def main(words: Sequence[str] | None = None) -> int:
         requests += outcome.requests
         if outcome.broken:
             failed.append(outcome)
-            print(f"seed {outcome.seed}: {outcome.broken[0]}\n  python -m tests.simulation --replay {outcome.seed}")
+            print(f"seed {outcome.seed}: {outcome.broken[0]}\n  {_REPLAY} {outcome.seed}", flush=True)
     seconds = time.monotonic() - began
     print(f"{len(seeds)} seeds, {requests} requests, {len(failed)} seeds failed, in {seconds:.1f} s")
     if arguments.json is not None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.testing.simulation import check_seeds, run_seed
@@ -20,6 +21,7 @@ def known_seeds() -> dict[int, str]:
     return {int(seed): found for seed, _, found in lines}
 
 
+@pytest.mark.timeout(300)
 class SeedsTests(SynchronousTestCase):
     """The fleet keeps its promises."""
 

@@ -80,6 +80,7 @@ class NodeProcess:
 
     def __init__(self, rig: "FleetRig", host: str, pid: int, *, legacy: bool = False, **start: Any) -> None:
         self.rig, self.host, self.pid, self.legacy = rig, host, pid, legacy
+        self.machine = start.pop("machine", f"machine of {host}")
         self.started_as = start
         self.told: list[str] = []
         self.trouble = ""
@@ -108,7 +109,7 @@ class NodeProcess:
                 topic=TOPIC,
                 version=0,
                 owner=f"{self.host}.{self._starts}",
-                machine=f"machine of {self.host.partition('.')[0]}",
+                machine=self.machine,
                 pid=self.pid,
                 **self.started_as,
             )
@@ -205,10 +206,7 @@ class StandInAPI:
 
     def _restart(self) -> None:
         for process in self._process.rig.processes:
-            if (process.host.partition(".")[0], process.pid) == (
-                self._process.host.partition(".")[0],
-                self._process.pid,
-            ):
+            if (process.machine, process.pid) == (self._process.machine, self._process.pid):
                 process.drain(again=True)
 
     def _take(self, command: str, act: Any) -> None:

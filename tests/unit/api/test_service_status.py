@@ -10,6 +10,7 @@ from novasvc.registry.incarnation import Incarnation
 from novasvc.registry.record import ServiceRecord
 from tests.support.page_rig import assess_alone
 
+LONG_AGO = datetime(2026, 1, 1)  # noqa: DTZ001
 ASSESS = assess_alone(60.0)
 NOW = datetime(2026, 11, 29, 12, 0, 0)  # noqa: DTZ001 - as in the database
 
@@ -20,14 +21,9 @@ def record(number: int = 1, state: str | None = None, *, age: float = 5.0, **fie
     if state is not None:
         usual: dict[str, Any] = {"reason": None, "calls": 0, "until": None, "zone": None, "tags": ()}
         fields["incarnation"] = Incarnation(
-            number=1,
-            state=state,
-            since=NOW - timedelta(seconds=100),
-            machine="m1",
-            pid=7,
-            started_at=NOW - timedelta(seconds=9999),
+            number=1, state=state, since=NOW - timedelta(seconds=100), machine="m1", pid=7, started_at=LONG_AGO,
             **{**usual, **incarnation},
-        )
+        )  # fmt: skip
     usual = {
         "uuid": f"{number:036}", "host": f"h{number}", "binary": "agent", "topic": "agent", "disabled": False,
         "disabled_reason": None, "forced_down": False, "report_count": 1, "created_at": NOW, "updated_at": None,

@@ -139,7 +139,7 @@ class OperateTests(FleetCase):
     def test_same_process(self) -> None:
         """Services of the same process that were not selected are named: it happens to them, too."""
         for host in ("h1.a", "h1.b"):
-            self.add(host, pid=7)
+            self.add(host, pid=7, machine="m1")
         self.operate(selection=Selection(host="*.a"), dry_run=True)
         self.assertEqual(self.lines()[-1], "  they share a process, so this happens to them, too: novasvc-agent@h1.b")
 

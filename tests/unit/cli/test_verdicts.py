@@ -17,6 +17,8 @@ class VerdictsCase(ServiceCase):
         self.registry.delete(self.lost.id)
         agents = [self.agent, *(self.registered(f"a{number}", "novasvc-agent", "agent") for number in range(9))]
         self.cut = agents[:5]
+        for record in self.cut:
+            self.registry.beat(record.id)
         for _ in range(13):
             for record in [self.compute, *agents[5:]]:
                 self.registry.beat(record.id)

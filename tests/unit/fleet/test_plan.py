@@ -1,5 +1,6 @@
 """Tests for novasvc.fleet.plan: waves, canary and failure budget, as values."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,10 +18,9 @@ from novasvc.fleet.plan import (
     Wait,
     make_nodes,
     next_action,
-    wave_sizes,
 )
 from novasvc.registry.operation import OperationNode
-from tests.support.fleet_rig import make_record
+from tests.support.fleet_rig import make_incarnation, make_record
 
 
 def nodes(states: str, limits: Limits) -> list[OperationNode]:
@@ -58,7 +58,7 @@ class BatchSizeTests(SynchronousTestCase):
 
 
 class WaveTests(SynchronousTestCase):
-    """Tests for wave_sizes and make_nodes."""
+    """Tests for make_nodes."""
 
     def test_sizes(self) -> None:
         """The canary is first, and the last wave has what is left."""
@@ -71,7 +71,18 @@ class WaveTests(SynchronousTestCase):
             (1, "10%", 1, [1]),
         ):
             limits = Limits(batch=BatchSize.parse(batch), canary=canary)
-            self.assertEqual(wave_sizes(total, limits), sizes)
+            made = make_nodes([make_record(number) for number in range(total)], limits)
+            self.assertEqual(list(Counter(node.wave for node in made).values()), sizes)
+
+    def test_processes(self) -> None:
+        """The services of one process are in one wave."""
+        processes = (1, 1, 2, 3, 3, 3, 4, None, None)
+        records = [
+            make_record(number, incarnation=None if pid is None else make_incarnation(pid=pid))
+            for number, pid in enumerate(processes)
+        ]
+        made = make_nodes(records, Limits(batch=BatchSize(2), canary=1))
+        self.assertEqual([node.wave for node in made], [0, 0, 1, 1, 1, 1, 2, 2, 3])
 
     def test_nodes(self) -> None:
         """Nodes keep their order, and know their waves."""

@@ -121,17 +121,27 @@ class RestartTests(FleetRig):
     def test_shared_process(self) -> None:
         """Two services of one process restart once."""
         for host in ("h1.a", "h1.b"):
-            self.add(host, pid=7)
+            self.add(host, pid=7, machine="m1")
         self.add("h2")
         ended = self.finish(self.begin("restart"))
         self.assertEqual((ended.state, self.states(ended)), ("done", "ddd"))
         self.assertEqual(sorted(map(len, self.told()[:2])), [0, 1])
         self.assertEqual([process.number for process in self.processes], [2, 2, 2])
 
+    def test_shared_process_in_two_waves(self) -> None:
+        """So they do if one is in a later wave."""
+        for host, pid in (("a", 7), ("b", 8), ("c", 7)):
+            self.add(host, pid=pid, machine="m1")
+        ended = self.finish(self.begin("restart", batch=BatchSize(1)))
+        self.assertEqual(
+            (ended.state, self.states(ended), self.told()), ("done", "ddd", [["restart"], ["restart"], []])
+        )
+        self.assertEqual([process.number for process in self.processes], [2, 2, 2])
+
     def test_shared_process_in_one_wave(self) -> None:
         """So they do if they begin together."""
         for host in ("h1.a", "h1.b"):
-            self.add(host, pid=7)
+            self.add(host, pid=7, machine="m1")
         ended = self.finish(self.begin("restart", canary=0))
         self.assertEqual((ended.state, [process.number for process in self.processes]), ("done", [2, 2]))
 
@@ -150,7 +160,7 @@ class OtherKindTests(FleetRig):
     def test_drain_shared(self) -> None:
         """A process is told once: a second SIGTERM would end it at once."""
         for host in ("h1.a", "h1.b"):
-            self.add(host, pid=7)
+            self.add(host, pid=7, machine="m1")
         running = Deferred.fromCoroutine(self.begin("drain", canary=0).run())
         self.clock.advance(1)
         self.processes[1].drain()

@@ -96,7 +96,7 @@ class HeartbeatTests(SynchronousTestCase):
         for start in (4085.784182050755, 0.1, 1 / 3, 1_800_000_000.7):
             self.clock = SteppedClock()
             self.clock.advance(start)
-            heartbeat = Heartbeat(self.registry, IDENTITY, record(), self.clock, 10, Owner())
+            heartbeat = Heartbeat(self.registry, IDENTITY, record(), self.clock, 10, self.owner)
             # As a call to a conductor, which is given up after two intervals.
             self.registry.answer = lambda clock=self.clock: deferLater(clock, 20.0, raise_unavailable)
             heartbeat.start()

@@ -143,6 +143,21 @@ class CallTests(FleetMixin, SynchronousTestCase):
         with self.assertRaises(RPCTimeoutError):
             self.fleet.run(client.call(RequestContext(), "echo", value=1))
 
+    def test_cancelled_while_judged(self) -> None:
+        """A call that is cancelled while its target is judged is not sent, and one whose time is up neither."""
+        self.fleet.disconnect("a")
+        self.fleet.advance(DOWN_TIME + 11)
+        self.patch(MemoryRegistry, "outages", lambda _registry, _rule: Deferred())
+        sent = len(self.fleet.messages("echo"))
+        client = self.fleet.client(topic="echo", server="a", timeout=5)
+        calling = client.call(RequestContext(), "echo", value=1)
+        calling.cancel()
+        with self.assertRaises(CancelledError):
+            self.fleet.run(calling)
+        with self.assertRaises(RPCTimeoutError):
+            self.fleet.run(client.prepare(timeout=0.1).call(RequestContext(), "echo", value=1))
+        self.assertEqual(len(self.fleet.messages("echo")), sent)
+
     def test_noticed(self) -> None:
         """While a host is called, it is noticed within two seconds that it is down."""
         for value in range(10):

@@ -84,6 +84,27 @@ class SilenceTests(RegistryCase):
         await until(lambda: len(self.silences()) == 1)
         self.assertGreater(registry._purge_at, services_module._PURGE_INTERVAL)
 
+    async def test_nulls(self) -> None:
+        """Rows with NULL wherever Nova allows it are judged, and do not keep others from it."""
+        registry = self.make()
+        for number in range(6):
+            record = await registry.begin(attrs.evolve(START, host=f"h{number}", owner=str(number)))
+            await registry.beat(record.id, 1)
+        self.execute("DELETE FROM novasvc_incarnations WHERE service_id < 3")
+        nulls = "host, binary, topic, disabled, disabled_reason, forced_down, version, uuid, created_at, updated_at"
+        self.execute(f"UPDATE services SET {', '.join(f'{name} = NULL' for name in nulls.split(', '))} WHERE id < 3")  # noqa: S608
+        self.execute("UPDATE services SET created_at = '2020-01-01 00:00:00.000000' WHERE id > 2")
+        self.seen("70 seconds")
+        self.execute(
+            "UPDATE novasvc_incarnations "
+            "SET since = '2020-01-01 00:00:00.000000', started_at = '2020-01-01 00:00:00.000000'"
+        )
+        self.execute("UPDATE services SET last_seen_up = NULL WHERE id = 1")
+        await registry.beat(record.id, 1)
+        fleet = await judge_all(registry, VerdictRule())
+        self.assertEqual([record.id for record, _ in fleet.services], [2, 3, 4, 5, 6])
+        self.assertEqual([verdict.status for _, verdict in fleet.services], ["suspect"] * 4 + ["alive"])
+
     async def test_database_of_nova(self) -> None:
         """In Nova's own database no silence is recorded, and verdicts follow from the rows."""
         self.path = self.path.with_name("nova")

@@ -3,17 +3,22 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
+from twisted.internet.defer import succeed
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.registry import election
+from novasvc.node.node import Node
+from novasvc.registry import election, memory
 from novasvc.registry.heartbeat import Heartbeat
+from novasvc.registry.memory import MemoryRegistry
 from novasvc.registry.memory_leases import MemoryLeases
+from novasvc.registry.outages import Outages
 from novasvc.rpc.replies import PendingCalls
 from novasvc.rpc.server import execution
 from novasvc.rpc.server.dispatcher import Dispatcher
-from novasvc.rpc.server.settlement import Settlement
+from novasvc.rpc.server.ledger import Ledger
 from novasvc.rpc.server.takeover import Takeover
-from novasvc.testing.simulation import KINDS, run_seed
+from novasvc.testing.simulation import run_seed
 from novasvc.transport.memory import transport
 from tests.simulation.fleet import build
 
@@ -33,11 +38,24 @@ def _acknowledge_first(dispatcher: Dispatcher, call: Any) -> None:
     _enqueue(dispatcher, call)
 
 
+def _drop(ledger: Ledger, call: Any, *, here: bool = False) -> None:
+    ledger._unsettled.pop(call.request.unique_id or call, None)
+    call.delivery.ack()
+
+
+@pytest.mark.timeout(300)
 class MutationTests(SynchronousTestCase):
     """A bug that is put into the framework is found by one of a few seeds."""
 
     def find(
-        self, promise: str, first: int, broken: object, name: str, mutant: object, kinds: Sequence[str] = tuple(KINDS)
+        self,
+        promise: str,
+        first: int,
+        broken: object,
+        name: str,
+        mutant: object,
+        kinds: Sequence[str],
+        **options: Any,
     ) -> None:
         """Break one thing, and run seeds until the promise is found broken.
 
@@ -46,7 +64,7 @@ class MutationTests(SynchronousTestCase):
         self.patch(broken, name, mutant)
         found: list[str] = []
         for seed in range(first, first + 40):
-            found = run_seed(build, seed, kinds=kinds, faults=6).broken
+            found = run_seed(build, seed, kinds=kinds, faults=6, **options).broken
             self.flushLoggedErrors()
             if any(text.startswith(f"{promise}:") for text in found):
                 return
@@ -62,9 +80,9 @@ class MutationTests(SynchronousTestCase):
         self.find("nothing_is_lost", 1, Dispatcher, "_enqueue", _acknowledge_first, ("kill",))
 
     def test_drops_while_draining(self) -> None:
-        """A server that drops what it has not begun when it drains."""
-        drop: Callable[..., None] = lambda settlement, delivery, deliveries, call=None: delivery.ack()  # noqa: E731
-        self.find("nothing_is_lost", 24, Settlement, "requeue_request", drop, ("restart",))
+        """A server that drops the idempotent requests that it cuts short when the time for its drain is over."""
+        options = {"graceful_shutdown_timeout": 1.0}
+        self.find("nothing_is_lost", 0, Ledger, "requeue", _drop, ("restart",), **options)
 
     def test_never_gives_up(self) -> None:
         """A client whose calls have no deadline."""
@@ -81,6 +99,25 @@ class MutationTests(SynchronousTestCase):
     def test_unreachable(self) -> None:
         """A node that does not find out that its queue is gone."""
         self.find("nodes_run", 2, transport._Listener, "_repair", lambda listener: (), ("lost queue",))
+
+    def test_is_not_fenced(self) -> None:
+        """A node that goes on when it is forced down."""
+
+        async def stay(node: Node, reason: str) -> None:
+            pass
+
+        self.find("fenced_nodes_run_nothing", 0, Node, "_leave_service", stay, ("forced down", "twin"))
+
+    def test_does_not_notice_its_successor(self) -> None:
+        """A registry that takes the heartbeats of a start whose place another one has taken."""
+        kinds = ("twin", "database partition", "pause")
+        self.find("superseded_nodes_are_fenced", 30, memory, "check_beat", lambda record, number: None, kinds)
+
+    def test_blames_nodes(self) -> None:
+        """A registry that takes a stall of the database for the silence of each node."""
+        outages: Callable[..., Any] = lambda registry, rule: succeed(Outages())  # noqa: E731
+        kinds = ("database stall", "database refusal")
+        self.find("no_false_down", 2, MemoryRegistry, "outages", outages, kinds)
 
     def test_leaves_timers(self) -> None:
         """A node whose heartbeats go on when it has stopped."""
