@@ -32,6 +32,8 @@ class RefreshedValue(Generic[_Value]):
     :param refresh: seconds after which a caller begins a new read.
     :param keep: seconds for which a value is used if it cannot be read again. Infinity uses the last one for ever.
     :param patience: seconds that a caller waits for a value.
+    :ivar value: the value as it was last read; None before that.
+    :ivar fresh_until: seconds on the clock until which :meth:`get` returns it and does nothing else.
     """
 
     _read: Callable[[], Deferred[_Value]]
@@ -39,7 +41,8 @@ class RefreshedValue(Generic[_Value]):
     _refresh: float
     _keep: float
     _patience: float
-    _value: _Value | None = attrs.field(default=None, init=False)
+    value: _Value | None = attrs.field(default=None, init=False)
+    fresh_until: float = attrs.field(default=-inf, init=False)
     _read_at: float = attrs.field(default=-inf, init=False)
     _not_before: float = attrs.field(default=-inf, init=False)
     _failures: int = attrs.field(default=0, init=False)
@@ -50,7 +53,7 @@ class RefreshedValue(Generic[_Value]):
     @property
     def known(self) -> _Value | None:
         """The value as it was last read; None if that is too long ago. Begins no read."""
-        return self._value if self._clock.seconds() - self._read_at < self._keep else None
+        return self.value if self._clock.seconds() - self._read_at < self._keep else None
 
     def get(self) -> _Value | Deferred[_Value | None] | None:
         """Return the value; None if it is not known; or a Deferred of one of them, if it is being read.
@@ -58,12 +61,12 @@ class RefreshedValue(Generic[_Value]):
         The Deferred fires within ``patience``, and does not fail. Cancelling it ends the waiting only.
         """
         now = self._clock.seconds()
-        if now - self._read_at < self._refresh and not self._doubted:
-            return self._value
+        if now < self.fresh_until:
+            return self.value
         if not self._reading and now >= self._not_before:
             self._begin(now)
         if not self._doubted and now - self._read_at < min(self._keep, 2 * self._refresh):
-            return self._value
+            return self.value
         return self.next()
 
     def next(self) -> _Value | Deferred[_Value | None] | None:
@@ -74,7 +77,7 @@ class RefreshedValue(Generic[_Value]):
 
     def doubt(self) -> None:
         """Have the next caller wait for a new read, because the value seems to be wrong."""
-        self._doubted = True
+        self._doubted, self.fresh_until = True, -inf
 
     def _begin(self, now: float) -> None:
         self._reading, self._not_before = True, now + _SPACING
@@ -84,7 +87,8 @@ class RefreshedValue(Generic[_Value]):
         reading.addCallbacks(self._finish, self._fail)
 
     def _finish(self, value: _Value) -> None:
-        self._value, self._read_at = value, self._clock.seconds()
+        self.value, self._read_at = value, self._clock.seconds()
+        self.fresh_until = self._read_at + self._refresh
         self._failures, self._doubted = 0, False
         self._end()
 

@@ -77,6 +77,13 @@ class TargetLiveness:
     def __call__(self, target: Target) -> Checked:
         """Check a target with a server; see :data:`novasvc.rpc.checks.Check`."""
         topic = self._topics.get(target.topic) or self._add(target.topic)
+        down = topic.value
+        # Most calls end here; see docs/decisions.md for what that costs.
+        if down is not None and self._clock.seconds() < topic.fresh_until and target.server not in down.rows:
+            return None
+        return self._check(topic, target)
+
+    def _check(self, topic: RefreshedValue[_Down], target: Target) -> Checked:
         down = topic.get()
         if not isinstance(down, Deferred):
             if down is None or target.server not in down.rows:

@@ -13,6 +13,7 @@ import time
 from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
@@ -26,9 +27,10 @@ from twisted.internet.task import LoopingCall, deferLater
 from twisted.python.failure import Failure
 
 from novasvc.config.transport_url import BrokerAddress
+from novasvc.registry.incarnation import ServiceStart
 from novasvc.registry.remote import RemoteRegistry
 from novasvc.registry.sql import migrate
-from novasvc.registry.sql.schema import services
+from novasvc.registry.sql.schema import incarnations, services
 from novasvc.rpc import Client
 from novasvc.rpc.errors import RPCError
 from novasvc.testing.servers import database as new_database
@@ -103,6 +105,14 @@ def _fill(url: str, number: int) -> list[int]:
         ]
         connection.execute(insert(services), rows)
         ids = list(connection.execute(sqlalchemy.select(services.c.id)).scalars())
+        since = datetime(2026, 1, 1, tzinfo=UTC).replace(tzinfo=None)
+        start = {"binary": row["binary"], "number": 1, "owner": "", "state": "ready", "since": since, "calls": 0}
+        start |= {"machine": "", "pid": 0, "started_at": since, "tags": "[]"}
+        starts = [
+            {**start, "service_id": service_id, "host": host}
+            for service_id, host in connection.execute(sqlalchemy.select(services.c.id, services.c.host))
+        ]
+        connection.execute(insert(incarnations), starts)
     engine.dispose()
     return ids
 
@@ -185,14 +195,17 @@ def _used(processes: Sequence[psutil.Process]) -> float:
     return sum(times.user + times.system for times in (each.cpu_times() for each in found))
 
 
-async def _registrations(registry: RemoteRegistry, number: int = 2_000, at_once: int = 64) -> float:
-    """Register new services, so many at a time; return how many a second."""
+async def _registrations(registry: RemoteRegistry, number: int = 4_000, at_once: int = 256) -> float:
+    """Begin the first starts of new services, so many at a time; return how many a second."""
     began = time.monotonic()
     waiting = iter(range(number))
 
     async def some() -> None:
         for count in waiting:
-            await registry.register(f"new{count}", "novasvc-new", "new", 0)
+            start = ServiceStart(
+                host=f"new{count}", binary="novasvc-new", topic="new", version=0, owner=str(count), machine="m"
+            )
+            await registry.begin(start)
 
     await DeferredList([Deferred.fromCoroutine(some()) for _ in range(at_once)], fireOnOneErrback=True)
     return number / (time.monotonic() - began)
@@ -246,7 +259,7 @@ class Beats:
             self._next += 1
             self._waiting += 1
             # From the moment it was due: a sender that falls behind must not make the figures look better.
-            self._registry.beat(service_id).addCallbacks(self._answered, self._refused, callbackArgs=(due,)).addBoth(
+            self._registry.beat(service_id, 1).addCallbacks(self._answered, self._refused, callbackArgs=(due,)).addBoth(
                 self._done
             )
 

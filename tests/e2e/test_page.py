@@ -380,17 +380,6 @@ class FleetTests(BrowserTestCase):
         self.assertLessEqual(browser.script("return document.documentElement.scrollWidth"), 360)
         browser.screenshot("narrow-node")
 
-    def test_dark_and_still(self) -> None:
-        """The page follows prefers-color-scheme, with the same contrast, and prefers-reduced-motion."""
-        browser = self.browser
-        for scheme in ("light", "dark"):
-            browser.media(prefers_color_scheme=scheme, prefers_reduced_motion="reduce")
-            browser.open("/")
-            browser.says("#live", "live")
-            self.assertEqual(browser.script(CONTRASTS), [], scheme)
-            ground = browser.script("return getComputedStyle(document.body).backgroundColor")
-            self.assertEqual(sum(map(int, re.findall(r"\d+", ground)[:3])) < 200, scheme == "dark")
-
     def test_keyboard(self) -> None:
         """The page can be used with the keyboard only."""
         browser = self.browser

@@ -106,6 +106,8 @@ class ScreenTests(BrowserTestCase):
                 where = f"{width} {scheme}"
                 self.show("/", width, height, scheme)
                 self.check(where, width - 15)  # without the scroll bar
+                ground = browser.script("return getComputedStyle(document.body).backgroundColor")
+                self.assertEqual(sum(map(int, re.findall(r"\d+", ground)[:3])) < 200, scheme == "dark")
                 browser.screenshot(f"fleet-{width}-{scheme}")
                 said = self.on_screen("#problems .what", height)
                 expected = [

@@ -45,7 +45,7 @@ class MigrationCase(AMQPCase):
         request = Request(
             kind=kind,
             exchange="nova",
-            **{"hosts": {TOPIC: ["h1"]}, "timeout": PATIENCE, "pause": 0.05, "census": 0.2, **given},
+            **{"hosts": {TOPIC: ["h1"]}, "timeout": PATIENCE, "pause": 0.05, "census": 0.3, **given},
         )
         options = BrokerOptions(quorum_queue=kind == "quorum", operation_timeout=10.0, **(quorum or {}))
         return Migration(BrokerAddress.parse(url or self.url), options, request, reactor, self.note)

@@ -1,13 +1,16 @@
 """The timeout of publisher confirms."""
 
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import attrs
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from novasvc.transport.amqp.channel import AMQPClosedError
-from novasvc.transport.amqp.confirm_channel import ConfirmChannel
 from novasvc.transport.amqp.connection import Connection
+
+if TYPE_CHECKING:
+    from novasvc.transport.amqp.publisher import ConfirmChannel
 
 _SHORTEST_CHECK = 1.0
 """Shortest interval, in seconds, between two checks for overdue confirms."""
@@ -28,7 +31,7 @@ class ConfirmTimeout:
     _clock: IReactorTime
     _timeout: float
     _connection: Connection
-    _channels: Callable[[], Iterable[ConfirmChannel]]
+    _channels: "Callable[[], Iterable[ConfirmChannel]]"
     timer: IDelayedCall | None = attrs.field(default=None, init=False)
 
     def start(self) -> None:

@@ -11,12 +11,12 @@ from zope.interface import implementer
 from novasvc.interfaces import IDelivery, ISession
 from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import AMQPClosedError, Channel, ChannelReceiver
-from novasvc.transport.amqp.confirm_channel import Message
 from novasvc.transport.amqp.consumer_set import ConsumerSet, Origin
 from novasvc.transport.amqp.content import DEATHS, DELIVERIES, EXPIRES_IN, Properties, read_content
 from novasvc.transport.amqp.frames import MULTIPLE, SINGLE, Deliver, ack_packer, pack_reject
 from novasvc.transport.amqp.moves import MessageMover, Original
 from novasvc.transport.amqp.protocol import BODY_LIMIT
+from novasvc.transport.amqp.publisher import Message
 from novasvc.transport.amqp.reply_codes import NOT_FOUND
 
 if TYPE_CHECKING:

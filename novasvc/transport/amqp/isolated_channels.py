@@ -2,12 +2,15 @@
 
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
+from typing import TYPE_CHECKING
 
 import attrs
 from twisted.internet.defer import DeferredLock
 
 from novasvc.transport.amqp.channel import AMQPClosedError
-from novasvc.transport.amqp.confirm_channel import ConfirmChannel
+
+if TYPE_CHECKING:
+    from novasvc.transport.amqp.publisher import ConfirmChannel
 
 FANOUTS, PROBES = "fanouts", "probes"
 """Purposes with a channel of their own."""
@@ -24,14 +27,14 @@ class IsolatedChannels:
     :param open_channel: takes what to call when the channel has closed; raises AMQPClosedError or BrokerError.
     """
 
-    _open_channel: Callable[[Callable[[AMQPClosedError], None]], Awaitable[ConfirmChannel]]
-    _channels: dict[str, ConfirmChannel] = attrs.field(factory=dict, init=False)
+    _open_channel: Callable[[Callable[[AMQPClosedError], None]], Awaitable["ConfirmChannel"]]
+    _channels: dict[str, "ConfirmChannel"] = attrs.field(factory=dict, init=False)
     _opening: DeferredLock = attrs.field(factory=DeferredLock, init=False)
 
-    def __iter__(self) -> Iterator[ConfirmChannel]:
+    def __iter__(self) -> "Iterator[ConfirmChannel]":
         return iter(self._channels.values())
 
-    async def get(self, purpose: str) -> ConfirmChannel:
+    async def get(self, purpose: str) -> "ConfirmChannel":
         """Return the open channel for a purpose.
 
         :raises AMQPClosedError: the connection was lost meanwhile.

@@ -14,7 +14,6 @@ from novasvc.reactor.abandon import completion
 from novasvc.rpc.target import Target
 from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import AMQPClosedError, Channel
-from novasvc.transport.amqp.confirm_channel import Message
 from novasvc.transport.amqp.connection import Connection
 from novasvc.transport.amqp.consumer_channel import ConsumerChannel
 from novasvc.transport.amqp.existing import declare_or_accept
@@ -24,7 +23,7 @@ from novasvc.transport.amqp.loopback import Loopback
 from novasvc.transport.amqp.moves import MoveTracker
 from novasvc.transport.amqp.private_names import random_name
 from novasvc.transport.amqp.protocol import AMQPProtocol
-from novasvc.transport.amqp.publisher import Publisher
+from novasvc.transport.amqp.publisher import Message, Publisher
 from novasvc.transport.amqp.reply_codes import NOT_FOUND
 from novasvc.transport.amqp.subscriptions import Subscriptions
 from novasvc.transport.amqp.topic_prefetch import TopicPrefetch

@@ -13,9 +13,9 @@ from twisted.python.failure import Failure
 from novasvc.interfaces import Reachability, WriteProbe
 from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import AMQPClosedError, Channel
-from novasvc.transport.amqp.confirm_channel import Message
 from novasvc.transport.amqp.content import PROBE
 from novasvc.transport.amqp.options import BrokerOptions
+from novasvc.transport.amqp.publisher import Message
 from novasvc.transport.amqp.topology import Binding
 from novasvc.transport.amqp.verification import NoConsumerError, Plan, ProbeRun, ProbeTimeoutError
 from novasvc.transport.errors import BrokerBlockedError

@@ -14,11 +14,11 @@ from twisted.python.failure import Failure
 from novasvc.reactor.abandon import completion
 from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import AMQPClosedError
-from novasvc.transport.amqp.confirm_channel import Message
 from novasvc.transport.errors import BrokerBlockedError, BrokerError, BrokerUnavailableError
 
 if TYPE_CHECKING:
     from novasvc.transport.amqp.consumer_channel import ConsumerChannel, Delivery
+    from novasvc.transport.amqp.publisher import Message
 
 _log = Logger()
 
@@ -94,7 +94,7 @@ class MessageMover:
     _delayed_requeues: list[IDelayedCall] = attrs.field(factory=list, init=False)
     _logged: dict[str, str] = attrs.field(factory=dict, init=False)  # last logged reason, by target
 
-    def move(self, tag: int, message: Message, prepare: Callable[[], Deferred[Any]] | None = None) -> None:
+    def move(self, tag: int, message: "Message", prepare: Callable[[], Deferred[Any]] | None = None) -> None:
         """Publish a message elsewhere, and acknowledge the delivery after its confirm.
 
         If that fails, the delivery is requeued after a pause.
@@ -106,7 +106,7 @@ class MessageMover:
             publishing = prepared.addCallback(lambda _: self._consuming.listener.publish(message))
             self._track(tag, publishing, partial(self._not_moved, tag, message.routing_key))
 
-    def hold(self, tag: int, queue: str, message: Message) -> None:
+    def hold(self, tag: int, queue: str, message: "Message") -> None:
         """Publish a copy to the holding queue and acknowledge the delivery; if that fails, keep it unsettled.
 
         :param queue: the queue that it came from.
@@ -114,7 +114,7 @@ class MessageMover:
         if self._consuming.begin_move(tag):
             self._track(tag, self._publish_to_holding_queue(queue, message), partial(self._not_held, tag, queue))
 
-    def requeue_here(self, tag: int, queue: str, message: Message, fallback: Message) -> None:
+    def requeue_here(self, tag: int, queue: str, message: "Message", fallback: "Message") -> None:
         """Publish a copy to the holding queue, so that a death is counted, and acknowledge the delivery.
 
         :param queue: the queue that it came from.
@@ -137,7 +137,7 @@ class MessageMover:
         publishing = self._publish_to_holding_queue(queue, message).addErrback(publish_fallback)
         self._track(tag, publishing, lambda failure: self._not_moved(tag, targets[-1], failure))
 
-    def quarantine(self, tag: int, message: Message) -> None:
+    def quarantine(self, tag: int, message: "Message") -> None:
         """Move a delivery to the quarantine queue of the listener's topic."""
         self.move(tag, message, prepare=lambda: Deferred.fromCoroutine(self._declare_quarantine()))
 
@@ -147,7 +147,7 @@ class MessageMover:
         await topology.declare_quarantine(channel, self._consuming.listener.topic)
         channel.close(AMQPClosedError("done", clean=True))
 
-    def _publish_to_holding_queue(self, queue: str, message: Message) -> Deferred[None]:
+    def _publish_to_holding_queue(self, queue: str, message: "Message") -> Deferred[None]:
         holding = self._consuming.listener.holding_queue(queue)
 
         def publish(_: None) -> Deferred[None]:

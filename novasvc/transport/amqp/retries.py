@@ -11,8 +11,7 @@ from twisted.python.failure import Failure
 
 from novasvc.reactor.backoff import jittered_backoff
 from novasvc.rpc.errors import TransportClosedError, UnconfirmedError, UndeliverableError
-from novasvc.transport.amqp.confirm_channel import Message
-from novasvc.transport.amqp.publisher import Publisher
+from novasvc.transport.amqp.publisher import Message, Publisher
 
 _log = Logger()
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from math import inf
+from typing import TYPE_CHECKING
 
 import attrs
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from novasvc.transport.amqp.confirm_channel import Message
+if TYPE_CHECKING:
+    from novasvc.transport.amqp.publisher import Message
 
 MAX_MESSAGES = 10_000
 MAX_BYTES = 64 * 2**20
@@ -24,7 +26,7 @@ class BufferedMessage:
     """
 
     send: Callable[[], None]
-    message: Message
+    message: "Message"
     timer: IDelayedCall = attrs.field(init=False)
 
 
@@ -40,19 +42,19 @@ class SendBuffer:
 
     _clock: IReactorTime
     _max_wait: float
-    _expired: Callable[[Message], None]
+    _expired: Callable[["Message"], None]
     buffered: dict[BufferedMessage, None] = attrs.field(factory=dict, init=False)
-    _delayed: dict[Message, IDelayedCall] = attrs.field(factory=dict, init=False)
+    _delayed: dict["Message", IDelayedCall] = attrs.field(factory=dict, init=False)
     _bytes: int = attrs.field(default=0, init=False)
 
     def __len__(self) -> int:
         return len(self.buffered) + len(self._delayed)
 
-    def has_room(self, message: Message) -> bool:
+    def has_room(self, message: "Message") -> bool:
         """Return whether one more message stays within the bounds."""
         return len(self) < MAX_MESSAGES and self._bytes + len(message.body) <= MAX_BYTES
 
-    def add(self, message: Message, send: Callable[[], None]) -> None:
+    def add(self, message: "Message", send: Callable[[], None]) -> None:
         """Append a message.
 
         :param send: called by :meth:`send_buffered`.
@@ -76,12 +78,12 @@ class SendBuffer:
         if buffered.timer.active():
             buffered.timer.cancel()
 
-    def delay(self, message: Message, pause: float, send: Callable[[], None]) -> None:
+    def delay(self, message: "Message", pause: float, send: Callable[[], None]) -> None:
         """Keep a message for a pause in seconds, and send it then. It counts toward the bounds."""
         self._bytes += len(message.body)
         self._delayed[message] = self._clock.callLater(pause, self._pause_over, message, send)
 
-    def _pause_over(self, message: Message, send: Callable[[], None]) -> None:
+    def _pause_over(self, message: "Message", send: Callable[[], None]) -> None:
         del self._delayed[message]
         self._bytes -= len(message.body)
         send()
@@ -102,7 +104,7 @@ class SendBuffer:
             if not buffered.message.done.called:
                 buffered.send()
 
-    def clear(self) -> list[Message]:
+    def clear(self) -> list["Message"]:
         """Remove all messages and return them; the caller fails them."""
         waiting = [buffered.message for buffered in self.buffered] + list(self._delayed)
         for buffered in list(self.buffered):

@@ -19,7 +19,6 @@ from novasvc.rpc.errors import TransportClosedError, UndeliverableError
 from novasvc.rpc.target import Target
 from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import AMQPClosedError, Channel, ChannelReceiver
-from novasvc.transport.amqp.confirm_channel import Message
 from novasvc.transport.amqp.connection import Connection, ConnectionHandler
 from novasvc.transport.amqp.content import PLAIN, read_content
 from novasvc.transport.amqp.endpoints import check_tls_files
@@ -28,7 +27,7 @@ from novasvc.transport.amqp.listener import Listener, Receiver
 from novasvc.transport.amqp.options import BrokerOptions
 from novasvc.transport.amqp.private_names import random_name
 from novasvc.transport.amqp.protocol import BODY_LIMIT, AMQPProtocol
-from novasvc.transport.amqp.publisher import Publisher
+from novasvc.transport.amqp.publisher import Message, Publisher
 from novasvc.transport.amqp.reconnect import quick_backoff
 from novasvc.transport.amqp.reply_codes import NOT_FOUND
 from novasvc.transport.amqp.retries import ReplyRetries

@@ -21,6 +21,8 @@ LOOK = 0.25
 """Seconds between two looks at the queues."""
 BATCH = 100
 """Queues that are replaced at the same time."""
+_CENSUSES = 4
+"""How often the processes of a topic are asked at most, until all consumers of its queue have answered."""
 _EVENTS = "_events"
 _LONGEST = 255
 """Octets of a name (AMQP 0-9-1, shortstr)."""
@@ -51,7 +53,11 @@ class TopicMigration:
             await self._orders.open()
         except AMQPClosedError as reason:
             raise self._session.error(reason) from reason
-        await self._orders.ask(self._request.census)
+        for _ in range(_CENSUSES):
+            await self._orders.ask(self._request.census)
+            # Ask again if a process was slow: hosts that are not in the registry are known by their answers only.
+            if await self._others(self._topic) <= 0:
+                break
         names = self._names()
         for start in range(0, len(names), BATCH):
             await self._replace_some(names[start : start + BATCH])
@@ -106,7 +112,7 @@ class TopicMigration:
         for queue in names:
             if queue in old:
                 messages, consumers = await self._session.count(queue)
-                others = consumers - sum(answer["consumes"] for answer in self._orders.answers(queue))
+                others = await self._others(queue)
                 taking_part = f", {others} of which do not take part" if others > 0 else ""
                 self._say(
                     f"would be replaced by a {kind} queue: {messages} messages, {consumers} consumers{taking_part}",
@@ -130,20 +136,24 @@ class TopicMigration:
         """
         for queue in queues:
             for last in (False, False, True):
-                _, consumers = await self._session.count(queue)
-                answers = self._orders.answers(queue)
-                if any(answer["auto_delete"] for answer in answers):
+                if any(answer["auto_delete"] for answer in self._orders.answers(queue)):
                     remedy = "restart the services with other settings instead"
                     raise NothingToMigrateError(
                         f"queue {queue}", "it is auto-delete: it ends with its consumers", remedy
                     )
-                others = consumers - sum(answer["consumes"] for answer in answers)
+                others = await self._others(queue)
                 if others <= 0 or self._request.cut_off_others:
                     break
                 if last:
                     durable = await self._is_durable()
                     raise UnknownConsumersError(queue, others, durable)
                 await self._orders.ask(self._request.census)  # some may have been slow, or about to start
+
+    async def _others(self, queue: str) -> int:
+        """Return how many consumers of a queue have not answered."""
+        _, consumers = await self._session.count(queue)
+        taking_part: int = sum(answer["consumes"] for answer in self._orders.answers(queue))
+        return consumers - taking_part
 
     async def _is_durable(self) -> bool:
         """Return whether the control exchange is durable."""

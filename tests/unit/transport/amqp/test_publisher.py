@@ -19,9 +19,8 @@ from novasvc.errors import (
 )
 from novasvc.transport.amqp import BrokerAddress, BrokerOptions, send_buffer
 from novasvc.transport.amqp.codec import decode_properties
-from novasvc.transport.amqp.confirm_channel import Message
 from novasvc.transport.amqp.connection import Connection
-from novasvc.transport.amqp.publisher import FLOW_CHECK_AGE, FLOW_CHECK_KEY, Publisher
+from novasvc.transport.amqp.publisher import FLOW_CHECK_AGE, FLOW_CHECK_KEY, Message, Publisher
 from tests.support.amqp_rig import AMQPCase, Link, Said
 
 
