@@ -46,6 +46,7 @@ class VerdictContract:
         self.assertEqual((stall.binary, stall.ended), ("novasvc-agent", None))
         await gatherResults([self.registry.beat(record.id, 1) for record in records[:4]])
         await self.registry.beat(records[4].id)
+        await self.pass_time(0.1)  # outages are kept for a moment
         (stall,) = (await self.registry.outages(RULE)).stalls
         self.assertGreater(stall.ended, stall.began)
         fleet = await judge_all(self.registry, RULE)

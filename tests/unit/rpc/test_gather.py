@@ -21,6 +21,7 @@ from novasvc.errors import (
 from novasvc.rpc.gathers import MAX_GATHERS
 from novasvc.rpc.message import ReplyTo, encode_failure, encode_request, encode_result, read_request, unwrap
 from novasvc.rpc.server.call import Call
+from novasvc.rpc.server.execution import REQUEUE_DELAY
 from novasvc.rpc.server.gather_claims import GatherClaims
 from novasvc.rpc.target import Target
 from novasvc.telemetry import metrics
@@ -257,7 +258,7 @@ class ClaimTests(RPCCase):
         self.transport.on_reply = lambda: fail(BrokerUnavailableError("b", "away"))
         self.diary.hanging[0].callback("lost")
         self.transport.on_reply = None
-        self.clock.pump([0] * 3)
+        self.clock.pump([REQUEUE_DELAY, *[0] * 3])
         self.assertEqual(len(self.diary.calls), 2)
         self.diary.hanging[1].callback("well")
         self.clock.pump([0] * 3)

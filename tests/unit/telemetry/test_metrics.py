@@ -42,8 +42,8 @@ class NamesTests(SynchronousTestCase):
         """No label is of a kind that has no bound: no path, no request id, no address."""
         labels = {label for family in metrics.families() for label in family.labels}
         known = (
-            "binary connection error fate host manager method namespace outcome python route server state status task "
-            "topic version worker"
+            "binary connection error fate host manager method namespace observer outcome python route server state "
+            "status task topic verdict version worker"
         )
         self.assertEqual(sorted(labels), known.split())
 
