@@ -37,7 +37,7 @@ from novasvc.registry.sql.engine import Engine
 from novasvc.registry.sql.observations import write as write_observations
 from novasvc.registry.sql.operations import SQLOperations
 from novasvc.registry.sql.schema import HEAD
-from novasvc.registry.sql.start_batches import StartBatches
+from novasvc.registry.sql.start_batches import LONG_WAIT, StartBatches
 from novasvc.registry.sql.starts import Outcomes, begin_all
 
 _log = Logger()
@@ -270,9 +270,12 @@ class ServiceRegistry:
         conflict: DatabaseError | None = None
         for _ in range(_BEGIN_ATTEMPTS):
             # See Note [Two starts want one number].
+            began = self._engine.clock.seconds()
             try:
                 (outcome,) = await self._begin_all([start])
             except (DatabaseConflictError, DatabaseLockedError) as error:
+                if isinstance(error, DatabaseLockedError) and self._engine.clock.seconds() - began >= LONG_WAIT:
+                    raise
                 conflict = error
             else:
                 if isinstance(outcome, ServiceRecord):

@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 from novasvc.registry.errors import DatabaseConflictError, DatabaseLockedError, DatabaseUnavailableError
 from novasvc.registry.incarnation import ServiceStart
 from novasvc.registry.record import ServiceRecord
-from novasvc.registry.sql.engine import TIMEOUT
+from novasvc.registry.sql.engine import TIMEOUT, WAIT_TIMEOUT
 from novasvc.registry.sql.starts import Outcome
 
 LARGEST_BATCH = 200
@@ -19,6 +19,12 @@ LARGEST_BATCH = 200
 
 QUEUE_LIMIT = 10_000
 """Starts that may wait. A longer queue would only hide that the database is too slow."""
+
+LONG_WAIT = WAIT_TIMEOUT / 2
+"""Seconds after which a transaction that ends with a lock error has waited for a lock that another process keeps.
+
+Deadlocks end sooner, and another attempt helps; here it would only wait again.
+"""
 
 
 @attrs.frozen(eq=False)
@@ -34,7 +40,8 @@ class StartBatches:
     """Begin incarnations: each caller is answered when its own is committed.
 
     While one batch is written, the starts that come wait for the next. A start in conflict with another process, and
-    each start of a batch that fails as a whole because of a conflict, is tried alone.
+    each start of a batch that fails as a whole because of a conflict, is tried alone. If another process keeps a lock,
+    all fail.
 
     :param clock: provides the turns of the reactor.
     :param write: begins starts in one transaction; returns a Deferred of their outcomes.
@@ -78,15 +85,16 @@ class StartBatches:
         if not batch:  # all were taken back
             self._writing = False
             return
-        self._write([waiter.start for waiter in batch]).addBoth(self._written, batch)
+        self._write([waiter.start for waiter in batch]).addBoth(self._written, batch, self._clock.seconds())
 
-    def _written(self, outcomes: list[Outcome] | Failure, batch: Sequence[_Waiting]) -> None:
+    def _written(self, outcomes: list[Outcome] | Failure, batch: Sequence[_Waiting], began: float) -> None:
         if self._waiting:
             self._clock.callLater(0, self._begin_batch)
         else:
             self._writing = False
         if isinstance(outcomes, Failure):
-            in_conflict = outcomes.check(DatabaseConflictError, DatabaseLockedError)
+            kept = outcomes.check(DatabaseLockedError) and self._clock.seconds() - began >= LONG_WAIT
+            in_conflict = not kept and outcomes.check(DatabaseConflictError, DatabaseLockedError)
             outcomes = [None if in_conflict else outcomes.value] * len(batch)  # type: ignore[list-item]
         for waiter, outcome in zip(batch, outcomes, strict=True):
             if waiter.answer.called:

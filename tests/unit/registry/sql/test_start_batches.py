@@ -10,6 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.errors import (
     DatabaseConflictError,
+    DatabaseLockedError,
     DatabaseReadOnlyError,
     DatabaseUnavailableError,
     ServiceNotFoundError,
@@ -88,6 +89,21 @@ class StartBatchesTests(SynchronousTestCase):
         for each in starts:
             self.failureResultOf(each, DatabaseReadOnlyError)
         self.assertEqual(self.alone, [])
+
+    def test_locked(self) -> None:
+        """Each start of a batch that ends in a deadlock is tried alone; if a lock is kept, all fail and name it."""
+        for seconds, alone in ((0, ["h1", "h2"]), (start_batches.LONG_WAIT, [])):
+            self.alone.clear()
+            starts = [self.begin("h1"), self.begin("h2")]
+            self.clock.advance(0)
+            self.clock.advance(seconds)
+            self.transactions.pop(0).errback(Failure(DatabaseLockedError(URL, "database is locked")))
+            self.assertEqual(self.alone, alone)
+            for each in starts:
+                if alone:
+                    self.successResultOf(each)
+                else:
+                    self.assertIn("holds the lock", str(self.failureResultOf(each, DatabaseLockedError).value))
 
     def test_taken_back(self) -> None:
         """A start that is cancelled before its batch begins is not written; a late answer to it is dropped."""
