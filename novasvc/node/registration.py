@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Awaitable, Callable
+from contextvars import copy_context
 from functools import partial
 from typing import Any, cast
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred, DeferredLock, succeed
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
-from twisted.internet.interfaces import IReactorUNIX
+from twisted.internet.interfaces import IDelayedCall, IReactorUNIX
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
@@ -32,6 +33,9 @@ ENTER_TIMEOUT = 2.0
 
 DRAIN_INTERVAL = 10.0
 """Seconds between two reports of the calls in flight of a node that drains."""
+
+RETRY_INTERVAL = 10.0
+"""Seconds after which a node that could not tell that it is ready tells it again."""
 
 _LOOK = 2.0
 """Seconds between two attempts to begin while another start may be alive."""
@@ -66,6 +70,8 @@ class Registration:
     _lock: FileLock | None = attrs.field(default=None, init=False)
     _turns: DeferredLock = attrs.field(factory=DeferredLock, init=False)
     _draining: LoopingCall | None = attrs.field(default=None, init=False)
+    _entered: int = attrs.field(default=0, init=False)
+    _retrying: IDelayedCall | None = attrs.field(default=None, init=False)
     _refused: set[str] = attrs.field(factory=set, init=False)
     _warned: bool = attrs.field(default=False, init=False)
 
@@ -170,6 +176,7 @@ class Registration:
     def release(self) -> None:
         """Release the lock: another start on this machine may have it."""
         self._end_drain()
+        self._end_retry()
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -209,12 +216,15 @@ class Registration:
     def enter(self, registry: IServiceRegistry | None, state: ServiceState, **given: Any) -> Deferred[None]:
         """Tell the registry a state, after those that are being told; see IServiceRegistry.enter.
 
-        A worker tells no end while other workers of this start go on.
+        A worker tells no end while other workers of this start go on. That a node is ready is told again until it was
+        written, because the node would seem to start for ever.
 
         :param registry: None if it was not reached.
         :param given: ``until``, ``reason`` and ``calls``.
         :return: Deferred[None], fired after ENTER_TIMEOUT at the latest. It never fails: an error is logged.
         """
+        self._end_retry()
+        self._entered = turn = self._entered + 1
         if state != "draining":
             self._end_drain()
         if registry is None or self.record is None or self.number is None:
@@ -223,7 +233,19 @@ class Registration:
         # One after the other: the last worker may end only when this one has told that it drains.
         telling: Deferred[None] = self._turns.run(self._tell, state, writing)
         telling.addTimeout(ENTER_TIMEOUT, self._runtime.reactor)
-        return telling.addCallbacks(self._was_told, self._was_not_told, errbackArgs=(state,))
+
+        def retry() -> None:
+            if state == "ready" and turn == self._entered:
+                self._retrying = self._runtime.reactor.callLater(
+                    RETRY_INTERVAL, copy_context().run, partial(self.enter, registry, state, **given)
+                )
+
+        return telling.addCallbacks(self._was_told, self._was_not_told, errbackArgs=(state, retry))
+
+    def _end_retry(self) -> None:
+        if self._retrying is not None and self._retrying.active():
+            self._retrying.cancel()
+        self._retrying = None
 
     def _end_drain(self) -> None:
         if self._draining is not None and self._draining.running:
@@ -241,9 +263,10 @@ class Registration:
     def _was_told(self, _: None) -> None:
         self._warned = False
 
-    def _was_not_told(self, failure: Failure, state: ServiceState) -> None:
+    def _was_not_told(self, failure: Failure, state: ServiceState, retry: Callable[[], None]) -> None:
         if failure.check(CancelledError, ServiceSupersededError, ServiceNotFoundError):
             return  # the node ends, or its heartbeats say so
+        retry()
         level = LogLevel.debug if self._warned else LogLevel.warn
         self._warned = True
         late = failure.check(DeferredTimeoutError)
