@@ -240,7 +240,9 @@ class Node:
         return record
 
     def _start_tasks(self) -> None:
-        if self.periodic_enable and not self.fence.is_fenced and self.registry is not None:
+        # A node that was let up while it starts has started them already.
+        wanted = self.periodic_enable and not self.fence.is_fenced and not self.tasks.is_started
+        if wanted and self.registry is not None:
             self.tasks.start(make_elections(self.runtime, self.identity, self.topic, self.registry))
 
     async def _begin_again(self) -> ServiceRecord:
@@ -275,11 +277,28 @@ class Node:
         await DeferredList([tasks_ended, *closing], consumeErrors=True)
 
     async def _enter_service(self) -> None:
-        """Take in calls, events and runs of tasks again."""
-        if self.transport is not None and self.lifecycle.state in {"starting", "running"}:
+        """Take in calls, events and runs of tasks again.
+
+        :raises CancelledError: the node stops.
+        """
+        if self.transport is None or not self._stays:
+            raise CancelledError
+        try:
             await self._serve(self.transport)
-            self.fence.reset()
-            self._start_tasks()
+        except CancelledError:
+            raise  # the stop closes what was begun
+        except Exception:
+            await self._leave_service("it could not enter service")
+            raise
+        if not self._stays:  # a stop has begun meanwhile
+            self._begin_drain()
+            raise CancelledError
+        self.fence.reset()
+        self._start_tasks()
+
+    @property
+    def _stays(self) -> bool:
+        return self.lifecycle.state in {"starting", "running"}
 
     async def _serve(self, transport: ITransport) -> None:
         settings = self.runtime.settings
@@ -446,36 +465,38 @@ class Node:
 
     async def _finish(self) -> None:
         """Wait for tasks and calls. Without any, no later message can belong to an operation of this node."""
+        events, server = self.events, self.server  # the fence may take both away meanwhile
         await self._tasks_ended
-        if self.events is not None:
-            await self.events.drained()
-        if self.server is not None:
-            await self.server.drained()
-            await self.server.stop_consuming()
-            await self.server.drained()
+        if events is not None:
+            await events.drained()
+        if server is not None:
+            await server.drained()
+            await server.stop_consuming()
+            await server.drained()
 
     async def _cut_short(self) -> None:
         """Cancel the tasks and calls that have not ended, and wait for their end before the node cleans up."""
+        events, server = self.events, self.server  # the fence may take both away meanwhile
         running = [task.name for task in self.tasks.stats() if task.running]
-        handling = 0 if self.events is None else self.events.running_calls()
+        handling = 0 if events is None else events.running_calls()
         _log.warn(
             "{node}: {cause}: cancelling {calls}{events} and {tasks}",
             node=self.identity,
             cause=self._cause,
-            calls=pluralize(0 if self.server is None else self.server.in_flight, "call"),
+            calls=pluralize(0 if server is None else server.in_flight, "call"),
             events=f", {pluralize(handling, 'handler')} of events" if handling else "",
             tasks=pluralize(len(running), "periodic task") + (f" ({', '.join(running)})" if running else ""),
         )
         self.tasks.cancel_running()
         await self._stop_step("the end of the tasks", self.tasks.stop)
-        if self.events is not None:
-            self.events.cut_short()
-            await self._stop_step("the end of the handlers of events", self.events.drained)
-        if self.server is not None:
+        if events is not None:
+            events.cut_short()
+            await self._stop_step("the end of the handlers of events", events.drained)
+        if server is not None:
             # Before cut_short(), because requests given back would otherwise be delivered here again.
-            await self._stop_step("stop consuming", self.server.stop_consuming)
-            self.server.cut_short(f"{self.identity} was shutting down: {self._cause}; {self._remedy}")
-            await self._stop_step("the end of the calls", self.server.drained)
+            await self._stop_step("stop consuming", server.stop_consuming)
+            server.cut_short(f"{self.identity} was shutting down: {self._cause}; {self._remedy}")
+            await self._stop_step("the end of the calls", server.drained)
 
     @property
     def _cause(self) -> str:

@@ -84,6 +84,11 @@ class TaskRunner:
             else:
                 self._add(declaration, method)
 
+    @property
+    def is_started(self) -> bool:
+        """Whether it was started, and not stopped since."""
+        return self._state == "started"
+
     def start(self, elections: Callable[[Scope], IElection | None] = lambda _: None) -> None:
         """Start the tasks: each in the first pass, after a random delay, or one spacing from now.
 

@@ -9,6 +9,7 @@ from twisted.logger import LogLevel
 from novasvc import rpc
 from novasvc.context import RequestContext
 from novasvc.errors import (
+    BrokerUnavailableError,
     DatabaseUnavailableError,
     MethodTimeoutError,
     ServiceTwinError,
@@ -21,6 +22,7 @@ from novasvc.periodic import periodic_task
 from novasvc.registry.incarnation import Incarnation, ServiceStart
 from novasvc.registry.liveness import is_up
 from novasvc.registry.record import ServiceChanges
+from novasvc.rpc import EventListener, Server
 from novasvc.service import Service
 from novasvc.testing import MemoryRegistry
 from tests.unit.node.test_service import ServiceTestCase
@@ -255,6 +257,76 @@ class FenceTests(FenceCase):
         self.assertTrue(self.serves())
         self.assertGreater(self.row().report_count, before)
 
+    def test_let_up_during_the_start(self) -> None:
+        """A node that is let up while it still starts serves, and runs its tasks."""
+        shop = self.started()
+        self.update(forced_down=True)
+        shop.stop()
+        waiting: Deferred[None] = Deferred()
+        shop.manager.post_start_hook = lambda: waiting
+        starting = shop.service.start()
+        self.update(forced_down=False)
+        waiting.callback(None)
+        self.fleet.advance(10)
+        self.successResultOf(starting)
+        self.assertTrue(self.serves())
+        runs = shop.manager.runs
+        self.fleet.advance(10)
+        self.assertGreater(shop.manager.runs, runs)
+
+    def test_fenced_while_it_drains(self) -> None:
+        """A node that is forced down while it drains cancels its work, and its stop goes on to the end."""
+        shop = self.started(graceful_shutdown_timeout=60)
+        self.asked("count").addErrback(lambda failure: failure.trap(MethodTimeoutError))
+        stopping = shop.service.stop()
+        self.assertEqual(self.state(), "draining")
+        self.update(forced_down=True)
+        self.fleet.advance(10)
+        self.assertEqual(shop.manager.cancelled, ["count"])
+        self.successResultOf(stopping)
+        self.assertEqual(self.state(), "stopped")
+        self.assertIsNone(shop.service.node.registry)
+
+    def test_stop_while_it_is_let_up(self) -> None:
+        """A node that is stopped while it enters service again begins no tasks."""
+        shop = self.started()
+        self.update(forced_down=True)
+        self.fleet.advance(10)
+        entering, cleaning = Deferred[None](), Deferred[None]()
+        self.patch(Server, "start", lambda _: entering)
+        shop.manager.cleanup_host = lambda: cleaning
+        self.update(forced_down=False)
+        self.fleet.advance(10)
+        stopping = shop.service.stop()
+        entering.callback(None)
+        cleaning.callback(None)
+        self.successResultOf(stopping)
+        runs = shop.manager.runs
+        self.fleet.advance(30)
+        self.assertEqual(shop.manager.runs, runs)
+
+    def test_let_up_in_vain(self) -> None:
+        """A server that was begun when the rest failed is closed before the next attempt."""
+        self.started()
+        self.assertTrue(self.serves())
+        self.update(forced_down=True)
+        self.fleet.advance(10)
+        servers: list[Server] = []
+        start = Server.start
+
+        def started(server: Server) -> Deferred[None]:
+            servers.append(server)
+            return start(server)
+
+        failures = [fail(BrokerUnavailableError("memory:", "away")) for _ in range(2)]
+        listen = EventListener.start
+        self.patch(Server, "start", started)
+        self.patch(EventListener, "start", lambda each: failures.pop() if failures else listen(each))
+        self.update(forced_down=False)
+        self.fleet.advance(30)
+        self.assertTrue(self.serves())
+        self.assertEqual([server.live for server in servers], [False, False, True])
+
     def test_stop_while_fenced(self) -> None:
         """A fenced node stops cleanly, and nothing is left."""
         shop = self.started()
@@ -306,6 +378,27 @@ class StateTests(FenceCase):
         incarnation = self.row().incarnation
         self.assertEqual(incarnation.state, "failed")
         self.assertIn("step init_host failed: ZeroDivisionError", incarnation.reason)
+
+    def test_not_told(self) -> None:
+        """A node that could not tell that it is ready tells it later."""
+        self.make()
+        enter, late = MemoryRegistry.enter, [Deferred(), Deferred()]
+        self.patch(MemoryRegistry, "enter", lambda *args, **given: late.pop() if late else enter(*args, **given))
+        shop = self.shop = self.fleet.add(Shop, host="h1", binary="nova-shop", topic="shop")
+        starting = shop.service.start()
+        self.fleet.advance(2)
+        self.successResultOf(starting)
+        self.assertEqual(self.state(), "starting")
+        self.fleet.advance(30)
+        self.assertEqual(self.state(), "ready")
+        late += [Deferred()]
+        shop.service.node._tell_withheld("unreachable")
+        stopping = shop.service.stop()
+        self.fleet.advance(30)
+        self.successResultOf(stopping)
+        self.assertEqual(self.state(), "stopped")
+        self.fleet.stop()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_stop_without_the_registry(self) -> None:
         """A stop waits two seconds for a registry that does not answer, and its warning says what was not written."""
