@@ -731,6 +731,12 @@ class IProcessControl(Interface):
         Ignored with a warning while the services start or stop.
         """
 
+    def drain() -> None:
+        """Begin to drain, and then to exit, as at SIGTERM.
+
+        Ignored with a warning if the process is to exit already: a second SIGTERM would cut its work short.
+        """
+
     def restart() -> None:
         """Begin to drain; then run the same program again in this process, with the code as it is then.
 

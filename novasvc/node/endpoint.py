@@ -220,7 +220,9 @@ class NodeAPI:
             await self._ask("drain")
             return {"draining": "supervisor"}
         own = is_taken(signal.SIGTERM)
-        self._after_the_answer(_end_process if own else self._stop)
+        control = process_control.get(node.runtime.reactor)
+        end = _end_process if control is None else control.drain
+        self._after_the_answer(end if own else self._stop)
         return {"draining": "process" if own else "service"}
 
     def _after_the_answer(self, function: Callable[[], object]) -> None:

@@ -256,6 +256,13 @@ class Process(MultiService):
             self._abandon_timer.cancel()
         self._abandon_timer = self._reactor.callLater(max(0.0, seconds), self._tree.abandon)
 
+    def drain(self) -> None:
+        """See :class:`~novasvc.interfaces.IProcessControl`."""
+        if self.signo is not None or self._sigterm_count:
+            _log.warn("not draining: this process is stopping")
+            return
+        os.kill(os.getpid(), signal.SIGTERM)
+
     # -- restart of the process -----------------------------------------------------------------
 
     def restart(self) -> None:

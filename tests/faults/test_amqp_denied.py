@@ -1,11 +1,13 @@
 """A broker that permits no queue that is neither durable nor exclusive: 4.3, and 4.0 if it is told so."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from twisted.internet.threads import deferToThread
 
 from novasvc.errors import DeclarationDeniedError
 from novasvc.rpc.target import Target
+from novasvc.transport.amqp.private_names import PrivateNames
 from tests.e2e.process import Process, program
 from tests.faults.amqp_rig import CONTEXT, TOPIC, AMQPCase
 from tests.servers import Broker, denying_broker
@@ -88,3 +90,21 @@ class DeniedTests(AMQPCase):
         queues = self.broker.queues(self.vhost)
         self.assertIn(TOPIC, queues)
         self.assertTrue(any(queue.startswith("reply_") for queue in queues))
+
+    async def test_killed(self) -> None:
+        """A process that was killed leaves durable queues, and its successor uses them."""
+        holder = TemporaryDirectory()
+        self.addCleanup(holder.cleanup)
+        left: list[str] = []
+        for _ in range(3):
+            names = PrivateNames(Path(holder.name), "h1", "agent")
+            transport = await self.connect(durable_queues=True, private_names=names)
+            await self.serve(transport)
+            await self.assert_serves(await self.client(transport))
+            private = sorted(name for name in self.broker.queues(self.vhost) if ":agent:" in name)
+            self.assertEqual(len(private), 2)
+            left = left or private
+            self.assertEqual(private, left)
+            for connection in transport.connections:
+                await connection.close()
+            names.release()

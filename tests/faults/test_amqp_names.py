@@ -2,8 +2,12 @@
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
+from unittest.mock import patch
 
-from novasvc.transport.amqp import AMQPTransport
+from twisted.internet.defer import succeed
+
+from novasvc.transport.amqp import AMQPTransport, topology
 from novasvc.transport.amqp.private_names import PrivateNames
 from tests.faults.amqp_rig import CONTEXT, TOPIC, AMQPCase
 
@@ -17,10 +21,10 @@ class NamesTests(AMQPCase):
         self.addCleanup(holder.cleanup)
         self.directory = Path(holder.name)
 
-    async def process(self) -> tuple[AMQPTransport, PrivateNames]:
+    async def process(self, **options: Any) -> tuple[AMQPTransport, PrivateNames]:
         """Start what a process of a service has: a server, and a client that has called it."""
         names = PrivateNames(self.directory, "h1", "agent")
-        transport = await self.connect(private_names=names)
+        transport = await self.connect(private_names=names, **options)
         await self.serve(transport)
         await self.assert_serves(await self.client(transport))
         return transport, names
@@ -68,6 +72,37 @@ class NamesTests(AMQPCase):
         before = len(self.diary.calls)
         await (await self.client()).fanout(CONTEXT, "note", what="both")
         await self.until(lambda: len(self.diary.calls) == before + 2)
+
+    async def test_at_the_same_time(self) -> None:
+        """Of two processes that claim the queues at the same time, the second to consume uses other names."""
+        await self.process()
+        for lock in self.directory.iterdir():
+            lock.unlink()
+        with patch.object(topology, "claim", lambda *_: succeed(True)):  # as if it had looked before the other consumed
+            transport, _ = await self.process()
+        self.assertEqual(len(self.private()), 4)
+        before = len(self.diary.calls)
+        await (await self.client()).fanout(CONTEXT, "note", what="both")
+        await self.until(lambda: len(self.diary.calls) == before + 2)
+        client = await self.client(transport)
+        for _ in range(10):
+            await self.assert_serves(client)
+
+    async def test_left_durable(self) -> None:
+        """Queues are used again that a process has left durable, because the broker denied it transient ones."""
+        await self.kill(*await self.process(durable_private_queues=True))
+        left = self.private()
+        transport, names = await self.process()
+        self.assertEqual(self.private(), left)
+        await self.kill(transport, names)
+
+    async def test_left_otherwise(self) -> None:
+        """A process whose queues exist with other arguments than its own uses other names."""
+        await self.kill(*await self.process())
+        with patch.object(topology, "_transient_arguments", lambda _: [False, 1800.0, {"x-queue-type": "quorum"}]):
+            await self.process(transient_queues_ttl=60.0)
+        self.assertEqual([":agent:" in name for name in self.private()].count(True), 2)
+        self.assertEqual(len(self.private()), 4)
 
     async def test_reconnected(self) -> None:
         """A process that loses its connections keeps its names, and what was sent to it meanwhile."""

@@ -160,13 +160,15 @@ class Listener:
             await declare_or_accept(protocol, self.exchange, subscriptions.options, establish)
         except AMQPClosedError as reason:
             subscriptions.replacements.adapt(reason)
-            raise
+            if not self._adapt_fanout_queue(reason) or protocol.closed:
+                raise
+            await declare_or_accept(protocol, self.exchange, subscriptions.options, establish)
         subscriptions.replacements.add(self)
 
     async def _establish(self, protocol: AMQPProtocol) -> None:
         if self._cancelled or (self._narrowed and self.target.server is None):
             return
-        options, target, narrowed = self.subscriptions.options, self.target, self._narrowed
+        options, narrowed = self.subscriptions.options, self._narrowed
         channel = await protocol.open_channel()
         consuming = self._establishing = ConsumerChannel(self, channel, self.prefetch, self._channel_closed)
         consuming.requeue_all = self._is_cancelled()  # it may have been cancelled while the channel was opened
@@ -177,16 +179,15 @@ class Listener:
             queues = self._queues(narrowed=narrowed)
             await self._declare_queues(channel, queues)
             if self._fanout_queue is not None and not narrowed:
-                await self._declare_fanout_queue(channel, self._fanout_queue)
-                for binding in topology.cancellation_bindings(self.exchange, target, self._fanout_queue):
-                    await topology.bind(channel, binding)
-                queues.append(self._fanout_queue)
+                queues.append(await self._declare_fanout_queue(channel, self._fanout_queue))
             channel.receiver = consuming
             # The shared topic queue last. If one of our own queues cannot be consumed, this attempt fails, and each
             # retry would otherwise take requests of the topic and requeue them as redelivered.
             for queue in reversed(queues):
                 if not self.subscriptions.replacements.is_released(queue):
                     await consuming.consumers.consume(queue, low_priority=narrowed)
+                if queue == self._fanout_queue and not self._claimed:
+                    await self._claim_fanout_queue(channel, consuming, queue)
             if not consuming.requeue_all:
                 self._consuming, self._establishing = consuming, None
                 if self._narrowed and not narrowed:
@@ -211,14 +212,38 @@ class Listener:
                 for key in self.keys:
                     await topology.bind(channel, topology.Binding(queue, self.exchange, key))
 
-    async def _declare_fanout_queue(self, channel: Channel, name: str) -> None:
+    async def _declare_fanout_queue(self, channel: Channel, name: str) -> str:
+        """Declare and bind the fanout queue; return its name, which is another one if the queue is in use."""
         topic, options = self.topic, self.subscriptions.options
         messages, consumers = await topology.declare_fanout_queue(channel, topic, name, options)
         if not self._claimed and not await topology.claim(channel, name, consumers, messages, options):
-            self._fanout_queue = random_name(f"{topology.fanout_exchange(topic)}_")
-            self.loopback = Loopback(self, self._fanout_queue, options)
-            await topology.declare_fanout_queue(channel, topic, self._fanout_queue, options)
+            name = self._rename_fanout_queue()
+            await topology.declare_fanout_queue(channel, topic, name, options)
+        for binding in topology.cancellation_bindings(self.exchange, self.target, name):
+            await topology.bind(channel, binding)
+        return name
+
+    async def _claim_fanout_queue(self, channel: Channel, consuming: ConsumerChannel, name: str) -> None:
+        """Use another queue if another process has begun to consume from this one at the same time."""
+        if await topology.is_shared(channel, name, self.subscriptions.options):
+            await consuming.consumers.stop(name)
+            name = await self._declare_fanout_queue(channel, self._rename_fanout_queue())
+            await consuming.consumers.consume(name)
         self._claimed = True
+
+    def _rename_fanout_queue(self, name: str | None = None) -> str:
+        """Give the fanout queue another name, by default a random one; return it."""
+        self._fanout_queue = name = name or random_name(f"{topology.fanout_exchange(self.topic)}_")
+        self.loopback = Loopback(self, name, self.subscriptions.options)
+        return name
+
+    def _adapt_fanout_queue(self, reason: AMQPClosedError) -> bool:
+        """Adapt to a fanout queue that a predecessor has left; return whether to declare it again."""
+        if self._claimed or self._fanout_queue is None:
+            return False
+        prefix = f"{topology.fanout_exchange(self.topic)}_"
+        name = self.subscriptions.name_instead(self._fanout_queue, prefix, reason)
+        return name is not None and bool(self._rename_fanout_queue(name))
 
     def _queues(self, *, narrowed: bool) -> list[str]:
         own = [] if self.target.server is None else [topology.request_address(self.target)]

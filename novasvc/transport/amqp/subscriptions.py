@@ -14,7 +14,9 @@ from novasvc.reactor.backoff import jittered_backoff
 from novasvc.reactor.coalesce import Waiters
 from novasvc.transport.amqp.channel import AMQPClosedError
 from novasvc.transport.amqp.connection import Connection, ConnectionHandler
+from novasvc.transport.amqp.existing import mismatch
 from novasvc.transport.amqp.options import BrokerOptions
+from novasvc.transport.amqp.private_names import random_name
 from novasvc.transport.amqp.protocol import AMQPProtocol
 from novasvc.transport.amqp.replacement import Replacements
 from novasvc.transport.amqp.reply_codes import broker_error, denies_feature
@@ -62,6 +64,12 @@ class Subscriptions:
     #
     # A durable queue costs disk writes, as our messages are persistent. So the queues become durable
     # only after the broker has denied transient ones.
+    #
+    # A process that was killed leaves durable queues there, and its successor takes their names again
+    # (see Note [Stable names of private queues]). It begins with transient ones, and is told that the
+    # queue is durable, not that transient queues are denied: for an existing queue the broker compares
+    # first. So that counts as a denial, unless this process has a queue already, which proves that
+    # there is none.
 
     options: BrokerOptions
     clock: IReactorTime
@@ -109,6 +117,25 @@ class Subscriptions:
             await self._wait_for_reconnect()
             await self._establish(subscription)
         self._subscriptions.append(subscription)
+
+    def name_instead(self, name: str, prefix: str, reason: AMQPClosedError) -> str | None:
+        """Return the name with which to declare a private queue again that exists with other properties.
+
+        See Note [Transient queues].
+
+        :param name: a stable name that this process has not used yet.
+        :param prefix: what the names of such queues begin with.
+        :param reason: of the refusal.
+        :return: the same name, if private queues are durable from now on; another one; None if it was refused for
+            something else.
+        """
+        refused = mismatch(reason)
+        if refused is None or refused[1:] != ("queue", name) or not self.options.private_names.is_stable(name):
+            return None
+        if refused[0] == "durable" and not self.options.durable_private_queues and not self._subscriptions:
+            self.options = attrs.evolve(self.options, durable_private_queues=True)
+            return name
+        return random_name(prefix)
 
     def _wait_for_reconnect(self) -> Deferred[None]:
         """Wait for the reconnect after the broker has closed the connection.

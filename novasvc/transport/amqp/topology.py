@@ -72,6 +72,17 @@ async def claim(channel: Channel, name: str, consumers: int, messages: int, opti
     return not consumers
 
 
+async def is_shared(channel: Channel, name: str, options: BrokerOptions) -> bool:
+    """Return whether another process consumes from a private queue, too, that this one has begun to consume from.
+
+    Two that start at the same time both find the queue without a consumer; see :func:`claim`.
+    """
+    if not options.private_names.is_stable(name):
+        return False
+    _, consumers = await count(channel, name)
+    return consumers > 1
+
+
 def new_holding_queue(queue: str) -> str:
     """Return a new, unique name for a holding queue.
 

@@ -35,6 +35,9 @@ from novasvc.transport.amqp.subscriptions import Subscriptions
 
 _log = Logger()
 
+_PREFIX = "reply_"
+"""What the names of reply queues begin with."""
+
 REPLY_MAX_WAIT = 60.0
 """Seconds for which a reply is buffered while the broker is unreachable: a finished method must not be run again."""
 
@@ -62,24 +65,42 @@ class ReplyQueue(ChannelReceiver):
 
     async def establish(self, protocol: AMQPProtocol) -> None:
         """Declare the reply queue and consume from it; see Subscription."""
-        channel = await protocol.open_channel()
         try:
-            await self._declare(channel, self._subscriptions.options)
+            await self._establish(protocol)
+        except AMQPClosedError as reason:
+            name = None if self._claimed else self._subscriptions.name_instead(self.name, _PREFIX, reason)
+            if name is None or protocol.closed:
+                raise
+            self.name = name
+            await self._establish(protocol)
+
+    async def _establish(self, protocol: AMQPProtocol) -> None:
+        channel = await protocol.open_channel()
+        options = self._subscriptions.options
+        try:
+            await self._declare(channel, options)
             channel.receiver = self
-            # No acknowledgements: only this process can use a reply, so redelivery is of no use.
-            await channel.basic_consume(queue=self.name, consumer_tag="1", no_ack=True)
+            await self._consume(channel)
+            if not self._claimed and await topology.is_shared(channel, self.name, options):
+                await channel.basic_cancel(consumer_tag="1")
+                self.name = random_name(_PREFIX)
+                await self._declare(channel, options)
+                await self._consume(channel)
         except BaseException:
             channel.receiver = None
             channel.close(AMQPClosedError("set-up failed"))
             raise
-        self._channel = channel
+        self._channel, self._claimed = channel, True
 
     async def _declare(self, channel: Channel, options: BrokerOptions) -> None:
         _, messages, consumers = await topology.declare_reply_queue(channel, self.name, options)
         if not self._claimed and not await topology.claim(channel, self.name, consumers, messages, options):
-            self.name = random_name("reply_")
+            self.name = random_name(_PREFIX)
             await topology.declare_reply_queue(channel, self.name, options)
-        self._claimed = True
+
+    def _consume(self, channel: Channel) -> Deferred[Any]:
+        # No acknowledgements: only this process can use a reply, so redelivery is of no use.
+        return channel.basic_consume(queue=self.name, consumer_tag="1", no_ack=True)  # type: ignore[no-any-return]
 
     def connection_lost(self) -> None:
         """Forget the channel: the next connection calls establish again."""

@@ -354,6 +354,9 @@ class StandInControl:
     def begin_reload(self) -> None:
         self.told.append("reload")
 
+    def drain(self) -> None:
+        self.told.append("drain")
+
     def restart(self) -> None:
         self.told.append("restart")
 
@@ -412,6 +415,16 @@ class ProcessTests(NodeCase):
         self.assertEqual(self.successResultOf(self.call("reload", version="1.2")), {"reloading": "process"})
         self.fleet.advance(0)
         self.assertEqual(self.control.told, ["reload"])
+
+    def test_drain(self) -> None:
+        """The process is asked to drain, after the answer: it knows whether it was asked before."""
+        taking = Signals(AtOnce(), {signal.SIGTERM: lambda: self.control.told.append("TERM")})
+        taking.startService()
+        self.addCleanup(taking.stopService)
+        for _ in range(2):
+            self.assertEqual(self.successResultOf(self.call("drain")), {"draining": "process"})
+            self.fleet.advance(0)
+        self.assertEqual(self.control.told, ["drain", "drain"])
 
     def test_restart(self) -> None:
         """The process restarts, after the answer."""

@@ -364,6 +364,31 @@ class ProcessRestartTests(ProcessTestCase):
         self.ask()
         self.assertIsNone(self.is_wanted)
 
+    def drain(self) -> None:
+        process_control.get(self.reactor).drain()  # type: ignore[union-attr]
+        for _ in range(4):
+            self.reactor.turn()
+
+    def test_drained_twice(self) -> None:
+        """A drain that is asked for again, by two operators, say, cuts nothing short as a second SIGTERM does."""
+        self.run_it()
+        self.drain()
+        self.assertEqual((self.process.signo, self.log), (signal.SIGTERM, ["stop b"]))
+        self.drain()
+        self.reactor.advance(5)
+        self.assertEqual((self.process.stopping_now, self.log), (False, ["stop b"]))
+        self.assertIn("not draining: this process is stopping", self.told)
+        self.send(signal.SIGTERM)
+        self.assertTrue(self.process.stopping_now)
+
+    def test_drained_while_restarting(self) -> None:
+        """A drain during the drain of a restart ends the process for good, and cuts nothing short."""
+        self.run_it()
+        self.ask()
+        self.drain()
+        self.second.stopped.callback(None)
+        self.assertFalse(self.wanted() or self.process.stopping_now)
+
     def test_control(self) -> None:
         """The control can be had while the process runs; it tells of the reloads."""
         self.assertIsNone(process_control.get(self.reactor))
