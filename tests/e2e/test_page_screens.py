@@ -143,6 +143,7 @@ class ScreenTests(BrowserTestCase):
         squares[1].send_keys(Keys.ENTER)
         browser.says("h1", host)
 
+    @pytest.mark.long
     def test_many_at_once(self) -> None:
         """Services that are selected in the list are disabled after one confirmation, with one reason."""
         browser = self.browser
@@ -168,6 +169,7 @@ class ScreenTests(BrowserTestCase):
         browser.click(".card button")
         browser.says("h1", "Enable: done for 5 of 5")
 
+    @pytest.mark.long
     def test_node(self) -> None:
         """A service's page has the figures of all its workers, and the errors behind a number."""
         browser = self.browser

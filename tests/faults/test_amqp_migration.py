@@ -156,6 +156,7 @@ class LiveMigrationTests(MigrationCase):
             self.assert_replaced(kind, TOPIC, OWN, f"{TOPIC}.h2")
         await self.assert_balanced(ledger)
 
+    @pytest.mark.long
     async def test_events(self) -> None:
         """The queue of a topic's events is replaced with its routing keys; each event arrives once."""
         transport, events, received = await self.connect(), f"{TOPIC}_events", []
@@ -255,6 +256,7 @@ class SettingsTests(MigrationCase):
         await ledger.end()
         self.assertEqual((ledger.run_twice, ledger.answered_without_a_run), ([], []))
 
+    @pytest.mark.long
     async def test_missed_the_end(self) -> None:
         """A node that was released, and missed the rest, finds out by itself that the replacement is over."""
         server = await self.serve()
@@ -305,6 +307,7 @@ class RefusalTests(MigrationCase):
         await first
         self.assert_replaced()
 
+    @pytest.mark.long
     async def test_connection_lost(self) -> None:
         """A command that loses its connection ends; run again, it goes on."""
         await self.serve()
