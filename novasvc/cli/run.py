@@ -76,8 +76,8 @@ def _warn_of_others(settings: Settings) -> None:
     for service in settings.services:
         if service.host in served.get(service.topic, ()):
             click.echo(
-                f"novasvc: another process serves {service.topic} on {service.host} already, and the two share its "
-                "calls; end one, or give this one another --topic, --host or --state-dir",
+                f"novasvc: another process serves {service.topic} on {service.host} already, and this one is "
+                "refused while it runs; end it, or give this one another --topic, --host or --state-dir",
                 err=True,
             )
 

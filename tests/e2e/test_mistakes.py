@@ -220,11 +220,12 @@ class MistakesTests(TestCase):
         self.assertIn(f"no service of this user runs on this host with state_dir = '{self.folder}/state'", line)
 
     def test_two_of_one_name(self) -> None:
-        """A second node of the same topic and host is warned about."""
+        """A second node of the same topic and host is warned about, and refused once the first is heard of."""
         self.node("shop:Stock")
         second = self.begin("run", "shop:Stock", "--host", "h1")
-        second.wait_for("another process serves stock on h1 already, and the two share its calls; end one")
-        second.wait_for(" describe ")
+        second.wait_for("another process serves stock on h1 already, and this one is refused while it runs; end it")
+        second.wait_for("service novasvc-stock@h1 runs already: on machine .* give this one another host")
+        self.assertEqual(second.wait(), 1)
 
     def test_module_in_this_folder(self) -> None:
         """twistd does not search the current directory for managers; the error says what to do."""
