@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 _SHOWN = 3
 """Queues of a step that are named in a line; the others are counted."""
 
+_UNFINISHED = (
+    "novasvc: queues are half replaced: run this command again before any node of the topic starts, since messages to "
+    "a node that starts now are delivered twice until then"
+)
+
 
 @click.group(cls=SuggestingGroup)
 def broker() -> None:
@@ -120,7 +125,11 @@ def _run(
         hosts = await _hosts(settings, reactor, topics)
         request = Request(exchange=settings.control_exchange, hosts=hosts, **wanted)
         migration = Migration(address, options, request, reactor, report)
-        await migration.run()
+        try:
+            await migration.run()
+        finally:
+            if migration.in_progress:
+                click.echo(_UNFINISHED, err=True)
         return migration.replaced
 
     return run_on_reactor(work)

@@ -22,6 +22,8 @@ def rule_violations(settings: Settings, origins: Mapping[str, str], invalid: Col
         yield from _apis(settings, origins)
     if not {"api_listen", "api_token_file", "api_use_ssl", "insecure_http"} & set(invalid):
         yield from _exposure(settings, origins)
+    if not {"rpc_operators", "rpc_callers_file", "transport_url"} & set(invalid):
+        yield from _operators(settings, origins)
     if "service" not in invalid:
         yield from _duplicates(settings)
         if not {"db_allowed", "transport_url"} & set(invalid):
@@ -83,6 +85,14 @@ def _exposure(settings: Settings, origins: Mapping[str, str]) -> Iterator[Settin
     else:
         return
     yield SettingError("api_listen", settings.api_listen, origins.get("api_listen", "default"), problem, remedy)
+
+
+def _operators(settings: Settings, origins: Mapping[str, str]) -> Iterator[SettingError]:
+    names = settings.rpc_operators
+    if names and settings.rpc_callers_file is None and settings.uses_broker:
+        problem = "without the keys of callers nobody is known, and everybody could drain and restart the nodes"
+        remedy = "set rpc_callers_file as well"
+        yield SettingError("rpc_operators", ",".join(names), origins.get("rpc_operators", "default"), problem, remedy)
 
 
 def _duplicates(settings: Settings) -> Iterator[SettingError]:

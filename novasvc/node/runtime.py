@@ -2,7 +2,6 @@
 
 import os
 import random
-import socket
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -18,6 +17,7 @@ from novasvc.config import Settings, load
 from novasvc.interfaces import IServiceRegistry, ISpecification, ISpecified, ITransport
 from novasvc.middleware import load_middleware
 from novasvc.node.errors import DirectoryError
+from novasvc.node.machine_name import name_machine
 from novasvc.reactor.backoff import RetryPolicy, jittered_backoff
 from novasvc.reactor.local import ReactorLocal
 from novasvc.reactor.threads import BlockingPool
@@ -134,7 +134,7 @@ class Runtime:
     :param siblings: asks the other workers that serve the same nodes; None without them.
     :param start: what this worker shares with its siblings; None in a process that is not a worker.
     :param ends_alone: asks whether an end concerns only this worker; None without siblings.
-    :param machine: name of this machine, for operators.
+    :param machine: name of this machine; see :func:`novasvc.node.machine_name.name_machine`.
     :param wall_clock: returns Unix seconds, for cron lines.
     :param given_middleware: what :func:`novasvc.middleware.load_middleware` takes; by default the setting
         rpc_middleware.
@@ -151,7 +151,7 @@ class Runtime:
     siblings: Siblings | None = attrs.field()
     start: SharedStart | None = attrs.field()
     ends_alone: EndsAlone | None = attrs.field()
-    machine: str = attrs.field(factory=socket.gethostname)
+    machine: str = attrs.field(factory=name_machine)
     random_source: random.Random = attrs.field(factory=random.Random)
     retry: RetryPolicy = attrs.field(factory=jittered_backoff)
     wall_clock: Callable[[], float] = attrs.field(default=time.time)

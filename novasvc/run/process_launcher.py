@@ -376,10 +376,20 @@ class ProcessLauncher(LifecycleService):
             self._signo = signal.SIGTERM
             if not self._signals.resume(signal.SIGTERM):
                 stop_reactor(self._reactor)
+        elif self._is_restarting():
+            _log.info("exiting when all workers are drained, instead of restarting")
+            self._signo = signal.SIGTERM
         else:
             _log.warn("SIGTERM while draining: stopping all workers now")
             self._signo = self._signo or signal.SIGTERM
             self._reactor.callLater(0, self.hurry)  # let the reactor begin to stop first
+
+    def drain(self) -> None:
+        """Drain all workers and exit; the second time, go on: a second SIGTERM would stop them now."""
+        if self._signo is None:
+            self.terminate()
+        else:
+            _log.warn("not draining: the supervisor is stopping")
 
     def restart(self) -> None:
         """Drain all workers, and run the program again in this process; see :mod:`novasvc.run.restart`."""

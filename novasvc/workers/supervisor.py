@@ -52,8 +52,8 @@ class Owner(Protocol):
     def failed(self, error: WorkerFailedError) -> None:
         """Handle workers that cannot run: the supervisor cannot continue."""
 
-    def terminate(self) -> None:
-        """Drain all workers and exit, on an operator's request."""
+    def drain(self) -> None:
+        """Drain all workers and exit, on an operator's request; ignored if they are to exit already."""
 
     def restart(self) -> None:
         """Drain all workers, and run the program again in this process, on an operator's request."""
@@ -242,7 +242,7 @@ class Supervisor:
     def drain(self, number: int | None) -> Deferred[None]:
         """See :meth:`novasvc.interfaces.ISupervisor.drain`."""
         if number is None:
-            self._reactor.callLater(0, self._owner.terminate)
+            self._reactor.callLater(0, self._owner.drain)
             return succeed(None)
         if self._draining:
             raise DrainError(number, "the supervisor is shutting down, and this worker with it")

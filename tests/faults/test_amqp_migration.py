@@ -131,10 +131,14 @@ class LiveMigrationTests(MigrationCase):
             "replaced",
         ):
             self.end_at = step
+            migration = self.migration()
             with self.assertRaises(EndedError):
-                await self.migrate()
+                await migration.run()
+            self.assertEqual(migration.in_progress, True)
         self.end_at = ""
-        await self.migrate()
+        migration = self.migration()
+        await migration.run()
+        self.assertEqual(migration.in_progress, False)
         self.assert_replaced()
         await self.migrate()
         await self.assert_balanced(ledger)

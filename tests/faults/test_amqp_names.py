@@ -5,8 +5,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
-from twisted.internet.defer import succeed
+from twisted.internet.defer import Deferred, gatherResults, succeed
 
+from novasvc.rpc.target import Target
 from novasvc.transport.amqp import AMQPTransport, topology
 from novasvc.transport.amqp.private_names import PrivateNames
 from tests.faults.amqp_rig import CONTEXT, TOPIC, AMQPCase
@@ -95,6 +96,13 @@ class NamesTests(AMQPCase):
         transport, names = await self.process()
         self.assertEqual(self.private(), left)
         await self.kill(transport, names)
+        transport = await self.connect(private_names=PrivateNames(self.directory, "h1", "agent"))
+        opening: list[Deferred[Any]] = [
+            transport.open_replies(lambda _: None),
+            transport.listen(Target(TOPIC, "h1"), lambda _: None, 1),
+        ]
+        await gatherResults(opening)
+        self.assertEqual(self.private(), left)
 
     async def test_left_otherwise(self) -> None:
         """A process whose queues exist with other arguments than its own uses other names."""

@@ -66,14 +66,14 @@ class Owner:
 
     def __init__(self) -> None:
         self.errors: list[WorkerFailedError] = []
-        self.terminated = self.restarts = 0
+        self.drains = self.restarts = 0
         self.is_reloading: list[bool] = []
 
     def failed(self, error: WorkerFailedError) -> None:
         self.errors.append(error)
 
-    def terminate(self) -> None:
-        self.terminated += 1
+    def drain(self) -> None:
+        self.drains += 1
 
     def restart(self) -> None:
         self.restarts += 1

@@ -152,6 +152,7 @@ class Listener:
     async def establish(self, protocol: AMQPProtocol) -> None:
         """Declare the queues and consume from them, unless cancelled; see Subscription."""
         subscriptions = self.subscriptions
+        durable = subscriptions.options.durable_private_queues
 
         def establish() -> Coroutine[Deferred[Any], Any, None]:
             return self._establish(protocol)
@@ -160,7 +161,7 @@ class Listener:
             await declare_or_accept(protocol, self.exchange, subscriptions.options, establish)
         except AMQPClosedError as reason:
             subscriptions.replacements.adapt(reason)
-            if not self._adapt_fanout_queue(reason) or protocol.closed:
+            if not self._adapt_fanout_queue(reason, durable=durable) or protocol.closed:
                 raise
             await declare_or_accept(protocol, self.exchange, subscriptions.options, establish)
         subscriptions.replacements.add(self)
@@ -237,12 +238,12 @@ class Listener:
         self.loopback = Loopback(self, name, self.subscriptions.options)
         return name
 
-    def _adapt_fanout_queue(self, reason: AMQPClosedError) -> bool:
+    def _adapt_fanout_queue(self, reason: AMQPClosedError, *, durable: bool) -> bool:
         """Adapt to a fanout queue that a predecessor has left; return whether to declare it again."""
         if self._claimed or self._fanout_queue is None:
             return False
         prefix = f"{topology.fanout_exchange(self.topic)}_"
-        name = self.subscriptions.name_instead(self._fanout_queue, prefix, reason)
+        name = self.subscriptions.name_instead(self._fanout_queue, prefix, reason, durable=durable)
         return name is not None and bool(self._rename_fanout_queue(name))
 
     def _queues(self, *, narrowed: bool) -> list[str]:

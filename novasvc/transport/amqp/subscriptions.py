@@ -118,7 +118,7 @@ class Subscriptions:
             await self._establish(subscription)
         self._subscriptions.append(subscription)
 
-    def name_instead(self, name: str, prefix: str, reason: AMQPClosedError) -> str | None:
+    def name_instead(self, name: str, prefix: str, reason: AMQPClosedError, *, durable: bool) -> str | None:
         """Return the name with which to declare a private queue again that exists with other properties.
 
         See Note [Transient queues].
@@ -126,15 +126,18 @@ class Subscriptions:
         :param name: a stable name that this process has not used yet.
         :param prefix: what the names of such queues begin with.
         :param reason: of the refusal.
+        :param durable: how it was declared; another subscription may have changed the options since.
         :return: the same name, if private queues are durable from now on; another one; None if it was refused for
             something else.
         """
         refused = mismatch(reason)
         if refused is None or refused[1:] != ("queue", name) or not self.options.private_names.is_stable(name):
             return None
-        if refused[0] == "durable" and not self.options.durable_private_queues and not self._subscriptions:
-            self.options = attrs.evolve(self.options, durable_private_queues=True)
-            return name
+        if refused[0] == "durable" and not durable:
+            if not self._subscriptions and not self.options.durable_private_queues:
+                self.options = attrs.evolve(self.options, durable_private_queues=True)
+            if self.options.durable_private_queues:
+                return name
         return random_name(prefix)
 
     def _wait_for_reconnect(self) -> Deferred[None]:

@@ -65,10 +65,12 @@ class ReplyQueue(ChannelReceiver):
 
     async def establish(self, protocol: AMQPProtocol) -> None:
         """Declare the reply queue and consume from it; see Subscription."""
+        subscriptions = self._subscriptions
+        durable = subscriptions.options.durable_private_queues
         try:
             await self._establish(protocol)
         except AMQPClosedError as reason:
-            name = None if self._claimed else self._subscriptions.name_instead(self.name, _PREFIX, reason)
+            name = None if self._claimed else subscriptions.name_instead(self.name, _PREFIX, reason, durable=durable)
             if name is None or protocol.closed:
                 raise
             self.name = name

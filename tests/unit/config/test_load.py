@@ -269,6 +269,15 @@ class RulesTests(SettingsCase):
         for local in ("127.0.0.1", "::1", "localhost", "127.9.9.9"):
             self.assertTrue(self.load(options={"api": True, "api-listen": local}).settings.api_is_local)
 
+    def test_operators_without_keys(self) -> None:
+        """Operators are named in vain where nobody is known: everybody could restart the nodes."""
+        given = {"rpc-operators": "alice", "transport-url": "amqp://h/"}
+        error = self.error(options=given)
+        self.assertEqual((error.setting, error.value), ("rpc_operators", "alice"))
+        self.assertIn("set rpc_callers_file", error.remedy)
+        self.assertEqual(self.load(options={**given, "rpc-callers-file": "/k"}).settings.rpc_operators, ("alice",))
+        self.assertEqual(self.load(options={"rpc-operators": "alice"}).settings.rpc_operators, ("alice",))
+
     def test_port_out_of_range(self) -> None:
         """A port out of range is an error, because the system would use another one."""
         self.assertIn("0 to 65535", self.error(options={"api-listen-port": "65536"}).problem)

@@ -434,9 +434,9 @@ class DrainTests(SupervisorCase):
         """To drain all is its owner's business, in a turn of its own."""
         self.run_all((Server("api"), 1))
         self.successResultOf(self.supervisor.drain(None))
-        self.assertEqual(self.owner.terminated, 0)
+        self.assertEqual(self.owner.drains, 0)
         self.host.pass_time(0)
-        self.assertEqual(self.owner.terminated, 1)
+        self.assertEqual(self.owner.drains, 1)
 
     def test_restart_by_an_operator(self) -> None:
         """So is a restart."""

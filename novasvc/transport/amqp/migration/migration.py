@@ -25,6 +25,7 @@ class Migration:
     :param options: how queues are declared in the end.
     :param report: called with each step when it begins.
     :ivar replaced: the queues that were replaced.
+    :ivar in_progress: whether some are being replaced: a node that starts now has its messages delivered twice.
     """
 
     _address: BrokerAddress
@@ -33,6 +34,7 @@ class Migration:
     _reactor: Any
     _report: Callable[[Step], None]
     replaced: list[str] = attrs.field(factory=list, init=False)
+    in_progress: bool = attrs.field(default=False, init=False)
     _session: Session = attrs.field(init=False)
 
     async def run(self) -> None:
@@ -57,9 +59,11 @@ class Migration:
             await session.lock(request.exchange)
             for topic in request.hosts:
                 await TopicMigration(session, request, topic, self._report, self._mark, self.replaced).replace()
+                self.in_progress = False
 
     async def _mark(self) -> None:
         """Allow nodes to use queues that their settings do not say; see Note [Accepted names] in existing."""
+        self.in_progress = True
         marker = marker_exchange(self._request.exchange, self._request.kind)
         await self._session.run(lambda channel: channel.exchange_declare(exchange=marker, type="fanout", durable=True))
         for kind in KINDS:
