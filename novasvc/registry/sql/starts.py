@@ -11,7 +11,7 @@ from novasvc.registry.errors import ServiceNotFoundError, ServiceTwinError
 from novasvc.registry.incarnation import LatestStart, ServiceStart, check_twin
 from novasvc.registry.record import ServiceRecord
 from novasvc.registry.sql import incarnations
-from novasvc.registry.sql.rows import INSERT, READ, SET_VERSION, ServiceRows, record_of
+from novasvc.registry.sql.rows import READ, SET_VERSION, ServiceRows, record_of
 from novasvc.registry.sql.schema import incarnations as table
 from novasvc.registry.sql.schema import services
 
@@ -191,7 +191,7 @@ def _create(
     """Insert rows of services, and return their ids."""
     if not starts:
         return {}
-    connection.execute(INSERT, [rows.new_row(each.host, each.binary, each.topic, each.version) for each in starts])
+    rows.insert(connection, [rows.new_row(each.host, each.binary, each.topic, each.version) for each in starts])
     found = connection.execute(_IDS, _names(starts)).all()
     return {_folded((host, binary), folding=folding): number for number, host, binary in found}
 
