@@ -52,7 +52,8 @@ class _Found:
         quiet = record.age
         if record.incarnation is not None:
             # The row's age counts from the last heartbeat, or from the creation of the row.
-            heard = record.incarnation.since if seen is None else max(seen, record.incarnation.since)
+            said = record.incarnation.said
+            heard = said if seen is None else max(seen, said)
             quiet -= (heard - (seen or record.created_at or heard)).total_seconds()
         return cls(record, row[-2], row[-1], quiet)
 

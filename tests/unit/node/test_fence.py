@@ -477,6 +477,25 @@ class TwinTests(FenceCase):
         self.successResultOf(starting)
         self.assertEqual(twin.manager.numbers, [2])
 
+    def test_twin_that_starts(self) -> None:
+        """A start whose init_host takes longer than service_down_time is not superseded; its twin is refused then."""
+        self.make()
+        shop = self.shop = self.fleet.add(Shop, host="h1", binary="nova-shop", topic="shop")
+        waiting: Deferred[None] = Deferred()
+        shop.manager.init_host = lambda: waiting
+        starting = shop.service.start()
+        twin = self.twin()
+        waits = twin.service.start()
+        self.fleet.advance(300)
+        self.assertNoResult(waits)
+        self.assertEqual((self.row().incarnation.number, self.state()), (1, "starting"))
+        waiting.callback(None)
+        self.successResultOf(starting)
+        self.fleet.advance(12)
+        self.failureResultOf(waits, StartError)
+        self.assertTrue(self.serves())
+        self.assertEqual((self.row().incarnation.until, self.state()), (None, "ready"))
+
     def test_twin_that_stops(self) -> None:
         """A start begins as soon as the other one has stopped."""
         shop = self.started()
