@@ -81,6 +81,7 @@ class IncarnationTests(FleetCase):
         state.mkdir()
         twin = Process(self, command, self.folder, **{**self.environment, "NOVASVC_STATE_DIR": str(state)})
         self.assertEqual(twin.wait(), 1)
+        self.assertNotIn("restarting it", twin.output)
         self.assertRegex(twin.output, f"novasvc-shop@h1 runs already: on machine .*, process {first.popen.pid}, since ")
         self.assertEqual((self.row()["number"], self.row()["state"]), (1, "ready"))
         first.stop()
