@@ -110,7 +110,7 @@ class Registration:
         record: ServiceRecord | None = None
         while record is None:
             try:
-                record = await attempt(lambda: registry.begin(start))
+                record = await attempt(partial(registry.begin, start))
             except ServiceTwinError as error:
                 if self._runtime.settings.fail_fast or _is_alive(seen, error):
                     raise
@@ -123,6 +123,8 @@ class Registration:
                 seen = error
                 waiting(error)
                 await deferLater(self._runtime.reactor, _LOOK, lambda: None)
+                if start.lock is None and self._runtime.start is None:  # the other one may have died meanwhile
+                    start = self._start = attrs.evolve(start, lock=self._lock_identity())
         self.record = record
         if record.incarnation is None:
             _log.warn(

@@ -531,6 +531,19 @@ class TwinTests(FenceCase):
         self.successResultOf(twin.service.start())
         self.assertEqual(twin.manager.numbers, [2])
 
+    def test_same_lock_later(self) -> None:
+        """A start that waits for one on its machine supersedes it as soon as that is killed, and its lock is free."""
+        self.started()
+        self.fleet.registry._incarnations._rows["h1", "nova-shop"] = _locked(self.fleet.registry, "boot:1:2")
+        locks = ["boot:1:2", None]
+        self.patch(Registration, "_lock_identity", lambda _: locks.pop())
+        twin = self.twin()
+        starting = twin.service.start()
+        self.assertNoResult(starting)
+        self.fleet.advance(2)
+        self.successResultOf(starting)
+        self.assertEqual((twin.manager.numbers, locks), ([2], []))
+
 
 def _locked(registry: Any, lock: str) -> Any:
     return attrs.evolve(registry._incarnations._rows["h1", "nova-shop"], lock=lock)
