@@ -369,7 +369,8 @@ class IServiceRegistry(Interface):
         :param int service_id: the row's id.
         :param int incarnation: number of the incarnation.
         :param state: see :class:`novasvc.registry.incarnation.Incarnation`, as for ``reason`` and ``calls``.
-        :param until: seconds from now until the deadline of a drain; None without one.
+        :param until: seconds from now until the deadline of a drain; None without one. 0 with "starting" says that it
+            still starts, so that no other start takes its place.
         :return: Deferred[None]; fails with ServiceNotFoundError if the row was deleted, or with ServiceSupersededError
             if a later incarnation has begun.
         """

@@ -195,6 +195,7 @@ class Node:
             identity = self.identity
             await self._retry_outages(connection.name, lambda: check_service_version(registry, identity, down_time))
         record = await self._register(registry)
+        self.registration.keep_starting(registry)
 
         self._step = "transport"
         transport = self.transport = await self._retry_outages("broker", self.runtime.broker.acquire)
@@ -281,7 +282,7 @@ class Node:
 
         :raises CancelledError: the node stops.
         """
-        if self.transport is None or not self._stays:
+        if self.transport is None or not self._stays():
             raise CancelledError
         try:
             await self._serve(self.transport)
@@ -290,13 +291,12 @@ class Node:
         except Exception:
             await self._leave_service("it could not enter service")
             raise
-        if not self._stays:  # a stop has begun meanwhile
+        if not self._stays():  # a stop has begun meanwhile
             self._begin_drain()
             raise CancelledError
         self.fence.reset()
         self._start_tasks()
 
-    @property
     def _stays(self) -> bool:
         return self.lifecycle.state in {"starting", "running"}
 

@@ -48,10 +48,16 @@ _MOST_REFUSED = 100
 # A start that was killed leaves a row that looks alive for up to service_down_time. On the same machine the lock tells:
 # whoever gets it knows that the earlier start is dead. On another machine only heartbeats tell. So a start that is
 # refused tries again until either the other one is silent for service_down_time, and is superseded, or its heartbeat
-# count grows: then it is alive for certain, and this start ends.
+# count grows: then it is alive for certain, and this start ends. A node sends no heartbeats before its hooks have
+# ended, which may take longer than service_down_time, so until then it tells now and then that it still starts.
 
 
-_ENDS: dict[ServiceState, EndKind] = {"draining": "drain", "stopped": "end", "failed": "failure"}
+_ENDS: dict[ServiceState, EndKind] = {
+    "draining": "drain",
+    "stopped": "end",
+    "failed": "failure",
+    "starting": "failure",  # it matters as long as no other worker is ready, too
+}
 
 
 @attrs.define(eq=False)
@@ -69,7 +75,8 @@ class Registration:
     _start: ServiceStart | None = attrs.field(default=None, init=False)
     _lock: FileLock | None = attrs.field(default=None, init=False)
     _turns: DeferredLock = attrs.field(factory=DeferredLock, init=False)
-    _draining: LoopingCall | None = attrs.field(default=None, init=False)
+    _repeating: LoopingCall | None = attrs.field(default=None, init=False)
+    _repeated: ServiceState | None = attrs.field(default=None, init=False)
     _entered: int = attrs.field(default=0, init=False)
     _retrying: IDelayedCall | None = attrs.field(default=None, init=False)
     _refused: set[str] = attrs.field(factory=set, init=False)
@@ -103,7 +110,7 @@ class Registration:
         record: ServiceRecord | None = None
         while record is None:
             try:
-                record = await attempt(lambda: registry.begin(start))
+                record = await attempt(partial(registry.begin, start))
             except ServiceTwinError as error:
                 if self._runtime.settings.fail_fast or _is_alive(seen, error):
                     raise
@@ -116,6 +123,8 @@ class Registration:
                 seen = error
                 waiting(error)
                 await deferLater(self._runtime.reactor, _LOOK, lambda: None)
+                if start.lock is None and self._runtime.start is None:  # the other one may have died meanwhile
+                    start = self._start = attrs.evolve(start, lock=self._lock_identity())
         self.record = record
         if record.incarnation is None:
             _log.warn(
@@ -175,7 +184,7 @@ class Registration:
 
     def release(self) -> None:
         """Release the lock: another start on this machine may have it."""
-        self._end_drain()
+        self._end_repeating()
         self._end_retry()
         if self._lock is not None:
             self._lock.release()
@@ -194,6 +203,15 @@ class Registration:
 
     # -- states ----------------------------------------------------------------------------------
 
+    def keep_starting(self, registry: IServiceRegistry) -> None:
+        """Tell the registry now and then that the node still starts, until it enters another state."""
+
+        def tell() -> None:
+            self.enter(registry, "starting", until=0.0)
+
+        interval = self._runtime.settings.service_down_time / 3
+        self._repeat("starting", tell, interval, now=False)
+
     def drain(self, registry: IServiceRegistry | None, grace: float, calls: Callable[[], int]) -> None:
         """Tell the registry that the node drains, and every DRAIN_INTERVAL how many calls are left, until it has ended.
 
@@ -203,14 +221,19 @@ class Registration:
         clock = self._runtime.reactor
         ends = clock.seconds() + grace
 
-        def tell() -> None:
+        def tell() -> None:  # returns nothing: a write that hangs must not hold back the next one
             until = max(0.0, ends - clock.seconds()) if grace else None
             self.enter(registry, "draining", until=until, calls=calls())
 
-        self._draining = LoopingCall(tell)
-        self._draining.clock = clock
-        self._draining.start(DRAIN_INTERVAL).addErrback(
-            lambda failure: _log.failure("the drain of {node} is not told any more", failure, node=self._identity)
+        self._repeat("draining", tell, DRAIN_INTERVAL, now=True)
+
+    def _repeat(self, state: ServiceState, tell: Callable[[], object], interval: float, *, now: bool) -> None:
+        self._end_repeating()
+        self._repeated = state
+        self._repeating = LoopingCall(copy_context().run, tell)
+        self._repeating.clock = self._runtime.reactor
+        self._repeating.start(interval, now).addErrback(
+            lambda failure: _log.failure("{node} does not tell its state any more", failure, node=self._identity)
         )
 
     def enter(self, registry: IServiceRegistry | None, state: ServiceState, **given: Any) -> Deferred[None]:
@@ -225,8 +248,8 @@ class Registration:
         """
         self._end_retry()
         self._entered = turn = self._entered + 1
-        if state != "draining":
-            self._end_drain()
+        if state != self._repeated:
+            self._end_repeating()
         if registry is None or self.record is None or self.number is None:
             return succeed(None)
         writing = partial(registry.enter, self.record.id, self.number, state, **given)
@@ -247,10 +270,10 @@ class Registration:
             self._retrying.cancel()
         self._retrying = None
 
-    def _end_drain(self) -> None:
-        if self._draining is not None and self._draining.running:
-            self._draining.stop()
-        self._draining = None
+    def _end_repeating(self) -> None:
+        if self._repeating is not None and self._repeating.running:
+            self._repeating.stop()
+        self._repeating = self._repeated = None
 
     def _tell(self, state: ServiceState, write: Callable[[], Deferred[None]]) -> Deferred[None]:
         if state not in _ENDS or self._runtime.start is None:

@@ -216,10 +216,13 @@ class Heartbeat:
     async def _send(self) -> None:
         try:
             await self._registry.beat(self.record.id, self._number)
-        except ServiceNotFoundError:
+        except (ServiceNotFoundError, ServiceSupersededError) as error:
             # Deleted by an operator, or lost by a database that was restored from a backup: begin() tells them apart.
+            # Numbers only grow, so a lower one is from a backup, too.
+            if isinstance(error, ServiceSupersededError) and error.latest >= (self._number or 0):
+                raise
             self.record = await self._owner.begin_again()
-            _log.warn("the registry had lost the row of {identity}; registered it again", identity=self._identity)
+            _log.warn("the registry had lost this start of {identity}; registered it again", identity=self._identity)
             self._number = _number_of(self.record)
             await self._registry.beat(self.record.id, self._number)
         self.sent += 1

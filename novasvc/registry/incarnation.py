@@ -60,7 +60,7 @@ class Incarnation:
         deleted: a fencing token.
     :param state: one that is unknown here comes from a newer version, and is a running one.
     :param since: when it entered the state.
-    :param until: draining: when the deadline of the drain ends.
+    :param until: draining: when the deadline of the drain ends. starting: when it said last that it still starts.
     :param reason: failed: why. ready: why it sends no heartbeats. stopped and draining: who asked, if known.
     :param calls: draining: calls in flight.
     :param machine: see :class:`ServiceStart`, as for ``pid``, ``zone`` and ``tags``.
@@ -78,6 +78,11 @@ class Incarnation:
     started_at: datetime
     zone: str | None
     tags: tuple[str, ...]
+
+    @property
+    def said(self) -> datetime:
+        """When it said its state last, heartbeats left out."""
+        return max(self.since, self.until) if self.state == "starting" and self.until is not None else self.since
 
     @property
     def has_ended(self) -> bool:

@@ -50,7 +50,7 @@ class MemoryIncarnations:
         if row is not None and incarnation is not None:
             if row.owner == start.owner:
                 return attrs.evolve(incarnation, zone=start.zone, tags=start.tags)
-            heard = max(incarnation.since, record.last_seen_up or incarnation.since)
+            heard = max(incarnation.said, record.last_seen_up or incarnation.since)
             quiet = (now - heard).total_seconds()
             latest = LatestStart(
                 incarnation=incarnation,

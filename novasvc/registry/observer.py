@@ -2,7 +2,7 @@
 
 import random
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import attrs
@@ -178,20 +178,33 @@ class FleetObserver:
         fleet = await judge_all(self.registry, self.rule)
         self._outages.note(fleet.outages)
         count_verdicts(fleet)
-        changes = list(self._changes(fleet, fencing))
+        forgotten = self._forgotten(fleet)
+        changes = list(self._changes(fleet, fencing, {each.service_id for each in forgotten}))
         # Of the services that are there when a name observes for the first time, those that are alive are no news.
         is_news = [not (self._first and change.verdict.status == "alive") for change in changes]
         noted = [_observation(change, told=not news) for change, news in zip(changes, is_news, strict=True)]
-        for begin in range(0, len(noted), PAGE):
-            await self.registry.observe(self.name, fencing, noted[begin : begin + PAGE])
+        written = [*forgotten, *noted]
+        for begin in range(0, len(written), PAGE):
+            await self.registry.observe(self.name, fencing, written[begin : begin + PAGE])
         self._first = False
+        for each in forgotten:
+            self._known.pop(each.service_id, None)
         self._known.update((each.service_id, each) for each in noted)
         for change, news in zip(changes, is_news, strict=True):
             if news:
                 self._teller.tell(change)
 
-    def _changes(self, fleet: FleetVerdicts, fencing: int) -> Iterator[StatusChange]:
-        gone = dict(self._known)
+    def _forgotten(self, fleet: FleetVerdicts) -> list[Observation]:
+        """Return the observations to delete: of services that were down already when their rows were deleted."""
+        there = {record.id for record, _ in fleet.services}
+        return [
+            attrs.evolve(known, status=None)
+            for known in self._known.values()
+            if known.service_id not in there and known.told and known.status == DELETED.status
+        ]
+
+    def _changes(self, fleet: FleetVerdicts, fencing: int, forgotten: Collection[int]) -> Iterator[StatusChange]:
+        gone = {number: known for number, known in self._known.items() if number not in forgotten}
         for record, verdict in fleet.services:
             known = gone.pop(record.id, None)
             change = self._change(record.id, record.host, record.binary, record, known, verdict, fencing)

@@ -119,6 +119,16 @@ class IncarnationContract:
         after = await self.registry.get(first.uuid)
         self.assertEqual((after.incarnation, after.version), (first.incarnation, 7))
 
+    async def test_twin_that_starts(self: Any) -> None:
+        """A start that says that it still starts is alive, and keeps the time since when it does."""
+        first = await self.begin()
+        await self.registry.enter(first.id, 1, "starting", until=0.0)
+        again = (await self.registry.get(first.uuid)).incarnation
+        self.assertEqual((again.state, again.since), ("starting", first.incarnation.since))
+        self.assertGreaterEqual(again.until, again.since)
+        error = await self.assert_fails(ServiceTwinError, self.begin("owner 2", service_down_time=60.0))
+        self.assertEqual((error.incarnation, error.beats), (1, 0))
+
     async def test_next_numbers(self: Any) -> None:
         """A start after a clean stop, a failure, a force-down, a death or on the same lock has the next number."""
         first = await self.begin("owner 1", lock="lock 1")

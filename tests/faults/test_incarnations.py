@@ -70,6 +70,22 @@ class IncarnationTests(FleetCase):
         first.wait_for("another start of novasvc-shop@h1 was refused on machine")
         self.assertEqual((self.row()["number"], self.row()["state"]), (1, "ready"))
 
+    def test_twin_with_workers(self) -> None:
+        """A supervisor gives up when its workers are refused: others would be, too."""
+        first = self.start()
+        first.wait_for("incarnation 1")
+        settings = self.folder / "shop.toml"
+        settings.write_text('[[service]]\nbinary = "novasvc-shop"\nmanager = "shop.Shop"\nworkers = 2\n')
+        command = [program("twistd"), "-n", "--pidfile=", "novasvc", "--config", str(settings)]
+        state = self.folder / "twin"
+        state.mkdir()
+        twin = Process(self, command, self.folder, **{**self.environment, "NOVASVC_STATE_DIR": str(state)})
+        self.assertEqual(twin.wait(), 1)
+        self.assertNotIn("restarting it", twin.output)
+        self.assertRegex(twin.output, f"novasvc-shop@h1 runs already: on machine .*, process {first.popen.pid}, since ")
+        self.assertEqual((self.row()["number"], self.row()["state"]), (1, "ready"))
+        first.stop()
+
     def test_workers(self) -> None:
         """Workers are one start, across a worker's death and a reload; a new supervisor is the next one."""
         settings = self.folder / "shop.toml"

@@ -38,6 +38,9 @@ COLUMNS = (
 ZONE, TAGS = incarnations.c.zone, incarnations.c.tags
 """What queries filter by; the tags are a JSON array."""
 
+OF_SERVICE = incarnations.c.service_id
+"""The id of the row of a service, also after that row was purged."""
+
 JOIN = services.outerjoin(incarnations, incarnations.c.service_id == services.c.id)
 
 _NUMBER = select(incarnations.c.number).where(incarnations.c.service_id == services.c.id).scalar_subquery()

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 import attrs
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, func, insert, select, update
 from sqlalchemy.sql import ColumnElement
 
 from novasvc.registry.errors import DatabaseCorruptError, ServiceNotFoundError
@@ -30,7 +30,7 @@ READ, _READ_ALONE = ROWS.where(_LIVE), ROWS_ALONE.where(_LIVE)
 _PLACES = len(ROWS_ALONE.selected_columns)
 _ONE, _ONE_ALONE = (read.where(services.c.id == bindparam("of_id")) for read in (READ, _READ_ALONE))
 # All columns, because none has a default in the database: see novasvc.registry.sql.schema.
-INSERT = insert(services).values(
+_INSERT = insert(services).values(
     created_at=database_now(),
     updated_at=None,
     deleted_at=None,
@@ -46,6 +46,10 @@ INSERT = insert(services).values(
     version=bindparam("new_version"),
     uuid=bindparam("new_uuid"),
 )
+# SQLite gives the id of a row that was purged to the next new one, if it was the greatest.
+_GREATEST = select(func.coalesce(func.max(services.c.id), 0)).scalar_subquery()
+_GREATEST_PURGED = select(func.coalesce(func.max(incarnations.OF_SERVICE), 0)).scalar_subquery()
+_INSERT_IN_FILE = _INSERT.values(id=func.max(_GREATEST, _GREATEST_PURGED) + 1)
 BEAT = update(services).values(
     report_count=services.c.report_count + 1, last_seen_up=database_now(), updated_at=database_now()
 )
@@ -101,7 +105,7 @@ class ServiceRows:
         found = self._read(connection, wanted)
         if found:
             return self._write(connection, found[0].id, {"version": version})
-        self._insert(connection, host, binary, topic, version)
+        self.insert(connection, [self.new_row(host, binary, topic, version)])
         return self._only(connection, wanted, f"{binary}@{host}")
 
     def enter(self, connection: Connection, service_id: int, number: int, *state: Any) -> None:
@@ -128,14 +132,16 @@ class ServiceRows:
             silences.record(connection, [(service_id, began)])
         _change(connection, _BEAT, service_id)
 
-    def _insert(self, connection: Connection, host: str, binary: str, topic: str | None, version: int) -> int:
-        """Insert a row, and return its id."""
-        inserted = connection.execute(INSERT, self.new_row(host, binary, topic, version))
-        number: int = inserted.inserted_primary_key[0]  # type: ignore[index]
-        return number
+    def insert(self, connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
+        """Insert rows, each with an id that no row ever had.
+
+        :param rows: values of :meth:`new_row`.
+        """
+        in_file = connection.dialect.name == "sqlite" and self.incarnations
+        connection.execute(_INSERT_IN_FILE if in_file else _INSERT, rows)
 
     def new_row(self, host: str, binary: str, topic: str | None, version: int) -> dict[str, Any]:
-        """Return the values of :data:`INSERT` for a new row."""
+        """Return the values of a new row, for :meth:`insert`."""
         disabled = not self._enable_new_services
         return {
             "new_host": host,

@@ -11,7 +11,7 @@ from novasvc.registry.errors import ServiceNotFoundError, ServiceTwinError
 from novasvc.registry.incarnation import LatestStart, ServiceStart, check_twin
 from novasvc.registry.record import ServiceRecord
 from novasvc.registry.sql import incarnations
-from novasvc.registry.sql.rows import INSERT, READ, SET_VERSION, ServiceRows, record_of
+from novasvc.registry.sql.rows import READ, SET_VERSION, ServiceRows, record_of
 from novasvc.registry.sql.schema import incarnations as table
 from novasvc.registry.sql.schema import services
 
@@ -52,7 +52,8 @@ class _Found:
         quiet = record.age
         if record.incarnation is not None:
             # The row's age counts from the last heartbeat, or from the creation of the row.
-            heard = record.incarnation.since if seen is None else max(seen, record.incarnation.since)
+            said = record.incarnation.said
+            heard = said if seen is None else max(seen, said)
             quiet -= (heard - (seen or record.created_at or heard)).total_seconds()
         return cls(record, row[-2], row[-1], quiet)
 
@@ -191,7 +192,7 @@ def _create(
     """Insert rows of services, and return their ids."""
     if not starts:
         return {}
-    connection.execute(INSERT, [rows.new_row(each.host, each.binary, each.topic, each.version) for each in starts])
+    rows.insert(connection, [rows.new_row(each.host, each.binary, each.topic, each.version) for each in starts])
     found = connection.execute(_IDS, _names(starts)).all()
     return {_folded((host, binary), folding=folding): number for number, host, binary in found}
 

@@ -477,6 +477,25 @@ class TwinTests(FenceCase):
         self.successResultOf(starting)
         self.assertEqual(twin.manager.numbers, [2])
 
+    def test_twin_that_starts(self) -> None:
+        """A start whose init_host takes longer than service_down_time is not superseded; its twin is refused then."""
+        self.make()
+        shop = self.shop = self.fleet.add(Shop, host="h1", binary="nova-shop", topic="shop")
+        waiting: Deferred[None] = Deferred()
+        shop.manager.init_host = lambda: waiting
+        starting = shop.service.start()
+        twin = self.twin()
+        waits = twin.service.start()
+        self.fleet.advance(300)
+        self.assertNoResult(waits)
+        self.assertEqual((self.row().incarnation.number, self.state()), (1, "starting"))
+        waiting.callback(None)
+        self.successResultOf(starting)
+        self.fleet.advance(12)
+        self.failureResultOf(waits, StartError)
+        self.assertTrue(self.serves())
+        self.assertEqual((self.row().incarnation.until, self.state()), (None, "ready"))
+
     def test_twin_that_stops(self) -> None:
         """A start begins as soon as the other one has stopped."""
         shop = self.started()
@@ -511,6 +530,19 @@ class TwinTests(FenceCase):
         self.patch(Registration, "_lock_identity", lambda _: "boot:1:2")
         self.successResultOf(twin.service.start())
         self.assertEqual(twin.manager.numbers, [2])
+
+    def test_same_lock_later(self) -> None:
+        """A start that waits for one on its machine supersedes it as soon as that is killed, and its lock is free."""
+        self.started()
+        self.fleet.registry._incarnations._rows["h1", "nova-shop"] = _locked(self.fleet.registry, "boot:1:2")
+        locks = ["boot:1:2", None]
+        self.patch(Registration, "_lock_identity", lambda _: locks.pop())
+        twin = self.twin()
+        starting = twin.service.start()
+        self.assertNoResult(starting)
+        self.fleet.advance(2)
+        self.successResultOf(starting)
+        self.assertEqual((twin.manager.numbers, locks), ([2], []))
 
 
 def _locked(registry: Any, lock: str) -> Any:

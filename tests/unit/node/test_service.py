@@ -541,7 +541,7 @@ class StopTests(ServiceTestCase):
         self.fleet.registry._incarnations._rows.clear()
         told = self.told(LogLevel.warn)
         self.fleet.advance(10)
-        self.assertEqual(told, ["the registry had lost the row of nova-diary@h1; registered it again"])
+        self.assertEqual(told, ["the registry had lost this start of nova-diary@h1; registered it again"])
         self.assertEqual((service.node.record.id, service.manager.attachments.incarnation), (2, 2))
         self.assertEqual(self.rows()[0].incarnation.state, "ready")
         self.successResultOf(service.kill())

@@ -182,6 +182,17 @@ class HeartbeatTests(SynchronousTestCase):
         self.assertEqual((self.events, self.owner.refusals), (["warn"], []))
         self.assertEqual((self.owner.writes, self.heartbeat.sent_at), (0, 20))
 
+    def test_restored_row(self) -> None:
+        """A service whose row is of an earlier start of it, as in a backup, begins again."""
+        self.heartbeat.record = numbered(3)
+        self.successResultOf(self.heartbeat.start())
+        self.owner.found = numbered(4)
+        restored = ServiceSupersededError("novasvc-agent@h1", 3, 2, "m1", 8, "2026-01-01 00:00:00")
+        self.registry.answer = lambda: succeed(None) if self.registry.numbers[-1] == 4 else fail(restored)
+        self.clock.pump([10, 10])
+        self.assertEqual(self.registry.numbers, [3, 3, 4, 4])
+        self.assertEqual((self.events, self.owner.refusals), (["warn"], []))
+
     def test_superseded(self) -> None:
         """A heartbeat has the number of its incarnation; one that was superseded is the last."""
         self.heartbeat.record = numbered(3)

@@ -174,6 +174,17 @@ class ChangeTests(ObserverCase):
         )
         self.assertEqual(len(self.successResultOf(self.registry.observations("test"))), 2)
 
+    def test_deleted_when_down(self) -> None:
+        """A service that was down when its row is deleted, such as by a purge, is not told to be down again."""
+        self.add(3)
+        self.observe()
+        self.silent.add(self.ids[0])
+        self.run_for(90)
+        self.registry.delete(self.ids.pop(0))
+        self.run_for(30)
+        self.assertEqual(self.observer.told, [("down", "agent@h0")])
+        self.assertEqual(len(self.successResultOf(self.registry.observations("test"))), 2)
+
     def test_stall(self) -> None:
         """A database that is away for ten minutes changes no service to down, and nothing is told twice."""
         self.add(20)

@@ -7,6 +7,7 @@ from sqlalchemy.sql import literal
 from twisted.internet import reactor
 from twisted.trial.unittest import TestCase
 
+from novasvc.registry.errors import ServiceNotFoundError
 from novasvc.registry.incarnation import ServiceStart
 from novasvc.registry.purge import MAX_BATCH, PurgeRequest
 from novasvc.registry.sql import migrate
@@ -106,6 +107,16 @@ class PurgeTests(TestCase):
         (record,) = await self.registry.list("h1", None, None)
         assert record.incarnation is not None
         self.assertEqual(record.incarnation.number, 2)
+
+    async def test_id_is_not_used_again(self) -> None:
+        """A new service gets no id of a purged row, so a node that comes back late does not beat for it."""
+        old = await self.begin("h1")
+        await self.move(old, 40)
+        self.assertEqual(await self.purge(), [("h1", "silent")])
+        self.assertEqual(await self.begin("h2"), old + 1)
+        record = await self.registry.register("h3", "nova-compute", "compute", 60)
+        self.assertEqual(record.id, old + 2)
+        await self.assertFailure(self.registry.beat(old, 1), ServiceNotFoundError)
 
     async def test_batches(self) -> None:
         """At most so many rows are deleted at a time."""
