@@ -110,7 +110,7 @@ class ListTests(ServiceCase):
         """The columns are those of OpenStack's client, with --long too."""
         header = "ID,Binary,Host,Zone,Status,State,Updated At"
         self.assertEqual(self.output("list", "-f", "csv").splitlines()[0], header)
-        long_ = f"{header},Disabled Reason,Forced Down,Lifecycle,Since,Reason,Incarnation,Tags"
+        long_ = f"{header},Disabled Reason,Forced Down,Lifecycle,Lifecycle Since,Lifecycle Reason,Incarnation,Tags"
         self.assertEqual(self.output("list", "--long", "-f", "csv").splitlines()[0], long_)
 
     def test_incarnation(self) -> None:
