@@ -129,7 +129,8 @@ def assess(record: ServiceRecord, verdict: Verdict) -> Assessment:
     if verdict.status == "down":
         if incarnation is not None and incarnation.has_ended:
             state, usual = (STOPPED, "cleanly") if incarnation.state == "stopped" else (FAILED, "")
-            return Assessment(state, incarnation.reason or usual, age)
+            # Without its name, so that the page groups services that failed for the same reason.
+            return Assessment(state, (incarnation.reason or usual).removeprefix(f"{record.name} "), age)
         return Assessment(DOWN, _without_times(verdict.reason), age)
     return Assessment(UP) if incarnation is None else _assess_running(record, incarnation)
 

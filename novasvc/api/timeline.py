@@ -23,7 +23,8 @@ class Entry:
 
     :param number: consecutive, from 1.
     :param time: seconds since 1970, by this host's clock.
-    :param kind: a state of :class:`ServiceStatus`, "let up", "disabled", "enabled", "appeared" or "deleted".
+    :param kind: a state of :class:`ServiceStatus`, "let up", "restarted", "disabled", "enabled",
+        "appeared" or "deleted".
     :param text: name of the service; in a summary, some of the names.
     :param uuid: uuid of the service; "" for a summary.
     :param detail: the reason, or "".
@@ -88,13 +89,22 @@ def events_of(before: ServiceStatus | None, after: ServiceStatus) -> Iterator[tu
         return
     if before.state != after.state:
         if before.state == FORCED:
-            yield "let up", "" if after.state == UP else after.state
+            yield "let up", "" if after.state == UP else f"now {after.state}"
         else:
             yield after.state, f"no heartbeat for {record.age:.0f} s" if after.state == DOWN else _reason(after)
+    elif after.state == UP and _number(before) < _number(after):
+        # It was stopped and started between two reads.
+        yield "restarted", f"incarnation {_number(after)}"
     if record.disabled and not before.record.disabled:
         yield "disabled", record.disabled_reason or ""
     elif before.record.disabled and not record.disabled:
         yield "enabled", ""
+
+
+def _number(service: ServiceStatus) -> int:
+    """Return the number of the service's start; 0 if it has none."""
+    incarnation = service.record.incarnation
+    return 0 if incarnation is None else incarnation.number
 
 
 def _reason(service: ServiceStatus) -> str:

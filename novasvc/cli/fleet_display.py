@@ -66,14 +66,15 @@ class FleetDisplay:
             names = [record.name for record in others]
             click.echo(f"  they share a process, so this happens to them, too: {_shortened(names)}")
 
-    def begin(self, operation: Operation, nodes: Sequence[OperationNode]) -> None:
-        """Show that an operation begins, or goes on."""
+    def begin(self, operation: Operation, nodes: Sequence[OperationNode], *, resumed: bool = False) -> None:
+        """Show that an operation begins, or goes on because a command has resumed it."""
         self._nodes = {node.service_id: node for node in nodes}
         self._waves = len(_by_wave(nodes))
         if self.as_json:
             self._json("begin", id=operation.id, kind=operation.kind, counts=dict(operation.counts))
         else:
-            self._line(f"operation {operation.id} ({operation.kind}) begins; `novasvc fleet show {operation.id}`")
+            verb = "goes on" if resumed else "begins"
+            self._line(f"operation {operation.id} ({operation.kind}) {verb}; `novasvc fleet show {operation.id}`")
 
     def wave(self, number: int, nodes: Sequence[OperationNode]) -> None:
         """See :class:`novasvc.fleet.run.Observer`."""

@@ -92,12 +92,14 @@ async def resume(connections: FleetConnections, number: int, *, skip_failed: boo
     owner = str(uuid.uuid4())
     operation = await connections.store.resume(number, owner, who_operates(), skip_failed)
     with ProgressBar(operation.kind) as bar:
-        return await _run(connections, operation, FleetDisplay(as_json, bar))
+        return await _run(connections, operation, FleetDisplay(as_json, bar), resumed=True)
 
 
-async def _run(connections: FleetConnections, operation: Operation, display: FleetDisplay) -> int:
+async def _run(
+    connections: FleetConnections, operation: Operation, display: FleetDisplay, *, resumed: bool = False
+) -> int:
     nodes = await connections.store.nodes(operation.id)
-    display.begin(operation, nodes)
+    display.begin(operation, nodes, resumed=resumed)
     try:
         run = OperationRun(
             operation=operation,

@@ -1,6 +1,7 @@
 """``novasvc fleet ping``: check that services respond, and how fast."""
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -12,6 +13,9 @@ from novasvc.cli.output import printable
 from novasvc.cli.progress import ProgressBar
 from novasvc.cli.remote import TIMEOUT
 from novasvc.fleet.selection import Selection
+from novasvc.registry.outages import VerdictRule
+from novasvc.registry.verdict import Verdict
+from novasvc.registry.verdicts import judge_some
 
 if TYPE_CHECKING:
     from novasvc.fleet.ping import Pong
@@ -62,18 +66,22 @@ async def ping_fleet(connections: FleetConnections, selection: Selection, second
                 bar.update(ended / len(chosen), f"{ended} of {len(chosen)}")
 
         pongs = await ping_all(chosen, calls, seconds, answered)
+    seconds = connections.clock.seconds() - began
     silent = [pong for pong in pongs if pong.seconds is None]
     if not as_json:
-        _print(pongs, silent, connections.clock.seconds() - began)
+        rule = VerdictRule.of(connections.settings)
+        verdicts = await judge_some(connections.registry, [pong.record for pong in silent], rule) if silent else []
+        _print(pongs, silent, verdicts, seconds)
     return 1 if silent else 0
 
 
-def _print(pongs: list["Pong"], silent: list["Pong"], seconds: float) -> None:
+def _print(pongs: list["Pong"], silent: list["Pong"], verdicts: Sequence[Verdict], seconds: float) -> None:
     answered = [pong for pong in pongs if pong.seconds is not None]
     for pong in answered if len(answered) <= _LINES else ():
         click.echo(f"{printable(pong.record.name)} responded in {(pong.seconds or 0) * 1000:.1f} ms")
-    for pong in silent:
-        click.echo(f"{printable(pong.record.name)}: {printable(pong.problem)}")
+    for pong, verdict in zip(silent, verdicts, strict=True):
+        known = "" if verdict.status == "alive" else f"; {verdict.status}: {verdict.reason}"
+        click.echo(f"{printable(pong.record.name)}: {printable(pong.problem)}{printable(known)}")
     times = sorted(pong.seconds or 0 for pong in answered)
     median = f"; half of them within {times[len(times) // 2] * 1000:.1f} ms" if times else ""
     click.echo(f"{len(answered)} of {len(pongs)} services responded in {seconds:.1f} s{median}")

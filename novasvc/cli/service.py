@@ -27,7 +27,15 @@ API_BINARIES = ("nova-osapi_compute", "nova-metadata")
 COLUMNS = ("ID", "Binary", "Host", "Zone", "Status", "State", "Updated At")
 TABLE_COLUMNS = ("ID", "Binary", "Host", "Zone", "Status", "State", "Last Seen")
 """For people, to whom an age says more than a time stamp."""
-LONG_COLUMNS = ("Disabled Reason", "Forced Down", "Lifecycle", "Since", "Reason", "Incarnation", "Tags")
+LONG_COLUMNS = (
+    "Disabled Reason",
+    "Forced Down",
+    "Lifecycle",
+    "Lifecycle Since",
+    "Lifecycle Reason",
+    "Incarnation",
+    "Tags",
+)
 _MAX_REASON_LENGTH = 255
 
 
@@ -158,7 +166,7 @@ def show(context: CommandContext, selector: ServiceSelector, output: Output) -> 
         return record, verdict
 
     record, verdict = context.with_registry(find)
-    shown = {"Verdict": verdict.status, "Verdict Reason": verdict.reason, "Verdict Since": verdict.since}
+    shown = {"Verdict": verdict.status, "Verdict Reason": verdict.reason or None, "Verdict Since": verdict.since}
     output.write_one(row(record, settings.service_down_time) | shown)
 
 
@@ -258,9 +266,9 @@ def row(record: ServiceRecord, down_time: float) -> dict[str, object]:
         "Created At": record.created_at,
         "Version": record.version,
         "Lifecycle": None if latest is None else latest.state,
-        "Since": None if latest is None else latest.since,
-        "Until": None if latest is None else latest.until,
-        "Reason": None if latest is None else latest.reason,
+        "Lifecycle Since": None if latest is None else latest.since,
+        "Lifecycle Until": None if latest is None else latest.until,
+        "Lifecycle Reason": None if latest is None else latest.reason,
         "Calls": None if latest is None else latest.calls,
         "Incarnation": None if latest is None else latest.number,
         "Machine": None if latest is None else latest.machine,

@@ -1,4 +1,4 @@
-"""Select a registered service by id, UUID, or host and binary."""
+"""Select a registered service by id, UUID, its name, or host and binary."""
 
 import re
 from collections.abc import Callable
@@ -22,7 +22,7 @@ class ServiceSelector:
     """The operator's selection of one service.
 
     :param id_or_uuid: id or UUID of the row; None to select by host and binary.
-    :param host: host name, or None for any.
+    :param host: host name, or None for any; without a binary, also a name such as "nova-compute@c1".
     :param binary: binary name, or None for any.
     """
 
@@ -40,6 +40,10 @@ class ServiceSelector:
             record: ServiceRecord = await registry.get(self.id_or_uuid)
             return record
         records: list[ServiceRecord] = await registry.list(self.host, self.binary, None)
+        if not records and self.binary is None and self.host is not None and "@" in self.host:
+            # A service's name, as lists, logs and the page show it. Hosts may contain "@", too (Cinder: host@backend).
+            binary, _, host = self.host.partition("@")
+            records = await registry.list(host, binary, None)
         if not records:
             raise ServiceNotFoundError(str(self))
         if len(records) > 1:
@@ -53,13 +57,15 @@ class ServiceSelector:
             return self.id_or_uuid
         if self.host is None:
             return str(self.binary)
-        return f"{self.binary}@{self.host}" if self.binary else f"on {self.host}"
+        if self.binary:
+            return f"{self.binary}@{self.host}"
+        return self.host if "@" in self.host else f"on {self.host}"
 
 
 def selector_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the arguments and options that select a service; the command gets them as ``selector``."""
 
-    @click.argument("service", required=False, metavar="[ID|UUID|HOST]", shell_complete=candidates.services)
+    @click.argument("service", required=False, metavar="[ID|UUID|BINARY@HOST|HOST]", shell_complete=candidates.services)
     @click.argument("binary_argument", required=False, metavar="[BINARY]", shell_complete=candidates.binaries)
     @click.option("--host", help="Host of the service.", shell_complete=candidates.service_hosts)
     @click.option("--binary", help="Binary name of the service.", shell_complete=candidates.binaries)
@@ -85,6 +91,6 @@ def _select(service: str | None, binary_argument: str | None, host: str | None, 
     if service and not binary_argument and not binary and _ID_OR_UUID.fullmatch(service.lower()):
         return ServiceSelector(service.lower(), None, None)
     if not service and not host and not binary:
-        message = "Select a service: by ID, by UUID, or by --host and --binary."
+        message = "Select a service: by ID, by UUID, as BINARY@HOST, or by --host and --binary."
         raise click.UsageError(message, context)
     return ServiceSelector(None, service or host, binary_argument or binary)

@@ -43,7 +43,8 @@ def verdicts(
 ) -> int:
     """List which services are alive, suspect or down, since when and why, and the outages that concern many."""
     fleet = context.with_registry(lambda registry: _judge(context, registry, host, binary))
-    found = [each for each in fleet.services if not wanted or each[1].status in wanted]
+    services = sorted(fleet.services, key=lambda each: (each[0].binary, each[0].host))
+    found = [each for each in services if not wanted or each[1].status in wanted]
     output.write_list(COLUMNS, [_row(*each) for each in found])
     for problem in describe_outages(fleet.outages).values():
         click.echo(f"novasvc: {printable(problem)}", err=True)
@@ -116,5 +117,5 @@ def _row(record: ServiceRecord, verdict: Verdict) -> dict[str, object]:
         "Zone": None if record.incarnation is None else record.incarnation.zone,
         "Verdict": verdict.status,
         "Since": verdict.since,
-        "Reason": verdict.reason,
+        "Reason": verdict.reason or None,
     }

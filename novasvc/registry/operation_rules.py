@@ -57,7 +57,7 @@ def conflict(operation: Operation, names: Sequence[str]) -> OperationConflictErr
     """
     shown = ", ".join(names[:_MOST_NAMES])
     more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    problem, remedy = f"it has {shown}{more}", "wait for its end"
+    problem, remedy = f"it has {shown}{more}", f"wait for its end, or look at it: `novasvc fleet show {operation.id}`"
     if operation.is_unattended:
         problem += f", and nothing was heard of its command for {operation.silent:.0f} s"
         remedy = f"run `novasvc fleet resume {operation.id}` or `novasvc fleet abort {operation.id}`"

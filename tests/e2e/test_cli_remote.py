@@ -295,7 +295,9 @@ class RemoteCommandTests(TestCase):
         self.node("h1")
         registry = {"NOVASVC_STATE_DIR": str(self.folder / "state-h1")}
         status, output = self.run_command("broker", "migrate", "--to", "quorum", "--dry-run", **registry)
-        self.assertEqual((status, output.count("would be replaced by a quorum queue: 0 messages, 1 consumers")), (0, 2))
+        self.assertEqual(
+            (status, output.count("would be replaced by a quorum queue: 0 messages, 1 consumer\n")), (0, 2)
+        )
         killed = self.begin("broker", "migrate", "--to", "quorum", **registry)
         killed.wait_for("emptying the old queues")
         killed.stop(signal.SIGKILL)

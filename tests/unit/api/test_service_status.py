@@ -55,6 +55,14 @@ class AssessTests(SynchronousTestCase):
             found = ASSESS(row)
             self.assertEqual((found.state, found.reason, found.age), (expected.state, expected.reason, expected.age))
 
+    def test_failed_alike(self) -> None:
+        """Services that failed for the same reason are one problem, although each names itself in its reason."""
+        failed = "did not start; step init_host failed: OSError: no disk"
+        services = [status(record(number, "failed", reason=f"agent@h{number} {failed}")) for number in (1, 2)]
+        self.assertEqual([service.reason for service in services], [failed, failed])
+        (problem,) = find_problems(services).shown
+        self.assertEqual((problem.why, problem.count), (failed, 2))
+
     def test_drains_too_long(self) -> None:
         """A service that drains after its deadline is in trouble; one that drains within it is not."""
         for left, state, trouble in ((-10, "draining too long", True), (10, "draining", False)):

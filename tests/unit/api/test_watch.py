@@ -8,6 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from novasvc.api.timeline import Entry
 from novasvc.api.watch import UNWATCHED, WATCHED, Watch
 from novasvc.errors import DatabaseUnavailableError
+from novasvc.registry.incarnation import ServiceStart
 from novasvc.registry.memory import MemoryRegistry
 from novasvc.registry.record import ServiceChanges, ServiceRecord
 from tests.support.page_rig import assess_alone
@@ -29,6 +30,15 @@ class WatchTestCase(SynchronousTestCase):
     def add(self, host: str, binary: str = "agent") -> ServiceRecord:
         record = self.successResultOf(self.registry.register(host, binary, None, 1))
         self.successResultOf(self.registry.beat(record.id))
+        return record
+
+    def begin(self, owner: str) -> ServiceRecord:
+        """Begin an incarnation that is ready."""
+        start = ServiceStart(host="h1", binary="agent", topic="agent", version=1, owner=owner, machine="m1")
+        record = self.successResultOf(self.registry.begin(start))
+        assert record.incarnation is not None
+        self.successResultOf(self.registry.enter(record.id, record.incarnation.number, "ready"))
+        self.successResultOf(self.registry.beat(record.id, record.incarnation.number))
         return record
 
     def start(self) -> None:
@@ -265,6 +275,28 @@ class DifferenceTests(WatchTestCase):
             ],
         )
         self.assertEqual([entry.number for entry in self.happenings()], [1, 2, 3, 4])
+
+    def test_restart(self) -> None:
+        """A service that was stopped and started between two reads was restarted."""
+        first = self.begin("owner 1")
+        self.start()
+        self.registry.enter(first.id, 1, "stopped")
+        self.begin("owner 2")
+        self.clock.advance(UNWATCHED)
+        self.assertEqual(self.happened(), [("restarted", "agent@h1", "incarnation 2")])
+        self.registry.update(first.id, ServiceChanges(disabled=True))
+        self.clock.advance(UNWATCHED)
+        self.assertEqual([kind for kind, _, _ in self.happened()], ["restarted", "disabled"])
+
+    def test_let_up_while_down(self) -> None:
+        """A service that is let up, and sends no heartbeats, is down from then on."""
+        record = self.add("h1")
+        self.start()
+        self.registry.update(record.id, ServiceChanges(forced_down=True))
+        self.clock.advance(70)
+        self.registry.update(record.id, ServiceChanges(forced_down=False))
+        self.clock.advance(UNWATCHED)
+        self.assertEqual(self.happened()[1:], [("let up", "agent@h1", "now down")])
 
     def test_coming_and_going(self) -> None:
         """New and deleted services are events."""

@@ -165,7 +165,9 @@ class OperateTests(FleetCase):
         )
         self.processes[0].trouble = ""
         self.assertEqual(self.run_it(resume(self.connections, 1, skip_failed=True, as_json=False)), 1)
-        self.assertEqual(self.lines()[-1], "operation 1 is done: 3 done, 1 skipped")
+        lines = self.lines()
+        self.assertEqual(lines[0], "operation 1 (restart) goes on; `novasvc fleet show 1`")
+        self.assertEqual(lines[-1], "operation 1 is done: 3 done, 1 skipped")
 
     def test_failed(self) -> None:
         """Failures within the budget are status 1."""
@@ -265,6 +267,16 @@ class PingTests(FleetCase):
         self.add("h1").stop(cleanly=False)
         self.assertEqual(self.ping(), 1)
         self.assertIn("novasvc-agent@h1: no process serves it: messages to it cannot be delivered", self.lines())
+
+    def test_down(self) -> None:
+        """Of those that do not answer, the line says what the registry knows."""
+        self.add("h0")
+        record = self.add("h1").record
+        self.registry.update(record.id, ServiceChanges(forced_down=True))
+        self.processes[1].stop(cleanly=False)
+        self.assertEqual(self.ping(), 1)
+        problem = "no process serves it: messages to it cannot be delivered"
+        self.assertIn(f"novasvc-agent@h1: {problem}; down: forced down by an operator", self.lines())
 
     def test_json(self) -> None:
         """For programs, each answer is a JSON object."""

@@ -110,7 +110,7 @@ class ListTests(ServiceCase):
         """The columns are those of OpenStack's client, with --long too."""
         header = "ID,Binary,Host,Zone,Status,State,Updated At"
         self.assertEqual(self.output("list", "-f", "csv").splitlines()[0], header)
-        long_ = f"{header},Disabled Reason,Forced Down,Lifecycle,Since,Reason,Incarnation,Tags"
+        long_ = f"{header},Disabled Reason,Forced Down,Lifecycle,Lifecycle Since,Lifecycle Reason,Incarnation,Tags"
         self.assertEqual(self.output("list", "--long", "-f", "csv").splitlines()[0], long_)
 
     def test_incarnation(self) -> None:
@@ -128,7 +128,7 @@ class ListTests(ServiceCase):
         )
         record = self.successResultOf(self.registry.begin(start))
         self.successResultOf(self.registry.enter(record.id, 1, "failed", reason="no disk"))
-        columns = ("Zone", "State", "Lifecycle", "Reason", "Incarnation", "Tags", "Machine", "PID")
+        columns = ("Zone", "State", "Lifecycle", "Lifecycle Reason", "Incarnation", "Tags", "Machine", "PID")
         chosen = [part for column in columns for part in ("-c", column)]
         self.assertEqual(
             self.output("list", "--host", "h3", "-f", "csv", *chosen).splitlines()[1:],
@@ -212,6 +212,7 @@ class SelectionTests(ServiceCase):
             ["--host", "h1", "--binary", "nova-compute"],
             ["h1", "--binary", "nova-compute"],
             ["--binary", "nova-compute"],
+            ["nova-compute@h1"],
         ):
             self.assertEqual(self.shown(*arguments), 3)
 
@@ -226,7 +227,12 @@ class SelectionTests(ServiceCase):
 
     def test_unknown(self) -> None:
         """An unknown service is an error that names it."""
-        for arguments, said in ((["9"], "service 9 "), (["h9", "x"], "service x@h9 "), (["h9"], "service on h9 ")):
+        for arguments, said in (
+            (["9"], "service 9 "),
+            (["h9", "x"], "service x@h9 "),
+            (["h9"], "service on h9 "),
+            (["x@h9"], "service x@h9 "),
+        ):
             error = self.assertRaises(ServiceNotFoundError, self.run_command, "show", *arguments)
             self.assertIn(said, str(error))
 

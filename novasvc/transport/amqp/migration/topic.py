@@ -114,10 +114,8 @@ class TopicMigration:
                 messages, consumers = await self._session.count(queue)
                 others = await self._others(queue)
                 taking_part = f", {others} of which do not take part" if others > 0 else ""
-                self._say(
-                    f"would be replaced by a {kind} queue: {messages} messages, {consumers} consumers{taking_part}",
-                    queue,
-                )
+                counts = f"{_count(messages, 'message')}, {_count(consumers, 'consumer')}"
+                self._say(f"would be replaced by a {kind} queue: {counts}{taking_part}", queue)
             elif queue in begun:
                 self._say("would go on to replace it", queue)
             else:
@@ -308,3 +306,7 @@ def _is_released(answer: Answer) -> bool:
 
 def _is_returned(answer: Answer) -> bool:
     return answer["stage"] == Stage.RETURNED and not answer["waits"]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
