@@ -7,7 +7,7 @@ import attrs
 
 from novasvc.api.access import Access
 from novasvc.api.errors import APIError
-from novasvc.api.openapi import STRING, array_of, content, object_schema, operation
+from novasvc.api.openapi import PAGE_RESPONSES, STRING, array_of, content, object_schema, operation
 from novasvc.api.page.fleet_map import CODES, FleetMap, looks_of
 from novasvc.api.page.overview import Overview
 from novasvc.api.page.pages import Pages, make_page_app
@@ -90,8 +90,7 @@ class FleetPage:
     @app.route("/s/<int:number>", methods=["GET"])
     @operation(
         "The page of a service, by its number in the registry",
-        {303: {"description": "Redirects to /node/UUID."}},
-        *(401, 404),
+        {303: {"description": "Redirects to /node/UUID, or to the login."}, "default": PAGE_RESPONSES["default"]},
         path_parameters={"number": "Of the service."},
     )
     def find(self, request: Any, number: int) -> bytes:
