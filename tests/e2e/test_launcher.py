@@ -440,25 +440,26 @@ task.react(main)
 
     def test_log_of_launchers(self) -> None:
         """A script with its own launcher logs as one with serve() does, workers included."""
-        for launch in (
+        launches = (
             "ProcessLauncher(); launcher.launch_server(service, workers=1); launcher.wait()",
             "ServiceLauncher(); launcher.launch_server(service); launcher.wait()",
             "Launcher(); launcher.launch_server(service); launcher.wait()",
             "Launcher.run_server(service)",
-        ):
+        )
+        for host, launch in enumerate(launches):  # a host each, because the ones that are killed leave their rows
             script = self.run_script(
                 f"""
 from novasvc.service import *
 
 if __name__ == "__main__":
-    service = Service.create(host="h1", binary="nova-worker", topic="worker", manager="managers.Long")
+    service = Service.create(host="h{host}", binary="nova-worker", topic="worker", manager="managers.Long")
     launcher = {launch}
 """,
                 NOVASVC_LOG_JSON="true",
                 NOVASVC_GRACEFUL_SHUTDOWN_TIMEOUT="1",
             )
             for _ in range(2):  # in any order
-                script.wait_for('"message": "(at work|nova-worker@h1 is running)"')
+                script.wait_for('"message": "(at work|nova-worker@h[0-3] is running)"')
             if launch.startswith("ProcessLauncher"):
                 self.assertIn('"message": "the supervisor is starting"', script.output)
             script.stop(signal.SIGKILL)
