@@ -371,11 +371,11 @@ class FailedStartTests(TwistdTestCase):
         node.stop()
 
     def test_locked_while_running(self) -> None:
-        """While the database is locked a registered node serves, logs one heartbeat error, and recovers."""
-        holder = self.locked_database()
+        """While the database is locked a node that runs serves, logs one heartbeat error, and recovers."""
         node = self.twistd("--report-interval", "1")
-        node.wait_for("model server went away")
         node.wait_for(RUNNING)
+        holder = self.lock()
+        node.wait_for("model server went away")
         holder.execute("ROLLBACK")
         node.wait_for("heartbeats resumed")
         node.stop()
@@ -391,6 +391,10 @@ class FailedStartTests(TwistdTestCase):
     def locked_database(self) -> sqlite3.Connection:
         """Run a node once, then lock its database against writers."""
         self.twistd_once()
+        return self.lock()
+
+    def lock(self) -> sqlite3.Connection:
+        """Lock the database against writers."""
         holder = sqlite3.connect(self.folder / "state" / "novasvc.sqlite", isolation_level=None)
         self.addCleanup(holder.close)
         holder.execute("BEGIN EXCLUSIVE")
