@@ -270,8 +270,10 @@ class Worker:
     def ends_alone(self, kind: EndKind, service: str) -> Deferred[bool]:
         """Ask the supervisor whether other workers go on with a service that drains, ends or fails in this one.
 
-        :return: Deferred[bool]; True if the supervisor does not answer.
+        :return: Deferred[bool]; True if the supervisor does not answer, or is gone.
         """
+        if self._is_orphan:
+            return succeed(True)
         key = next(self._query_keys)
         query = self._pending_queries[key] = Deferred[str]()
         self._send({"is": "query", "key": key, "end": kind, "service": service})

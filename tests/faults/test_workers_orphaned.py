@@ -153,7 +153,7 @@ class FinishTests(Fleets, AMQPCase):
         first.popen.kill()
         second = self.twistd(*options)
         await deferToThread(second.says, rf"for the workers of the killed supervisor \(pid {first.pid}\) to drain")
-        self.assertEqual(len(first.family), 2)  # the worker, and the forkserver, which waits for it
+        await self.until(lambda: len(first.family) == 2)  # the worker, and the forkserver, which waits for it
         self.assertEqual(await call, "precious")
         await deferToThread(second.ready, 2)
         self.assertEqual(first.journal, ["begun precious", "done precious"])
