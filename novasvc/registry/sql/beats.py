@@ -1,11 +1,10 @@
 """Heartbeats in batches: those that wait at the same time are written by one transaction."""
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
 
 import attrs
 from sqlalchemy import Connection, bindparam, select
-from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, fail, succeed
+from twisted.internet.defer import Deferred, DeferredSemaphore, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
@@ -22,6 +21,7 @@ from novasvc.registry.sql.incarnations import NUMBER
 from novasvc.registry.sql.rows import BEAT
 from novasvc.registry.sql.schema import GREATEST_ID, services
 from novasvc.registry.sql.silences import BEGAN
+from novasvc.registry.sql.waiting import answer, limit_wait
 from novasvc.telemetry import metrics
 
 LARGEST_BATCH = 500
@@ -145,12 +145,7 @@ class BeatBatches:
             self._writing = True
             # In the next turn, so that all that one read of a socket brought come along.
             self._clock.callLater(0, self._begin)
-        return waiter.answer.addTimeout(TIMEOUT, self._clock, onTimeoutCancel=self._late)
-
-    def _late(self, outcome: Any, seconds: float) -> Any:
-        if isinstance(outcome, Failure) and outcome.check(CancelledError):
-            raise DatabaseUnavailableError(self._masked_url, f"no answer within {seconds:g} s")
-        return outcome
+        return limit_wait(waiter.answer, TIMEOUT, self._clock, self._masked_url)
 
     def _begin(self) -> None:
         batch: dict[int, _Waiting] = {}
@@ -179,11 +174,11 @@ class BeatBatches:
         metrics.database_beat_commits.at().value += bool(written)
         for service_id, waiter in batch.items():
             if isinstance(outcome, Failure) and _is_of_all(outcome, batch):
-                _answer(Failure(outcome.value), waiter.answer)
+                answer(Failure(outcome.value), waiter.answer)
             elif service_id in written:
-                _answer(None, waiter.answer)
+                answer(None, waiter.answer)
             elif not waiter.answer.called:
-                self._turns.run(self._write_alone, service_id, waiter).addBoth(_answer, waiter.answer)
+                self._turns.run(self._write_alone, service_id, waiter).addBoth(answer, waiter.answer)
 
     def _write_alone(self, service_id: int, waiter: _Waiting) -> Deferred[None]:
         if waiter.answer.called:  # Its caller may have stopped waiting before its turn.
@@ -200,8 +195,3 @@ def _is_of_all(failure: Failure, batch: Collection[int]) -> bool:
 def _count_one(_: None) -> None:
     metrics.database_beats.at().value += 1
     metrics.database_beat_commits.at().value += 1
-
-
-def _answer(outcome: Failure | None, waiter: Deferred[None]) -> None:
-    if not waiter.called:  # by its caller, who has cancelled it
-        waiter.callback(outcome)

@@ -22,6 +22,7 @@ from novasvc.reactor.threads import WorkerThread
 from novasvc.registry.errors import DatabaseError, DatabaseUnavailableError
 from novasvc.registry.sql.address import DatabaseAddress
 from novasvc.registry.sql.diagnosis import diagnose
+from novasvc.registry.sql.waiting import limit_wait
 from novasvc.telemetry import metrics
 
 _TwistedEngine, _defer_to_worker = import_alchimia()
@@ -122,16 +123,8 @@ class Engine(_TwistedEngine):  # type: ignore[misc, valid-type]
         if not self._free_workers.tokens and len(self._free_workers.waiting) >= self._queue:
             return fail(self._unavailable(f"{self._queue} transactions, the bound of the queue, wait for it already"))
         seconds = self._timeout if timeout is None else timeout
-
-        def late(outcome: Any, _seconds: float) -> Any:
-            if isinstance(outcome, Failure) and outcome.check(CancelledError):
-                raise self._unavailable(f"no answer within {seconds:g} s")
-            return outcome
-
-        turn = Deferred.fromCoroutine(self._run_in_thread(function)).addTimeout(
-            seconds, self._reactor, onTimeoutCancel=late
-        )
-        return turn.addErrback(_count_failure)
+        turn = Deferred.fromCoroutine(self._run_in_thread(function))
+        return limit_wait(turn, seconds, self._reactor, self.address.masked).addErrback(_count_failure)
 
     async def _run_in_thread(self, function: Callable[[sqlalchemy.Engine], T]) -> T:
         asked = self._reactor.seconds()

@@ -1,10 +1,9 @@
 """Starts in batches: those that wait at the same time begin in one transaction."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred, fail
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
@@ -13,6 +12,7 @@ from novasvc.registry.incarnation import ServiceStart
 from novasvc.registry.record import ServiceRecord
 from novasvc.registry.sql.engine import TIMEOUT, WAIT_TIMEOUT
 from novasvc.registry.sql.starts import Outcome
+from novasvc.registry.sql.waiting import answer, limit_wait
 
 LARGEST_BATCH = 200
 """Starts of a transaction."""
@@ -71,12 +71,7 @@ class StartBatches:
             self._writing = True
             # In the next turn, so that all that one read of a socket brought come along.
             self._clock.callLater(0, self._begin_batch)
-        return waiter.answer.addTimeout(TIMEOUT, self._clock, onTimeoutCancel=self._late)
-
-    def _late(self, outcome: Any, seconds: float) -> Any:
-        if isinstance(outcome, Failure) and outcome.check(CancelledError):
-            raise DatabaseUnavailableError(self._masked_url, f"no answer within {seconds:g} s")
-        return outcome
+        return limit_wait(waiter.answer, TIMEOUT, self._clock, self._masked_url)
 
     def _begin_batch(self) -> None:
         batch = [*self._waiting][:LARGEST_BATCH]
@@ -100,11 +95,6 @@ class StartBatches:
             if waiter.answer.called:
                 continue
             if outcome is None:
-                self._begin_alone(waiter.start).addBoth(_answer, waiter.answer)
+                self._begin_alone(waiter.start).addBoth(answer, waiter.answer)
             else:
-                _answer(Failure(outcome) if isinstance(outcome, Exception) else outcome, waiter.answer)
-
-
-def _answer(outcome: ServiceRecord | Failure, answer: Deferred[ServiceRecord]) -> None:
-    if not answer.called:  # by its caller, who has cancelled it
-        answer.callback(outcome)
+                answer(Failure(outcome) if isinstance(outcome, Exception) else outcome, waiter.answer)
