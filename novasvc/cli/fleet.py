@@ -11,9 +11,8 @@ from novasvc.cli.fleet_history import abort, list_, show
 from novasvc.cli.fleet_options import json_option, operation_options
 from novasvc.cli.fleet_ping import ping
 from novasvc.cli.fleet_versions import versions
+from novasvc.cli.reason import reason_option
 from novasvc.cli.suggestion import SuggestingGroup
-
-_MAX_REASON_LENGTH = 255
 
 
 @click.group(
@@ -40,13 +39,10 @@ def _operate(context: CommandContext, kind: str, given: Mapping[str, Any], **opt
 
 @fleet.command()
 @operation_options
-@click.option("--reason", help="Reason that other operators see, up to 255 characters.")
+@reason_option
 @pass_command_context
 def disable(context: CommandContext, /, reason: str | None, **given: Any) -> int:
     """Disable services: schedulers no longer use them, but they go on running."""
-    if reason is not None and not 0 < len(reason.strip()) <= len(reason) <= _MAX_REASON_LENGTH:
-        message = f"--reason takes 1 to {_MAX_REASON_LENGTH} characters, not {len(reason)}."
-        raise click.UsageError(message, click.get_current_context())
     return _operate(context, "disable", given, reason=reason)
 
 

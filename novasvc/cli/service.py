@@ -10,6 +10,7 @@ import click
 from novasvc.cli import candidates
 from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.output import Output, output_options, printable
+from novasvc.cli.reason import reason_option
 from novasvc.cli.service_purge import purge
 from novasvc.cli.service_selector import ServiceSelector, selector_options
 from novasvc.cli.suggestion import SuggestingGroup
@@ -36,7 +37,6 @@ LONG_COLUMNS = (
     "Incarnation",
     "Tags",
 )
-_MAX_REASON_LENGTH = 255
 
 
 @click.group(cls=SuggestingGroup)
@@ -181,13 +181,10 @@ def enable(context: CommandContext, selector: ServiceSelector) -> None:
 
 @service.command()
 @selector_options
-@click.option("--reason", help="Reason that other operators see, up to 255 characters.")
+@reason_option
 @pass_command_context
 def disable(context: CommandContext, selector: ServiceSelector, reason: str | None) -> None:
     """Disable a service: schedulers no longer use it, but it goes on running."""
-    if reason is not None and not 0 < len(reason.strip()) <= len(reason) <= _MAX_REASON_LENGTH:
-        message = f"--reason takes 1 to {_MAX_REASON_LENGTH} characters, not {len(reason)}."
-        raise click.UsageError(message, click.get_current_context())
     record = _change(context, selector, ServiceChanges(disabled=True, disabled_reason=reason))
     click.echo(f"{record.name} is disabled" + (f": {printable(reason)}" if reason else ""))
 
