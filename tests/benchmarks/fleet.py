@@ -35,12 +35,10 @@ from novasvc.rpc import Client
 from novasvc.rpc.errors import RPCError
 from novasvc.testing.servers import database as new_database
 from novasvc.transport.amqp import AMQPTransport
-from tests.benchmarks.fleet_reading import measure_reading
+from tests.benchmarks.fleet_reading import environment_of, measure_reading, running_node
 from tests.servers.databases import DatabaseServer, MariaDB, PostgreSQL
-from tests.servers.process import end, spawn
 from tests.servers.rabbitmq import Broker
 
-PATIENCE = 60.0
 DATABASES = {"postgresql": PostgreSQL, "mariadb": MariaDB, "sqlite": None}
 CHUNK = 0.01
 """Seconds: the heartbeats that are due in it are sent together."""
@@ -120,19 +118,9 @@ def _fill(url: str, number: int) -> list[int]:
 @contextmanager
 def _conductor(folder: Path, broker: Broker, url: str) -> Iterator[psutil.Process]:
     folder.mkdir()
-    settings = {"TRANSPORT_URL": broker.url(), "DATABASE_URL": url, "HOST": folder.name, "STATE_DIR": str(folder)}
-    environment = {**os.environ, **{f"NOVASVC_{name}": value for name, value in settings.items()}}
-    twistd = str(Path(sys.executable).with_name("twistd"))
-    process = spawn([twistd, "-n", "--pidfile=", "novasvc", "--topic", "conductor"], folder, environment)
-    try:
-        until = time.monotonic() + PATIENCE
-        while "is running" not in (text := (folder / "stdout").read_text()):
-            if process.poll() is not None or time.monotonic() > until:
-                raise AssertionError(text)
-            time.sleep(0.1)
-        yield psutil.Process(process.pid)
-    finally:
-        end(process)
+    environment = environment_of(TRANSPORT_URL=broker.url(), DATABASE_URL=url, HOST=folder.name, STATE_DIR=str(folder))
+    with running_node(folder, environment, "--topic", "conductor") as pid:
+        yield psutil.Process(pid)
 
 
 def _run(work: Deferred[dict[str, float]]) -> dict[str, float]:

@@ -6,6 +6,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -34,9 +36,29 @@ def measure_reading(folder: Path, url: str) -> dict[str, float]:
     }
 
 
-def _environment(folder: Path, url: str) -> dict[str, str]:
-    settings = {"DATABASE_URL": url, "STATE_DIR": str(folder), "TRANSPORT_URL": "memory:"}
+def environment_of(**settings: str) -> dict[str, str]:
+    """Return this process's environment with settings of novasvc, by their names in capitals."""
     return {**os.environ, **{f"NOVASVC_{name}": value for name, value in settings.items()}}
+
+
+@contextmanager
+def running_node(folder: Path, environment: Mapping[str, str], *options: str) -> Iterator[int]:
+    """Run a node by twistd, and return its process's number when it runs; end it at the end."""
+    twistd = str(Path(sys.executable).with_name("twistd"))
+    process = spawn([twistd, "-n", "--pidfile=", "novasvc", *options], folder, environment)
+    try:
+        until = time.monotonic() + PATIENCE
+        while "is running" not in (text := (folder / "stdout").read_text()):
+            if process.poll() is not None or time.monotonic() > until:
+                raise AssertionError(text)
+            time.sleep(0.1)
+        yield process.pid
+    finally:
+        end(process)
+
+
+def _environment(folder: Path, url: str) -> dict[str, str]:
+    return environment_of(DATABASE_URL=url, STATE_DIR=str(folder), TRANSPORT_URL="memory:")
 
 
 def _list(folder: Path, url: str, form: str) -> float:
@@ -50,21 +72,11 @@ def _list(folder: Path, url: str, form: str) -> float:
 def _pages(folder: Path, url: str) -> dict[str, float]:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
-    twistd = str(Path(sys.executable).with_name("twistd"))
-    options = ["--api", "--api-listen-port", str(port)]
-    process = spawn([twistd, "-n", "--pidfile=", "novasvc", *options], folder, _environment(folder, url))
-    try:
-        until = time.monotonic() + PATIENCE
-        while "is running" not in (text := (folder / "stdout").read_text()):
-            if process.poll() is not None or time.monotonic() > until:
-                raise AssertionError(text)
-            time.sleep(0.1)
+    with running_node(folder, _environment(folder, url), "--api", "--api-listen-port", str(port)):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
         took = sorted(_page(connection) for _ in range(REQUESTS))
         connection.close()
-        return {"page_p50_ms": 1000 * median(took), "page_p99_ms": 1000 * quantiles(took, n=100)[98]}
-    finally:
-        end(process)
+    return {"page_p50_ms": 1000 * median(took), "page_p99_ms": 1000 * quantiles(took, n=100)[98]}
 
 
 def _page(connection: http.client.HTTPConnection) -> float:
