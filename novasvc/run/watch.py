@@ -22,6 +22,10 @@ FILES = 10_000
 _DRAIN = 10.0
 """Seconds for the process to end by itself before it is killed."""
 
+_INTERRUPTED = 1.0
+"""Seconds for the process to end at a SIGINT of its own. The terminal sends Ctrl-C to both, and a second signal would
+kill a process that is removing its sockets."""
+
 _SKIPPED = frozenset({"node_modules", "__pycache__", "site-packages", "build", "dist"})
 
 _PR_SET_PDEATHSIG = 1
@@ -57,7 +61,7 @@ def run_again_when_changed(command: Sequence[str], directory: Path, report: Call
             if wrong is not None:
                 _tell(f"{wrong}; nothing starts again before it is mended")
                 seen, changed = after, None
-        _end(running)
+        _end(running, interrupted=signal.SIGINT in stopping)
         if stopping or changed is None:
             return running.returncode if running.returncode >= 0 else 128 - running.returncode
         _tell(f"{os.path.relpath(changed, directory)} changed, starting again")
@@ -122,12 +126,20 @@ def _how(status: int) -> str:
     return f"with status {status}" if status >= 0 else f"by {signal.Signals(-status).name}"
 
 
-def _end(running: "subprocess.Popen[bytes]") -> None:
+def _end(running: "subprocess.Popen[bytes]", *, interrupted: bool) -> None:
     """Have the process drain, or kill it if it takes too long."""
-    if running.poll() is None:
-        running.terminate()
-        try:
-            running.wait(_DRAIN)
-        except subprocess.TimeoutExpired:
-            running.kill()
-            running.wait()
+    if interrupted and not _ends_within(running, _INTERRUPTED):
+        running.send_signal(signal.SIGINT)
+    elif not interrupted:
+        running.terminate()  # does nothing if it has ended
+    if not _ends_within(running, _DRAIN):
+        running.kill()
+        running.wait()
+
+
+def _ends_within(running: "subprocess.Popen[bytes]", seconds: float) -> bool:
+    try:
+        running.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
