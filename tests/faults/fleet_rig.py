@@ -46,6 +46,13 @@ def alive(pid: int) -> bool:
         return False
 
 
+def handles(pid: int, number: signal.Signals) -> bool:
+    """Return whether a process has a handler for a signal."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (caught,) = re.findall(r"^SigCgt:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
 def session(leader: int) -> list[int]:
     """Return the processes of a session: a supervisor, and all that came of it."""
 

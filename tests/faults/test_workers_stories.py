@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from datetime import datetime
 
 from tests.e2e.process import PATIENCE, ROOT, program
-from tests.faults.fleet_rig import ORPHANED, Fleet, FleetCase, until
+from tests.faults.fleet_rig import ORPHANED, Fleet, FleetCase, handles, until
 from tests.servers.process import free_ports
 
 AT_ONCE = 3.0
@@ -381,7 +381,8 @@ class StopTests(StoryCase):
     def test_alone(self) -> None:
         """Without workers, too, one that does not stop is cut short when its time is over."""
         fleet = self.serve("parts.Endless()", None, NOVASVC_GRACEFUL_SHUTDOWN_TIMEOUT="1")
-        fleet.says("log_legacy|endless")
+        fleet.says("endless")
+        until(lambda: handles(fleet.pid, signal.SIGTERM))  # from wait() on
         self.assertEqual(fleet.stop(), 1, fleet.output)
         self.assertLess(lasted(fleet), 1 + LATE)
         self.assertIn("graceful_shutdown_timeout (1 s) expired", fleet.output)

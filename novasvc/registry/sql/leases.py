@@ -4,26 +4,24 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, bindparam, insert, or_, select, update
+from sqlalchemy import Connection, bindparam, insert, or_, select, update
 
 from novasvc.registry.lease import Lease, LeaseRequest, Leases
 from novasvc.registry.sql.schema import database_ago, database_now, leases
 
 # Note [Two processes want a lease]
 #
+# Each statement is a transaction of its own: a process that is stopped between two of them, or whose connection hangs,
+# holds no lock that its successor would wait for.
+#
 # Both read the same row. Each changes it only if it still has the fencing number that was read, so the second changes
-# nothing, at READ COMMITTED (PostgreSQL) as at REPEATABLE READ (InnoDB), where an UPDATE sees what others have
-# committed. And only if the lease is still free: its holder may have renewed it, in time, in a transaction that was not
-# committed yet when the row was read; a renewal keeps the number. If there is no row yet, both insert one, and the
-# second fails with a conflict of the primary key; it reads the row of the first when it tries again. Rows are changed
-# in the order of their names, so that two processes do not wait for each other. The snapshot of a transaction in InnoDB
-# would still show the loser the lease as it was; a locking read shows who has it. MariaDB from 11.8 refuses the loser's
-# UPDATE instead, and it tries again.
+# nothing. And only if the lease is still free: its holder may have renewed it, in time, since the row was read; a
+# renewal keeps the number. If there is no row yet, both insert one, and the second fails with a conflict of the primary
+# key; it reads the row of the first when it tries again.
 
 _ORDER = (leases.c.topic, leases.c.task)
 _READ = select(leases, database_now().label("now")).order_by(*_ORDER)
 _OF_TOPIC = _READ.where(leases.c.topic == bindparam("of_topic"))
-_LOCKED = _OF_TOPIC.with_for_update(read=True)
 _ONE = (leases.c.topic == bindparam("of_topic")) & (leases.c.task == bindparam("of_task"))
 _OURS = _ONE & (leases.c.owner == bindparam("of_owner"))
 _END = database_ago(bindparam("minus"))
@@ -61,10 +59,10 @@ def read_all(connection: Connection) -> Leases:
 def hold(connection: Connection, request: LeaseRequest) -> Leases:
     """Renew and take leases; see :meth:`novasvc.interfaces.IServiceRegistry.hold_leases`.
 
+    :param connection: commits each statement.
     :raises IntegrityError: another transaction has inserted the row of a lease since; retry.
     """
-    present = _of_tasks(connection, request, _OF_TOPIC)
-    lost = False
+    present = _of_tasks(connection, request)
     for task in sorted(request.tasks):
         key = {"of_topic": request.topic, "of_task": task}
         found = present.get(task)
@@ -72,11 +70,10 @@ def hold(connection: Connection, request: LeaseRequest) -> Leases:
             _insert(connection, request, task)
         elif not (found.owner == request.owner and _renewed(connection, request, key)) and found.is_free:
             values = {"of_fencing": found.fencing, "new_holder": request.holder[:255], "new_owner": request.owner}
-            taken = connection.execute(_TAKE, {**key, **values, "minus": -request.seconds})
-            lost = lost or not taken.rowcount
+            connection.execute(_TAKE, {**key, **values, "minus": -request.seconds})
         if task in request.runs:
             connection.execute(_RAN, {**key, "of_owner": request.owner, "new_due": request.runs[task]})
-    return list(_of_tasks(connection, request, _LOCKED if lost else _OF_TOPIC).values())
+    return list(_of_tasks(connection, request).values())
 
 
 def release(connection: Connection, topic: str, owner: str, tasks: Sequence[str]) -> None:
@@ -85,8 +82,8 @@ def release(connection: Connection, topic: str, owner: str, tasks: Sequence[str]
         connection.execute(_RELEASE, {"of_topic": topic, "of_task": task, "of_owner": owner})
 
 
-def _of_tasks(connection: Connection, request: LeaseRequest, statement: Select[Any]) -> dict[str, Lease]:
-    rows = connection.execute(statement, {"of_topic": request.topic}).mappings()
+def _of_tasks(connection: Connection, request: LeaseRequest) -> dict[str, Lease]:
+    rows = connection.execute(_OF_TOPIC, {"of_topic": request.topic}).mappings()
     return {row["task"]: _lease(row) for row in rows if row["task"] in request.tasks}
 
 

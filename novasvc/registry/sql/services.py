@@ -288,13 +288,15 @@ class ServiceRegistry:
         raise conflict or DatabaseLockedError(self._engine.address.masked, problem)
 
     async def _hold_leases(self, request: LeaseRequest) -> Leases:
+        def hold(engine: SQLEngine) -> Leases:
+            with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                return leases.hold(connection, request)
+
         for _ in range(_LEASE_RETRIES):
             # Another process may have inserted the row of a lease meanwhile, see Note [Two processes want a lease].
-            # InnoDB may also end one of several such transactions as a deadlock, and MariaDB from 11.8 one whose row
-            # has changed since it was read.
             with suppress(DatabaseConflictError, DatabaseLockedError):
-                return await self._engine.run(lambda connection: leases.hold(connection, request))
-        return await self._engine.run(lambda connection: leases.hold(connection, request))
+                return await self._engine.block(hold)
+        return await self._engine.block(hold)
 
     def _no_tables(self) -> DatabaseRefusedError:
         problem = "it has no tables of novasvc, so what observers were told cannot be kept; run `novasvc db upgrade`"
