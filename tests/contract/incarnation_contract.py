@@ -101,8 +101,9 @@ class IncarnationContract:
 
     async def test_lost_by_the_database(self: Any) -> None:
         """A start that a database has lost, such as one restored from a backup, gets a greater number than it had."""
-        self.assertEqual((await self.begin(after=41)).incarnation.number, 42)
-        await self.registry.enter(1, 42, "stopped")
+        first = await self.begin(after=41)
+        self.assertEqual(first.incarnation.number, 42)
+        await self.registry.enter(first.id, 42, "stopped")
         self.assertEqual((await self.begin("owner 2", after=7)).incarnation.number, 43)
 
     async def test_twin(self: Any) -> None:

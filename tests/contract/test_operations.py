@@ -10,7 +10,7 @@ from twisted.trial.unittest import TestCase
 from novasvc.registry.memory_operations import MemoryOperations
 from novasvc.registry.sql.schema import database_ago, operations
 from tests.contract.operation_contract import Fixture, make_operation_tests
-from tests.contract.test_registry_servers import on_server
+from tests.contract.registry_servers import on_server
 from tests.contract.test_registry_sqlite import sqlite_registry
 from tests.servers import MariaDB, PostgreSQL
 

@@ -1,5 +1,8 @@
-"""The contract of IServiceRegistry, in PostgreSQL and MariaDB."""
+"""The registry in PostgreSQL and MariaDB: a fixture for its contract, and tests of what a file cannot do."""
 
+import atexit
+from contextlib import ExitStack
+from functools import cache
 from typing import Any
 
 import attrs
@@ -16,33 +19,54 @@ from novasvc.registry.lease import LeaseRequest
 from novasvc.registry.purge import PurgeRequest
 from novasvc.registry.record import ServiceRecord
 from novasvc.registry.sql import leases, migrate
-from novasvc.registry.sql.schema import database_ago, incarnations, services
+from novasvc.registry.sql.schema import database_ago, incarnations, metadata, revision, services
 from novasvc.registry.sql.services import ServiceRegistry, connect_registry
+from novasvc.testing.servers import database
 from tests.contract.incarnation_contract import START
-from tests.contract.registry_contract import Fixture, make_registry_tests
+from tests.contract.registry_contract import Fixture
 from tests.contract.verdict_contract import DOWN_TIME
-from tests.servers import MariaDB, PostgreSQL, database_url
+from tests.servers import shared_database
 from tests.servers.databases import DatabaseServer
 
 
+@cache
+def _empty_database(kind: type[DatabaseServer]) -> str:
+    """Return the URL of a database with our tables, one for each server that the tests of a run share."""
+    server = shared_database(kind)
+    stack = ExitStack()
+    url = stack.enter_context(database(server.url(server.system)))
+    atexit.register(stack.close)
+    migrate.create(url)
+    return url
+
+
 def on_server(kind: type[DatabaseServer], **query: str) -> Fixture:
-    """Make a fixture with a new database for each test.
+    """Make a fixture whose database is empty at the start of each test.
+
+    The tables stay: to create a database and them takes as long as five tests.
 
     :param query: what the URL says of each connection.
     """
 
     async def fixture(test: TestCase) -> ServiceRegistry:
-        url = database_url(test, kind)
-        migrate.create(url)
-        address = sqlalchemy.make_url(url).update_query_dict(query)
+        address = sqlalchemy.make_url(_empty_database(kind))
         registry = connect_registry(
-            address.render_as_string(hide_password=False), reactor=reactor, service_down_time=DOWN_TIME
+            address.update_query_dict(query).render_as_string(hide_password=False),
+            reactor=reactor,
+            service_down_time=DOWN_TIME,
         )
         test.addCleanup(registry.close)
         await registry.open()
+        await registry._engine.run(_empty)
         return registry
 
     return fixture
+
+
+def _empty(connection: Connection) -> None:
+    for table in reversed(metadata.sorted_tables):
+        if table is not revision:
+            connection.execute(table.delete())
 
 
 class ServerTests:
@@ -127,24 +151,3 @@ class ServerTests:
             holder.commit()
         (found,) = await contending
         self.assertEqual((found.owner, found.fencing), ("a", 1))
-
-
-class PostgreSQLRegistryTests(ServerTests, make_registry_tests(on_server(PostgreSQL))):  # type: ignore[misc]
-    """Tests for novasvc.registry.sql.services.ServiceRegistry in PostgreSQL."""
-
-    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
-
-
-class MariaDBRegistryTests(ServerTests, make_registry_tests(on_server(MariaDB))):  # type: ignore[misc]
-    """Tests for novasvc.registry.sql.services.ServiceRegistry in MariaDB."""
-
-    waiting = "SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
-
-
-_SNAPSHOT = "SET SESSION innodb_snapshot_isolation = ON"
-
-
-class MariaDBSnapshotRegistryTests(ServerTests, make_registry_tests(on_server(MariaDB, init_command=_SNAPSHOT))):  # type: ignore[misc]
-    """The same with the default of MariaDB 11.8: a row that has changed since the transaction read it is an error."""
-
-    waiting = MariaDBRegistryTests.waiting
