@@ -15,6 +15,8 @@ from unittest import TestCase
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+import pytest
+
 from tests.e2e.process import PATIENCE, Process, program
 from tests.servers.process import free_ports
 
@@ -97,6 +99,7 @@ class WorkersTests(APICase):
         self.assertEqual(set(answers), {200})
         self.assertEqual(supervisor.stop(), -signal.SIGTERM)
 
+    @pytest.mark.long
     def test_files_that_became_wrong(self) -> None:
         """A replacement worker has the tokens that were read at start, whatever the file contains now."""
         tokens = self.folder / "tokens"

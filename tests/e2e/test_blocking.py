@@ -4,6 +4,8 @@ import tempfile
 from pathlib import Path
 from unittest import TestCase
 
+import pytest
+
 from tests.e2e.process import Process, program
 from tests.servers import shared_broker, vhost_url
 
@@ -161,6 +163,7 @@ class HostTests(ProgramTests):
         """A plain program connects, calls, gets the errors, closes, connects again, and ends with an open client."""
         self.check_plain()
 
+    @pytest.mark.long
     def test_forked(self) -> None:
         """In a child neither client nor connect() work, and they say so; the parent's client goes on."""
         first, second, parent = self.run_program(FORKING)
@@ -188,11 +191,13 @@ class BrokerTests(ProgramTests):
         """A plain program connects, calls, gets the errors, closes, connects again, and ends with an open client."""
         self.check_plain()
 
+    @pytest.mark.long
     def test_running_reactor(self) -> None:
         """The end of the reactor ends the wait."""
         expected = ["reactor ReactorThreadError", "thread hello", "ended TransportClosedError"]
         self.assertEqual(self.run_program(TWISTED), expected)
 
+    @pytest.mark.long
     def test_no_broker(self) -> None:
         """A broker that is not there is an error of connect(), with the URL masked."""
         text = "from novasvc import blocking\nblocking.connect('amqp://guest:secret@127.0.0.1:1/')"

@@ -66,6 +66,7 @@ class CommandCase(SynchronousTestCase):
 class SchemaTests(CommandCase):
     """Tests for `novasvc db`, and for commands on a database without a schema."""
 
+    @pytest.mark.long
     def test_missing(self) -> None:
         """Before the first start of a node, the error names the missing database, and none is created."""
         for arguments in (["service", "list"], ["service", "enable", "1"], ["db", "current"], ["db", "check"]):
@@ -86,6 +87,7 @@ class SchemaTests(CommandCase):
         self.assertEqual(self.output("service", "list", "-f", "json"), "[]\n")
         self.assertEqual((self.file.parent.stat().st_mode & 0o777, self.file.stat().st_mode & 0o777), (0o700, 0o600))
 
+    @pytest.mark.long
     def test_newer(self) -> None:
         """A schema of a newer version is left alone."""
         self.output("db", "upgrade")
@@ -166,12 +168,14 @@ class ServicesTests(TestCase, CommandCase):
         self.assertEqual(watching.wait(), 130)
         self.assertNotIn("Traceback", watching.output)
 
+    @pytest.mark.long
     def test_piped(self) -> None:
         """Piped output is never truncated or wrapped, however small the terminal."""
         self.output("service", "disable", "h2", "--reason", "x" * 255)
         self.environ["COLUMNS"] = "20"
         self.assertIn("x" * 255, self.output("service", "list", "--long"))
 
+    @pytest.mark.long
     def test_terminal(self) -> None:
         """On a terminal the table has colours, and fits its width."""
         leader, follower = pty.openpty()
@@ -184,6 +188,7 @@ class ServicesTests(TestCase, CommandCase):
         lines = re.sub(r"\x1b\[[0-9;]*m", "", shown).splitlines()
         self.assertLessEqual(max(map(len, lines)), 60)
 
+    @pytest.mark.long
     def test_reader_leaves(self) -> None:
         """A reader that closes the pipe early, such as `head`, causes no error message."""
         reader, writer = os.pipe()
@@ -200,6 +205,7 @@ class ServicesTests(TestCase, CommandCase):
                 said = self.failure("service", "list", "-f", output_format, stdout=full)
                 self.assertIn("No space left", said)
 
+    @pytest.mark.long
     def test_locked(self) -> None:
         """A lock of another process is reported; an interrupt ends the wait."""
         with closing(sqlite3.connect(self.file, isolation_level=None)) as other:

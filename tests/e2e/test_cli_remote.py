@@ -141,8 +141,9 @@ class RemoteCommandTests(TestCase):
     @pytest.mark.timeout(240)
     def test_unreachable(self) -> None:
         """With access to the registry, the error for a service that is up does not advise starting it."""
-        self.node("h1")
-        state = {"NOVASVC_STATE_DIR": str(self.folder / "state-h1")}
+        # So seldom that the node does not restore the exchange before the command has called.
+        self.node("h1", NOVASVC_REPORT_INTERVAL="200", NOVASVC_SERVICE_DOWN_TIME="600")
+        state = {"NOVASVC_STATE_DIR": str(self.folder / "state-h1"), "NOVASVC_SERVICE_DOWN_TIME": "600"}
         vhost = self.url.rpartition("/")[2]
         for target, text in (
             ("desk.h2", "no such service is registered"),
@@ -233,6 +234,7 @@ class RemoteCommandTests(TestCase):
         answers = {answer["host"]: answer for answer in map(json.loads, gathering.output.splitlines())}
         self.assertEqual(answers["h3"], {"host": "h3", "error": "LookupError: lost"})
 
+    @pytest.mark.long
     @pytest.mark.slow
     @pytest.mark.timeout(180)
     def test_gather_workers(self) -> None:
@@ -257,6 +259,7 @@ class RemoteCommandTests(TestCase):
         self.assertEqual(self.notes("h1", 5)[4:], ["cancelled"])
         self.assertEqual(node.stop(), -signal.SIGTERM)
 
+    @pytest.mark.long
     def test_interrupted_while_it_connects(self) -> None:
         """An interrupt while the broker does not answer ends the command at once."""
         with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -360,6 +363,7 @@ class WithoutBrokerTests(TestCase):
         command = Process(self, [program("novasvc"), *arguments], self.folder, **self.environment)
         return command.wait(), command.output
 
+    @pytest.mark.long
     @pytest.mark.timeout(120)
     def test_two_processes(self) -> None:
         """The commands reach the nodes of two processes, and these reach each other."""
@@ -374,6 +378,7 @@ class WithoutBrokerTests(TestCase):
         self.assertEqual((status, "1 of 1 calls answered" in output), (0, True), output)
         self.assertEqual(self.run_command("cast", "stock", "count")[0], 0)
 
+    @pytest.mark.long
     @pytest.mark.timeout(120)
     def test_nobody(self) -> None:
         """Without a node of the topic, or without any node, the command says what is missing."""

@@ -83,6 +83,7 @@ class BashTests(TestCase):
                 found = self.complete(*words)
             self.assertEqual(sorted(found), sorted(wanted), words)
 
+    @pytest.mark.long
     def test_nodes(self) -> None:
         """Topics, hosts, methods, arguments and registered services are completed from what runs."""
         for host in ("h1", "h2"):

@@ -203,6 +203,7 @@ class EndingTests(FleetCase):
     def test_drained(self) -> None:
         self.ends("TERM, and all stops in time", signal.SIGTERM)
 
+    @pytest.mark.long
     def test_workers_under_twistd(self) -> None:
         """Under twistd a launcher with workers exits as one without."""
         for row, number, server in (
@@ -216,6 +217,7 @@ class EndingTests(FleetCase):
             os.kill(fleet.pid, number)
             self.assert_ended(fleet, TABLE[row][2], 2)
 
+    @pytest.mark.long
     def test_cancelled_at_the_deadline(self) -> None:
         row = "TERM, and calls or tasks are cancelled at the deadline"
         for column, workers in KINDS:
@@ -232,6 +234,7 @@ class EndingTests(FleetCase):
         row = "TERM, and a server has not stopped after the deadline"
         self.ends(row, signal.SIGTERM, server="Endless()", NOVASVC_GRACEFUL_SHUTDOWN_TIMEOUT="0.5")
 
+    @pytest.mark.long
     def test_blocked_at_the_deadline(self) -> None:
         row = "TERM, and the reactor is blocked at the deadline"
         self.ends(row, signal.SIGTERM, server="Blocking()", NOVASVC_GRACEFUL_SHUTDOWN_TIMEOUT="0.5")
@@ -239,6 +242,7 @@ class EndingTests(FleetCase):
     def test_second_term(self) -> None:
         self.ends("a second TERM", signal.SIGTERM, signal.SIGTERM, server="Endless()")
 
+    @pytest.mark.long
     def test_second_term_at_the_end(self) -> None:
         row = "a second TERM, when all has stopped and the interpreter ends"
         for column, workers in KINDS[:2]:
@@ -250,6 +254,7 @@ class EndingTests(FleetCase):
                 os.kill(fleet.pid, signal.SIGTERM)
                 self.assert_ended(fleet, TABLE[row][column], workers)
 
+    @pytest.mark.long
     def test_second_term_to_the_script(self) -> None:
         row = "a second TERM, when the script goes on after `wait()`"
         for column, workers in KINDS[:2]:
@@ -264,9 +269,11 @@ class EndingTests(FleetCase):
     def test_interrupted(self) -> None:
         self.ends("INT", signal.SIGINT, server="Endless()")
 
+    @pytest.mark.long
     def test_interrupted_while_draining(self) -> None:
         self.ends("INT after TERM", signal.SIGTERM, signal.SIGINT, server="Endless()")
 
+    @pytest.mark.long
     def test_third_term(self) -> None:
         row = "a third TERM, while the reactor is blocked"
         for column, workers in KINDS:
@@ -284,6 +291,7 @@ class EndingTests(FleetCase):
     def test_stop(self) -> None:
         self.ends("`stop()` of the launcher", more=STOP)
 
+    @pytest.mark.long
     def test_terminated_after_stop(self) -> None:
         """The first SIGTERM after `stop()` cuts the drain short, with the status for that."""
         stop = "launcher.when_started().addCallback(lambda _: (launcher.stop(), None)[1])"
@@ -302,6 +310,7 @@ class EndingTests(FleetCase):
     def test_end(self) -> None:
         self.ends("the server ends by itself", server="Ending()")
 
+    @pytest.mark.long
     def test_bad_end(self) -> None:
         self.ends("the server ends by itself, with an error", server="Ending(LookupError('no such disk'))")
 

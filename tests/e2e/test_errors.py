@@ -33,6 +33,7 @@ class ErrorsTests(TestCase):
         command = Process(self, [program("novasvc"), "--transport-url", self.url, *arguments], self.folder)
         return command.wait(), command.output
 
+    @pytest.mark.long
     @pytest.mark.slow
     @pytest.mark.timeout(180)
     def test_guide(self) -> None:

@@ -52,6 +52,7 @@ class ExampleTests(TestCase):
         reader.run(Command("novasvc call stock left --json", ('{"tea": 8, "cup": 2}',)))
         reader.run(Command("python -m pytest -q -p no:cacheprovider test_shop.py", ("...", "2 passed in ...")))
 
+    @pytest.mark.long
     def test_scheduler(self) -> None:
         """Instances go to the live host with the fewest; a disabled host gets none."""
         self.copy("scheduler")

@@ -46,6 +46,7 @@ class GuideTests(TestCase):
         reader.follow(alone)
         self.assertGreater(reader.ran, 15)
 
+    @pytest.mark.long
     def test_operate_a_fleet(self) -> None:
         """The guide's commands work in the guide's order, on one host with a broker."""
         (port,) = free_ports(1)

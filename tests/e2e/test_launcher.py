@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from unittest import TestCase
 
+import pytest
+
 from tests.e2e.process import Process, program
 
 RUNNING = "is running"
@@ -127,6 +129,7 @@ class TerminatedTests(ScriptTestCase):
         """A second SIGTERM cancels it, too."""
         self.ends_at_once(signal.SIGTERM, signal.SIGTERM)
 
+    @pytest.mark.long
     def test_interrupted_while_draining(self) -> None:
         """SIGINT after SIGTERM cancels it, too."""
         self.ends_at_once(signal.SIGTERM, signal.SIGINT)
@@ -162,6 +165,7 @@ class TerminatedTests(ScriptTestCase):
             self.assertNotIn("draining", job.output)
             self.assertEqual(job.stop(), status, job.output)
 
+    @pytest.mark.long
     def test_busy_reactor(self) -> None:
         """A blocked reactor is ended after two seconds with SignalExit's status, and the log has its stack."""
         script = self.serve("Busy")
@@ -171,6 +175,7 @@ class TerminatedTests(ScriptTestCase):
         self.assertLess(time.monotonic() - began, 3)
         self.assertRegex(script.output, r"(?s)SIGINT: did not exit in time.*managers.py.* in work")
 
+    @pytest.mark.long
     def test_third_signal(self) -> None:
         """A third signal has its default action."""
         script = self.serve("Busy")
@@ -182,6 +187,7 @@ class TerminatedTests(ScriptTestCase):
         self.assertEqual(script.wait(), -signal.SIGTERM)
         self.assertNotIn("did not exit in time", script.output)
 
+    @pytest.mark.long
     def test_reactors_thread(self) -> None:
         """A stuck thread of the reactor does not delay the exit."""
         script = self.serve("Threaded")
@@ -191,6 +197,7 @@ class TerminatedTests(ScriptTestCase):
         self.assertLess(time.monotonic() - began, 3)
         self.assertRegex(script.output, r"(?s)is stopped.*SIGINT: did not exit in time")
 
+    @pytest.mark.long
     def test_while_waiting(self) -> None:
         """SIGTERM while the start waits for the database ends the script promptly."""
         done = self.serve("Working")
@@ -274,6 +281,7 @@ class TwistdTests(ScriptTestCase):
             self.assertIn("the other has stopped well", node.output)
             self.assert_orderly(node)
 
+    @pytest.mark.long
     def test_log_of_a_tac(self) -> None:
         """makeService's "logfile" has the log, whether its parent is an application, its collection or a service."""
         parents = {
@@ -438,6 +446,7 @@ task.react(main)
         self.assertNotIn("beginLoggingTo", script.output)
         self.assert_orderly(script)
 
+    @pytest.mark.long
     def test_log_of_launchers(self) -> None:
         """A script with its own launcher logs as one with serve() does, workers included."""
         launches = (

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import TestCase
 
+import pytest
+
 from tests.e2e.process import PATIENCE, ROOT, Process, program
 
 MANAGER = """
@@ -162,6 +164,7 @@ class LogrotateTests(TestCase):
         self.assertEqual(self.twistd("novasvc", "--manager", "talking.Talking", "--workers", "2").wait(), 0)
         self.see_rotated(2)
 
+    @pytest.mark.long
     def test_tac(self) -> None:
         """A daemon from a .tac file that names its log to the plugin."""
         (self.folder / "node.tac").write_text(APPLICATION)

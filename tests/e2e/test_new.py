@@ -14,6 +14,7 @@ from unittest import TestCase
 import pytest
 
 from tests.e2e.process import PATIENCE, Process, program, unmeasured
+from tests.support.types import MYPY_CACHE
 
 LIMIT = 200.0
 """Seconds for one command, on a machine that has other things to do."""
@@ -72,6 +73,7 @@ class NewTests(TestCase):
     def shop(self) -> Path:
         return self.folder / "shop"
 
+    @pytest.mark.long
     def test_red(self) -> None:
         """A failing test fails the run: tests/run does not hide it."""
         self.done("novasvc new shop")
@@ -103,7 +105,7 @@ class NewTests(TestCase):
         for arguments in ("shop", "job_runner --manager NightlyJobManager"):
             self.done(f"novasvc new {arguments}")
             project = self.folder / arguments.partition(" ")[0]
-            for command in ("ruff check", "ruff format --check", "mypy --strict --cache-dir=../mypy"):
+            for command in ("ruff check", "ruff format --check", f"mypy --strict --cache-dir={MYPY_CACHE}"):
                 # What mypy checks is not in the path of its own Python, but in this folder.
                 self.done(f"{program(command.partition(' ')[0])} {command.partition(' ')[2]} .", project)
 

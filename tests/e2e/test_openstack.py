@@ -160,6 +160,7 @@ class ListTests(OpenStackCase):
         self.assertRegex(row["ID"], UUID)
         self.assertRegex(row["Updated At"], r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}$")
 
+    @pytest.mark.long
     def test_filters(self) -> None:
         """Host and binary match exactly, and can be combined; API servers without a topic are not listed."""
         self.add("f1")
@@ -234,11 +235,13 @@ class SetTests(OpenStackCase):
             row = self.one("x1")
             self.assertEqual((row["Forced Down"], row["State"], row["Status"]), expected)
 
+    @pytest.mark.long
     def test_any_binary(self) -> None:
         """Other binaries than nova-compute can be disabled."""
         self.set("--disable", "h1", "novasvc-agent")
         self.assertEqual(self.one("h1")["Status"], "disabled")
 
+    @pytest.mark.long
     def test_old_versions(self) -> None:
         """Before 2.53 services are changed by actions, and deleted by number."""
         _, number = self.add("o1")
@@ -304,6 +307,7 @@ class TokenTests(OpenStackCase):
         (row,) = self.as_(READERS, "list", "--host", "t2", "-f", "json").rows
         self.assertEqual(row["Status"], "enabled")
 
+    @pytest.mark.long
     def test_strangers(self) -> None:
         """Without a valid token the client is asked to authenticate."""
         for refused in (self.as_("a-wrong-token-001", "list"), self.openstack("list")):

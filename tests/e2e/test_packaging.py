@@ -217,6 +217,7 @@ class PackagingTests(SynchronousTestCase):
         installation = self.comes_and_goes(self.sdist)
         self.assertIn(installation.site, self.where.parents)
 
+    @pytest.mark.long
     @pytest.mark.timeout(LIMIT)
     def test_editable_installation(self) -> None:
         """An editable installation makes twistd find the plugin in the checkout, and can be uninstalled."""

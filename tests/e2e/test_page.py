@@ -519,6 +519,7 @@ class LoginTests(BrowserTestCase):
 class ManyTests(BrowserTestCase):
     """Tests with a fleet of 2,000 services."""
 
+    @pytest.mark.long
     def test_two_thousand(self) -> None:
         """A fleet of 2,000 services is counted, paged, filtered and updated."""
         browser = self.browser

@@ -93,6 +93,7 @@ class ReloadTests(TestCase):
         node.wait_for("shop.py changed, starting again")
         self.assertEqual(self.call(), (0, "8\n"))
 
+    @pytest.mark.long
     def test_port_in_use(self) -> None:
         """A port in use is named, and the next change tries again."""
         with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -131,6 +132,7 @@ class ReloadTests(TestCase):
         self.assertEqual(node.wait(), 128 + signal.SIGINT)
         self.assertNotIn("starts again", node.output)
 
+    @pytest.mark.long
     def test_elsewhere(self) -> None:
         """Options of the node say where its callers wait for it."""
         node = self.node("--topic", "depot", "--state-dir", str(self.folder / "other"))

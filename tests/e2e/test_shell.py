@@ -87,6 +87,7 @@ class PipeTests(ShellCase):
         self.assertEqual((ran.returncode, ran.stderr), (0, ""))
         self.assertRegex(ran.stdout, f"^{expected}$")
 
+    @pytest.mark.long
     def test_errors(self) -> None:
         """The first exception ends it with status 1; our own are one line with the names that were meant."""
         self.start_stock()
@@ -222,6 +223,7 @@ class TerminalTests(ShellCase):
         self.type("exit()\n")
         self.assertEqual(self.exit_status(), 0)
 
+    @pytest.mark.long
     def test_blocked(self) -> None:
         """Code that blocks the reactor keeps nobody in the shell."""
         self.shell()

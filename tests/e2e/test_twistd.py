@@ -13,6 +13,8 @@ from pathlib import Path
 from unittest import TestCase
 from urllib.request import urlopen
 
+import pytest
+
 from tests.e2e.process import ROOT, Process, program
 
 RUNNING = "is running"
@@ -157,6 +159,7 @@ class RunTests(TwistdTestCase):
         self.assertEqual((after["id"], after["uuid"], after["report_count"]), (before["id"], before["uuid"], 2))
         again.stop()
 
+    @pytest.mark.long
     def test_killed_at_any_time(self) -> None:
         """A node killed at any time in its first start leaves a usable database."""
         for sign in ("starting agent node", "is starting", "reactor class"):
@@ -358,6 +361,7 @@ class FailedStartTests(TwistdTestCase):
         """With --no-migrate an empty database is refused with the command that creates the schema."""
         self.assertIn("novasvc db upgrade", self.fails("--no-migrate"))
 
+    @pytest.mark.long
     def test_locked_database(self) -> None:
         """A node waits for a locked database; with --fail-fast the start fails."""
         holder = self.locked_database()
@@ -370,6 +374,7 @@ class FailedStartTests(TwistdTestCase):
         node.wait_for(RUNNING)
         node.stop()
 
+    @pytest.mark.long
     def test_locked_while_running(self) -> None:
         """While the database is locked a node that runs serves, logs one heartbeat error, and recovers."""
         node = self.twistd("--report-interval", "1")
@@ -381,6 +386,7 @@ class FailedStartTests(TwistdTestCase):
         node.stop()
         self.assertEqual(node.output.count("model server went away"), 2)  # once when it began, once when it ended
 
+    @pytest.mark.long
     def test_terminated_while_waiting(self) -> None:
         """SIGTERM while the node waits for its database ends it promptly."""
         self.locked_database()

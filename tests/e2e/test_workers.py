@@ -108,6 +108,7 @@ class ReloadTests(FleetCase):
         self.assertEqual(fleet.ready(2), before)
         fleet.stop()
 
+    @pytest.mark.long
     def test_manager_that_fails(self) -> None:
         """If new workers do not become ready, the reload is rolled back."""
         fleet = self.start()
@@ -121,6 +122,7 @@ class ReloadTests(FleetCase):
         fleet.ready(2, but=[*before.values()])
         fleet.stop()
 
+    @pytest.mark.long
     def test_twice(self) -> None:
         """A SIGHUP during a reload causes another reload, because the first may have read old files."""
         fleet = self.start()
@@ -135,6 +137,7 @@ class ReloadTests(FleetCase):
         self.assertEqual(len(fleet.said("the word is three")), 2)
         fleet.stop()
 
+    @pytest.mark.long
     def test_size(self) -> None:
         """A reload changes the number of workers."""
         fleet = self.start()
@@ -197,6 +200,7 @@ class SizeTests(FleetCase):
         fleet.says("one keeps 1 worker")
         self.assertEqual(fleet.stop(), 0)
 
+    @pytest.mark.long
     def test_several_servers(self) -> None:
         """Each of several servers has its own number of workers, and can be resized by name."""
         fleet = self.script("obedient:one=1", "obedient:two=2")
@@ -207,6 +211,7 @@ class SizeTests(FleetCase):
         self.assertEqual(sorted(row["number"] for row in fleet.workers() if row["server"] == "one"), [1, 4, 5])
         fleet.stop()
 
+    @pytest.mark.long
     def test_numbers(self) -> None:
         """An impossible number of workers is rejected."""
         for workers in ("0", "-1", "1025"):
@@ -277,6 +282,7 @@ class OutsideTests(FleetCase):
         fleet.says(rf"worker 1 \(pid {pid}\) of one exited with status 0; restarting it now")
         fleet.stop()
 
+    @pytest.mark.long
     def test_dump(self) -> None:
         """SIGUSR2 to the supervisor logs stacks and recent events of each worker."""
         fleet = self.twistd("--workers", "2")

@@ -5,6 +5,7 @@ import random
 import signal
 import time
 
+import pytest
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
@@ -40,6 +41,7 @@ class OperationTests(DrainCase):
         """In workers, which share the queue that the calls come to."""
         await self.assert_none_fails("workers")
 
+    @pytest.mark.long
     async def test_oslo_middle(self) -> None:
         """If the service that calls back is written with oslo.messaging."""
         await self.assert_none_fails("oslo-middle")
@@ -86,6 +88,7 @@ class BrokerAwayTests(Fleets, ProxyCase):
         await deferToThread(node.says, "the reply to work was dropped: its caller has stopped waiting")
         self.assertLess(await self.end(node), PROMPT)
 
+    @pytest.mark.long
     async def test_caller_waits(self) -> None:
         """A reply is buffered as long as its caller waits, and no longer."""
         node, over = await self.begin(patience=3.0, grace=60.0)
@@ -114,6 +117,7 @@ class BrokerAwayTests(Fleets, ProxyCase):
         self.assertIn("the reply to work was dropped: it could not be published", node.output)
         await over
 
+    @pytest.mark.long
     async def test_hanging(self) -> None:
         """A node whose broker does not answer, and is not known to be away yet, ends in a few seconds."""
         node = self.twistd("--transport-url", self.url)

@@ -125,6 +125,7 @@ class LongTests(LongCase):
         await self.until_asked(lambda: not self.held())
         self.assertEqual(self.said("lost its channel"), [])
 
+    @pytest.mark.long
     async def test_to_a_server_and_to_all(self) -> None:
         """So do methods that were called by a server's name, or of all servers."""
         diary = await self.node("h1")
@@ -252,6 +253,7 @@ class LossTests(LongCase):
         self.assertEqual(await calling, 1)
         await self.until_asked(lambda: not self.held())
 
+    @pytest.mark.long
     async def test_drained(self) -> None:
         """A server that drains keeps what it runs for long; what it cuts short another one runs, as new."""
         first, second = await self.node("h1"), await self.node("h2")

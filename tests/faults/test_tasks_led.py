@@ -102,6 +102,7 @@ class NodeScopeTests(FleetCase):
         self.assertNotIn(self.settle(fleet), before.values())
         fleet.stop()
 
+    @pytest.mark.long
     def test_without_state_directory(self) -> None:
         """Without a writable state directory the workers agree by a file in the temporary directory."""
         state = self.folder / "state"
@@ -247,6 +248,7 @@ class PostgreSQLFleetScopeTests(FleetScope, TestCase):
     database = PostgreSQL
 
 
+@pytest.mark.long
 @pytest.mark.slow
 class MariaDBFleetScopeTests(FleetScope, TestCase):
     """The same with MariaDB."""

@@ -6,6 +6,7 @@ import signal
 import time
 from collections import Counter
 
+import pytest
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.threads import deferToThread
 
@@ -101,6 +102,7 @@ class UnfinishedTests(DrainCase):
         """After a second SIGTERM the node ends at once."""
         await self.assert_rescued(signal.SIGTERM, signal.SIGTERM, grace=60.0, bound=AT_ONCE)
 
+    @pytest.mark.long
     async def test_interrupt(self) -> None:
         """After SIGINT, too."""
         await self.assert_rescued(signal.SIGINT, grace=60.0, bound=AT_ONCE)
@@ -131,6 +133,7 @@ class StartTests(FleetCase):
         fleet.says("worker 2 .* starting agent node")
         self.assert_prompt(fleet)
 
+    @pytest.mark.long
     def test_broker_away(self) -> None:
         """A supervisor ends promptly while its workers wait for a broker."""
         (port,) = free_ports(1)

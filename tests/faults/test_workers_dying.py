@@ -2,6 +2,8 @@
 
 import re
 
+import pytest
+
 from tests.faults.fleet_rig import FleetCase
 
 BUDGET = 3
@@ -46,6 +48,7 @@ class ManagerTests(DyingCase):
         output = self.ends("Unmade", "--workers", "3")
         self.assert_refused(output, r"Unmade': its constructor raised LookupError: no such hypervisor .*; fix it")
 
+    @pytest.mark.long
     def test_end_at_import(self) -> None:
         """A module that ends the process that imports it is named, and not imported for ever."""
         output = self.module_ends("import os; os._exit(0)", **SOON)
@@ -56,11 +59,13 @@ class ManagerTests(DyingCase):
         output = self.ends("FailsToInit", "--workers", "1", **SOON)
         self.assert_given_up(output, "init_host failed: LookupError: no such hypervisor")
 
+    @pytest.mark.long
     def test_pre_start_hook(self) -> None:
         """A manager that raises in pre_start_hook is tried a few times."""
         output = self.ends("FailsBeforeStart", "--workers", "1", **SOON)
         self.assert_given_up(output, "pre_start_hook failed: LookupError: no such hypervisor")
 
+    @pytest.mark.long
     def test_post_start_hook(self) -> None:
         """A manager that raises in post_start_hook is tried a few times."""
         output = self.ends("FailsAfterStart", "--workers", "1", **SOON)
@@ -76,6 +81,7 @@ class ManagerTests(DyingCase):
 class ServerTests(DyingCase):
     """In a script."""
 
+    @pytest.mark.long
     def test_exit(self) -> None:
         """A worker that exits at once, were it with status 0, is tried a few times; the supervisor's status is 1."""
         fleet = self.script("dying:exit 0=1", **SOON)

@@ -6,6 +6,8 @@ import re
 import signal
 from datetime import datetime
 
+import pytest
+
 from tests.faults.fleet_rig import FleetCase
 from tests.faults.kill_rounds import KillCase
 
@@ -45,6 +47,7 @@ KILLS = {
 
 
 class StormTests(FleetCase):
+    @pytest.mark.long
     def test_one(self) -> None:
         """A worker that is killed whenever it comes back is started ever more slowly; its siblings feel nothing."""
         fleet = self.script("obedient:one=3")
@@ -116,6 +119,7 @@ class ExitTests(FleetCase):
         for (number, pid), (way, how) in zip(before.items(), ways.items(), strict=True):
             fleet.says(rf"worker {number} \(pid {pid}\) of {way} {how}; restarting it")
 
+    @pytest.mark.long
     def test_signals_that_end_none(self) -> None:
         """Signals that a terminal sends to all processes of a group do not end a worker, nor do those that ask it."""
         fleet = self.script("obedient:one=1")

@@ -55,6 +55,7 @@ class SupervisorTests(OrphanCase):
         fleet.popen.kill()
         self.assert_gone(fleet)
 
+    @pytest.mark.long
     def test_killed_over_hanging_workers(self) -> None:
         """So do workers that are busy, deaf to signals, or stopped, when their time is over."""
         fleet = self.fleet(**SHORT)
@@ -116,6 +117,7 @@ class SuccessorTests(OrphanCase):
         self.assertEqual(len(first.family), 2)
         self.end(first)
 
+    @pytest.mark.long
     def test_rotates(self) -> None:
         """SIGUSR1 does not end the wait: it rotates the log that the workers will have."""
         first = self.orphan()
@@ -127,6 +129,7 @@ class SuccessorTests(OrphanCase):
         self.assertEqual(second.stop(), 0, second.output)
         self.end(first)
 
+    @pytest.mark.long
     def test_gives_up(self) -> None:
         """It waits for its own grace and five seconds at the most, and says how they can be found."""
         first = self.orphan()
@@ -160,6 +163,7 @@ class FinishTests(Fleets, AMQPCase):
         self.assertEqual(await client.call(CONTEXT, "work", what="next"), "next")
         await deferToThread(second.stop)
 
+    @pytest.mark.long
     @pytest.mark.timeout(180)
     async def test_bounded(self) -> None:
         """What is not finished within the worker's grace is cut short: one that may run again runs elsewhere."""
@@ -194,6 +198,7 @@ class ForkserverTests(OrphanCase):
         self.assert_serves()
         self.assertEqual(fleet.stop(), 0)
 
+    @pytest.mark.long
     def test_stopped(self) -> None:
         """A forkserver that stands still is replaced when it is wanted; and it keeps nobody from ending."""
         fleet = self.fleet()

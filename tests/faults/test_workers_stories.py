@@ -8,6 +8,8 @@ import time
 from contextlib import ExitStack
 from datetime import datetime
 
+import pytest
+
 from tests.e2e.process import PATIENCE, ROOT, program
 from tests.faults.fleet_rig import ORPHANED, Fleet, FleetCase, handles, until
 from tests.servers.process import free_ports
@@ -206,6 +208,7 @@ class ScriptTests(StoryCase):
         self.assertRegex(fleet.lines[-1], "^novasvc.*NotPreforkableError: .*Unpicklable")
         self.assertNotIn("is starting", fleet.output)
 
+    @pytest.mark.long
     def test_numbers(self) -> None:
         """A number of workers that is none is refused with what it was."""
         for workers in ("2", 2.5, -1, True):
@@ -283,6 +286,7 @@ class ConnectedTests(StoryCase):
         self.assertLess(lasted(fleet), 1 + LATE)
         self.assertEqual(self.answer(client), b"")
 
+    @pytest.mark.long
     def test_interrupted(self) -> None:
         """SIGINT does not wait for a client."""
         fleet = self.web()
@@ -313,6 +317,7 @@ class StopTests(StoryCase):
         self.assertLess(lasted(fleet), 1 + LATE)
         self.assertEqual(len(fleet.said("did not exit in time; killing it")), 1)
 
+    @pytest.mark.long
     def test_blocks_when_orphaned(self) -> None:
         """When the supervisor is killed, such a server ends in time, too."""
         fleet = self.serve("parts.Stubborn()", NOVASVC_GRACEFUL_SHUTDOWN_TIMEOUT="1")
@@ -331,6 +336,7 @@ class StopTests(StoryCase):
         self.assertEqual(fleet.stop(), 1, fleet.output)
         self.assertLess(time.monotonic() - began, AT_ONCE)
 
+    @pytest.mark.long
     def test_raises(self) -> None:
         """One that raises is named in the log, and ends its worker as any other."""
         fleet = self.serve("parts.Raising()")
@@ -345,6 +351,7 @@ class StopTests(StoryCase):
         self.assertEqual(fleet.wait(), 1, fleet.output)
         self.assertEqual(len(fleet.said(r"exited with status 42: it raised SystemExit\(42\)")), 2)
 
+    @pytest.mark.long
     def test_ends(self) -> None:
         """One whose wait() fails ends its worker with a status that says so, and the log has the reason."""
         for error, status, reason in (
@@ -357,6 +364,7 @@ class StopTests(StoryCase):
             self.assertEqual(fleet.wait(), 1, fleet.output)
             self.assertEqual(len(fleet.said(f"exited with status {status}: {reason}.*; ")), 2, fleet.output)
 
+    @pytest.mark.long
     def test_something_else(self) -> None:
         """A method of the name that takes something is none that tells of the end."""
         fleet = self.serve("parts.Waiter()", 1)
@@ -364,12 +372,14 @@ class StopTests(StoryCase):
         self.assertEqual(fleet.stop(), 0, fleet.output)
         self.assertNotIn("restarting it", fleet.output)
 
+    @pytest.mark.long
     def test_late_reason(self) -> None:
         """However long it took to fail, the reason is told."""
         fleet = self.serve("parts.make_late", 1, NOVASVC_WORKER_RESTART_BUDGET="1")
         self.assertEqual(fleet.wait(), 1, fleet.output)
         self.assertIn("exited with status 2: ValueError: no such hypervisor", fleet.output)
 
+    @pytest.mark.long
     def test_threads(self) -> None:
         """One that is done, and waits for its threads longer than a reactor may be silent, is not taken for hanging."""
         fleet = self.serve("parts.Busy()", 1, NOVASVC_WORKER_WATCHDOG="1")
@@ -388,6 +398,7 @@ class StopTests(StoryCase):
         self.assertIn("graceful_shutdown_timeout (1 s) expired", fleet.output)
         self.assertIn("did not stop in time; no longer waiting for it", fleet.output)
 
+    @pytest.mark.long
     def test_parts(self) -> None:
         """One that calls sys.exit while it stops ends with its status; that is no failure, as it was to end."""
         fleet = self.serve("parts.Parting()")
@@ -421,6 +432,7 @@ class ApplicationTests(StoryCase):
 class MomentTests(FleetCase):
     """Signals at awkward moments."""
 
+    @pytest.mark.long
     def test_terminated_while_ten_start(self) -> None:
         """SIGTERM anywhere in the start of ten workers ends them, without a traceback or a restart."""
         for sign in ("the supervisor is starting", "worker 1 .* is ready", "worker 7 .* is ready"):
@@ -459,6 +471,7 @@ class MomentTests(FleetCase):
         fleet.popen.kill()
         until(lambda: not fleet.family, ORPHANED)
 
+    @pytest.mark.long
     def test_terminated_while_backing_off(self) -> None:
         """SIGTERM while a worker's place is empty ends the others, and waits for nothing."""
         fleet = self.script("obedient:one=2")

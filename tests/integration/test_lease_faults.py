@@ -115,6 +115,7 @@ class PostgreSQLLeaseFaultTests(LeaseFaults, TestCase):
     kind = PostgreSQL
 
 
+@pytest.mark.long
 @pytest.mark.slow
 class MariaDBLeaseFaultTests(LeaseFaults, TestCase):
     """Tests for novasvc.registry.election with MariaDB."""

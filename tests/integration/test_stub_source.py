@@ -21,6 +21,7 @@ from novasvc.cli.interface_source import write_interface
 from novasvc.errors import InvalidArgumentsError, MessageFormatError, NoSuchMethodError, UnsupportedVersionError
 from novasvc.service import Service
 from novasvc.testing import memory_runtime
+from tests.support.types import MYPY_CACHE
 from tests.support.wild_manager import OtherWild, Wild
 
 NUMBER = UUID("6c84fb90-12c4-11e1-840d-7b25c5ee775a")
@@ -162,7 +163,7 @@ class ToolTests(LiveCase):
         for number, call in enumerate((RIGHT, *WRONG)):
             (self.directory / f"use{number}.py").write_text(CALLER.replace("{call}", call))
         files = sorted(path.name for path in self.directory.iterdir())
-        done = self.run_tool("mypy", "--strict", "--config-file=", *files)
+        done = self.run_tool("mypy", "--strict", "--config-file=", f"--cache-dir={MYPY_CACHE}", *files)
         self.assertEqual([text for text in WRONG.values() if text not in done.stdout], [], done.stdout + done.stderr)
         found = [line for line in done.stdout.splitlines() if "error:" in line]
         clean = ("wild_api.py", "wild_blocking.py", "use0.py")

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.support.types import MYPY_CACHE
+
 PROGRAM = """
 from typing import Protocol
 from twisted.internet.defer import Deferred
@@ -39,7 +41,8 @@ class TypesTests(SynchronousTestCase):
             (right, 'resrve(context, "tea")', "reserve(context)", 'reserve(context, "tea", "2")')
         ):
             (directory / f"use{number}.py").write_text(PROGRAM.replace("{call}", call))
-        command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", *sorted(map(str, directory.iterdir()))]
+        files = sorted(map(str, directory.iterdir()))
+        command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", f"--cache-dir={MYPY_CACHE}", *files]
         done = subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
         found = [line for line in done.stdout.splitlines() if "error:" in line and "[no-any-return]" not in line]
         self.assertEqual(len(found), 3, done.stdout + done.stderr)

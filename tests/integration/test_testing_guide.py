@@ -33,6 +33,7 @@ class GuideTests(TestCase):
         text = GUIDE.read_text(encoding="utf-8")
         self.assertEqual(text.count("```python\n"), len(NAMED.findall(text)))
 
+    @pytest.mark.long
     @pytest.mark.slow
     @pytest.mark.timeout(240)
     def test_run(self) -> None:

@@ -17,6 +17,7 @@ from tests.servers import MariaDB, PostgreSQL, managed_broker, shared_broker, sh
 class VirtualHostTests(TestCase):
     """Tests for novasvc.testing.servers.virtual_host."""
 
+    @pytest.mark.long
     @pytest.mark.slow
     def test_management(self) -> None:
         """A virtual host is created by the management API, can be used, and is deleted at the end."""
