@@ -113,7 +113,7 @@ def _row(record: ServiceRecord, verdict: Verdict) -> dict[str, object]:
         "ID": record.id,
         "Binary": record.binary,
         "Host": record.host,
-        "Zone": None if record.incarnation is None else record.incarnation.zone,
+        "Zone": record.zone,
         "Verdict": verdict.status,
         "Since": verdict.since,
         "Reason": verdict.reason or None,
