@@ -62,13 +62,12 @@ class ServiceStatus:
     @property
     def zone(self) -> str:
         """The zone of its node; "" if it has none."""
-        incarnation = self.record.incarnation
-        return "" if incarnation is None else incarnation.zone or ""
+        return self.record.zone or ""
 
     @property
     def tags(self) -> tuple[str, ...]:
         """The tags of its node."""
-        return () if self.record.incarnation is None else self.record.incarnation.tags
+        return self.record.tags
 
     @property
     def is_trouble(self) -> bool:
@@ -193,9 +192,7 @@ def status_of(
 
 def _fields(record: ServiceRecord) -> tuple[Any, ...]:
     """Return the fields that the page shows, without those of a heartbeat."""
-    incarnation = record.incarnation
-    place = () if incarnation is None else (incarnation.number, incarnation.zone, incarnation.tags)
-    return (record.disabled, record.disabled_reason, record.version, *place)
+    return (record.disabled, record.disabled_reason, record.version, record.number, record.zone, record.tags)
 
 
 def count_totals(services: Iterable[ServiceStatus]) -> Totals:

@@ -103,8 +103,7 @@ def events_of(before: ServiceStatus | None, after: ServiceStatus) -> Iterator[tu
 
 def _number(service: ServiceStatus) -> int:
     """Return the number of the service's start; 0 if it has none."""
-    incarnation = service.record.incarnation
-    return 0 if incarnation is None else incarnation.number
+    return service.record.number or 0
 
 
 def _reason(service: ServiceStatus) -> str:

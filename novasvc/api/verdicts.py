@@ -131,11 +131,11 @@ def verdict_document(record: ServiceRecord, verdict: Verdict) -> dict[str, Any]:
         "verdict": verdict.status,
         "verdict_reason": verdict.reason,
         "verdict_since": _iso(verdict.since),
-        "state": None if incarnation is None else incarnation.state,
+        "state": record.state,
         "state_since": None if incarnation is None else _iso(incarnation.since),
-        "incarnation": None if incarnation is None else incarnation.number,
-        "zone": None if incarnation is None else incarnation.zone,
-        "tags": [] if incarnation is None else list(incarnation.tags),
+        "incarnation": record.number,
+        "zone": record.zone,
+        "tags": list(record.tags),
     }
 
 

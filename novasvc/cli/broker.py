@@ -14,6 +14,7 @@ from novasvc.cli.remote import TIMEOUT
 from novasvc.cli.suggestion import SuggestingGroup
 from novasvc.config import Settings
 from novasvc.errors import NovasvcError, ProblemError
+from novasvc.listing import list_some
 
 if TYPE_CHECKING:
     from novasvc.registry.record import Records
@@ -95,8 +96,7 @@ def migrate(
         if as_json:
             click.echo(json.dumps({"topic": step.topic, "step": step.step, "queues": list(step.queues)}))
         else:
-            more = f" and {len(step.queues) - _SHOWN} others" if len(step.queues) > _SHOWN else ""
-            click.echo(f"{', '.join(map(printable, step.queues[:_SHOWN]))}{more}: {step.step}")
+            click.echo(f"{printable(list_some(step.queues, _SHOWN))}: {step.step}")
 
     wanted = {"kind": kind, "dry_run": dry_run, "cut_off_others": cut_off_others, "timeout": timeout}
     replaced = _run(settings, topics, wanted, report)

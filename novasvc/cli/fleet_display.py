@@ -11,6 +11,7 @@ import click
 from novasvc.cli.output import printable
 from novasvc.cli.progress import ProgressBar
 from novasvc.fleet.plan import Limits
+from novasvc.listing import list_some
 from novasvc.registry.operation import Operation, OperationNode
 from novasvc.registry.record import ServiceRecord
 from novasvc.telemetry.logs import pluralize
@@ -59,12 +60,14 @@ class FleetDisplay:
         click.echo(f"{kind}: {pluralize(len(nodes), 'service')} in {pluralize(len(waves), 'wave')}; {_limits(limits)}")
         for number, names in enumerate(waves):
             canary = " (canary)" if number == 0 and limits.canary else ""
-            click.echo(f"  wave {number + 1}{canary}: {_shortened(names)}")
+            click.echo(f"  wave {number + 1}{canary}: {printable(list_some(names, _MOST_NAMES))}")
         for each in left_out:
             click.echo(f"  left out: {printable(each.record.name)}: {printable(each.reason)}")
         if others:
             names = [record.name for record in others]
-            click.echo(f"  they share a process, so this happens to them, too: {_shortened(names)}")
+            click.echo(
+                f"  they share a process, so this happens to them, too: {printable(list_some(names, _MOST_NAMES))}"
+            )
 
     def begin(self, operation: Operation, nodes: Sequence[OperationNode], *, resumed: bool = False) -> None:
         """Show that an operation begins, or goes on because a command has resumed it."""
@@ -82,7 +85,7 @@ class FleetDisplay:
         if self.as_json:
             self._json("wave", wave=number + 1, services=[node.name for node in nodes])
         else:
-            self._line(f"wave {number + 1} of {self._waves}: {_shortened([node.name for node in nodes])}")
+            self._line(f"wave {number + 1} of {self._waves}: {list_some([node.name for node in nodes], _MOST_NAMES)}")
 
     def changed(self, node: OperationNode) -> None:
         """See :class:`novasvc.fleet.run.Observer`."""
@@ -110,7 +113,7 @@ class FleetDisplay:
         click.echo(f"operation {operation.id} is {operation.state} ({reason}): {told}")
         left = [node.name for node in self._nodes.values() if node.state == "pending"]
         if left:
-            click.echo(f"  left: {_shortened(left)}")
+            click.echo(f"  left: {printable(list_some(left, _MOST_NAMES))}")
         if operation.state == "halted":
             click.echo(f"  to go on: `novasvc fleet resume {operation.id}`, or without the failed ones: --skip-failed")
 
@@ -119,7 +122,7 @@ class FleetDisplay:
         ended = counts["done"] + counts["failed"] + counts["skipped"]
         running = [node.name for node in self._nodes.values() if node.state == "running"]
         failed = f", {counts['failed']} failed" if counts["failed"] else ""
-        waiting = f"; waiting for {_shortened(running, 2)}" if running else ""
+        waiting = f"; waiting for {list_some(running, 2)}" if running else ""
         self.bar.update(ended / max(1, len(self._nodes)), f"wave {self._wave + 1} of {self._waves}{failed}{waiting}")
 
     def _line(self, text: str) -> None:
@@ -140,8 +143,3 @@ def _by_wave(nodes: Sequence[OperationNode]) -> list[list[str]]:
     for node in sorted(nodes, key=lambda node: node.position):
         waves[node.wave].append(node.name)
     return waves
-
-
-def _shortened(names: Sequence[str], most: int = _MOST_NAMES) -> str:
-    shown = ", ".join(printable(name) for name in names[:most])
-    return f"{shown} and {len(names) - most} more" if len(names) > most else shown

@@ -9,6 +9,7 @@ from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.output import Output, output_options, printable
 from novasvc.cli.service import API_BINARIES
 from novasvc.interfaces import IServiceRegistry
+from novasvc.listing import list_some
 from novasvc.registry.outages import VerdictRule
 from novasvc.registry.query import ServiceQuery
 from novasvc.registry.record import ServiceRecord
@@ -61,20 +62,14 @@ def row(use: VersionUse, *, whole: bool) -> dict[str, Any]:
         "Version": use.version,
         "Services": use.services,
         "Up": use.up,
-        "Behind": behind if whole else _shown(behind),
+        "Behind": behind if whole else list_some(behind, _SHOWN) or None,
     }
-
-
-def _shown(hosts: list[str]) -> str | None:
-    more = len(hosts) - _SHOWN
-    text = ", ".join(hosts[:_SHOWN])
-    return f"{text} and {more} more" if more > 0 else text or None
 
 
 def _check(uses: list[VersionUse]) -> int:
     behind = [use for use in uses if use.lowest]
     for use in behind:
-        name = printable(f"{use.binary}, version {use.version}: {_shown(list(use.hosts))}")
+        name = printable(f"{use.binary}, version {use.version}: {list_some(use.hosts, _SHOWN)}")
         click.echo(f"novasvc: {use.up} behind the others: {name}", err=True)
     if not any(use.up for use in uses):
         click.echo("novasvc: no matching service is up", err=True)

@@ -11,6 +11,7 @@ from novasvc.cli.output import printable
 from novasvc.cli.suggestion import nearest
 from novasvc.config import Settings
 from novasvc.context import RequestContext
+from novasvc.listing import list_some
 from novasvc.rpc.errors import (
     InvalidArgumentsError,
     NoSuchMethodError,
@@ -141,14 +142,16 @@ async def _of_target(
         meant = nearest(target.topic, topics)
         if meant:
             return f"{text}; did you mean the topic {meant!r}?"
-        return f"{text}; {f'topics here: {names(topics)}' if topics else 'start one, or check the state_dir'}"
+        here = f"topics here: {list_some(sorted(topics), _SHOWN)}"
+        return f"{text}; {here if topics else 'start one, or check the state_dir'}"
     if target.server is None:
         return text
     if any(row["method"] == target.server for row in await described_methods(asking)):
         called = f"`novasvc call {target.topic} {target.server} [NAME=VALUE]...`"
         return f"{text}; {target.server!r} is a method of {target.topic}, and in TOPIC.HOST a host: write {called}"
     meant = nearest(target.server, hosts)
-    return f"{text}; did you mean {target.topic}.{meant}?" if meant else f"{text}; it is served on: {names(hosts)}"
+    hint = f"did you mean {target.topic}.{meant}?" if meant else f"it is served on: {list_some(sorted(hosts), _SHOWN)}"
+    return f"{text}; {hint}"
 
 
 def _of_method(
@@ -167,7 +170,7 @@ def _of_method(
     meant = nearest(method, own)
     if meant:
         return f"{text}; did you mean {meant!r}? `novasvc describe {target}` lists all"
-    return f"{text}; it has: {names(own)}. Check the name, or decorate the method with @rpc.expose"
+    return f"{text}; it has: {list_some(sorted(own), _SHOWN)}. Check the name, or decorate the method with @rpc.expose"
 
 
 def _of_arguments(
@@ -189,9 +192,3 @@ def argument_names(signature: str) -> list[str]:
     # Texts that are default values may contain what looks like an argument.
     without_texts = re.sub(r"""'(\\.|[^'\\])*'|"(\\.|[^"\\])*\"""", "''", signature)
     return re.findall(r"(?:^\(|, )(\w+)(?=[:=,)])", without_texts)
-
-
-def names(known: Any) -> str:
-    """Format names for an error, at most _SHOWN of them."""
-    shown = sorted(known)
-    return ", ".join(shown if len(shown) <= _SHOWN else [*shown[:_SHOWN], f"and {len(shown) - _SHOWN} more"])

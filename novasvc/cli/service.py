@@ -244,12 +244,11 @@ def row(record: ServiceRecord, down_time: float) -> dict[str, object]:
     Source: `openstack compute service list`.
     """
     latest = record.incarnation
-    zone = None if latest is None else latest.zone
     return {
         "ID": record.id,
         "Binary": record.binary,
         "Host": record.host,
-        "Zone": zone or ("nova" if record.topic == "compute" else "internal"),
+        "Zone": record.zone or ("nova" if record.topic == "compute" else "internal"),
         "Status": "disabled" if record.disabled else "enabled",
         "State": "up" if is_up(record, down_time) else "down",
         "Updated At": record.updated_at,
@@ -262,12 +261,12 @@ def row(record: ServiceRecord, down_time: float) -> dict[str, object]:
         "Last Seen Up": record.last_seen_up,
         "Created At": record.created_at,
         "Version": record.version,
-        "Lifecycle": None if latest is None else latest.state,
+        "Lifecycle": record.state,
         "Lifecycle Since": None if latest is None else latest.since,
         "Lifecycle Until": None if latest is None else latest.until,
         "Lifecycle Reason": None if latest is None else latest.reason,
         "Calls": None if latest is None else latest.calls,
-        "Incarnation": None if latest is None else latest.number,
+        "Incarnation": record.number,
         "Machine": None if latest is None else latest.machine,
         "PID": None if latest is None else latest.pid,
         "Started At": None if latest is None else latest.started_at,

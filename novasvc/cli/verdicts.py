@@ -10,6 +10,7 @@ from novasvc.cli import candidates
 from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.output import Output, output_options, printable
 from novasvc.interfaces import IServiceRegistry
+from novasvc.listing import list_some
 from novasvc.registry.outages import VerdictRule
 from novasvc.registry.query import ServiceQuery
 from novasvc.registry.record import ServiceChanges, ServiceRecord
@@ -73,9 +74,7 @@ def confirm_down(
     if not suspect:
         click.echo("no service is suspect, so there is nothing to confirm")
         return
-    names = ", ".join(record.name for record in suspect[:_SHOWN])
-    more = f" and {len(suspect) - _SHOWN} more" if len(suspect) > _SHOWN else ""
-    click.echo(f"suspect: {printable(names)}{more}")
+    click.echo(f"suspect: {printable(list_some([record.name for record in suspect], _SHOWN))}")
     if not yes:
         click.confirm(f"Force {len(suspect)} {'service' if len(suspect) == 1 else 'services'} down?", abort=True)
     forced, returned = context.with_registry(lambda registry: _force_down(context, registry, suspect))
@@ -114,7 +113,7 @@ def _row(record: ServiceRecord, verdict: Verdict) -> dict[str, object]:
         "ID": record.id,
         "Binary": record.binary,
         "Host": record.host,
-        "Zone": None if record.incarnation is None else record.incarnation.zone,
+        "Zone": record.zone,
         "Verdict": verdict.status,
         "Since": verdict.since,
         "Reason": verdict.reason or None,

@@ -117,7 +117,7 @@ async def _change(attempt: Attempt, changes: ServiceChanges) -> str:
 async def _drain(attempt: Attempt) -> str:
     record = await attempt.record()
     before = attempt.node.incarnation
-    if not _is_stopped(record, before) and state_of(record) != "draining":
+    if not _is_stopped(record, before) and record.state != "draining":
         await attempt.command(record, "drain", "1.0")
     gone = 0
 
@@ -125,9 +125,9 @@ async def _drain(attempt: Attempt) -> str:
         nonlocal gone
         now = await attempt.record()
         if _is_stopped(now, before):
-            again = before is not None and number_of(now) != before and state_of(now) != "stopped"
+            again = before is not None and now.number != before and now.state != "stopped"
             return "drained; it was started again since" if again else "drained"
-        if number_of(now) is not None:
+        if now.number is not None:
             return None
         # A row without a lifecycle: it is gone when nobody serves it, or it is down.
         gone = 0 if await attempt.status(now) is not None else gone + 1
@@ -137,15 +137,15 @@ async def _drain(attempt: Attempt) -> str:
 
 
 def _is_stopped(record: ServiceRecord, before: int | None) -> bool:
-    number = number_of(record)
-    return number is not None and (state_of(record) == "stopped" or (before is not None and number > before))
+    number = record.number
+    return number is not None and (record.state == "stopped" or (before is not None and number > before))
 
 
 async def _restart(attempt: Attempt) -> str:
     record = await attempt.record()
     before = attempt.node.incarnation
     sent = attempt.clock.seconds()
-    if before is None or (number_of(record) == before and state_of(record) != "draining"):
+    if before is None or (record.number == before and record.state != "draining"):
         await attempt.command(record, "restart", "1.2", incarnation=before)
     seen = "it has not restarted"
 
@@ -153,7 +153,7 @@ async def _restart(attempt: Attempt) -> str:
         nonlocal seen
         now = await attempt.record()
         if before is not None:
-            number, state = number_of(now), state_of(now)
+            number, state = now.number, now.state
             if number is None or number <= before:
                 seen = f"it is still incarnation {number}, {state}"
                 return None
@@ -168,7 +168,7 @@ async def _restart(attempt: Attempt) -> str:
             seen = "it has not restarted"
         else:
             healthy, seen = _judge(status)
-            number = number_of(now)
+            number = now.number
             return None if not healthy else "restarted" if number is None else f"incarnation {number}"
         return None
 
@@ -218,19 +218,9 @@ def _began_after(status: Mapping[str, Any], seconds_ago: float) -> bool:
 
 def _check_failed(record: ServiceRecord) -> None:
     """Raise if the start of a node has failed."""
-    if state_of(record) == "failed":
+    if record.state == "failed":
         reason = None if record.incarnation is None else record.incarnation.reason
         raise NodeFailedError(f"its start failed: {reason or 'see its log'}")
-
-
-def number_of(record: ServiceRecord) -> int | None:
-    """Return a service's incarnation; None for a row without one."""
-    return None if record.incarnation is None else record.incarnation.number
-
-
-def state_of(record: ServiceRecord) -> str | None:
-    """Return the state of a service's lifecycle; None for a row without one."""
-    return None if record.incarnation is None else record.incarnation.state
 
 
 KINDS: Mapping[str, Kind] = {

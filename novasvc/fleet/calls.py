@@ -1,4 +1,4 @@
-"""The calls of an operation to nodes: the namespace "node" of each."""
+"""Calls to nodes, of operations and of the page."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -45,7 +45,7 @@ class NodeCalls:
         """
         began = self.clock.seconds()
         try:
-            await self._call(record, "baseapi", "1.0", "ping", seconds, {"arg": 1})
+            await self.call(record, "baseapi", "1.0", "ping", seconds, {"arg": 1})
         except NovasvcError as error:
             raise NodeFailedError(describe_failure(error)) from error
         return self.clock.seconds() - began
@@ -58,7 +58,7 @@ class NodeCalls:
         :raises NodeFailedError: it cannot be called, or refuses.
         """
         try:
-            await self._call(record, "node", version, method, COMMAND_TIMEOUT, args)
+            await self.call(record, "node", version, method, COMMAND_TIMEOUT, args)
         except (RPCTimeoutError, UnconfirmedError):
             return
         except NovasvcError as error:
@@ -72,7 +72,7 @@ class NodeCalls:
         :raises NodeFailedError: the node cannot be asked, and asking again will not help.
         """
         try:
-            answer = await self._call(record, "node", "1.2", "status", STATUS_TIMEOUT, {})
+            answer = await self.call(record, "node", "1.2", "status", STATUS_TIMEOUT, {})
         except (NoSuchMethodError, UnsupportedVersionError) as error:
             problem = "it runs an older release of novasvc, which does not tell its status"
             raise NodeFailedError(problem) from error
@@ -80,9 +80,15 @@ class NodeCalls:
             return None
         return answer if isinstance(answer, Mapping) else None
 
-    async def _call(
+    async def call(
         self, record: ServiceRecord, namespace: str, version: str, method: str, seconds: float, args: Mapping[str, Any]
     ) -> Any:
+        """Call a method of a node, even of one that is down or forced down, and return its result.
+
+        :param seconds: that the node has.
+        :raises NodeFailedError: it serves no topic.
+        :raises Exception: see :meth:`novasvc.rpc.Client.call`.
+        """
         if record.topic is None:
             raise NodeFailedError("it serves no topic, so it cannot be called")
         client = self._client.prepare(

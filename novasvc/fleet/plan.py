@@ -11,6 +11,7 @@ from typing import Any, get_args
 import attrs
 
 from novasvc.fleet.selection import process_of
+from novasvc.listing import list_some
 from novasvc.registry.operation import Nodes, NodeState, OperationNode
 from novasvc.registry.record import ServiceRecord
 
@@ -161,7 +162,7 @@ def next_action(nodes: Iterable[OperationNode], limits: Limits) -> Action:
 
 def _reason_to_halt(failed: Nodes, limits: Limits) -> str:
     """Return why no further node may begin; "" if one may."""
-    names = ", ".join(node.name for node in failed[:3]) + (" and others" if len(failed) > 3 else "")  # noqa: PLR2004
+    names = list_some([node.name for node in failed], 3)
     if limits.canary and any(node.wave == 0 for node in failed):
         return f"the canary failed: {names}"
     if len(failed) > limits.max_failures:

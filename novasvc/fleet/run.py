@@ -13,7 +13,7 @@ from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
 from novasvc.errors import NovasvcError, describe
-from novasvc.fleet.actions import KINDS, Attempt, attempt, number_of
+from novasvc.fleet.actions import KINDS, Attempt, attempt
 from novasvc.fleet.calls import NodeCalls
 from novasvc.fleet.patience import LONGEST_DELAY, OUTAGE_LIMIT, Patience
 from novasvc.fleet.plan import Finish, Halt, Limits, Start, Wait, next_action
@@ -184,7 +184,7 @@ class OperationRun:
     async def _incarnation(self, service_id: int) -> int:
         """Return the number of a service's incarnation; 0 if it has none, or its row was deleted."""
         with suppress(ServiceNotFoundError):
-            return number_of(await self.registry.get(str(service_id))) or 0
+            return (await self.registry.get(str(service_id))).number or 0
         return 0
 
     async def _note(self, *nodes: OperationNode) -> None:

@@ -31,28 +31,18 @@ class Selection:
             self.binary in {None, record.binary}
             and self.topic in {None, record.topic}
             and (self.host is None or fnmatchcase(record.host, self.host))
-            and self.zone in {None, zone_of(record)}
-            and (self.tag is None or self.tag in tags_of(record))
+            and self.zone in {None, record.zone}
+            and (self.tag is None or self.tag in record.tags)
         )
 
     def choose(self, records: Sequence[ServiceRecord]) -> list[ServiceRecord]:
         """Return the selected services in the order of an operation: zone by zone, so that zones change in turn."""
         chosen = [record for record in records if self.matches(record)]
-        return sorted(chosen, key=lambda record: (zone_of(record) or "", record.host, record.binary, record.id))
+        return sorted(chosen, key=lambda record: (record.zone or "", record.host, record.binary, record.id))
 
     def __str__(self) -> str:
         given = attrs.asdict(self, filter=lambda _, value: value is not None)
         return ", ".join(f"{name} {value}" for name, value in given.items()) or "all services"
-
-
-def zone_of(record: ServiceRecord) -> str | None:
-    """Return the zone that a node was started with; None if it has none, or is an older one."""
-    return None if record.incarnation is None else record.incarnation.zone
-
-
-def tags_of(record: ServiceRecord) -> tuple[str, ...]:
-    """Return the tags that a node was started with."""
-    return () if record.incarnation is None else record.incarnation.tags
 
 
 Process = tuple[str, int]

@@ -85,8 +85,7 @@ class Registration:
     @property
     def number(self) -> int | None:
         """The number of the incarnation; None if the registry keeps none."""
-        incarnation = None if self.record is None else self.record.incarnation
-        return None if incarnation is None else incarnation.number
+        return None if self.record is None else self.record.number
 
     # -- begin -----------------------------------------------------------------------------------
 

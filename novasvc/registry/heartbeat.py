@@ -139,7 +139,7 @@ class Heartbeat:
         for outcome in ("sent", "failed", "skipped"):
             # Export counters at zero so that alerts see the first increase.
             metrics.heartbeats.at(self._identity.host, self._identity.binary, outcome)
-        self._number = _number_of(self.record)
+        self._number = self.record.number
         self._started_at = self._due = self._clock.seconds()
         first: Deferred[None] = Deferred()
         # LoopingCall runs from the reactor; the copied context gives its log events this node's fields.
@@ -223,7 +223,7 @@ class Heartbeat:
                 raise
             self.record = await self._owner.begin_again()
             _log.warn("the registry had lost this start of {identity}; registered it again", identity=self._identity)
-            self._number = _number_of(self.record)
+            self._number = self.record.number
             await self._registry.beat(self.record.id, self._number)
         self.sent += 1
         self.write_error = None
@@ -278,7 +278,3 @@ class Heartbeat:
 
     def _loop_failed(self, failure: Failure) -> None:
         _log.failure("the heartbeat loop of {identity} failed", failure=failure, identity=self._identity)
-
-
-def _number_of(record: ServiceRecord) -> int | None:
-    return None if record.incarnation is None else record.incarnation.number

@@ -279,8 +279,8 @@ class MemoryRegistry:
                 all(value is None or value == getattr(row, name) for name, value in exact.items())
                 and not (query.with_topic and row.topic is None)
                 and query.up in {None, is_up(row, query.service_down_time)}
-                and query.zone in {None, row.incarnation.zone if row.incarnation else None}
-                and (query.tag is None or query.tag in (row.incarnation.tags if row.incarnation else ()))
+                and (query.zone is None or query.zone == row.zone)
+                and (query.tag is None or query.tag in row.tags)
                 and (query.text is None or any(query.text.lower() in (text or "").lower() for text in texts))
             )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from novasvc.listing import list_some
 from novasvc.registry.errors import OperationConflictError, OperationStateError
 from novasvc.registry.operation import RUNNER_TIMEOUT, Operation
 
@@ -55,9 +56,8 @@ def conflict(operation: Operation, names: Sequence[str]) -> OperationConflictErr
 
     :param names: of the nodes.
     """
-    shown = ", ".join(names[:_MOST_NAMES])
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    problem, remedy = f"it has {shown}{more}", f"wait for its end, or look at it: `novasvc fleet show {operation.id}`"
+    problem = f"it has {list_some(names, _MOST_NAMES)}"
+    remedy = f"wait for its end, or look at it: `novasvc fleet show {operation.id}`"
     if operation.is_unattended:
         problem += f", and nothing was heard of its command for {operation.silent:.0f} s"
         remedy = f"run `novasvc fleet resume {operation.id}` or `novasvc fleet abort {operation.id}`"

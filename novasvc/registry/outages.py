@@ -124,8 +124,7 @@ class MassSilence:
 
         :param sign: the last sign of life of the service.
         """
-        zone = None if record.incarnation is None else record.incarnation.zone
-        return record.binary == self.binary and self.zone in {None, zone} and self.first <= sign <= self.last
+        return record.binary == self.binary and self.zone in {None, record.zone} and self.first <= sign <= self.last
 
 
 @attrs.frozen(kw_only=True)
@@ -184,10 +183,10 @@ def members_of(records: Iterable[ServiceRecord]) -> Iterator[Member]:
             forced_down=record.forced_down,
             last_seen_up=record.last_seen_up,
             created_at=record.created_at,
-            state=None if incarnation is None else incarnation.state,
+            state=record.state,
             since=None if incarnation is None else incarnation.since,
             started_at=None if incarnation is None else incarnation.started_at,
-            zone=None if incarnation is None else incarnation.zone,
+            zone=record.zone,
         )
 
 

@@ -4,7 +4,7 @@ from datetime import datetime
 
 import attrs
 
-from novasvc.registry.incarnation import Incarnation
+from novasvc.registry.incarnation import Incarnation, ServiceState
 
 
 @attrs.frozen(kw_only=True)
@@ -46,6 +46,26 @@ class ServiceRecord:
     def name(self) -> str:
         """The display name, "binary@host"."""
         return f"{self.binary}@{self.host}"
+
+    @property
+    def number(self) -> int | None:
+        """The number of the incarnation; None without one."""
+        return None if self.incarnation is None else self.incarnation.number
+
+    @property
+    def state(self) -> ServiceState | None:
+        """The state of the incarnation; None without one."""
+        return None if self.incarnation is None else self.incarnation.state
+
+    @property
+    def zone(self) -> str | None:
+        """The zone that the service was started in; None without one, or without an incarnation."""
+        return None if self.incarnation is None else self.incarnation.zone
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The tags that the service was started with."""
+        return () if self.incarnation is None else self.incarnation.tags
 
 
 Records = list[ServiceRecord]

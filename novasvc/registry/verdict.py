@@ -10,6 +10,7 @@ from typing import Literal
 
 import attrs
 
+from novasvc.registry.incarnation import ENDED
 from novasvc.registry.outage_search import find_outages
 from novasvc.registry.outages import (
     MassSilence,
@@ -87,7 +88,7 @@ def needs_outages(record: ServiceRecord, rule: VerdictRule) -> bool:
     """Return whether a verdict on a service depends on the others."""
     return (
         not record.forced_down
-        and not (record.incarnation is not None and record.incarnation.has_ended)
+        and record.state not in ENDED
         and (now_of(record) - last_sign(record)).total_seconds() > rule.service_down_time
     )
 

@@ -22,14 +22,14 @@ from novasvc.rpc.errors import (
     InvalidTargetError,
     RPCError,
     RPCVersionCapError,
-    UnconfirmedError,
     UnsupportedVersionError,
 )
 from novasvc.rpc.gather import Gathering, HostsFunction, failed
 from novasvc.rpc.identity.signature import Signer
 from novasvc.rpc.message import SHORTEST_KEEPALIVE, encode_request
 from novasvc.rpc.progress import OnProgress
-from novasvc.rpc.replies import MAX_RESENDS, EncodeCall, PendingCalls, ServiceLookupFunction
+from novasvc.rpc.replies import EncodeCall, PendingCalls, ServiceLookupFunction
+from novasvc.rpc.resend import send_until_confirmed
 from novasvc.rpc.retry import Retry, call_with_retries
 from novasvc.rpc.target import Target
 from novasvc.rpc.version import compatible
@@ -527,7 +527,7 @@ class Client:
         )
 
         def send_in_time(_seconds: float | None = None) -> Deferred[None]:
-            return Deferred.fromCoroutine(_send_with_retries(send)) if self._idempotent else send()
+            return Deferred.fromCoroutine(send_until_confirmed(send)) if self._idempotent else send()
 
         return send_in_time() if answer is None else send_when_checked(answer, self._clock, None, send_in_time)
 
@@ -556,24 +556,6 @@ def _misused(name: str, context: object, method: object, positional: Sequence[ob
         return TypeError(f"{name}() has no method; {example}")
     given = ", ".join(f"{value!r:.80}" for value in positional)
     return TypeError(f"{name}() of {method!r} takes arguments by name, but got {given}; {example}")
-
-
-async def _send_with_retries(send: Callable[[], Deferred[None]]) -> None:
-    """Send a message until the broker confirms it, at most MAX_RESENDS times more.
-
-    The transport buffers the message while there is no connection.
-
-    :raises UnconfirmedError: the last attempt was not confirmed either.
-    """
-    for attempt in range(MAX_RESENDS + 1):
-        try:
-            await send()
-        except UnconfirmedError:
-            if attempt == MAX_RESENDS:
-                raise
-            metrics.resent.at().value += 1
-        else:
-            return
 
 
 def _retarget(target: Target | None, changes: Mapping[str, Any]) -> Target:

@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 
 from novasvc.errors import DeclarationError
+from novasvc.listing import list_some
 from novasvc.rpc.contracts.contract import Contract, contract_of
 from novasvc.rpc.errors import NoSuchMethodError, UnsupportedVersionError
 from novasvc.rpc.exposure import Exposure, exposed_attributes
@@ -115,8 +116,7 @@ class Endpoints:
 def _format_interfaces(interfaces: set[_Interface]) -> str:
     """Format the served interfaces for the text of an error, at most _MAX_SHOWN of them."""
     known = sorted(interfaces, key=lambda interface: (interface[0] or "", interface[1]))
-    shown = [_format_interface(*interface) for interface in known[:_MAX_SHOWN]]
-    return ", ".join(shown if len(known) <= _MAX_SHOWN else [*shown, f"and {len(known) - _MAX_SHOWN} more"])
+    return list_some([_format_interface(*interface) for interface in known], _MAX_SHOWN)
 
 
 def _format_interface(namespace: str | None, version: Version) -> str:

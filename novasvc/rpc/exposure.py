@@ -8,6 +8,7 @@ from typing import Any, TypeVar, overload
 import attrs
 
 from novasvc.errors import DeclarationError
+from novasvc.listing import list_some
 from novasvc.rpc.errors import InvalidArgumentsError
 from novasvc.rpc.failures.error_classes import register_expected
 from novasvc.rpc.identity.allowed import Allow, Allowed, read_allow
@@ -203,8 +204,8 @@ def read_signature(
 
 def _format_names(names: AbstractSet[str]) -> str:
     """Format argument names for an error, shortened: a caller may send any number, of any length."""
-    shown = [name if len(name) <= _MAX_LENGTH else f"{name[:_MAX_LENGTH]}..." for name in sorted(names)[:_MAX_SHOWN]]
-    return ", ".join(shown if len(names) <= _MAX_SHOWN else [*shown, f"and {len(names) - _MAX_SHOWN} more"])
+    short = [name if len(name) <= _MAX_LENGTH else f"{name[:_MAX_LENGTH]}..." for name in sorted(names)]
+    return list_some(short, _MAX_SHOWN)
 
 
 def _exceptions(expected: object, where: str) -> tuple[type[Exception], ...]:

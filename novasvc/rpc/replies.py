@@ -31,6 +31,7 @@ from novasvc.rpc.gathers import Gathers
 from novasvc.rpc.ids import new_id
 from novasvc.rpc.message import ReplyTo, read_reply, unwrap
 from novasvc.rpc.progress import OnProgress, pass_on
+from novasvc.rpc.resend import MAX_RESENDS
 from novasvc.rpc.server.deadline import Deadlines
 from novasvc.rpc.target import Target
 from novasvc.telemetry import metrics
@@ -44,8 +45,6 @@ MAX_PENDING = 10_000
 
 LOOKUP_TIMEOUT = 0.5
 """Seconds before a call's deadline at which the registry is asked about its target, for the text of the error."""
-MAX_RESENDS = 10
-"""The most times that an unconfirmed idempotent message is sent again. One that kills each connection must end."""
 _CANCEL_PATIENCE = 1.0
 """Seconds that a client waits at its close until the transport has its cancellations."""
 _REPLY_GRACE = 0.25

@@ -4,8 +4,8 @@ from typing import Any
 
 from novasvc.api.backend import Backend
 from novasvc.api.errors import APIError, as_api_error
-from novasvc.context import RequestContext
 from novasvc.errors import NovasvcError, StateError
+from novasvc.fleet.calls import NodeCalls
 from novasvc.periodic.errors import UnknownTaskError
 from novasvc.registry.record import ServiceRecord
 from novasvc.rpc.errors import RPCTimeoutError, UndeliverableError
@@ -38,16 +38,7 @@ async def _call(backend: Backend, record: ServiceRecord, namespace: str, method:
     if record.topic is None:
         raise APIError(409, f"{name} serves no topic, so it cannot be called")
     try:
-        # A service that is forced down may still run, and is looked at for that.
-        client = backend.client.prepare(
-            topic=record.topic,
-            server=record.host,
-            namespace=namespace,
-            version=version,
-            timeout=TIMEOUT,
-            check_liveness=False,
-        )
-        return await client.call(RequestContext.admin(), method, **args)
+        return await NodeCalls(backend.client, backend.reactor).call(record, namespace, version, method, TIMEOUT, args)
     except RPCTimeoutError as error:
         why = f": {error.unconfirmed}" if error.unconfirmed else ""
         raise APIError(504, f"{name} did not respond within {TIMEOUT:g} s{why}") from None

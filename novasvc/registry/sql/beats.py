@@ -1,6 +1,7 @@
 """Heartbeats in batches: those that wait at the same time are written by one transaction."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
+from operator import itemgetter
 
 import attrs
 from sqlalchemy import Connection, bindparam, select
@@ -16,19 +17,16 @@ from novasvc.registry.errors import (
     ServiceNotFoundError,
 )
 from novasvc.registry.sql import silences
-from novasvc.registry.sql.engine import TIMEOUT
+from novasvc.registry.sql.batches import Batches
 from novasvc.registry.sql.incarnations import NUMBER
 from novasvc.registry.sql.rows import BEAT
 from novasvc.registry.sql.schema import GREATEST_ID, services
 from novasvc.registry.sql.silences import BEGAN
-from novasvc.registry.sql.waiting import answer, limit_wait
+from novasvc.registry.sql.waiting import answer
 from novasvc.telemetry import metrics
 
 LARGEST_BATCH = 500
 """Rows of a transaction. More make it longer, but hardly any cheaper."""
-
-QUEUE_LIMIT = 10_000
-"""Heartbeats that may wait. A longer queue would only hide that the database is too slow."""
 
 AT_A_TIME = 2
 """Heartbeats that are written alone at a time. Each may wait for a lock in a thread, and others need threads, too."""
@@ -75,20 +73,13 @@ def beat_all(
     return found
 
 
-@attrs.frozen(eq=False)
-class _Waiting:
-    """A heartbeat that waits, and its incarnation."""
-
-    answer: Deferred[None]
-    incarnation: int | None
+_Batch = dict[Deferred[None], tuple[int, int | None]]
+"""Callers -> the ids of their rows, and their incarnations."""
 
 
 @attrs.define(eq=False)
 class BeatBatches:
     """Write heartbeats: each caller is answered when its own is committed.
-
-    While one batch is written, the heartbeats that come wait for the next. So a lone heartbeat waits for
-    nothing, and the batches grow with the load.
 
     :param clock: provides the turns of the reactor.
     :param write: runs a function as one transaction; returns a Deferred of its result.
@@ -112,81 +103,48 @@ class BeatBatches:
     _beat: Callable[[int, int | None], Deferred[None]]
     _masked_url: str
     _silent_after: Callable[[], float | None] = lambda: None
-    _waiting: dict[int, list[_Waiting]] = attrs.field(factory=dict, init=False)
-    _number: int = attrs.field(default=0, init=False)
-    _writing: bool = attrs.field(default=False, init=False)
     _turns: DeferredSemaphore = attrs.field(factory=lambda: DeferredSemaphore(AT_A_TIME), init=False)
+    _batches: Batches[tuple[int, int | None], None] = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        row = itemgetter(0)
+        self._batches = Batches(self._clock, self._write_batch, self._masked_url, "heartbeats", LARGEST_BATCH, row)
 
     def beat(self, service_id: int, incarnation: int | None = None) -> Deferred[None]:
         """See :meth:`novasvc.interfaces.IServiceRegistry.beat`.
 
         :return: Deferred[None]. Cancelling it before its batch begins takes the heartbeat back.
         :raises ServiceNotFoundError: there is no such row.
-        :raises DatabaseUnavailableError: QUEUE_LIMIT heartbeats wait already, or it was not written within TIMEOUT.
+        :raises DatabaseUnavailableError: see :meth:`Batches.add`.
         """
         if not 0 <= service_id <= GREATEST_ID:  # a database would refuse the whole batch
             return fail(ServiceNotFoundError(str(service_id)))
-        if self._number >= QUEUE_LIMIT:
-            problem = f"{QUEUE_LIMIT} heartbeats, the bound of the queue, wait for it already"
-            return fail(DatabaseUnavailableError(self._masked_url, problem))
+        return self._batches.add((service_id, incarnation))
 
-        def leave(_: Deferred[None]) -> None:
-            waiters = self._waiting.get(service_id, [])
-            if waiter in waiters:  # its batch has not begun
-                self._number -= 1
-                waiters.remove(waiter)
-                if not waiters:
-                    del self._waiting[service_id]
+    def _write_batch(self, batch: _Batch) -> Deferred[None]:
+        beats, silent_after = dict(batch.values()), self._silent_after()
+        return self._write(lambda connection: beat_all(connection, beats, silent_after)).addBoth(self._written, batch)
 
-        waiter = _Waiting(Deferred(leave), incarnation)
-        self._waiting.setdefault(service_id, []).append(waiter)
-        self._number += 1
-        if not self._writing:
-            self._writing = True
-            # In the next turn, so that all that one read of a socket brought come along.
-            self._clock.callLater(0, self._begin)
-        return limit_wait(waiter.answer, TIMEOUT, self._clock, self._masked_url)
-
-    def _begin(self) -> None:
-        batch: dict[int, _Waiting] = {}
-        for service_id in list(self._waiting)[:LARGEST_BATCH]:
-            waiters = self._waiting[service_id]
-            batch[service_id] = waiters.pop(0)  # A second one of the same row waits for the next batch.
-            if not waiters:
-                del self._waiting[service_id]
-        self._number -= len(batch)
-        if not batch:  # all were taken back
-            self._writing = False
-            return
-        beats = {service_id: waiter.incarnation for service_id, waiter in batch.items()}
-        silent_after = self._silent_after()
-        writing = self._write(lambda connection: beat_all(connection, beats, silent_after))
-        writing.addBoth(self._written, batch)
-
-    def _written(self, outcome: frozenset[int] | Failure, batch: dict[int, _Waiting]) -> None:
-        # Before anything else: what is left out and tried again does not keep the next batch waiting.
-        if self._waiting:
-            self._clock.callLater(0, self._begin)
-        else:
-            self._writing = False
+    def _written(self, outcome: frozenset[int] | Failure, batch: _Batch) -> None:
         written = frozenset() if isinstance(outcome, Failure) else outcome
         metrics.database_beats.at().value += len(written)
         metrics.database_beat_commits.at().value += bool(written)
-        for service_id, waiter in batch.items():
+        # What is tried again alone does not keep the next batch waiting.
+        for waiting, beat in batch.items():
             if isinstance(outcome, Failure) and _is_of_all(outcome, batch):
-                answer(Failure(outcome.value), waiter.answer)
-            elif service_id in written:
-                answer(None, waiter.answer)
-            elif not waiter.answer.called:
-                self._turns.run(self._write_alone, service_id, waiter).addBoth(answer, waiter.answer)
+                answer(Failure(outcome.value), waiting)
+            elif beat[0] in written:
+                answer(None, waiting)
+            elif not waiting.called:
+                self._turns.run(self._write_alone, waiting, *beat).addBoth(answer, waiting)
 
-    def _write_alone(self, service_id: int, waiter: _Waiting) -> Deferred[None]:
-        if waiter.answer.called:  # Its caller may have stopped waiting before its turn.
+    def _write_alone(self, waiting: Deferred[None], service_id: int, incarnation: int | None) -> Deferred[None]:
+        if waiting.called:  # Its caller may have stopped waiting before its turn.
             return succeed(None)
-        return self._beat(service_id, waiter.incarnation).addCallback(_count_one)
+        return self._beat(service_id, incarnation).addCallback(_count_one)
 
 
-def _is_of_all(failure: Failure, batch: Collection[int]) -> bool:
+def _is_of_all(failure: Failure, batch: _Batch) -> bool:
     if failure.check(DatabaseLockedError):
         return len(batch) == 1
     return failure.check(*_OF_ALL) is not None

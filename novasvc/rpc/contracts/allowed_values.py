@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 
+from novasvc.listing import list_some
+
 _MOST = 20
 """Most values in one error."""
 
@@ -24,9 +26,7 @@ def allowed_values(kind: Any, path: str) -> str:
     for part in _PART.finditer(path):
         name, index = part.groups()
         found = [inner for each in found for inner in _inner(each, name, index)]
-    values = [value for each in found for value in _values(each)]
-    shown = ", ".join(map(repr, values[:_MOST]))
-    return f"{shown} and {len(values) - _MOST} more" if len(values) > _MOST else shown
+    return list_some([repr(value) for each in found for value in _values(each)], _MOST)
 
 
 def _members(information: Any) -> Iterator[Any]:

@@ -13,10 +13,10 @@ from novasvc.interfaces import ITransport
 from novasvc.middleware import Chain, Invocation
 from novasvc.middleware.invocation import EMIT
 from novasvc.rpc.around import send_through
-from novasvc.rpc.errors import InvalidArgumentsError, UnconfirmedError, UndeliverableError
+from novasvc.rpc.errors import InvalidArgumentsError, UndeliverableError
 from novasvc.rpc.events.notification import PRIORITIES, Notification, encode_notification, utc_now, wire_time
 from novasvc.rpc.message import NAME_LIMIT
-from novasvc.rpc.replies import MAX_RESENDS
+from novasvc.rpc.resend import send_until_confirmed
 from novasvc.telemetry import metrics
 
 
@@ -81,7 +81,7 @@ class EventEmitter:
             )
         )
         try:
-            await self._publish(f"{self.topic}.{priority}", body)
+            await send_until_confirmed(lambda: self._transport.publish(f"{self.topic}.{priority}", body))
         except UndeliverableError:
             metrics.events_emitted.at("unrouted").value += 1
         except BaseException:
@@ -89,16 +89,6 @@ class EventEmitter:
             raise
         else:
             metrics.events_emitted.at("sent").value += 1
-
-    async def _publish(self, key: str, body: bytes) -> None:
-        for attempt in range(MAX_RESENDS + 1):
-            try:
-                await self._transport.publish(key, body)
-            except UnconfirmedError:
-                if attempt == MAX_RESENDS:
-                    raise
-            else:
-                return
 
 
 def _problem(event_type: object, priority: object) -> str | None:

@@ -33,7 +33,8 @@ from novasvc.registry.query import ServiceQuery, ServiceTotals
 from novasvc.registry.record import ServiceRecord
 from novasvc.rpc.failures.failure import encode_error
 from novasvc.rpc.message import Request, encode_failure, encode_keepalive, encode_result, read_request, unwrap
-from novasvc.rpc.replies import MAX_PENDING, MAX_RESENDS
+from novasvc.rpc.replies import MAX_PENDING
+from novasvc.rpc.resend import MAX_RESENDS
 from novasvc.rpc.target import Target
 from novasvc.testing import MemoryRegistry
 from novasvc.transport.memory import MemoryBroker, MemoryTransport

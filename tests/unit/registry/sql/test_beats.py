@@ -47,16 +47,6 @@ class BeatBatchesTests(SynchronousTestCase):
         """End the oldest transaction."""
         self.transactions.pop(0).callback(frozenset(ids))
 
-    def test_lone(self) -> None:
-        """A lone heartbeat is written in the next turn, and answered when it is committed."""
-        beat = self.batches.beat(1)
-        self.clock.advance(0)
-        self.assertEqual(self.written, [(1,)])
-        self.assertNoResult(beat)
-        self.commit(1)
-        self.assertIsNone(self.successResultOf(beat))
-        self.assertEqual(self.clock.getDelayedCalls(), [])
-
     def test_together(self) -> None:
         """What comes while a batch is written is the next batch."""
         first = self.batches.beat(1)
@@ -83,6 +73,15 @@ class BeatBatchesTests(SynchronousTestCase):
         self.commit(1)
         self.successResultOf(two)
         self.assertEqual(self.written, [(1,), (1,)])
+
+    def test_largest_batch(self) -> None:
+        """A transaction has a bound."""
+        for number in range(beats.LARGEST_BATCH + 1):
+            self.batches.beat(number)
+        self.clock.advance(0)
+        self.commit(*range(beats.LARGEST_BATCH))
+        self.clock.advance(0)
+        self.assertEqual([len(rows) for rows in self.written], [beats.LARGEST_BATCH, 1])
 
     def test_left_out(self) -> None:
         """What a batch leaves out is written alone, and keeps nobody waiting."""
@@ -160,19 +159,6 @@ class BeatBatchesTests(SynchronousTestCase):
         for beat in found:
             self.successResultOf(beat)
 
-    def test_late(self) -> None:
-        """A heartbeat waits TIMEOUT at most, for its batch, or for its turn to be written alone."""
-        first = self.batches.beat(1)
-        self.clock.advance(0)
-        second = self.batches.beat(2)
-        self.clock.advance(beats.TIMEOUT)
-        for beat in (first, second):
-            self.assertIn("no answer within 15 s", str(self.failureResultOf(beat, DatabaseUnavailableError).value))
-        self.commit(1)
-        self.clock.advance(0)
-        self.assertEqual(self.written, [(1,)])
-        self.assertEqual(self.clock.getDelayedCalls(), [])
-
     def test_no_number_of_a_row(self) -> None:
         """A number that no row can have, which a database would refuse, is not in a batch."""
         good = self.batches.beat(1)
@@ -208,38 +194,3 @@ class BeatBatchesTests(SynchronousTestCase):
         for beat in (first, second):
             self.failureResultOf(beat, CancelledError)
         self.assertEqual(self.alone, [])
-
-    def test_all_cancelled(self) -> None:
-        """If all are cancelled, nothing is written, and the next heartbeat is."""
-        self.batches.beat(1).addErrback(lambda failure: failure.trap(CancelledError)).cancel()
-        self.clock.advance(0)
-        self.assertEqual(self.written, [])
-        beat = self.batches.beat(2)
-        self.clock.advance(0)
-        self.commit(2)
-        self.successResultOf(beat)
-
-    def test_largest_batch(self) -> None:
-        """A batch has a bound; the rest is the next one, and the order stays."""
-        self.patch(beats, "LARGEST_BATCH", 3)
-        found = [self.batches.beat(number) for number in range(5)]
-        self.clock.advance(0)
-        self.commit(0, 1, 2)
-        self.clock.advance(0)
-        self.commit(3, 4)
-        self.assertEqual(self.written, [(0, 1, 2), (3, 4)])
-        for beat in found:
-            self.successResultOf(beat)
-
-    def test_queue_limit(self) -> None:
-        """A queue that is full refuses: the database is too slow."""
-        self.patch(beats, "QUEUE_LIMIT", 3)
-        found = [self.batches.beat(number) for number in (1, 2, 2)]
-        error = self.failureResultOf(self.batches.beat(3), DatabaseUnavailableError).value
-        self.assertIn("3 heartbeats, the bound of the queue, wait for it already", str(error))
-        found.pop().addErrback(lambda failure: failure.trap(CancelledError)).cancel()
-        found.append(self.batches.beat(4))
-        self.clock.advance(0)
-        self.commit(1, 2, 4)
-        for beat in found:
-            self.successResultOf(beat)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
@@ -12,7 +12,6 @@ from novasvc.errors import (
     DatabaseConflictError,
     DatabaseLockedError,
     DatabaseReadOnlyError,
-    DatabaseUnavailableError,
     ServiceNotFoundError,
 )
 from novasvc.registry.incarnation import ServiceStart
@@ -104,32 +103,3 @@ class StartBatchesTests(SynchronousTestCase):
                     self.successResultOf(each)
                 else:
                     self.assertIn("holds the lock", str(self.failureResultOf(each, DatabaseLockedError).value))
-
-    def test_taken_back(self) -> None:
-        """A start that is cancelled before its batch begins is not written; a late answer to it is dropped."""
-        one, two = self.begin("h1"), self.begin("h2")
-        one.cancel()
-        self.failureResultOf(one, CancelledError, DatabaseUnavailableError)
-        self.clock.advance(0)
-        self.assertEqual(self.written, [["h2"]])
-        two.cancel()
-        self.failureResultOf(two, CancelledError, DatabaseUnavailableError)
-        self.end(record(host="h2"))
-        last = self.begin("h3")
-        last.cancel()
-        self.failureResultOf(last, CancelledError, DatabaseUnavailableError)
-        self.clock.advance(0)
-        self.assertEqual(self.written, [["h2"]])
-
-    def test_bounds(self) -> None:
-        """A batch and the queue have a largest size, and a start that is not written in time fails."""
-        self.patch(start_batches, "LARGEST_BATCH", 2)
-        self.patch(start_batches, "QUEUE_LIMIT", 3)
-        waiting = [self.begin(f"h{number}") for number in range(3)]
-        error = self.failureResultOf(self.begin("h4"), DatabaseUnavailableError).value
-        self.assertIn("3 starts, the bound of the queue, wait for it already", str(error))
-        self.clock.advance(0)
-        self.assertEqual(self.written, [["h0", "h1"]])
-        self.clock.advance(start_batches.TIMEOUT)
-        for each in waiting:
-            self.assertIn("no answer within 15 s", str(self.failureResultOf(each, DatabaseUnavailableError).value))

@@ -1,0 +1,50 @@
+"""Tests for novasvc.rpc.resend."""
+
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from novasvc.context import RequestContext
+from novasvc.rpc.errors import TransportFullError, UnconfirmedError
+from novasvc.rpc.events.emitter import EventEmitter
+from novasvc.rpc.resend import MAX_RESENDS, send_until_confirmed
+from novasvc.telemetry import metrics
+
+
+class ResendTests(SynchronousTestCase):
+    """Messages that a broker confirms after some attempts."""
+
+    def setUp(self) -> None:
+        self.sent = 0
+        self.confirms: list[Deferred[None]] = []
+
+    def send(self, *_: object) -> Deferred[None]:
+        self.sent += 1
+        return self.confirms.pop(0) if self.confirms else fail(UnconfirmedError("t", "lost"))
+
+    publish = send  # of a transport
+
+    def test_again(self) -> None:
+        """An unconfirmed message is sent again until it is confirmed."""
+        self.confirms = [fail(UnconfirmedError("t", "lost")), succeed(None)]
+        self.successResultOf(Deferred.fromCoroutine(send_until_confirmed(self.send)))
+        self.assertEqual(self.sent, 2)
+
+    def test_bounded(self) -> None:
+        """It is sent MAX_RESENDS times more, and then fails."""
+        self.failureResultOf(Deferred.fromCoroutine(send_until_confirmed(self.send)), UnconfirmedError)
+        self.assertEqual(self.sent, 1 + MAX_RESENDS)
+
+    def test_other_errors(self) -> None:
+        """A message that failed in another way is not sent again."""
+        self.confirms = [fail(TransportFullError("t", 1))]
+        self.failureResultOf(Deferred.fromCoroutine(send_until_confirmed(self.send)), TransportFullError)
+        self.assertEqual(self.sent, 1)
+
+    def test_events(self) -> None:
+        """An event is sent again, too, and counted."""
+        before = metrics.resent.at().value
+        self.confirms = [fail(UnconfirmedError("t", "lost")), succeed(None)]
+        emitter = EventEmitter(self, publisher_id="stock.h1", clock=Clock())
+        self.successResultOf(emitter.emit(RequestContext.admin(), "order.placed"))
+        self.assertEqual((self.sent, metrics.resent.at().value - before), (2, 1))
