@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import attrs
 import click
 
-from novasvc.config import Configuration, load
-from novasvc.interfaces import IServiceRegistry
-
 if TYPE_CHECKING:
     from novasvc.cli.fleet_connections import FleetConnections
+    from novasvc.config import Configuration
+    from novasvc.interfaces import IServiceRegistry
 
 _T = TypeVar("_T")
 
@@ -41,14 +40,17 @@ class CommandContext:
         return cls(tuple(options.get("files") or ()), given, os.environ)
 
     @cached_property
-    def configuration(self) -> Configuration:
+    def configuration(self) -> "Configuration":
         """The settings and their origins, loaded on first use.
 
         :raises ConfigurationError: the settings have errors.
         """
+        # Imported here, because `--help` and the completion of a command's name need no settings.
+        from novasvc.config import load  # noqa: PLC0415
+
         return load(self.files, self.environ, self.options)
 
-    def with_registry(self, function: Callable[[IServiceRegistry], Awaitable[_T]]) -> _T:
+    def with_registry(self, function: Callable[["IServiceRegistry"], Awaitable[_T]]) -> _T:
         """Call a function with the open registry on the reactor, and return its result.
 
         :param function: takes the open registry.
