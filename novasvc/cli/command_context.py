@@ -11,6 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from novasvc.cli.fleet_connections import FleetConnections
+    from novasvc.cli.thread_reactor import ThreadReactor
     from novasvc.config import Configuration
     from novasvc.interfaces import IServiceRegistry
 
@@ -50,17 +51,20 @@ class CommandContext:
 
         return load(self.files, self.environ, self.options)
 
-    def with_registry(self, function: Callable[["IServiceRegistry"], Awaitable[_T]]) -> _T:
-        """Call a function with the open registry on the reactor, and return its result.
+    def with_registry(
+        self, function: Callable[["IServiceRegistry"], Awaitable[_T]], reactor: "ThreadReactor | None" = None
+    ) -> _T:
+        """Call a function with the open registry on a reactor, and return its result.
 
         :param function: takes the open registry.
+        :param reactor: see :func:`novasvc.cli.registry.with_registry`.
         :raises ProblemError: there is no database file yet; none is created.
         :raises DatabaseError: the database cannot be used.
         """
         # Imported here, because Twisted's reactor and SQLAlchemy take most of a second, and `--help` needs neither.
         from novasvc.cli.registry import with_registry  # noqa: PLC0415
 
-        return with_registry(self.configuration.settings, function)
+        return with_registry(self.configuration.settings, function, reactor)
 
     def with_fleet(self, function: Callable[["FleetConnections"], Coroutine[Any, Any, _T]]) -> _T:
         """Call a function with the connections to the fleet on the reactor, and return its result.
