@@ -4,7 +4,6 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import MappingProxyType, ModuleType
 
@@ -37,14 +36,20 @@ MOVED = MappingProxyType(
 """Old name of a module that settings, commands and users' code name -> new name."""
 
 
-class MovedModules(MetaPathFinder, Loader):
-    """Imports a module that has moved by its old name; both names are one module."""
+class MovedModules:
+    """Imports a module that has moved by its old name; both names are one module.
+
+    It is a finder and a loader. It does not inherit from those of importlib.abc, whose import takes longer than that of
+    the whole package.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Return a spec for an old name; see importlib.abc.MetaPathFinder."""
-        return ModuleSpec(fullname, self) if fullname in MOVED else None
+        if fullname not in MOVED:
+            return None
+        return ModuleSpec(fullname, self)  # type: ignore[arg-type] # it has the methods of a Loader
 
     def create_module(self, spec: ModuleSpec) -> None:
         """Let the import system make an empty module, which exec_module replaces."""

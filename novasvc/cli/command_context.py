@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import attrs
 import click
 
-from novasvc.config import Configuration, load
-from novasvc.interfaces import IServiceRegistry
-
 if TYPE_CHECKING:
     from novasvc.cli.fleet_connections import FleetConnections
+    from novasvc.cli.thread_reactor import ThreadReactor
+    from novasvc.config import Configuration
+    from novasvc.interfaces import IServiceRegistry
 
 _T = TypeVar("_T")
 
@@ -41,24 +41,30 @@ class CommandContext:
         return cls(tuple(options.get("files") or ()), given, os.environ)
 
     @cached_property
-    def configuration(self) -> Configuration:
+    def configuration(self) -> "Configuration":
         """The settings and their origins, loaded on first use.
 
         :raises ConfigurationError: the settings have errors.
         """
+        # Imported here, because `--help` and the completion of a command's name need no settings.
+        from novasvc.config import load  # noqa: PLC0415
+
         return load(self.files, self.environ, self.options)
 
-    def with_registry(self, function: Callable[[IServiceRegistry], Awaitable[_T]]) -> _T:
-        """Call a function with the open registry on the reactor, and return its result.
+    def with_registry(
+        self, function: Callable[["IServiceRegistry"], Awaitable[_T]], reactor: "ThreadReactor | None" = None
+    ) -> _T:
+        """Call a function with the open registry on a reactor, and return its result.
 
         :param function: takes the open registry.
+        :param reactor: see :func:`novasvc.cli.registry.with_registry`.
         :raises ProblemError: there is no database file yet; none is created.
         :raises DatabaseError: the database cannot be used.
         """
         # Imported here, because Twisted's reactor and SQLAlchemy take most of a second, and `--help` needs neither.
         from novasvc.cli.registry import with_registry  # noqa: PLC0415
 
-        return with_registry(self.configuration.settings, function)
+        return with_registry(self.configuration.settings, function, reactor)
 
     def with_fleet(self, function: Callable[["FleetConnections"], Coroutine[Any, Any, _T]]) -> _T:
         """Call a function with the connections to the fleet on the reactor, and return its result.

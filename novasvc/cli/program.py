@@ -17,8 +17,6 @@ from novasvc.cli.command_context import CommandContext
 from novasvc.cli.output import printable, printable_lines
 from novasvc.cli.suggestion import SuggestingGroup
 from novasvc.errors import NovasvcError, describe
-from novasvc.rpc.errors import RPCError
-from novasvc.rpc.failures.origin import with_origin
 
 _USAGE = 2
 _INTERRUPTED = 130
@@ -103,6 +101,10 @@ def run(arguments: Sequence[str]) -> int:
 
 def _failed(error: Exception) -> int:
     """Print an error message, and return the exit status for it."""
+    # Imported here, because a command that succeeds does not need them.
+    from novasvc.rpc.errors import RPCError  # noqa: PLC0415
+    from novasvc.rpc.failures.origin import with_origin  # noqa: PLC0415
+
     status, text = 1, ""
     match error:
         case click.exceptions.NoArgsIsHelpError():

@@ -13,19 +13,20 @@ _CLEANUP_TIMEOUT = 2.0
 """Seconds for clean-up after an interrupt; a second interrupt kills the process."""
 
 
-def run_on_reactor(work: Callable[[Any], Coroutine[Any, Any, _T]]) -> _T:
-    """Run a coroutine function on the process's reactor, and return its result or raise its exception.
-
-    It can be called once per process, because a reactor cannot be restarted.
+def run_on_reactor(work: Callable[[Any], Coroutine[Any, Any, _T]], reactor: Any = None) -> _T:
+    """Run a coroutine function on a reactor, and return its result or raise its exception.
 
     :param work: takes the reactor; cancelled if the process is interrupted.
+    :param reactor: one that has not run yet, because a reactor cannot be restarted; None is the process's.
     :raises KeyboardInterrupt: the process was interrupted.
     """
-    from twisted.internet import reactor  # noqa: PLC0415 - importing novasvc must not install a reactor
+    if reactor is None:
+        from twisted.internet import reactor  # noqa: PLC0415 - importing novasvc must not install a reactor
 
     outcomes: list[_T | Failure] = []
     interrupted = False
     the_reactor: Any = reactor
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def begin() -> None:
         working = Deferred.fromCoroutine(work(the_reactor)).addBoth(outcomes.append)
@@ -53,6 +54,9 @@ def run_on_reactor(work: Callable[[Any], Coroutine[Any, Any, _T]]) -> _T:
     the_reactor.run()
     if interrupted:
         raise KeyboardInterrupt
+    # A reactor leaves its own, and the next one would take them for the user's.
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     (outcome,) = outcomes
     if isinstance(outcome, Failure):
         outcome.raiseException()

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import NoReturn, get_args
+from typing import TYPE_CHECKING, NoReturn, get_args
 
 import click
 
@@ -21,6 +21,9 @@ from novasvc.registry.query import ServicePage, ServiceQuery, Sort
 from novasvc.registry.record import ServiceChanges, ServiceRecord
 from novasvc.registry.verdict import Verdict, VerdictRule
 from novasvc.registry.verdicts import judge_some
+
+if TYPE_CHECKING:
+    from novasvc.cli.thread_reactor import ThreadReactor
 
 API_BINARIES = ("nova-osapi_compute", "nova-metadata")
 """Nova's API servers register without ever sending heartbeats; like Nova, list them only if asked by name."""
@@ -119,24 +122,27 @@ def list_(
     def write(records: Sequence[ServiceRecord]) -> None:
         output.write_list(columns, [row(record, down_time) for record in records])
 
-    async def write_again(registry: IServiceRegistry) -> NoReturn:
-        # Imported here: the reactor of this process, which runs by now.
-        from twisted.internet import reactor  # noqa: PLC0415
-        from twisted.internet.task import deferLater  # noqa: PLC0415
+    async def write_again(registry: IServiceRegistry, reactor: "ThreadReactor", seconds: float) -> NoReturn:
+        from twisted.internet.task import deferLater  # noqa: PLC0415 - only --watch needs them
 
-        from novasvc.telemetry.logs import pluralize  # noqa: PLC0415 - imports Twisted, too
+        from novasvc.telemetry.logs import pluralize  # noqa: PLC0415
 
         while True:
             records = await read(registry)
             if output.format == "table":  # programs get the list alone
                 click.clear()
-                click.echo(f"{datetime.now(UTC):%H:%M:%S} UTC, every {watch:g} s; {pluralize(len(records), 'service')}")
+                click.echo(
+                    f"{datetime.now(UTC):%H:%M:%S} UTC, every {seconds:g} s; {pluralize(len(records), 'service')}"
+                )
             write(records)
             sys.stdout.flush()
-            await deferLater(reactor, watch, lambda: None)  # type: ignore[arg-type]
+            await deferLater(reactor, seconds, lambda: None)
 
     if watch is not None:
-        context.with_registry(write_again)
+        from novasvc.cli.thread_reactor import ThreadReactor  # noqa: PLC0415 - as above
+
+        clock = ThreadReactor()
+        context.with_registry(lambda registry: write_again(registry, clock, watch), clock)
     records = context.with_registry(read)
     write(records)
     return _check(records, down_time) if check else 0

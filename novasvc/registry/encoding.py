@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import datetime
+from operator import attrgetter
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
@@ -34,6 +35,7 @@ _STALL, _MASS = _fields(Stall), _fields(MassSilence)
 _OBSERVATION = {**_fields(Observation), "status": (str, NoneType)}
 _INCARNATION = {**_fields(Incarnation), "tags": (list,)}
 del _FIELDS["incarnation"]  # an older conductor does not send it
+_VALUES_OF_RECORD, _VALUES_OF_INCARNATION = attrgetter(*_FIELDS), attrgetter(*_INCARNATION)
 
 
 def check_type(name: str, value: Any, types: tuple[type, ...]) -> Any:
@@ -55,16 +57,26 @@ def check_type(name: str, value: Any, types: tuple[type, ...]) -> Any:
 
 def encode_record(record: ServiceRecord) -> dict[str, Any]:
     """Return a row as an object with the fields of ServiceRecord."""
-    return attrs.asdict(record)  # the JSON encoder writes datetimes as ISO 8601
+    # Not attrs.asdict, which looks into each value: it takes four times as long. The JSON encoder writes datetimes as
+    # ISO 8601.
+    row = dict(zip(_FIELDS, _VALUES_OF_RECORD(record), strict=True))
+    latest = record.incarnation
+    row["incarnation"] = (
+        None if latest is None else dict(zip(_INCARNATION, _VALUES_OF_INCARNATION(latest), strict=True))
+    )
+    return row
 
 
 def _read_fields(name: str, value: Any, fields: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
     """Decode an object's fields. Unknown fields come from a newer conductor, and are ignored."""
     found = check_type(name, value, (dict,))
-    missing = fields.keys() - found.keys()
-    if missing:
-        raise ValueError(f"{name} has no {', '.join(sorted(missing))}")
-    return {name: check_type(name, found[name], types) for name, types in fields.items()}
+    if not fields.keys() <= found.keys():
+        raise ValueError(f"{name} has no {', '.join(sorted(fields.keys() - found.keys()))}")
+    # Most values need no conversion, and the call of a function for each would take as long again as all the rest.
+    return {
+        name: value if type(value := found[name]) in types else check_type(name, value, types)
+        for name, types in fields.items()
+    }
 
 
 # Decoding of results. Each raises ValueError for a result that is not of this form.

@@ -101,6 +101,9 @@ class RemoteRegistry:
             timeout=TIMEOUT,
             idempotent=True,
         )
+        # Prepared once: heartbeats and starts are many.
+        since = (PAGE_VERSION, PROVE_WRITABLE_VERSION, LEASES_VERSION, INCARNATIONS_VERSION, VERDICTS_VERSION)
+        self._since = {VERSION: self._conductor} | {each: self._conductor.prepare(version=each) for each in since}
 
     def open(self) -> Deferred[None]:
         """Do nothing: each call finds a conductor, or fails."""
@@ -238,7 +241,7 @@ class RemoteRegistry:
         return self._ask(read_leases, "list_leases", LEASES_VERSION)
 
     def _ask(self, read: Callable[[Any], _T], method: str, since: str = VERSION, /, **args: Any) -> Deferred[_T]:
-        asking = self._conductor.prepare(version=since).call(RequestContext.admin(), method, **args)
+        asking = self._since[since].call(RequestContext.admin(), method, **args)
         return Deferred.fromCoroutine(_answer(asking, read, method))
 
 

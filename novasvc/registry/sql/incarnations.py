@@ -5,7 +5,20 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from sqlalchemy import Connection, Double, String, and_, bindparam, case, exists, insert, select, update
+from sqlalchemy import (
+    Connection,
+    Double,
+    FromClause,
+    Join,
+    String,
+    and_,
+    bindparam,
+    case,
+    exists,
+    insert,
+    select,
+    update,
+)
 from sqlalchemy.sql.elements import ColumnElement
 
 from novasvc.registry.errors import ServiceForcedDownError, ServiceNotFoundError
@@ -41,7 +54,13 @@ ZONE, TAGS = incarnations.c.zone, incarnations.c.tags
 OF_SERVICE = incarnations.c.service_id
 """The id of the row of a service, also after that row was purged."""
 
-JOIN = services.outerjoin(incarnations, incarnations.c.service_id == services.c.id)
+
+def join_to(rows: FromClause) -> Join:
+    """Return rows of ``services``, each with its latest incarnation if it has one."""
+    return rows.outerjoin(incarnations, incarnations.c.service_id == services.c.id)
+
+
+JOIN = join_to(services)
 
 _NUMBER = select(incarnations.c.number).where(incarnations.c.service_id == services.c.id).scalar_subquery()
 NUMBER = _NUMBER.label("number")

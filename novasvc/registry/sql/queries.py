@@ -41,6 +41,8 @@ _SORTS: dict[str, tuple[Any, ...]] = {
 _SEARCHED = (services.c.host, services.c.binary, services.c.topic, services.c.disabled_reason)
 _JOINED = "incarnations"
 """In the shape of a statement that reads the table ``novasvc_incarnations``, too."""
+_OF_INCARNATIONS = frozenset({"zone", "tag", "up True", "up False"})
+"""Filters that read the table ``novasvc_incarnations``."""
 _DIGITS = len(str(GREATEST_ID))
 _ESCAPE = "/"
 """Not the backslash, which MySQL interprets in string literals itself."""
@@ -140,11 +142,12 @@ def _wanted(shape: frozenset[str]) -> list[ColumnElement[bool]]:
 @lru_cache(maxsize=256)
 def _rows(shape: frozenset[str], sort: str, descending: bool, after: bool) -> Select[Any]:  # noqa: FBT001
     keys = _SORTS[sort]
-    statement = (
-        (ROWS if _JOINED in shape else ROWS_ALONE)
-        .where(*_wanted(shape))
-        .order_by(*(key.desc() if descending else key for key in keys))
-    )
+    order = [key.desc() if descending else key for key in keys]
+    # The ids of a page come first, and only its rows are joined. In one step, PostgreSQL joins all rows and sorts them:
+    # 20 ms for 10,000. So it does even if an index has the order, until it has statistics of a new table.
+    ids_first = {_JOINED, "limit"} <= shape and not shape & _OF_INCARNATIONS
+    statement: Select[Any] = select(services.c.id) if ids_first else ROWS if _JOINED in shape else ROWS_ALONE
+    statement = statement.where(*_wanted(shape)).order_by(*order)
     if after:
         # Keyset pagination: rows that are added or deleted meanwhile move no other row to another page, as they do with
         # OFFSET. Row values compare lexicographically (SQL-92, 8.2), so the keys are unique by id, and none is NULL.
@@ -153,7 +156,11 @@ def _rows(shape: frozenset[str], sort: str, descending: bool, after: bool) -> Se
         statement = statement.where(place < marker if descending else place > marker)
     if "limit" in shape:
         statement = statement.limit(bindparam("limit", type_=SQLInteger()))
-    return statement
+    if not ids_first:
+        return statement
+    page = statement.subquery("page")
+    joined = incarnations.join_to(page.join(services, services.c.id == page.c.id))
+    return ROWS_ALONE.add_columns(*incarnations.COLUMNS).select_from(joined).order_by(*order)
 
 
 @lru_cache(maxsize=256)

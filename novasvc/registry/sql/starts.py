@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import attrs
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import ARRAY, ColumnElement, Connection, Table, any_, bindparam, select
 
 from novasvc.errors import NovasvcError
 from novasvc.registry.errors import ServiceNotFoundError, ServiceTwinError
@@ -20,16 +20,40 @@ Outcome = ServiceRecord | NovasvcError | None
 
 Outcomes = list[Outcome]
 
-_OF_SERVICES = services.c.host.in_(bindparam("hosts", expanding=True)) & services.c.binary.in_(
-    bindparam("binaries", expanding=True)
-)
-_READ = READ.add_columns(table.c.owner, table.c.lock_id)
-_LATEST = _READ.where(_OF_SERVICES)
-_OF_IDS = _READ.where(services.c.id.in_(bindparam("ids", expanding=True)))
-_IDS = select(services.c.id, services.c.host, services.c.binary).where(_OF_SERVICES, services.c.deleted == 0)
-_KEPT = select(table.c.host, table.c.binary, table.c.number, table.c.owner).where(
-    table.c.host.in_(bindparam("hosts", expanding=True)), table.c.binary.in_(bindparam("binaries", expanding=True))
-)
+
+def _is_in(column: ColumnElement[Any], name: str, *, as_array: bool) -> ColumnElement[bool]:
+    """Return the condition that a column has one of the values of a parameter, which is a list."""
+    if as_array:
+        # A type without the column's length, to which PostgreSQL would cut a longer value.
+        return column == any_(bindparam(name, type_=ARRAY(type(column.type)())))
+    return column.in_(bindparam(name, expanding=True))
+
+
+class _Statements:
+    """What reads services and their incarnations.
+
+    :param as_array: whether a list is one parameter, so that the text of a statement does not depend on its length, and
+        it is parsed once; only PostgreSQL has arrays. Otherwise each value is a parameter of its own.
+    """
+
+    def __init__(self, *, as_array: bool) -> None:
+        def named(of: Table) -> ColumnElement[bool]:
+            return _is_in(of.c.host, "hosts", as_array=as_array) & _is_in(of.c.binary, "binaries", as_array=as_array)
+
+        read = READ.add_columns(table.c.owner, table.c.lock_id)
+        self.latest = read.where(named(services))
+        self.of_ids = read.where(_is_in(services.c.id, "ids", as_array=as_array))
+        ids = select(services.c.id, services.c.host, services.c.binary)
+        self.ids = ids.where(named(services), services.c.deleted == 0)
+        self.kept = select(table.c.host, table.c.binary, table.c.number, table.c.owner).where(named(table))
+
+    @staticmethod
+    def of(connection: Connection) -> "_Statements":
+        """Return those for a database."""
+        return _WITH_ARRAYS if connection.dialect.name == "postgresql" else _WITHOUT_ARRAYS
+
+
+_WITH_ARRAYS, _WITHOUT_ARRAYS = _Statements(as_array=True), _Statements(as_array=False)
 _FOLDING = {"mysql", "mariadb"}
 """Databases in which the names of services differ by more than the case of letters."""
 
@@ -71,7 +95,7 @@ def begin_all(connection: Connection, rows: ServiceRows, starts: Sequence[Servic
     left = dict(enumerate(starts))
     while left:
         with rows.readable():
-            found = _read(connection, _LATEST, left.values())
+            found = _read(connection, _Statements.of(connection).latest, left.values())
         latest = {_name_of(each.record, folding=folding): each for each in found}
         taking: dict[Name, tuple[int, ServiceStart, _Found | None]] = {}
         for place, start in left.items():
@@ -144,7 +168,7 @@ def _take(
     kept: dict[Name, tuple[int, str]] = {}
     if unnumbered:
         # A service without a row, or without a number, may have had another row, which was deleted.
-        found_kept = connection.execute(_KEPT, _names(unnumbered)).all()
+        found_kept = connection.execute(_Statements.of(connection).kept, _names(unnumbered)).all()
         kept = {_folded((host, binary), folding=folding): (number, owner) for host, binary, number, owner in found_kept}
     outcomes: dict[int, Outcome] = {}
     wanted: dict[int, tuple[ServiceStart, _Found | None]] = {}
@@ -193,7 +217,7 @@ def _create(
     if not starts:
         return {}
     rows.insert(connection, [rows.new_row(each.host, each.binary, each.topic, each.version) for each in starts])
-    found = connection.execute(_IDS, _names(starts)).all()
+    found = connection.execute(_Statements.of(connection).ids, _names(starts)).all()
     return {_folded((host, binary), folding=folding): number for number, host, binary in found}
 
 
@@ -203,7 +227,8 @@ def _read(connection: Connection, statement: Any, starts: Iterable[ServiceStart]
 
 def _read_begun(connection: Connection, rows: ServiceRows, ids: Sequence[int]) -> dict[int, _Found]:
     with rows.readable():
-        found = [_Found.of(row) for row in connection.execute(_OF_IDS, {"ids": ids}).all()]
+        rows_of_ids = connection.execute(_Statements.of(connection).of_ids, {"ids": list(ids)}).all()
+        found = [_Found.of(row) for row in rows_of_ids]
     return {each.record.id: each for each in found}
 
 

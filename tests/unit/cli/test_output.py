@@ -65,6 +65,19 @@ class OutputTests(SynchronousTestCase):
             ],
         )
 
+    def test_json_is_written_at_once(self) -> None:
+        """A list is one write: standard output that is not buffered makes a system call of each."""
+        writes: list[str] = []
+
+        class Stream(StringIO):
+            def write(self, text: str) -> int:
+                writes.append(text)
+                return len(text)
+
+        Output("json", ()).write_list(list(ROWS[0]), ROWS, Stream())
+        self.assertEqual(len(writes), 1)
+        self.assertEqual(json.loads(writes[0])[0]["Host"], "h1")
+
     def test_csv(self) -> None:
         """CSV has a header, and quotes values that need it."""
         self.assertEqual(

@@ -30,7 +30,7 @@ class MemoryContext(CommandContext):
         super().__init__((), {"service_down_time": 60}, {})
         self.registry = registry
 
-    def with_registry(self, function: Callable[[IServiceRegistry], Awaitable[T]]) -> T:
+    def with_registry(self, function: Callable[[IServiceRegistry], Awaitable[T]], reactor: object = None) -> T:
         async def work() -> T:
             return await function(self.registry)
 
