@@ -187,6 +187,7 @@ class BrokerTests(ProgramTests):
     def url(self) -> str:
         return vhost_url(self, shared_broker())
 
+    @pytest.mark.long
     def test_plain(self) -> None:
         """A plain program connects, calls, gets the errors, closes, connects again, and ends with an open client."""
         self.check_plain()

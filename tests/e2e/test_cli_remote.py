@@ -123,6 +123,7 @@ class RemoteCommandTests(TestCase):
         self.assertEqual(status, 1)
         self.assertIn("0 of 1 calls answered", output)
 
+    @pytest.mark.long
     @pytest.mark.timeout(120)
     def test_signed(self) -> None:
         """A method with ``allow`` is called with the operator's key, and without it is refused."""
@@ -166,6 +167,7 @@ class RemoteCommandTests(TestCase):
             self.assertEqual((command.wait(), command.output.count("\n")), (1, 1), command.output)
             self.assertIn(text, command.output)
 
+    @pytest.mark.long
     def test_watched(self) -> None:
         """With --call-monitor a call may last longer than the heartbeat timeout."""
         self.node("h1")
@@ -272,6 +274,7 @@ class RemoteCommandTests(TestCase):
                 self.assertEqual((command.stop(signal.SIGINT), command.output), (130, "\n"))
                 self.assertLess(time.monotonic() - begun, 5)  # the handshake has 10 s
 
+    @pytest.mark.long
     @pytest.mark.slow
     @pytest.mark.timeout(180)
     def test_fleet(self) -> None:

@@ -266,6 +266,7 @@ class EndingTests(FleetCase):
                 os.kill(fleet.pid, signal.SIGTERM)
                 self.assert_ended(fleet, TABLE[row][column], workers)
 
+    @pytest.mark.long
     def test_interrupted(self) -> None:
         self.ends("INT", signal.SIGINT, server="Endless()")
 
@@ -288,6 +289,7 @@ class EndingTests(FleetCase):
                     time.sleep(0.02)
                 self.assert_ended(fleet, TABLE[row][column], workers)
 
+    @pytest.mark.long
     def test_stop(self) -> None:
         self.ends("`stop()` of the launcher", more=STOP)
 
@@ -301,9 +303,11 @@ class EndingTests(FleetCase):
         fleet.wait_for("SIGTERM while draining: stopping all workers now")
         self.assert_ended(fleet, "1", 1)
 
+    @pytest.mark.long
     def test_failed_start(self) -> None:
         self.ends("the server does not start", server="Failing()", NOVASVC_WORKER_RESTART_BUDGET="2")
 
+    @pytest.mark.long
     def test_wrong_configuration(self) -> None:
         self.ends("the configuration has an error", NOVASVC_WORKERS="many")
 

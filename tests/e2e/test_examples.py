@@ -66,6 +66,7 @@ class ExampleTests(TestCase):
         reader.stop()
         self.assertRegex(process.output, r"visits-greeter@\S+ .*is draining|visits-greeter@\S+ is stopped")
 
+    @pytest.mark.long
     def test_jobs(self) -> None:
         """A job whose worker is killed runs again in another worker, and its result is kept."""
         self.copy("jobs")

@@ -28,6 +28,7 @@ class GuideTests(TestCase):
         self.addCleanup(reader.stop)
         return reader
 
+    @pytest.mark.long
     @pytest.mark.timeout(600)  # some fifty commands, and a restart for each file
     def test_write_a_service(self) -> None:
         """The guide's shop works as the guide says, and the guide's tests pass."""

@@ -149,6 +149,7 @@ class TerminatedTests(ScriptTestCase):
         self.assertIn("work has ended", script.output)
         self.assert_orderly(script)
 
+    @pytest.mark.long
     def test_background(self) -> None:
         """A background job of a shell ignores SIGINT, with workers or without, and ends at SIGTERM."""
         for workers, status in ((None, 1), (1, 0)):
@@ -268,6 +269,7 @@ class TwistdTests(ScriptTestCase):
         command = [program("twistd"), "-n", "--pidfile=", "-y", "app.tac"]
         return Process(self, command, self.folder, PYTHONPATH=str(self.folder), **settings, **environment)
 
+    @pytest.mark.long
     def test_beside_others(self) -> None:
         """Other services of an application may take longer to stop than graceful_shutdown_timeout."""
         launcher = "launcher = ServiceLauncher(); launcher.launch_server(Service()); launcher"

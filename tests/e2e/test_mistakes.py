@@ -219,6 +219,7 @@ class MistakesTests(TestCase):
         line = self.line("call", "stock", "reserve")
         self.assertIn(f"no service of this user runs on this host with state_dir = '{self.folder}/state'", line)
 
+    @pytest.mark.long
     def test_two_of_one_name(self) -> None:
         """A second node of the same topic and host is warned about, and refused once the first is heard of."""
         self.node("shop:Stock")
@@ -253,6 +254,7 @@ class MistakesTests(TestCase):
         node.stop()
         self.assertNotIn("s3cret", node.output + line)
 
+    @pytest.mark.long
     def test_wrong_password(self) -> None:
         """A wrong password is named as such by command and node, and is not shown."""
         good = urlsplit(vhost_url(self, shared_broker()))

@@ -21,6 +21,7 @@ class OpenAPITests(TestCase):
         self.addCleanup(folder.cleanup)
         self.folder = Path(folder.name)
 
+    @pytest.mark.long
     @pytest.mark.slow
     @pytest.mark.timeout(150)
     def test_holds(self) -> None:

@@ -177,6 +177,7 @@ class ListTests(OpenStackCase):
         self.assertIn(("f2", "nova-compute", "nova"), names("--service", "nova-compute"))
         self.assertEqual(names("--host", "f"), [])
 
+    @pytest.mark.long
     def test_versions(self) -> None:
         """Each microversion has its columns and ids; the client rejects an unsupported one."""
         name, number = self.add("v1")
@@ -256,6 +257,7 @@ class SetTests(OpenStackCase):
         self.assertEqual(self.openstack("delete", number, version="2.52").status, 0)
         self.assertEqual(self.listed("--host", "o1"), [])
 
+    @pytest.mark.long
     def test_delete(self) -> None:
         """Several services are deleted by uuid; a missing one is reported with the server's message."""
         first, _ = self.add("e1")

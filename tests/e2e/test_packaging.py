@@ -228,6 +228,7 @@ class PackagingTests(SynchronousTestCase):
         self.assertIn(checkout, self.where.parents)
         self.assertTrue((checkout / PLUGIN).exists())
 
+    @pytest.mark.long
     @pytest.mark.timeout(LIMIT)
     def test_imports(self) -> None:
         """With the declared dependencies only, every module can be imported, and installs no reactor."""
@@ -235,6 +236,7 @@ class PackagingTests(SynchronousTestCase):
         installation.install(self.wheel)
         self.assertGreater(int(installation.evaluate(IMPORT_ALL)), 20)
 
+    @pytest.mark.long
     @pytest.mark.timeout(LIMIT)
     def test_new_project(self) -> None:
         """A project that an installation from a wheel creates is tested with this installation, and passes."""

@@ -222,6 +222,7 @@ class FleetTests(BrowserTestCase):
         browser.says("h1", name)
         browser.says("#facts", "<b onclick=alert(2)>'\"&amp;")
 
+    @pytest.mark.long
     def test_killed_node(self) -> None:
         """A killed node goes down on the page without a reload, and comes up when it is started again."""
         browser = self.browser
@@ -441,6 +442,7 @@ class OutageTests(BrowserTestCase):
 
     expected_on_console = ("ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED_ENCODING", "ERR_CONNECTION_RESET")
 
+    @pytest.mark.long
     def test_server_goes_away(self) -> None:
         """A banner says that the state is old when the server is unreachable, and disappears when it is back."""
         browser = self.browser

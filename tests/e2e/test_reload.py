@@ -83,6 +83,7 @@ class ReloadTests(TestCase):
         node.wait_for(" describe stock")
         self.assertEqual(self.call(), (0, "7\n"))
 
+    @pytest.mark.long
     def test_syntax_error(self) -> None:
         """A file with a syntax error is shown, and the service runs on with the code that it has."""
         node = self.node()

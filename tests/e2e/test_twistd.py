@@ -284,17 +284,20 @@ class FailedStartTests(TwistdTestCase):
         """An unknown option is named."""
         self.assertIn("--report-intervall", self.fails("--report-intervall", "3").replace("option ", "--"))
 
+    @pytest.mark.long
     def test_bad_values(self) -> None:
         """All invalid settings are reported together, each with value, source and remedy."""
         output = self.fails("--report-interval", "0.5", NOVASVC_RPC_CONCURRENCY="many")
         self.assertRegex(output, r"--report-interval = '0.5' \(from option --report-interval\): is too small")
         self.assertRegex(output, r"NOVASVC_RPC_CONCURRENCY = 'many' \(from variable .*\): is not a whole number")
 
+    @pytest.mark.long
     def test_unknown_setting(self) -> None:
         """An unknown setting in a file is reported with the most similar name."""
         (self.folder / "bad.toml").write_text("report_intervall = 3\n")
         self.assertRegex(self.fails("--config", "bad.toml"), r"report_intervall.*report_interval")
 
+    @pytest.mark.long
     def test_log_file(self) -> None:
         """An unwritable log file is named."""
         command = [program("twistd"), "-n", "--pidfile=", "--logfile", "/nonexistent/x.log", "novasvc"]
@@ -303,6 +306,7 @@ class FailedStartTests(TwistdTestCase):
         self.assertRegex(node.output, "^novasvc: cannot log to '/nonexistent/x.log': No such file or directory; give")
         self.assertEqual(len(node.lines), 1)
 
+    @pytest.mark.long
     def test_reserved_option(self) -> None:
         """A reserved option of a manager is named with its file and table."""
         (self.folder / "taken.toml").write_text('[[service]]\ntopic = "agent"\noptions = { host = "z" }\n')
@@ -328,12 +332,14 @@ class FailedStartTests(TwistdTestCase):
         self.assertRegex(output, r"pre_start_hook failed: LookupError: no such hypervisor \(.*managers.py:\d+")
         self.assertIn("is failed", output)
 
+    @pytest.mark.long
     def test_state_directory(self) -> None:
         """A state directory that cannot be created is named."""
         (self.folder / "file").write_text("")
         output = self.fails("--state-dir", "file/below")
         self.assertIn("file/below", output)
 
+    @pytest.mark.long
     def test_temporary_directory(self) -> None:
         """A missing temporary directory is named."""
         self.assertIn("/no/such/place", self.fails("--tempdir", "/no/such/place"))

@@ -75,6 +75,7 @@ class ReloadTests(FleetCase):
         command = [program("twistd"), "-n", "--pidfile=", "novasvc", "--config", str(self.settings)]
         return Fleet(self, command, self.folder, PYTHONPATH=f"{ROOT}:{self.folder}", PYTHONDONTWRITEBYTECODE="1")
 
+    @pytest.mark.long
     def test_all_are_replaced(self) -> None:
         """All workers are replaced with the new configuration, keeping their numbers; the changes are logged."""
         fleet = self.start()
@@ -313,6 +314,7 @@ class CompositionTests(FleetCase):
 class LogFileTests(FleetCase):
     """Tests for a daemon's log."""
 
+    @pytest.mark.long
     def test_shared(self) -> None:
         """Supervisor and workers share a log file, and all follow SIGUSR1 to the next."""
         log = self.folder / "node.log"

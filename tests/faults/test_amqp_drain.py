@@ -33,6 +33,7 @@ class OperationTests(DrainCase):
         tally = await self.check(ROUNDS, KINDS[kind], random.Random(1))
         self.assertGreater(min(tally.under_way), 0)
 
+    @pytest.mark.long
     async def test_single(self) -> None:
         """In a process without workers."""
         await self.assert_none_fails("single")

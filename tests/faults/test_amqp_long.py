@@ -209,6 +209,7 @@ class LossTests(LongCase):
         await self.until_asked(lambda: not self.held())
         self.assertEqual(self.runs, 1)
 
+    @pytest.mark.long
     async def test_never_quarantined(self) -> None:
         """A request whose processes lost their connections, again and again, is not quarantined: none died of it."""
         for name in ("h1", "h2", "h3"):
@@ -274,6 +275,7 @@ class LossTests(LongCase):
         await self.servers["h3"].close()
         self.assertEqual(self.running_queues(), [])
 
+    @pytest.mark.long
     async def test_not_permitted(self) -> None:
         """Where a process may not have a queue of its own, that is said, and what it runs is run once all the same."""
         self.broker.add_user("narrow", "secret")

@@ -5,6 +5,8 @@ import signal
 import sqlite3
 from typing import Any
 
+import pytest
+
 from tests.e2e.process import ROOT, Process, program
 from tests.faults.fleet_rig import Fleet, FleetCase, until
 
@@ -86,6 +88,7 @@ class IncarnationTests(FleetCase):
         self.assertEqual((self.row()["number"], self.row()["state"]), (1, "ready"))
         first.stop()
 
+    @pytest.mark.long
     def test_workers(self) -> None:
         """Workers are one start, across a worker's death and a reload; a new supervisor is the next one."""
         settings = self.folder / "shop.toml"

@@ -119,6 +119,7 @@ class NodeScopeTests(FleetCase):
         self.takes_over(fleet, leader)
         fleet.stop()
 
+    @pytest.mark.long
     def test_as_before(self) -> None:
         """With default_task_scope = "worker" each worker runs all tasks, as in Nova."""
         fleet = self.start(NOVASVC_DEFAULT_TASK_SCOPE="worker")
@@ -241,6 +242,7 @@ class SQLiteFleetScopeTests(FleetScope, TestCase):
         second.stop()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 class PostgreSQLFleetScopeTests(FleetScope, TestCase):
     """The same with PostgreSQL."""

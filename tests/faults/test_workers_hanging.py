@@ -4,6 +4,8 @@ import os
 import signal
 import sqlite3
 
+import pytest
+
 from tests.faults.fleet_rig import FleetCase, until
 
 WATCHDOG = 2.0
@@ -28,6 +30,7 @@ class HangingTests(FleetCase):
             fleet.says(rf"{end}; stacks:{stacks}\s(?s:.)*last events:\s.*Z worker ready")
             fleet.says(rf"{end}: its reactor was blocked for \d s; restarting it now")
 
+    @pytest.mark.long
     def test_in_drain(self) -> None:
         """A worker that hangs when it is to drain delays the end by the watchdog, even without a deadline."""
         fleet = self.script("obedient:one=2", NOVASVC_GRACEFUL_SHUTDOWN_TIMEOUT="0", **SOON)

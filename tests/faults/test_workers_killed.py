@@ -92,6 +92,7 @@ def _seconds(time: str) -> float:
 
 
 class RoundsTests(KillCase):
+    @pytest.mark.long
     def test_rounds(self) -> None:
         """Rounds of kill -9 at random leave no descriptor, thread, process or memory behind."""
         self.check(ROUNDS, random.randrange(2**32))

@@ -106,6 +106,7 @@ class SuccessorTests(OrphanCase):
         self.assert_serves()
         self.assertEqual(second.stop(), 0, second.output)
 
+    @pytest.mark.long
     def test_terminated(self) -> None:
         """SIGTERM ends the wait, and SIGINT does."""
         first = self.orphan()
@@ -183,6 +184,7 @@ class FinishTests(Fleets, AMQPCase):
 
 
 class ForkserverTests(OrphanCase):
+    @pytest.mark.long
     def test_killed(self) -> None:
         """A forkserver that is killed takes no worker with it, and is replaced: workers that die come back."""
         fleet = self.fleet()

@@ -5,6 +5,7 @@ import signal
 from collections import Counter
 from typing import Any
 
+import pytest
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.threads import deferToThread
 
@@ -47,6 +48,7 @@ class IdempotentTests(RedeliveredCase):
 
 
 class AtMostOnceTests(RedeliveredCase):
+    @pytest.mark.long
     async def test_never_began(self) -> None:
         """Calls that the dead worker had received and not begun are run, although their method must not run twice."""
         concurrency = 4

@@ -256,6 +256,7 @@ class ConnectedTests(StoryCase):
         self.assertEqual(fleet.wait(), 0, fleet.output)
         self.assertNotIn("killed", fleet.output)
 
+    @pytest.mark.long
     def test_no_new_client(self) -> None:
         """Meanwhile nobody new is served."""
         fleet = self.web(NOVASVC_GRACEFUL_SHUTDOWN_TIMEOUT="4")
@@ -326,6 +327,7 @@ class StopTests(StoryCase):
         until(lambda: not fleet.family, ORPHANED)
         self.assertNotIn("has stopped", fleet.output)
 
+    @pytest.mark.long
     def test_never(self) -> None:
         """One whose stopService never fires is killed as well; at a second SIGTERM at once."""
         fleet = self.serve("parts.Endless()", NOVASVC_GRACEFUL_SHUTDOWN_TIMEOUT="0")

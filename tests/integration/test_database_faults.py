@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from twisted.internet import reactor
 from twisted.trial.unittest import TestCase
 
@@ -367,6 +368,7 @@ class FullDiskTests(FaultCase):
         """So does one that needs no room, in a file that has its pages: the next row would not fit."""
         self.assert_said(self.beats(1200))
 
+    @pytest.mark.long
     def test_probes(self) -> None:
         """A node and an API on a full disk are not ready, and say why; with room again they are."""
         said = self.run_there(PROBE.format(path=self.path)).splitlines()

@@ -28,6 +28,7 @@ class VirtualHostTests(TestCase):
             self.assertIn("true", broker.eval(f'rabbit_vhost:exists(<<"{vhost}">>).'))
         self.assertIn("false", broker.eval(f'rabbit_vhost:exists(<<"{vhost}">>).'))
 
+    @pytest.mark.long
     @pytest.mark.slow
     def test_refused(self) -> None:
         """A wrong password, and a port that nobody listens on, are errors that say what to do, without the password."""
@@ -69,6 +70,7 @@ class DatabaseTests(TestCase):
             with self.assertRaises(sqlalchemy.exc.OperationalError):
                 self.ask(url)
 
+    @pytest.mark.long
     def test_in_use(self) -> None:
         """A database that somebody is still connected to is not deleted; the error says so."""
         server = shared_database(PostgreSQL)
