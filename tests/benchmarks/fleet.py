@@ -40,6 +40,8 @@ from tests.servers.databases import DatabaseServer, MariaDB, PostgreSQL
 from tests.servers.rabbitmq import Broker
 
 DATABASES = {"postgresql": PostgreSQL, "mariadb": MariaDB, "sqlite": None}
+DRIVERS = {"postgresql": "postgresql+psycopg"}
+"""Where SQLAlchemy would take another driver than novasvc does."""
 CHUNK = 0.01
 """Seconds: the heartbeats that are due in it are sent together."""
 
@@ -90,9 +92,8 @@ def _database(name: str, folder: Path) -> Iterator[tuple[str, DatabaseServer | N
 
 def _fill(url: str, number: int) -> list[int]:
     """Write the rows of that many nodes; return their ids."""
-    engine = sqlalchemy.create_engine(
-        url.replace("postgresql:", "postgresql+psycopg:").replace("mysql:", "mysql+pymysql:")
-    )
+    address = sqlalchemy.make_url(url)
+    engine = sqlalchemy.create_engine(address.set(drivername=DRIVERS.get(address.drivername, address.drivername)))
     row: dict[str, Any] = dict.fromkeys(services.c.keys())
     row |= {"binary": "novasvc-agent", "topic": "agent", "report_count": 0, "disabled": False, "deleted": 0}
     row |= {"forced_down": False, "version": 0}
