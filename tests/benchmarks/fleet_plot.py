@@ -12,6 +12,7 @@ from pathlib import Path
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import StrMethodFormatter
 
 CORES = {"conductor": "-", "database": "--", "broker": ":"}
 """What uses processors, and the style of its line."""
@@ -33,7 +34,7 @@ def draw(runs: Mapping[str, Mapping[str, float]], output: Path) -> None:
     :param runs: the figures of each, by its label.
     """
     plt.rcParams["svg.hashsalt"] = "novasvc"  # the same figures make the same file
-    figure, (times, cores) = plt.subplots(2, 1, sharex=True, figsize=(8, 8), layout="constrained")
+    figure, (times, cores) = plt.subplots(2, 1, sharex=True, figsize=(10, 7), layout="constrained")
     for number, (label, figures) in enumerate(runs.items()):
         color = f"C{number}"
         _line(times, figures, "p50_ms", color, ":", f"{label}, p50")
@@ -47,7 +48,9 @@ def draw(runs: Mapping[str, Mapping[str, float]], output: Path) -> None:
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.grid(visible=True, which="both", alpha=0.25)
-        axes.legend(fontsize="small")
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.savefig(output, metadata={"Date": None} if output.suffix == ".svg" else None)
 
 
