@@ -144,6 +144,7 @@ class Member:
     """What of a row matters to find outages. Times are seconds since 1970 by the database's clock.
 
     :param seen: the last sign of life.
+    :param paused: the last heartbeat, and the first sign of life after it that was none; None without such a sign.
     :param started: when it was heard for the first time, as far as is known.
     :param counts: it has not stopped, so it is one of its group.
     :param runs: it should send heartbeats: it is not forced down, either.
@@ -155,6 +156,7 @@ class Member:
     topic: str | None
     zone: str | None
     seen: float
+    paused: tuple[float, float] | None
     started: float
     counts: bool
     runs: bool
@@ -204,14 +206,16 @@ def make_member(
     zone: str | None,
 ) -> Member:
     """Return what of a row and its incarnation matters; without an incarnation the last four are None."""
-    signs = [sign for sign in (last_seen_up or created_at or _NEVER, since, started_at) if sign is not None]
-    seen = seconds_of(max(signs))
+    beat = seconds_of(last_seen_up or created_at or _NEVER)
+    later = [seconds_of(sign) for sign in (since, started_at) if sign is not None and seconds_of(sign) > beat]
+    seen = max(later, default=beat)
     return Member(
         id=service_id,
         binary=binary,
         topic=topic,
         zone=zone,
         seen=seen,
+        paused=(beat, min(later)) if later else None,
         started=seen if created_at is None else min(seen, seconds_of(created_at)),
         counts=state not in ENDED,
         runs=not forced_down and state not in ENDED,

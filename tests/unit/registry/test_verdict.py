@@ -279,6 +279,19 @@ class StallTests(SynchronousTestCase):
         self.assertEqual(fleet.count()["alive"], size + 1)
         self.assertEqual(fleet.run(100 + length + 60).count(), {"alive": size + 1, "down": 1})
 
+    def test_other_sign(self) -> None:
+        """A change of state or a new start just after a stall is no proof that heartbeats arrived during it."""
+        for change in ({"state": "stopped"}, {"state": "draining"}, {"started": 161.0}):
+            fleet = Fleet()
+            first, *_ = fleet.add("compute", 5)
+            fleet.stalls = [(100, 161)]
+            _dead(first, 100)
+            fleet.run(160)
+            for name, value in {"since": 161.0, **change}.items():
+                setattr(first, name, value)
+            for second in range(161, 180):
+                self.assertEqual(fleet.run(second).count()["down"], "stopped" in change.values(), (change, second))
+
     def test_unrecorded(self) -> None:
         """Services of Nova's own, of which nobody records silences, are protected as a group while most are silent."""
         fleet = Fleet()
