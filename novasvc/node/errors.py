@@ -34,8 +34,8 @@ class StartError(NovasvcError):
 
     @property
     def is_final(self) -> bool:
-        """Whether another worker would fail for the same reason: another start of the service is alive."""
-        return isinstance(self.__cause__, ServiceTwinError)
+        """Whether another worker would fail for the same reason: another start is alive, or the release is too old."""
+        return isinstance(self.__cause__, ServiceTwinError | ServiceTooOldError)
 
 
 @attrs.define

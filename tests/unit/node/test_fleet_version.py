@@ -31,6 +31,7 @@ class FleetVersionTests(FleetMixin, SynchronousTestCase):
         error = caught.exception.__cause__
         assert isinstance(error, ServiceTooOldError)
         self.assertIn(str(error), str(caught.exception))
+        self.assertTrue(caught.exception.is_final)
         return error
 
     def test_too_old(self) -> None:
