@@ -455,7 +455,7 @@ class IServiceRegistry(Interface):
         """
 
     def hold_leases(request: LeaseRequest) -> Deferred[Leases]:
-        """Renew the leases that the owner has, and take those that are free or have ended, in one transaction.
+        """Renew the leases that the owner has, and take those that are free or have ended.
 
         A renewed lease keeps its fencing number; one that is taken gets the next number, even if the owner had it
         before it ended. Runs are recorded only for leases that the owner has then.

@@ -137,7 +137,7 @@ class LeaseElection:
         return Deferred.fromCoroutine(self._release(candidate))
 
     async def _release(self, candidate: _Candidate) -> None:
-        # A request under way may still take the lease, in a transaction that ends after the release.
+        # A request under way may still take the lease, after the release.
         if self._asking is not None:
             await self._waiters.wait().addTimeout(_RELEASE_TIMEOUT, self._clock, lambda *_: None)
         try:
@@ -229,11 +229,12 @@ class LeaseElection:
 
     def _judge(self, candidate: _Candidate, lease: Lease, sent: float) -> None:
         before, candidate.leader = candidate.leader, lease.holder
-        candidate.held = lease.owner == self._owner
+        candidate.held = lease.owner == self._owner and not lease.is_free
         until = sent + STOP * self._lease_time
-        if lease.owner != self._owner:
+        if not candidate.held:
             if candidate.fencing is not None:
-                self._lose(candidate, f"{lease.holder or 'nobody'} has its lease now")
+                other = None if lease.owner == self._owner else lease.holder
+                self._lose(candidate, f"{other or 'nobody'} has its lease now")
         elif self._clock.seconds() < until:  # else the answer came too late to rely on it
             if candidate.fencing not in {None, lease.fencing}:
                 self._lose(candidate, "its lease ended and was taken again")

@@ -6,6 +6,7 @@ from datetime import datetime
 
 from novasvc.registry.outages import (
     CONDUCTOR_TOPIC,
+    SILENCES_KEPT,
     Gap,
     MassSilence,
     Member,
@@ -70,10 +71,12 @@ class _Finder:
         for silence in silences:
             span = seconds_of(silence.began), seconds_of(silence.ended)
             self._silences.setdefault(silence.service_id, []).append(span)
+        oldest = now - SILENCES_KEPT
         for member in members:
             # A change of state ends a silence as well, and only the next heartbeat records it.
-            if member.paused is not None and member.paused[1] - member.paused[0] > rule.late:
-                self._silences.setdefault(member.id, []).append(member.paused)
+            pauses = [(began, ended) for began, ended in member.pauses if ended - began > rule.late and ended > oldest]
+            if pauses:
+                self._silences.setdefault(member.id, []).extend(pauses)
         # A service whose silences nobody records may have been silent at any time before its latest heartbeat. It
         # proves nothing, unless most are of this kind.
         recorded = [member for member in members if member.has_silences]

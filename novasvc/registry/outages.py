@@ -6,6 +6,7 @@ heartbeats, or together with a large part of its group, is not simply down.
 
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Self
 
 import attrs
@@ -144,7 +145,7 @@ class Member:
     """What of a row matters to find outages. Times are seconds since 1970 by the database's clock.
 
     :param seen: the last sign of life.
-    :param paused: the last heartbeat, and the first sign of life after it that was none; None without such a sign.
+    :param pauses: times between the last heartbeat and later signs of life that were none, from one to the next.
     :param started: when it was heard for the first time, as far as is known.
     :param counts: it has not stopped, so it is one of its group.
     :param runs: it should send heartbeats: it is not forced down, either.
@@ -156,7 +157,7 @@ class Member:
     topic: str | None
     zone: str | None
     seen: float
-    paused: tuple[float, float] | None
+    pauses: tuple[tuple[float, float], ...]
     started: float
     counts: bool
     runs: bool
@@ -207,15 +208,15 @@ def make_member(
 ) -> Member:
     """Return what of a row and its incarnation matters; without an incarnation the last four are None."""
     beat = seconds_of(last_seen_up or created_at or _NEVER)
-    later = [seconds_of(sign) for sign in (since, started_at) if sign is not None and seconds_of(sign) > beat]
-    seen = max(later, default=beat)
+    signs = sorted({beat, *(max(beat, seconds_of(sign)) for sign in (started_at, since) if sign is not None)})
+    seen = signs[-1]
     return Member(
         id=service_id,
         binary=binary,
         topic=topic,
         zone=zone,
         seen=seen,
-        paused=(beat, min(later)) if later else None,
+        pauses=tuple(pairwise(signs)),
         started=seen if created_at is None else min(seen, seconds_of(created_at)),
         counts=state not in ENDED,
         runs=not forced_down and state not in ENDED,

@@ -366,11 +366,11 @@ class RegistryContract(IncarnationContract, VerdictContract, TestCase):
         return leases
 
     async def expire(self, task: str = "nightly") -> None:
-        """Let the lease of a task end: its holder shortens it, and a moment passes on the database's clock."""
+        """Let the lease of a task end: its holder shortens it, and that passes on the database's clock."""
         (lease,) = [each for each in await self.registry.list_leases() if each.task == task]
-        await self.hold(lease.owner or "", task, seconds=0.001)
+        await self.hold(lease.owner or "", task, seconds=0.1)
         while (await self.registry.list_leases())[0].expires_in > 0:
-            await self.pass_time(0.002)
+            await self.pass_time(0.01)
 
     async def pass_time(self, seconds: float) -> None:
         """Wait; a registry on a Clock advances it."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 import sqlalchemy
-from sqlalchemy import Connection, literal, select, text, update
+from sqlalchemy import Connection, literal, select, update
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, DeferredList, gatherResults
 from twisted.internet.task import deferLater
@@ -133,21 +133,23 @@ class ServerTests:
         self.assertEqual(len(await self.registry.purge(request)), 2)
         self.assertEqual([row.host for row in await self.registry.list(None, None, None)], ["up"])
 
-    async def test_lease_renewed_meanwhile(self: Any) -> None:
-        """A lease whose holder renews it in time is not taken by a contender that read it before the commit."""
-        engine = sqlalchemy.create_engine(self.registry._engine.address.render())
+    async def test_lease_taken_meanwhile(self: Any) -> None:
+        """Of two contenders that have seen that a lease is free the second does not take it from the first."""
+        engine = sqlalchemy.create_engine(self.registry._engine.address.render(), isolation_level="AUTOCOMMIT")
         self.addCleanup(engine.dispose)
-        await self.hold("a", seconds=1.0)
-        with engine.connect() as holder:
-            renewal = LeaseRequest(topic="shop", holder="h", owner="a", seconds=30.0, tasks=("nightly",))
-            (renewed,) = leases.hold(holder, renewal)
-            self.assertEqual((renewed.owner, renewed.fencing), ("a", 1))
-            while not (await self.registry.list_leases())[0].is_free:  # what others see until the commit
-                await deferLater(reactor, 0.05)
-            contending = self.registry.hold_leases(attrs.evolve(renewal, holder="i", owner="b"))
-            with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as observer:
-                while not contending.called and not observer.execute(text(self.waiting)).scalar():
-                    await deferLater(reactor, 0.05)
-            holder.commit()
-        (found,) = await contending
-        self.assertEqual((found.owner, found.fencing), ("a", 1))
+        await self.hold("gone", seconds=0.1)
+        while not (await self.registry.list_leases())[0].is_free:
+            await deferLater(reactor, 0.02)
+        second = LeaseRequest(topic="shop", holder="h", owner="second", seconds=30.0, tasks=("nightly",))
+        read = leases._of_tasks
+
+        def read_and_lose(connection: Connection, request: LeaseRequest) -> Any:
+            found = read(connection, request)
+            leases._of_tasks = read
+            with engine.connect() as other:
+                leases.hold(other, attrs.evolve(second, owner="first"))
+            return found
+
+        self.patch(leases, "_of_tasks", read_and_lose)
+        (found,) = await self.registry.hold_leases(second)
+        self.assertEqual((found.owner, found.fencing), ("first", 2))

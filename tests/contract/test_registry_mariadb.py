@@ -10,8 +10,6 @@ from tests.servers import MariaDB
 class MariaDBRegistryTests(ServerTests, make_registry_tests(on_server(MariaDB))):  # type: ignore[misc]
     """Tests for novasvc.registry.sql.services.ServiceRegistry in MariaDB."""
 
-    waiting = "SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
-
 
 _SNAPSHOT = "SET SESSION innodb_snapshot_isolation = ON"
 
@@ -19,5 +17,3 @@ _SNAPSHOT = "SET SESSION innodb_snapshot_isolation = ON"
 @pytest.mark.long
 class MariaDBSnapshotRegistryTests(ServerTests, make_registry_tests(on_server(MariaDB, init_command=_SNAPSHOT))):  # type: ignore[misc]
     """The same with the default of MariaDB 11.8: a row that has changed since the transaction read it is an error."""
-
-    waiting = MariaDBRegistryTests.waiting

@@ -7,5 +7,3 @@ from tests.servers import PostgreSQL
 
 class PostgreSQLRegistryTests(ServerTests, make_registry_tests(on_server(PostgreSQL))):  # type: ignore[misc]
     """Tests for novasvc.registry.sql.services.ServiceRegistry in PostgreSQL."""
-
-    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"

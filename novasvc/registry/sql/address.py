@@ -75,11 +75,12 @@ class DatabaseAddress:
         """Return the URL with its password, for another process to parse."""
         return self.url.render_as_string(hide_password=False)
 
-    def make_engine(self, *, connections: int, wait_timeout: float) -> sqlalchemy.Engine:
+    def make_engine(self, *, connections: int, wait_timeout: float, autocommit: bool = False) -> sqlalchemy.Engine:
         """Make an SQLAlchemy engine; nothing is opened yet.
 
         :param connections: the largest number of open connections, > 0.
         :param wait_timeout: seconds to wait for a connection, a lock or a statement.
+        :param autocommit: whether each statement is a transaction of its own.
         :raises DatabaseDriverError: the dialect's driver is not installed.
         :raises DatabaseRefusedError: there is no such dialect.
         """
@@ -92,6 +93,7 @@ class DatabaseAddress:
                 # A server may close an idle connection, which shows only when it is used. A file cannot.
                 pool_pre_ping=self.path is None,
                 connect_args=_connect_args(self.url.get_backend_name(), wait_timeout),
+                **({"isolation_level": "AUTOCOMMIT"} if autocommit else {}),
             )
         except ImportError as error:
             raise self._no_driver(error) from None

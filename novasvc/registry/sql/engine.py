@@ -82,6 +82,8 @@ class Engine(_TwistedEngine):  # type: ignore[misc, valid-type]
         self.address = address
         self._size = workers or (1 if address.path is not None else SERVER_WORKERS)
         self._engine = address.make_engine(connections=self._size, wait_timeout=wait_timeout)
+        # Connections of their own: to change the mode of one and back again takes round trips, which may fail.
+        self._statements = address.make_engine(connections=self._size, wait_timeout=wait_timeout, autocommit=True)
         self._reactor = reactor
         self._queue = queue
         self._timeout = timeout
@@ -112,6 +114,15 @@ class Engine(_TwistedEngine):  # type: ignore[misc, valid-type]
                 return function(connection)
 
         return self.block(transact, timeout=timeout)
+
+    def run_statements(self, function: Callable[[Connection], T]) -> Deferred[T]:
+        """Run a function as :meth:`run` does, but each of its statements is a transaction of its own."""
+
+        def execute(_: sqlalchemy.Engine) -> T:
+            with self._statements.connect() as connection:
+                return function(connection)
+
+        return self.block(execute)
 
     def block(self, function: Callable[[sqlalchemy.Engine], T], *, timeout: float | None = None) -> Deferred[T]:
         """Run a blocking function in one of the threads, within the same bounds as :meth:`run`.
@@ -189,7 +200,7 @@ class Engine(_TwistedEngine):  # type: ignore[misc, valid-type]
         try:
             await Deferred.fromCoroutine(self._all_idle()).addTimeout(CLOSE_TIMEOUT, self._reactor)
             if self._idle:
-                disposing = _defer_to_worker(self._reactor.callFromThread, self._idle[0], self._engine.dispose)
+                disposing = _defer_to_worker(self._reactor.callFromThread, self._idle[0], self._dispose)
                 await disposing.addTimeout(CLOSE_TIMEOUT, self._reactor)
         except DeferredTimeoutError:
             _log.warn(
@@ -202,8 +213,12 @@ class Engine(_TwistedEngine):  # type: ignore[misc, valid-type]
             _log.failure("database {url}: closing its connections failed", url=self.address.masked)
         for worker in self._workers:
             if worker not in self._idle:
-                worker.do(self._engine.dispose)  # closes its connection too, once its transaction ends
+                worker.do(self._dispose)  # closes its connection too, once its transaction ends
             worker.quit(join=CLOSE_TIMEOUT if worker in self._idle else 0)
+
+    def _dispose(self) -> None:
+        self._engine.dispose()
+        self._statements.dispose()
 
     async def _all_idle(self) -> None:
         """Wait until no transaction runs, by acquiring every token of the semaphore."""

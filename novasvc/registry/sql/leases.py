@@ -1,10 +1,12 @@
-"""Rows of the table ``novasvc_leases``: what one transaction reads and writes, in a worker thread."""
+"""Rows of the table ``novasvc_leases``, read and written in a worker thread."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
 
 from novasvc.registry.lease import Lease, LeaseRequest, Leases
 from novasvc.registry.sql.schema import database_ago, database_now, leases
@@ -14,10 +16,10 @@ from novasvc.registry.sql.schema import database_ago, database_now, leases
 # Each statement is a transaction of its own: a process that is stopped between two of them, or whose connection hangs,
 # holds no lock that its successor would wait for.
 #
-# Both read the same row. Each changes it only if it still has the fencing number that was read, so the second changes
-# nothing. And only if the lease is still free: its holder may have renewed it, in time, since the row was read; a
-# renewal keeps the number. If there is no row yet, both insert one, and the second fails with a conflict of the primary
-# key; it reads the row of the first when it tries again.
+# A lease is renewed only while it lasts by the database's clock. After that the rows are read. What has ended then,
+# one's own too, is free. Of two processes that try to take it, each does so only if the row is still free and has the
+# fencing number that was read, so the second changes nothing. If there is no row yet, both insert one, and the second
+# fails with a conflict of the primary key. The rows that are read last tell who has the lease.
 
 _ORDER = (leases.c.topic, leases.c.task)
 _READ = select(leases, database_now().label("now")).order_by(*_ORDER)
@@ -27,7 +29,16 @@ _OURS = _ONE & (leases.c.owner == bindparam("of_owner"))
 _END = database_ago(bindparam("minus"))
 """The end of a lease that begins now: as many seconds ahead as ``minus`` is below 0."""
 
-_RENEW = update(leases).where(_OURS, leases.c.expires_at > database_now()).values(expires_at=_END)
+_RENEW = (
+    update(leases)
+    .where(
+        leases.c.topic == bindparam("of_topic"),
+        leases.c.task.in_(bindparam("of_tasks", expanding=True)),
+        leases.c.owner == bindparam("of_owner"),
+        leases.c.expires_at > database_now(),
+    )
+    .values(expires_at=_END)
+)
 _TAKE = (
     update(leases)
     .where(
@@ -60,20 +71,27 @@ def hold(connection: Connection, request: LeaseRequest) -> Leases:
     """Renew and take leases; see :meth:`novasvc.interfaces.IServiceRegistry.hold_leases`.
 
     :param connection: commits each statement.
-    :raises IntegrityError: another transaction has inserted the row of a lease since; retry.
     """
+    tasks, length = sorted(request.tasks), {"minus": -request.seconds}
+    of_all = {"of_topic": request.topic, "of_owner": request.owner}
+    if tasks:
+        connection.execute(_RENEW, {**of_all, "of_tasks": tasks, **length})
     present = _of_tasks(connection, request)
-    for task in sorted(request.tasks):
-        key = {"of_topic": request.topic, "of_task": task}
+    changed = bool(request.runs)
+    for task in tasks:
         found = present.get(task)
         if found is None:
-            _insert(connection, request, task)
-        elif not (found.owner == request.owner and _renewed(connection, request, key)) and found.is_free:
-            values = {"of_fencing": found.fencing, "new_holder": request.holder[:255], "new_owner": request.owner}
-            connection.execute(_TAKE, {**key, **values, "minus": -request.seconds})
+            # Another process may have inserted it meanwhile.
+            with suppress(IntegrityError):
+                _insert(connection, request, task)
+        elif found.is_free:
+            of_one = {"of_topic": request.topic, "of_task": task, "of_fencing": found.fencing}
+            owner = {"new_holder": request.holder[:255], "new_owner": request.owner}
+            connection.execute(_TAKE, {**of_one, **owner, **length})
+        changed = changed or found is None or found.is_free
         if task in request.runs:
-            connection.execute(_RAN, {**key, "of_owner": request.owner, "new_due": request.runs[task]})
-    return list(_of_tasks(connection, request).values())
+            connection.execute(_RAN, {**of_all, "of_task": task, "new_due": request.runs[task]})
+    return list((_of_tasks(connection, request) if changed else present).values())
 
 
 def release(connection: Connection, topic: str, owner: str, tasks: Sequence[str]) -> None:
@@ -85,11 +103,6 @@ def release(connection: Connection, topic: str, owner: str, tasks: Sequence[str]
 def _of_tasks(connection: Connection, request: LeaseRequest) -> dict[str, Lease]:
     rows = connection.execute(_OF_TOPIC, {"of_topic": request.topic}).mappings()
     return {row["task"]: _lease(row) for row in rows if row["task"] in request.tasks}
-
-
-def _renewed(connection: Connection, request: LeaseRequest, key: Mapping[str, str]) -> bool:
-    values = {**key, "of_owner": request.owner, "minus": -request.seconds}
-    return bool(connection.execute(_RENEW, values).rowcount)
 
 
 def _insert(connection: Connection, request: LeaseRequest, task: str) -> None:

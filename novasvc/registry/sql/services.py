@@ -2,7 +2,6 @@
 
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any, TypeVar
 
 import attrs
@@ -46,9 +45,6 @@ _Result = TypeVar("_Result")
 
 _BEGIN_ATTEMPTS = 4
 """How often a start is tried that is in conflict with others. Each conflict means that another one has won."""
-
-_LEASE_RETRIES = 2
-"""How often a request for leases is repeated that was in conflict with those of other processes."""
 
 _MIGRATION_DEADLINE = 60.0
 """Seconds. An empty table takes one; altering a large table may take many more."""
@@ -236,7 +232,7 @@ class ServiceRegistry:
 
     def hold_leases(self, request: LeaseRequest) -> Deferred[Leases]:
         """See IServiceRegistry."""
-        return Deferred.fromCoroutine(self._hold_leases(request))
+        return self._engine.run_statements(lambda connection: leases.hold(connection, request))
 
     def release_leases(self, topic: str, owner: str, tasks: Sequence[str]) -> Deferred[None]:
         """See IServiceRegistry."""
@@ -286,17 +282,6 @@ class ServiceRegistry:
             raise _topic_is_taken(conflict, start.host, start.topic) from conflict
         problem = f"other starts of {start.name} change its row at the same time"
         raise conflict or DatabaseLockedError(self._engine.address.masked, problem)
-
-    async def _hold_leases(self, request: LeaseRequest) -> Leases:
-        def hold(engine: SQLEngine) -> Leases:
-            with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-                return leases.hold(connection, request)
-
-        for _ in range(_LEASE_RETRIES):
-            # Another process may have inserted the row of a lease meanwhile, see Note [Two processes want a lease].
-            with suppress(DatabaseConflictError, DatabaseLockedError):
-                return await self._engine.block(hold)
-        return await self._engine.block(hold)
 
     def _no_tables(self) -> DatabaseRefusedError:
         problem = "it has no tables of novasvc, so what observers were told cannot be kept; run `novasvc db upgrade`"

@@ -3,6 +3,7 @@
 import random
 from typing import Any
 
+import attrs
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
 from twisted.logger import LogLevel, capturedLogs, formatEvent
@@ -134,6 +135,17 @@ class TakeoverTests(ElectionCase):
         self.one.stopped = False
         self.wait(200)
         self.assertEqual((self.one.leads, self.two.leads, self.two.fencing), (False, True, 2))
+
+    def test_ended_when_read(self) -> None:
+        """An owner whose lease had ended when it was read does not lead."""
+        self.wait(11)
+        self.one.link.kept = []
+        self.wait_for(lambda: self.one.link.kept, LEASE)
+        ((waiting, leases),) = self.one.link.kept
+        self.one.link.kept = None
+        waiting.callback([attrs.evolve(lease, expires_in=-0.1) for lease in leases])
+        self.assertFalse(self.one.leads)
+        self.assertIn("nobody has its lease now", self.one.contender.lost)
 
     def test_cut_off(self) -> None:
         """A leader that loses the database stops before its lease ends; its successor begins after that."""

@@ -281,7 +281,7 @@ class StallTests(SynchronousTestCase):
 
     def test_other_sign(self) -> None:
         """A change of state or a new start just after a stall is no proof that heartbeats arrived during it."""
-        for change in ({"state": "stopped"}, {"state": "draining"}, {"started": 161.0}):
+        for change in ({"state": "stopped"}, {"state": "draining"}, {"started": 161.0}, {"started": 99.0}):
             fleet = Fleet()
             first, *_ = fleet.add("compute", 5)
             fleet.stalls = [(100, 161)]
