@@ -61,7 +61,7 @@ class CommandContext:
         :raises ProblemError: there is no database file yet; none is created.
         :raises DatabaseError: the database cannot be used.
         """
-        # Imported here, because Twisted's reactor and SQLAlchemy take most of a second, and `--help` needs neither.
+        # Imported here, because SQLAlchemy takes most of a second, and `--help` does not need it.
         from novasvc.cli.registry import with_registry  # noqa: PLC0415
 
         return with_registry(self.configuration.settings, function, reactor)

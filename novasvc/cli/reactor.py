@@ -26,7 +26,8 @@ def run_on_reactor(work: Callable[[Any], Coroutine[Any, Any, _T]], reactor: Any 
     outcomes: list[_T | Failure] = []
     interrupted = False
     the_reactor: Any = reactor
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # None is one that was not set from Python, and cannot be set again.
+    handlers = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGINT, signal.SIGTERM)}
 
     def begin() -> None:
         working = Deferred.fromCoroutine(work(the_reactor)).addBoth(outcomes.append)

@@ -11,7 +11,7 @@ class _Waker:
     """Ends the wait of a reactor, from another thread or from a signal's handler."""
 
     def __init__(self) -> None:
-        # Not an Event: of the two, only put() may be called by a handler that interrupts the same object's method.
+        # SimpleQueue.put() is reentrant, for the handler of a signal; Event.set() is not.
         self._woken: SimpleQueue[None] = SimpleQueue()
 
     def wakeUp(self) -> None:  # noqa: N802 - see ReactorBase
@@ -27,7 +27,7 @@ class _Waker:
 
 
 class ThreadReactor(ReactorBase):
-    """Makes delayed calls and those from threads, and reads and writes nothing.
+    """Runs delayed calls and calls from threads; it has no sockets.
 
     A driver of SQLAlchemy talks to its database in a thread, so a command that only reads the registry needs no more.
     The import of Twisted's own reactors takes 0.1 s longer, most of it for TLS. Unlike the process's reactor, each

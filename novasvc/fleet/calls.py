@@ -85,7 +85,7 @@ class NodeCalls:
     ) -> Any:
         """Call a method of a node, even of one that is down or forced down, and return its result.
 
-        :param seconds: that the node has.
+        :param seconds: the call's timeout.
         :raises NodeFailedError: it serves no topic.
         :raises Exception: see :meth:`novasvc.rpc.Client.call`.
         """

@@ -70,10 +70,15 @@ _MODULES = {
 
 def __getattr__(name: str) -> Any:
     # Imported when it is used: a command that only reads the registry, or only needs the errors, starts sooner.
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_MODULES[name]), name)
-    return value
+    if name in _MODULES:
+        value = globals()[name] = getattr(import_module(_MODULES[name]), name)
+        return value
+    try:
+        return import_module(f"{__name__}.{name}")  # as it was when all modules of the package were imported with it
+    except ModuleNotFoundError as missing:
+        if missing.name != f"{__name__}.{name}":
+            raise
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -8,7 +8,7 @@ from novasvc.rpc.errors import UnconfirmedError
 from novasvc.telemetry import metrics
 
 MAX_RESENDS = 10
-"""The most times that an unconfirmed idempotent message is sent again. One that kills each connection must end."""
+"""The most times that an unconfirmed message is sent again. One that ends each connection must end itself."""
 
 
 async def send_until_confirmed(send: Callable[[], Deferred[None]]) -> None:

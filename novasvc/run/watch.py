@@ -23,8 +23,8 @@ _DRAIN = 10.0
 """Seconds for the process to end by itself before it is killed."""
 
 _INTERRUPTED = 1.0
-"""Seconds for the process to end at a SIGINT of its own. The terminal sends Ctrl-C to both, and a second signal would
-kill a process that is removing its sockets."""
+"""Seconds that the process gets to end after Ctrl-C, which a terminal sends to both processes. A second signal would
+kill it while it removes its sockets."""
 
 _SKIPPED = frozenset({"node_modules", "__pycache__", "site-packages", "build", "dist"})
 
