@@ -192,7 +192,14 @@ def status_of(
 
 def _fields(record: ServiceRecord) -> tuple[Any, ...]:
     """Return the fields that the page shows, without those of a heartbeat."""
-    return (record.disabled, record.disabled_reason, record.version, record.number, record.zone, record.tags)
+    return (
+        record.disabled,
+        record.disabled_reason,
+        record.version,
+        record.incarnation_number,
+        record.zone,
+        record.tags,
+    )
 
 
 def count_totals(services: Iterable[ServiceStatus]) -> Totals:

@@ -103,7 +103,7 @@ def events_of(before: ServiceStatus | None, after: ServiceStatus) -> Iterator[tu
 
 def _number(service: ServiceStatus) -> int:
     """Return the number of the service's start; 0 if it has none."""
-    return service.record.number or 0
+    return service.record.incarnation_number or 0
 
 
 def _reason(service: ServiceStatus) -> str:

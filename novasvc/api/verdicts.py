@@ -133,7 +133,7 @@ def verdict_document(record: ServiceRecord, verdict: Verdict) -> dict[str, Any]:
         "verdict_since": _iso(verdict.since),
         "state": record.state,
         "state_since": None if incarnation is None else _iso(incarnation.since),
-        "incarnation": record.number,
+        "incarnation": record.incarnation_number,
         "zone": record.zone,
         "tags": list(record.tags),
     }

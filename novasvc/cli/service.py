@@ -272,7 +272,7 @@ def row(record: ServiceRecord, down_time: float) -> dict[str, object]:
         "Lifecycle Until": None if latest is None else latest.until,
         "Lifecycle Reason": None if latest is None else latest.reason,
         "Calls": None if latest is None else latest.calls,
-        "Incarnation": record.number,
+        "Incarnation": record.incarnation_number,
         "Machine": None if latest is None else latest.machine,
         "PID": None if latest is None else latest.pid,
         "Started At": None if latest is None else latest.started_at,

@@ -125,9 +125,9 @@ async def _drain(attempt: Attempt) -> str:
         nonlocal gone
         now = await attempt.record()
         if _is_stopped(now, before):
-            again = before is not None and now.number != before and now.state != "stopped"
+            again = before is not None and now.incarnation_number != before and now.state != "stopped"
             return "drained; it was started again since" if again else "drained"
-        if now.number is not None:
+        if now.incarnation_number is not None:
             return None
         # A row without a lifecycle: it is gone when nobody serves it, or it is down.
         gone = 0 if await attempt.status(now) is not None else gone + 1
@@ -137,7 +137,7 @@ async def _drain(attempt: Attempt) -> str:
 
 
 def _is_stopped(record: ServiceRecord, before: int | None) -> bool:
-    number = record.number
+    number = record.incarnation_number
     return number is not None and (record.state == "stopped" or (before is not None and number > before))
 
 
@@ -145,7 +145,7 @@ async def _restart(attempt: Attempt) -> str:
     record = await attempt.record()
     before = attempt.node.incarnation
     sent = attempt.clock.seconds()
-    if before is None or (record.number == before and record.state != "draining"):
+    if before is None or (record.incarnation_number == before and record.state != "draining"):
         await attempt.command(record, "restart", "1.2", incarnation=before)
     seen = "it has not restarted"
 
@@ -153,7 +153,7 @@ async def _restart(attempt: Attempt) -> str:
         nonlocal seen
         now = await attempt.record()
         if before is not None:
-            number, state = now.number, now.state
+            number, state = now.incarnation_number, now.state
             if number is None or number <= before:
                 seen = f"it is still incarnation {number}, {state}"
                 return None
@@ -168,7 +168,7 @@ async def _restart(attempt: Attempt) -> str:
             seen = "it has not restarted"
         else:
             healthy, seen = _judge(status)
-            number = now.number
+            number = now.incarnation_number
             return None if not healthy else "restarted" if number is None else f"incarnation {number}"
         return None
 

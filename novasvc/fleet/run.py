@@ -184,7 +184,7 @@ class OperationRun:
     async def _incarnation(self, service_id: int) -> int:
         """Return the number of a service's incarnation; 0 if it has none, or its row was deleted."""
         with suppress(ServiceNotFoundError):
-            return (await self.registry.get(str(service_id))).number or 0
+            return (await self.registry.get(str(service_id))).incarnation_number or 0
         return 0
 
     async def _note(self, *nodes: OperationNode) -> None:

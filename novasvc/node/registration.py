@@ -85,7 +85,7 @@ class Registration:
     @property
     def number(self) -> int | None:
         """The number of the incarnation; None if the registry keeps none."""
-        return None if self.record is None else self.record.number
+        return None if self.record is None else self.record.incarnation_number
 
     # -- begin -----------------------------------------------------------------------------------
 

@@ -139,7 +139,7 @@ class Heartbeat:
         for outcome in ("sent", "failed", "skipped"):
             # Export counters at zero so that alerts see the first increase.
             metrics.heartbeats.at(self._identity.host, self._identity.binary, outcome)
-        self._number = self.record.number
+        self._number = self.record.incarnation_number
         self._started_at = self._due = self._clock.seconds()
         first: Deferred[None] = Deferred()
         # LoopingCall runs from the reactor; the copied context gives its log events this node's fields.
@@ -223,7 +223,7 @@ class Heartbeat:
                 raise
             self.record = await self._owner.begin_again()
             _log.warn("the registry had lost this start of {identity}; registered it again", identity=self._identity)
-            self._number = self.record.number
+            self._number = self.record.incarnation_number
             await self._registry.beat(self.record.id, self._number)
         self.sent += 1
         self.write_error = None

@@ -48,7 +48,7 @@ class ServiceRecord:
         return f"{self.binary}@{self.host}"
 
     @property
-    def number(self) -> int | None:
+    def incarnation_number(self) -> int | None:
         """The number of the incarnation; None without one."""
         return None if self.incarnation is None else self.incarnation.number
 

@@ -42,14 +42,14 @@ class _Statements:
 
         read = READ.add_columns(table.c.owner, table.c.lock_id)
         self.latest = read.where(named(services))
-        self.of_ids = read.where(_is_in(services.c.id, "ids", as_array=as_array))
+        self.read_by_id = read.where(_is_in(services.c.id, "ids", as_array=as_array))
         ids = select(services.c.id, services.c.host, services.c.binary)
-        self.ids = ids.where(named(services), services.c.deleted == 0)
+        self.read_ids = ids.where(named(services), services.c.deleted == 0)
         self.kept = select(table.c.host, table.c.binary, table.c.number, table.c.owner).where(named(table))
 
     @staticmethod
-    def of(connection: Connection) -> "_Statements":
-        """Return those for a database."""
+    def for_database(connection: Connection) -> "_Statements":
+        """Return the statements for the database of a connection."""
         return _WITH_ARRAYS if connection.dialect.name == "postgresql" else _WITHOUT_ARRAYS
 
 
@@ -95,7 +95,7 @@ def begin_all(connection: Connection, rows: ServiceRows, starts: Sequence[Servic
     left = dict(enumerate(starts))
     while left:
         with rows.readable():
-            found = _read(connection, _Statements.of(connection).latest, left.values())
+            found = _read(connection, _Statements.for_database(connection).latest, left.values())
         latest = {_name_of(each.record, folding=folding): each for each in found}
         taking: dict[Name, tuple[int, ServiceStart, _Found | None]] = {}
         for place, start in left.items():
@@ -168,7 +168,7 @@ def _take(
     kept: dict[Name, tuple[int, str]] = {}
     if unnumbered:
         # A service without a row, or without a number, may have had another row, which was deleted.
-        found_kept = connection.execute(_Statements.of(connection).kept, _names(unnumbered)).all()
+        found_kept = connection.execute(_Statements.for_database(connection).kept, _names(unnumbered)).all()
         kept = {_folded((host, binary), folding=folding): (number, owner) for host, binary, number, owner in found_kept}
     outcomes: dict[int, Outcome] = {}
     wanted: dict[int, tuple[ServiceStart, _Found | None]] = {}
@@ -217,7 +217,7 @@ def _create(
     if not starts:
         return {}
     rows.insert(connection, [rows.new_row(each.host, each.binary, each.topic, each.version) for each in starts])
-    found = connection.execute(_Statements.of(connection).ids, _names(starts)).all()
+    found = connection.execute(_Statements.for_database(connection).read_ids, _names(starts)).all()
     return {_folded((host, binary), folding=folding): number for number, host, binary in found}
 
 
@@ -227,7 +227,7 @@ def _read(connection: Connection, statement: Any, starts: Iterable[ServiceStart]
 
 def _read_begun(connection: Connection, rows: ServiceRows, ids: Sequence[int]) -> dict[int, _Found]:
     with rows.readable():
-        rows_of_ids = connection.execute(_Statements.of(connection).of_ids, {"ids": list(ids)}).all()
+        rows_of_ids = connection.execute(_Statements.for_database(connection).read_by_id, {"ids": list(ids)}).all()
         found = [_Found.of(row) for row in rows_of_ids]
     return {each.record.id: each for each in found}
 

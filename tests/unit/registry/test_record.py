@@ -15,12 +15,12 @@ class ServiceRecordTests(SynchronousTestCase):
     def test_incarnation(self) -> None:
         """A row has the number, state, zone and tags of its incarnation."""
         row = record(incarnation=make_incarnation(number=3, zone="z1", tags=("ssd",)))
-        self.assertEqual((row.number, row.state, row.zone, row.tags), (3, "ready", "z1", ("ssd",)))
+        self.assertEqual((row.incarnation_number, row.state, row.zone, row.tags), (3, "ready", "z1", ("ssd",)))
 
     def test_without_incarnation(self) -> None:
         """A row of Nova's own service has none of them."""
         row = record()
-        self.assertEqual((row.number, row.state, row.zone, row.tags), (None, None, None, ()))
+        self.assertEqual((row.incarnation_number, row.state, row.zone, row.tags), (None, None, None, ()))
 
     def test_encoding(self) -> None:
         """A conductor gets them once, within the incarnation."""
