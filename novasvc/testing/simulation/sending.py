@@ -21,6 +21,9 @@ BROKER = "simulation:"
 CONFIRM_TIMEOUT = 15.0
 """Seconds for a confirm, as the AMQP transport waits; then the connection is given up."""
 
+_RESOLUTION = 0.001
+"""Seconds; the difference of two times may be so small that the clock, a float, does not get past it."""
+
 Put = Callable[[float | None], Deferred[None]]
 """Takes the seconds after which a message is void, or None, and gives the message to the broker."""
 
@@ -109,11 +112,11 @@ class Sender:
         oldest = next(iter(self._unconfirmed), None)
         if oldest is None:
             return
-        waited = self._clock.seconds() - oldest.sent_at
-        if waited >= CONFIRM_TIMEOUT:
+        left = oldest.sent_at + CONFIRM_TIMEOUT - self._clock.seconds()
+        if left < _RESOLUTION:
             self._link.cut()
         else:
-            self._overdue = self._clock.callLater(CONFIRM_TIMEOUT - waited, self._check_confirms)
+            self._overdue = self._clock.callLater(left, self._check_confirms)
 
     def lost(self) -> None:
         """Fail what the broker has not confirmed. Called when the process has noticed that the connection is lost."""
