@@ -100,6 +100,8 @@ class SimulatedNode:
         if process.service is not None and process.service.state in {"draining", "stopped"}:
             return  # it was stopped meanwhile
         process.ended = True
+        if self.process is not process and isinstance(getattr(failure.value, "__cause__", None), ServiceTwinError):
+            return  # a twin that began meanwhile has its place
         self._simulation.not_started(self, failure.value)
 
     def start_again(self) -> None:

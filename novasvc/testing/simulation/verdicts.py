@@ -1,5 +1,6 @@
 """What the registry says of the nodes of a simulation while it runs: whether they are alive, suspect or down."""
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import attrs
@@ -8,6 +9,7 @@ from twisted.internet.interfaces import IDelayedCall
 
 from novasvc.registry.verdict import VerdictRule
 from novasvc.registry.verdicts import FleetVerdicts, judge_all
+from novasvc.testing.simulation.plan import Fault
 
 if TYPE_CHECKING:
     from novasvc.testing.simulation.simulation import Simulation
@@ -16,6 +18,9 @@ _EVERY = 10.0
 """Seconds between two looks."""
 _MEMORY = 90.0
 """Seconds after a fault for which its host may be down: it was silent, and its next heartbeat may take a while."""
+
+_MISSED = 20.0
+"""Seconds from a last heartbeat to a fault, and from its end to the next heartbeat, together."""
 
 
 @attrs.define(eq=False)
@@ -41,14 +46,23 @@ class VerdictWitness:
     def _check(self, fleet: FleetVerdicts) -> None:
         simulation = self._simulation
         now = simulation.clock.seconds()
+        sizes = Counter(record.binary for record, _ in fleet.services)
         for record, verdict in fleet.services:
-            if verdict.is_down and not self._is_excused(record.host, now):
+            is_small = sizes[record.binary] < VerdictRule().suspect_group_size
+            if verdict.is_down and not self._is_excused(record.host, now, is_small=is_small):
                 text = f"{record.name} is said to be down ({verdict.reason}), and nothing was done to it"
                 simulation.ledger.problem("no_false_down", text)
 
-    def _is_excused(self, host: str, now: float) -> bool:
-        """Return whether a fault of the host may be the reason."""
+    def _is_excused(self, host: str, now: float, *, is_small: bool) -> bool:
+        """Return whether a fault may be the reason.
+
+        :param is_small: whether the service is of a group that is too small to be suspect.
+        """
         return any(
-            host in fault.places and begin <= now <= end + _MEMORY
+            (host in fault.places or (is_small and self._stops_heartbeats(fault))) and begin <= now <= end + _MEMORY
             for begin, end, fault in self._simulation.disturbances
         )
+
+    def _stops_heartbeats(self, fault: Fault) -> bool:
+        """Return whether a fault of the broker keeps heartbeats away for service_down_time."""
+        return fault.kind == "broker stall" and fault.seconds + _MISSED > self._simulation.service_down_time
