@@ -139,10 +139,10 @@ class DrainCase(Fleets, InteropCase):
             await deferToThread(node.ready, kind.workers, (), START)
         else:
             await deferToThread(node.says, "is running", START)
-        await self.until(lambda: len(_under_way(node)) >= LEAST and len(node.journal) > before + 4 * LEAST)
+        await self.until(lambda: len(_under_way(node)) >= LEAST and len(node.journal) > before + 4 * LEAST, START)
         await deferLater(reactor, chance.uniform(0, SECONDS))
         # Checked again: on a busy machine the callers may have begun nothing in the meantime.
-        await self.until(lambda: len(_under_way(node)) >= LEAST)
+        await self.until(lambda: len(_under_way(node)) >= LEAST, START)
         began, operations = time.monotonic(), _under_way(node)
         os.kill(node.pid, signal.SIGTERM)
         # Each process says it for itself.

@@ -85,7 +85,8 @@ class ProbedTests(FleetCase):
         fleet.replaced(1, pids[1])
         until(lambda: self.samples("novasvc_process_start_time_seconds").get("1", before) > before)
         _, body = self.get("/metrics")
-        self.assertIn('novasvc_worker_restarts_total{server="novasvc-agent"} 1.0', body)
+        # On a busy machine the other worker may have been replaced as well.
+        self.assertRegex(body, r'novasvc_worker_restarts_total\{server="novasvc-agent"\} [1-9]')
         until(lambda: self.ready()[0] == 200)
 
     def test_no_secret(self) -> None:
