@@ -236,7 +236,7 @@ class ServiceRegistry:
 
     def release_leases(self, topic: str, owner: str, tasks: Sequence[str]) -> Deferred[None]:
         """See IServiceRegistry."""
-        return self._engine.run(lambda connection: leases.release(connection, topic, owner, tasks))
+        return self._engine.run_statements(lambda connection: leases.release(connection, topic, owner, tasks))
 
     def list_leases(self) -> Deferred[Leases]:
         """See IServiceRegistry."""
