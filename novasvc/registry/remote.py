@@ -101,9 +101,8 @@ class RemoteRegistry:
             timeout=TIMEOUT,
             idempotent=True,
         )
-        # Prepared once: heartbeats and starts are many.
-        since = (PAGE_VERSION, PROVE_WRITABLE_VERSION, LEASES_VERSION, INCARNATIONS_VERSION, VERDICTS_VERSION)
-        self._since = {VERSION: self._conductor} | {each: self._conductor.prepare(version=each) for each in since}
+        # By version, prepared once: heartbeats and starts are many.
+        self._since = {VERSION: self._conductor}
 
     def open(self) -> Deferred[None]:
         """Do nothing: each call finds a conductor, or fails."""
@@ -241,6 +240,8 @@ class RemoteRegistry:
         return self._ask(read_leases, "list_leases", LEASES_VERSION)
 
     def _ask(self, read: Callable[[Any], _T], method: str, since: str = VERSION, /, **args: Any) -> Deferred[_T]:
+        if since not in self._since:
+            self._since[since] = self._conductor.prepare(version=since)
         asking = self._since[since].call(RequestContext.admin(), method, **args)
         return Deferred.fromCoroutine(_answer(asking, read, method))
 
