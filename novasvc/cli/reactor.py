@@ -25,18 +25,17 @@ def run_on_reactor(work: Callable[[Any], Coroutine[Any, Any, _T]], reactor: Any 
 
     outcomes: list[_T | Failure] = []
     interrupted = False
-    the_reactor: Any = reactor
     # None is one that was not set from Python, and cannot be set again.
     handlers = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGINT, signal.SIGTERM)}
 
     def begin() -> None:
-        working = Deferred.fromCoroutine(work(the_reactor)).addBoth(outcomes.append)
-        the_reactor.addSystemEventTrigger("before", "shutdown", interrupt, working)
+        working = Deferred.fromCoroutine(work(reactor)).addBoth(outcomes.append)
+        reactor.addSystemEventTrigger("before", "shutdown", interrupt, working)
         working.addBoth(stop)
 
     def stop(_: object) -> None:
         if not interrupted:
-            the_reactor.stop()
+            reactor.stop()
 
     def interrupt(working: Deferred[Any]) -> Deferred[None] | None:
         nonlocal interrupted
@@ -49,10 +48,10 @@ def run_on_reactor(work: Callable[[Any], Coroutine[Any, Any, _T]], reactor: Any 
         working.addBoth(lambda _: None).chainDeferred(cleaned_up)
         working.cancel()
         # Clean-up that does not finish in time is abandoned: the process exits.
-        return cleaned_up.addTimeout(_CLEANUP_TIMEOUT, the_reactor).addErrback(lambda _: None)
+        return cleaned_up.addTimeout(_CLEANUP_TIMEOUT, reactor).addErrback(lambda _: None)
 
-    the_reactor.callWhenRunning(begin)
-    the_reactor.run()
+    reactor.callWhenRunning(begin)
+    reactor.run()
     if interrupted:
         raise KeyboardInterrupt
     # A reactor leaves its own, and the next one would take them for the user's.
