@@ -30,6 +30,7 @@ from novasvc.config.transport_url import BrokerAddress
 from novasvc.registry.incarnation import ServiceStart
 from novasvc.registry.remote import RemoteRegistry
 from novasvc.registry.sql import migrate
+from novasvc.registry.sql.address import DatabaseAddress
 from novasvc.registry.sql.schema import incarnations, services
 from novasvc.rpc import Client
 from novasvc.rpc.errors import RPCError
@@ -40,8 +41,6 @@ from tests.servers.databases import DatabaseServer, MariaDB, PostgreSQL
 from tests.servers.rabbitmq import Broker
 
 DATABASES = {"postgresql": PostgreSQL, "mariadb": MariaDB, "sqlite": None}
-DRIVERS = {"postgresql": "postgresql+psycopg"}
-"""Where SQLAlchemy would take another driver than novasvc does."""
 CHUNK = 0.01
 """Seconds: the heartbeats that are due in it are sent together."""
 
@@ -92,8 +91,7 @@ def _database(name: str, folder: Path) -> Iterator[tuple[str, DatabaseServer | N
 
 def _fill(url: str, number: int) -> list[int]:
     """Write the rows of that many nodes; return their ids."""
-    address = sqlalchemy.make_url(url)
-    engine = sqlalchemy.create_engine(address.set(drivername=DRIVERS.get(address.drivername, address.drivername)))
+    engine = DatabaseAddress.parse(url).make_engine(connections=1, wait_timeout=60.0)
     row: dict[str, Any] = dict.fromkeys(services.c.keys())
     row |= {"binary": "novasvc-agent", "topic": "agent", "report_count": 0, "disabled": False, "deleted": 0}
     row |= {"forced_down": False, "version": 0}
