@@ -383,6 +383,9 @@ class Node:
                 reached = await attempt()
             except NovasvcError as error:
                 self.start_error = error
+                if not self._stays():
+                    # The start was cancelled, and what it waited for made this error of it.
+                    raise CancelledError from error
                 if self.runtime.settings.fail_fast or not isinstance(error, _OUTAGES):
                     raise
                 if self.waiting_for is None:

@@ -3,17 +3,19 @@
 import os
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import attrs
-from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock
 from twisted.internet.interfaces import IReactorFDSet, IReactorTime, IReactorUNIX
+from twisted.logger import Logger
 from zope.interface import implementer
 
 from novasvc.config import Settings, load
+from novasvc.errors import NovasvcError, describe
 from novasvc.interfaces import IServiceRegistry, ISpecification, ISpecified, ITransport
 from novasvc.middleware import load_middleware
 from novasvc.node.errors import DirectoryError
@@ -32,6 +34,8 @@ from novasvc.rpc.server.unstarted_record import UnstartedRecord
 from novasvc.transport.local import HostSockets, LocalTransport
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
 from novasvc.workers.current import EndsAlone, SharedStart, current_worker
+
+_log = Logger()
 
 
 class _Openable(Protocol):
@@ -67,7 +71,7 @@ class SharedConnection(Generic[_Resource]):
                 try:
                     await resource.open()
                 except BaseException:
-                    await resource.close()
+                    await _undo(resource.close(), self.name)
                     raise
                 self._resource = resource
             self._users += 1
@@ -104,7 +108,7 @@ class ConductorConnection(SharedConnection[IServiceRegistry]):
         try:
             return await super().acquire()
         except BaseException:
-            await self._broker.release()
+            await _undo(self._broker.release(), self._broker.name)
             raise
 
     async def release(self) -> None:
@@ -114,6 +118,24 @@ class ConductorConnection(SharedConnection[IServiceRegistry]):
 
     def _make_registry(self) -> IServiceRegistry:
         return RemoteRegistry(Client(self._transport, clock=self._clock))
+
+
+async def _undo(closing: Awaitable[None], name: str) -> None:
+    """Close what did not open, or what is of no use without it, and log a failure.
+
+    The caller raises why it did not open. That may be a cancellation, which ends a node's start; a failure to close in
+    its place would be taken for an outage, and the start would go on.
+    """
+    try:
+        await closing
+    except CancelledError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever it is, the caller raises the first error
+        _log.warn(
+            "closing the connection to the {name} failed: {error}",
+            name=name,
+            error=error if isinstance(error, NovasvcError) else describe(error),
+        )
 
 
 @implementer(ISpecified)

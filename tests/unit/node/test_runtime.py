@@ -2,15 +2,17 @@
 
 from typing import Any
 
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.config import Settings
 from novasvc.context import RequestContext
 from novasvc.errors import UndeliverableError
 from novasvc.interfaces import ITransport
-from novasvc.node.runtime import Runtime
+from novasvc.node.runtime import Runtime, SharedConnection
+from novasvc.registry.errors import DatabaseUnavailableError
 from novasvc.rpc import BaseAPI, Client, Endpoints, Server
 from novasvc.rpc.target import Target
 
@@ -56,3 +58,47 @@ class FromSettingsTests(SynchronousTestCase):
         one, other, elsewhere = (Runtime.from_settings(Settings(), each) for each in (clock, clock, Clock()))
         self.assertEqual(one.run_blocking, other.run_blocking)
         self.assertNotEqual(one.run_blocking, elsewhere.run_blocking)
+
+
+class SharedConnectionTests(SynchronousTestCase):
+    """Tests for novasvc.node.runtime.SharedConnection."""
+
+    def setUp(self) -> None:
+        self.opening: Deferred[None] = Deferred()
+        self.closing: Deferred[None] = Deferred()
+        self.connection: SharedConnection[Any] = SharedConnection("database", lambda: self)
+
+    def open(self) -> Deferred[None]:
+        """Be what is opened."""
+        return self.opening
+
+    def close(self) -> Deferred[None]:
+        """Be what is closed."""
+        return self.closing
+
+    def test_cancelled(self) -> None:
+        """Cancelled while it opens it is closed; a failure of that does not hide that it was cancelled."""
+        acquiring = Deferred.fromCoroutine(self.connection.acquire())
+        acquiring.cancel()
+        self.assertNoResult(acquiring)
+        with capturedLogs() as events:
+            self.closing.errback(DatabaseUnavailableError("sqlite:///x", "no answer"))
+        self.failureResultOf(acquiring, CancelledError)
+        (line,) = map(formatEvent, events)
+        self.assertIn("closing the connection to the database failed: database sqlite:///x: no answer; check", line)
+
+    def test_cancelled_while_it_closes(self) -> None:
+        """Nor does the failure to open hide that it was cancelled while it closed."""
+        acquiring = Deferred.fromCoroutine(self.connection.acquire())
+        self.opening.errback(DatabaseUnavailableError("sqlite:///x", "away"))
+        acquiring.cancel()
+        self.failureResultOf(acquiring, CancelledError)
+
+    def test_failed(self) -> None:
+        """It fails with the reason why it did not open, and the next user opens a new one."""
+        acquiring = Deferred.fromCoroutine(self.connection.acquire())
+        self.opening.errback(DatabaseUnavailableError("sqlite:///x", "away"))
+        self.closing.errback(DatabaseUnavailableError("sqlite:///x", "no answer"))
+        self.assertIn("away", str(self.failureResultOf(acquiring, DatabaseUnavailableError).value))
+        self.opening = succeed(None)
+        self.assertIs(self.successResultOf(Deferred.fromCoroutine(self.connection.acquire())), self)

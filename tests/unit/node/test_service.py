@@ -269,6 +269,21 @@ class StartTests(ServiceTestCase):
         self.failureResultOf(started, StateError)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
+    def test_stop_makes_outage(self) -> None:
+        """A stop ends the start, also where the cancelled request fails as it does in an outage."""
+        service = self.make()
+
+        def fail_as_away(opening: Deferred[None]) -> None:
+            opening.errback(DatabaseUnavailableError("sqlite:///x", "no answer"))
+
+        self.patch(type(self.registry()), "open", lambda _: Deferred(fail_as_away))
+        started = service.start()
+        self.assertNoResult(started)
+        self.successResultOf(service.stop())
+        self.failureResultOf(started, StateError)
+        self.fleet.advance(30)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
     def test_stop_in_hook(self) -> None:
         """A stop while a hook is awaited cancels the hook."""
         service = self.make()
