@@ -117,7 +117,7 @@ def _write_table(columns: Sequence[str], texts: Sequence[Sequence[str]], out: Te
     # Imported here, because only a table needs rich, and only a terminal needs its console.
     from rich import box  # noqa: PLC0415
 
-    widths = [max(map(_width, (name, *column))) for name, column in zip(columns, texts, strict=True)]
+    widths = [_widest([name, *column]) for name, column in zip(columns, texts, strict=True)]
     if not out.isatty():
         # For a program, lines are never wrapped, whatever the terminal of this process is.
         _write_lines(columns, texts, widths, box.ASCII2, out)
@@ -144,26 +144,35 @@ def _write_lines(
     """Write a table that is as wide as it needs."""
     # Without rich, which measures and renders each cell: that takes 8 s for 10,000 rows.
 
-    def padded(text: str, width: int) -> str:
-        return text.ljust(width) if text.isascii() else text + " " * (width - _width(text))
-
-    def cell(text: str, width: int) -> str:
-        colour = _COLOURS.get(text) if coloured else None
-        return click.style(padded(text, width), fg=colour) if colour else padded(text, width)
+    def cells(texts: Sequence[str], width: int) -> list[str]:
+        padded = _padded(texts, width)
+        if not coloured:
+            return padded
+        colours = map(_COLOURS.get, texts)
+        return [click.style(cell, fg=colour) if colour else cell for cell, colour in zip(padded, colours, strict=True)]
 
     def line(cells: Sequence[str], left: str, divider: str, right: str) -> str:
         return f"{left} {f' {divider} '.join(cells)} {right}\n"
 
-    names = [padded(name, width) for name, width in zip(columns, widths, strict=True)]
-    cells = [[cell(text, width) for text in column] for column, width in zip(texts, widths, strict=True)]
+    names = [_padded([name], width)[0] for name, width in zip(columns, widths, strict=True)]
+    rows = zip(*map(cells, texts, widths), strict=True)
     frames = [width + 2 for width in widths]
     head = [click.style(name, bold=True) for name in names] if coloured else names
     out.write(frame.get_top(widths=frames) + "\n")
     out.write(line(head, frame.head_left, frame.head_vertical, frame.head_right))
     out.write(frame.get_row(frames, "head") + "\n")
-    rows = zip(*cells, strict=True)
     out.writelines(line(row, frame.mid_left, frame.mid_vertical, frame.mid_right) for row in rows)
     out.write(frame.get_bottom(widths=frames) + "\n")
+
+
+def _padded(texts: Sequence[str], width: int) -> list[str]:
+    if "".join(texts).isascii():
+        return [text.ljust(width) for text in texts]
+    return [text + " " * (width - _width(text)) for text in texts]
+
+
+def _widest(texts: Sequence[str]) -> int:
+    return max(map(len if "".join(texts).isascii() else _width, texts))
 
 
 def _width(text: str) -> int:
