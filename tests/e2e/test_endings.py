@@ -228,7 +228,7 @@ class EndingTests(FleetCase):
                     fleet.says("the supervisor is running")
                 os.kill(fleet.pid, signal.SIGTERM)
                 self.assert_ended(fleet, TABLE[row][column], workers)
-                fleet.says(r"expired: cancelling 0 calls and 1 periodic task \(work\)")
+                fleet.says(r"cancelling 0 calls and 1 periodic task \(work\)")
 
     def test_deadline(self) -> None:
         row = "TERM, and a server has not stopped after the deadline"

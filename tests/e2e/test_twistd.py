@@ -241,7 +241,7 @@ class RunTests(TwistdTestCase):
         node.wait_for("task trouble")
         node.wait_for("task trouble")
         self.assertEqual(node.stop(), -signal.SIGTERM)
-        self.assertRegex(node.output, r"expired: cancelling 0 calls and 1 periodic task \(hanging\)")
+        self.assertRegex(node.output, r"cancelling 0 calls and 1 periodic task \(hanging\)")
 
     def test_thread_that_hangs(self) -> None:
         """A stuck thread does not delay the exit; one warning names its function."""
