@@ -11,7 +11,9 @@ from twisted.internet.defer import Deferred
 
 from novasvc import rpc
 from novasvc.context import RequestContext
+from novasvc.interfaces import IServiceRegistry
 from novasvc.manager import Manager
+from novasvc.registry.breaker import CircuitBreaker
 from novasvc.registry.encoding import encode_record, read_query
 from novasvc.registry.errors import (
     DatabaseError,
@@ -43,6 +45,7 @@ VERDICTS_VERSION = "1.5"
 """The first version with outages, observations and observe."""
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
+_T = TypeVar("_T")
 
 
 def _expose(*, idempotent: bool, version: str = VERSION) -> Callable[[_Method], _Method]:
@@ -75,12 +78,33 @@ class Conductor(Manager):
     # the same state: a service enters one state after the other, and waits for each. A second observe has the same
     # fencing number and the same observations.
 
+    # Note [A database out of reach]
+    #
+    # Two conductors share the topic, and one of them loses its way to the database. Requests that reach it would wait
+    # for the database's timeout; a node whose heartbeats reach it several times in a row would be down. Therefore it
+    # refuses them at once, by a circuit breaker, and its client asks once more: most brokers then ask the other one.
+
+    def init_host(self) -> None:
+        """Prepare to watch whether the database answers."""
+        self._breaker = CircuitBreaker(self._probe, self.attachments.reactor)
+
+    def cleanup_host(self) -> None:
+        """Stop watching."""
+        self._breaker.stop()
+
+    def _probe(self) -> Deferred[None]:
+        probing: Deferred[None] = self.attachments.registry.prove_writable()
+        return probing
+
+    def _ask(self, request: Callable[[IServiceRegistry], Deferred[_T]]) -> Deferred[_T]:
+        return self._breaker.run(lambda: request(self.attachments.registry))
+
     @_expose(idempotent=True)
     async def register(
         self, context: RequestContext, host: str, binary: str, topic: str | None, version: int
     ) -> dict[str, Any]:
         """Return the row of (host, binary), created if there is none."""
-        return encode_record(await self.attachments.registry.register(host, binary, topic, version))
+        return encode_record(await self._ask(lambda registry: registry.register(host, binary, topic, version)))
 
     @_expose(version=INCARNATIONS_VERSION, idempotent=True)
     async def begin(self, context: RequestContext, start: ServiceStart) -> dict[str, Any]:
@@ -88,12 +112,12 @@ class Conductor(Manager):
 
         :param start: an object with the fields of :class:`novasvc.registry.incarnation.ServiceStart`.
         """
-        return encode_record(await self.attachments.registry.begin(start))
+        return encode_record(await self._ask(lambda registry: registry.begin(start)))
 
     @_expose(idempotent=True)
     def beat(self, context: RequestContext, service_id: int, incarnation: int | None = None) -> Deferred[None]:
         """Write a heartbeat. The argument ``incarnation`` is new in version 1.4."""
-        return self.attachments.registry.beat(service_id, incarnation)
+        return self._ask(lambda registry: registry.beat(service_id, incarnation))
 
     @_expose(version=INCARNATIONS_VERSION, idempotent=True)
     def enter(
@@ -107,17 +131,19 @@ class Conductor(Manager):
         calls: int = 0,
     ) -> Deferred[None]:
         """Write the state of an incarnation."""
-        return self.attachments.registry.enter(service_id, incarnation, state, until=until, reason=reason, calls=calls)
+        return self._ask(
+            lambda registry: registry.enter(service_id, incarnation, state, until=until, reason=reason, calls=calls)
+        )
 
     @_expose(version=PROVE_WRITABLE_VERSION, idempotent=True)
     def prove_writable(self, context: RequestContext) -> Deferred[None]:
         """Check that the database can be written."""
-        return self.attachments.registry.prove_writable()
+        return self._ask(lambda registry: registry.prove_writable())
 
     @_expose(idempotent=True)
     async def get(self, context: RequestContext, service: str) -> dict[str, Any]:
         """Read the row with this id in decimal, or this uuid."""
-        return encode_record(await self.attachments.registry.get(service))
+        return encode_record(await self._ask(lambda registry: registry.get(service)))
 
     @_expose(idempotent=True)
     async def list(
@@ -128,7 +154,7 @@ class Conductor(Manager):
         topic: str | None = None,
     ) -> Any:
         """Read the live rows that match the arguments."""
-        return [encode_record(row) for row in await self.attachments.registry.list(host, binary, topic)]
+        return [encode_record(row) for row in await self._ask(lambda registry: registry.list(host, binary, topic))]
 
     @_expose(version=PAGE_VERSION, idempotent=True)
     async def page(self, context: RequestContext, query: dict[str, Any]) -> Any:
@@ -137,7 +163,8 @@ class Conductor(Manager):
         :param query: an object with fields of :class:`novasvc.registry.query.ServiceQuery`.
         :return: {"rows": [row], "more": bool}.
         """
-        page = await self.attachments.registry.page(read_query("page", query))
+        wanted = read_query("page", query)
+        page = await self._ask(lambda registry: registry.page(wanted))
         return {"rows": [encode_record(row) for row in page.rows], "more": page.more}
 
     @_expose(version=PAGE_VERSION, idempotent=True)
@@ -147,7 +174,9 @@ class Conductor(Manager):
         :param query: see :meth:`page`.
         :return: an object with the fields of :class:`novasvc.registry.query.ServiceTotals`.
         """
-        return attrs.asdict(await self.attachments.registry.count(read_query("count", query)))
+        wanted = read_query("count", query)
+        totals = await self._ask(lambda registry: registry.count(wanted))
+        return attrs.asdict(totals)
 
     @_expose(idempotent=False)
     async def update(
@@ -160,12 +189,12 @@ class Conductor(Manager):
     ) -> dict[str, Any]:
         """Change a row's columns; see :class:`novasvc.registry.record.ServiceChanges`."""
         changes = ServiceChanges(disabled=disabled, disabled_reason=disabled_reason, forced_down=forced_down)
-        return encode_record(await self.attachments.registry.update(service_id, changes))
+        return encode_record(await self._ask(lambda registry: registry.update(service_id, changes)))
 
     @_expose(idempotent=True)
     def delete(self, context: RequestContext, service_id: int) -> Deferred[None]:
         """Soft-delete the row."""
-        return self.attachments.registry.delete(service_id)
+        return self._ask(lambda registry: registry.delete(service_id))
 
     @_expose(version=VERDICTS_VERSION, idempotent=True)
     async def outages(self, context: RequestContext, rule: VerdictRule) -> Any:
@@ -174,12 +203,13 @@ class Conductor(Manager):
         :param rule: an object with the fields of :class:`novasvc.registry.outages.VerdictRule`.
         :return: an object with the fields of :class:`novasvc.registry.outages.Outages`.
         """
-        return attrs.asdict(await self.attachments.registry.outages(rule))
+        outages = await self._ask(lambda registry: registry.outages(rule))
+        return attrs.asdict(outages)
 
     @_expose(version=VERDICTS_VERSION, idempotent=True)
     async def observations(self, context: RequestContext, observer: str) -> Any:
         """Read what an observer was told: objects with the fields of Observation."""
-        return [attrs.asdict(each) for each in await self.attachments.registry.observations(observer)]
+        return [attrs.asdict(each) for each in await self._ask(lambda registry: registry.observations(observer))]
 
     @_expose(version=VERDICTS_VERSION, idempotent=True)
     def observe(
@@ -189,7 +219,7 @@ class Conductor(Manager):
 
         :param observations: objects with the fields of :class:`novasvc.registry.observation.Observation`.
         """
-        return self.attachments.registry.observe(observer, fencing, observations)
+        return self._ask(lambda registry: registry.observe(observer, fencing, observations))
 
     @_expose(version=LEASES_VERSION, idempotent=True)
     async def hold_leases(self, context: RequestContext, request: LeaseRequest) -> Any:
@@ -198,14 +228,14 @@ class Conductor(Manager):
         :param request: an object with the fields of :class:`novasvc.registry.lease.LeaseRequest`.
         :return: a list of objects with the fields of :class:`novasvc.registry.lease.Lease`.
         """
-        return [attrs.asdict(lease) for lease in await self.attachments.registry.hold_leases(request)]
+        return [attrs.asdict(lease) for lease in await self._ask(lambda registry: registry.hold_leases(request))]
 
     @_expose(version=LEASES_VERSION, idempotent=True)
     def release_leases(self, context: RequestContext, topic: str, owner: str, tasks: Sequence[str]) -> Deferred[None]:
         """Free the leases of an owner."""
-        return self.attachments.registry.release_leases(topic, owner, tasks)
+        return self._ask(lambda registry: registry.release_leases(topic, owner, tasks))
 
     @_expose(version=LEASES_VERSION, idempotent=True)
     async def list_leases(self, context: RequestContext) -> Any:
         """Read all leases."""
-        return [attrs.asdict(lease) for lease in await self.attachments.registry.list_leases()]
+        return [attrs.asdict(lease) for lease in await self._ask(lambda registry: registry.list_leases())]

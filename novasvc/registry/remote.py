@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 import attrs
@@ -61,7 +62,10 @@ from novasvc.rpc.errors import (
 from novasvc.transport.errors import BrokerError
 
 TIMEOUT = 20.0
-"""Seconds for a call: more than the database's own timeout, so that the database's error is returned."""
+"""Seconds for each attempt: more than the database's own timeout, so that the database's error is returned."""
+
+ATTEMPTS = 2
+"""Conductors that are asked one after the other, if the first answers that its database is not available."""
 
 _OUTAGES: Mapping[type[Exception], str] = {
     MethodTimeoutError: "its database did not answer in time",
@@ -197,8 +201,8 @@ class RemoteRegistry:
     def update(self, service_id: int, changes: ServiceChanges) -> Deferred[ServiceRecord]:
         """See IServiceRegistry."""
         once = self._conductor.prepare(idempotent=False)  # See Note [What a conductor may do twice].
-        asking = once.call(RequestContext.admin(), "update", service_id=service_id, **attrs.asdict(changes))
-        return Deferred.fromCoroutine(_answer(asking, read_record, "update"))
+        ask = partial(once.call, RequestContext.admin(), "update", service_id=service_id, **attrs.asdict(changes))
+        return Deferred.fromCoroutine(_answer(ask, read_record, "update", attempts=1))
 
     def delete(self, service_id: int) -> Deferred[None]:
         """See IServiceRegistry."""
@@ -242,8 +246,8 @@ class RemoteRegistry:
     def _ask(self, read: Callable[[Any], _T], method: str, since: str = VERSION, /, **args: Any) -> Deferred[_T]:
         if since not in self._since:
             self._since[since] = self._conductor.prepare(version=since)
-        asking = self._since[since].call(RequestContext.admin(), method, **args)
-        return Deferred.fromCoroutine(_answer(asking, read, method))
+        ask = partial(self._since[since].call, RequestContext.admin(), method, **args)
+        return Deferred.fromCoroutine(_answer(ask, read, method))
 
 
 _OWN_ERRORS = (
@@ -269,9 +273,11 @@ def _is_too_old(error: BaseException) -> bool:
     return isinstance(error.__cause__, UnsupportedVersionError | NoSuchMethodError)
 
 
-async def _answer(asking: Deferred[Any], read: Callable[[Any], _T], method: str) -> _T:
+async def _answer(
+    ask: Callable[[], Deferred[Any]], read: Callable[[Any], _T], method: str, *, attempts: int = ATTEMPTS
+) -> _T:
     try:
-        answer = await asking
+        answer = await _ask_again(ask, attempts)
     except _OWN_ERRORS:
         raise
     except Exception as error:
@@ -283,3 +289,14 @@ async def _answer(asking: Deferred[Any], read: Callable[[Any], _T], method: str)
         return read(answer)
     except ValueError as error:
         raise DatabaseError(TOPIC, f"its answer to {method!r} cannot be read: {error}") from error
+
+
+async def _ask_again(ask: Callable[[], Deferred[Any]], attempts: int) -> Any:
+    # Without a pause: the next conductor may reach the database, and one that does not refuses at once. See
+    # novasvc.registry.conductor, Note [A database out of reach].
+    for _ in range(attempts - 1):
+        try:
+            return await ask()
+        except DatabaseUnavailableError:
+            pass
+    return await ask()

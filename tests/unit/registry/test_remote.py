@@ -24,6 +24,8 @@ from novasvc.errors import (
     UnconfirmedError,
 )
 from novasvc.manager import Manager
+from novasvc.registry.breaker import PROBE_PAUSE
+from novasvc.registry.conductor import Conductor
 from novasvc.registry.encoding import encode_record
 from novasvc.registry.incarnation import ServiceStart
 from novasvc.registry.outages import Outages, VerdictRule
@@ -74,10 +76,10 @@ class ErrorsTests(ConductorCase):
         transport = self.transport()
         self.successResultOf(transport.listen(Target("conductor", "c1"), lambda delivery: None, 10))
 
-    def conductor_before(self, beat: Callable[[int], Any]) -> Service:
-        """Start a conductor whose registry has this beat()."""
+    def conductor_before(self, **methods: Callable[..., Any]) -> Service:
+        """Start a conductor whose registry has these methods."""
         service = self.conductor()
-        registry = SimpleNamespace(beat=beat)
+        registry = SimpleNamespace(**methods)
         service.manager.attachments = attrs.evolve(service.manager.attachments, registry=registry)
         return service
 
@@ -104,8 +106,37 @@ class ErrorsTests(ConductorCase):
             error = self.failureResultOf(self.ask(remote.beat(1))).value
             self.assertIs(type(error), type(outage))
             self.assertEqual((error.args, str(error)), (outage.args, str(outage)))
-        self.registry.outage = None
-        self.assertEqual(log, [])
+            self.registry.outage = None
+            self.fleet.advance(PROBE_PAUSE)
+        self.assertEqual([line for line in log if "the database does not answer" not in line], [])
+
+    def test_asks_another(self) -> None:
+        """A conductor that cannot reach its database costs its clients nothing while there is another one."""
+        asked: list[int] = []
+
+        def lose(service_id: int, incarnation: int | None) -> Deferred[None]:
+            asked.append(service_id)
+            return fail(DatabaseUnavailableError("u", "away"))
+
+        self.conductor_before(beat=lose, prove_writable=Deferred)
+        self.fleet.start(Conductor, host="c2", topic="conductor")
+        remote = self.remote()
+        for _ in range(6):
+            self.successResultOf(self.ask(remote.beat(1)))
+        self.assertEqual(asked, [1])
+
+    def test_update_once(self) -> None:
+        """An update, which may not run twice, is not asked of another conductor."""
+        asked: list[int] = []
+
+        def lose(service_id: int, changes: ServiceChanges) -> Deferred[None]:
+            asked.append(service_id)
+            return fail(DatabaseUnavailableError("u", "away"))
+
+        self.conductor_before(update=lose, prove_writable=Deferred)
+        changing = self.ask(self.remote().update(1, ServiceChanges(disabled=True)))
+        self.failureResultOf(changing, DatabaseUnavailableError)
+        self.assertEqual(asked, [1])
 
     def test_not_found(self) -> None:
         """A missing row is a ServiceNotFoundError that names it."""
@@ -131,7 +162,7 @@ class ErrorsTests(ConductorCase):
     def test_slow_database(self) -> None:
         """A slow database of the conductor is an outage; the conductor stops waiting when the node does."""
         cancelled: list[Any] = []
-        service = self.conductor_before(lambda *_: Deferred(cancelled.append))
+        service = self.conductor_before(beat=lambda *_: Deferred(cancelled.append))
         asked = self.ask(self.remote().beat(1))
         self.fleet.advance(TIMEOUT)
         self.failureResultOf(asked, DatabaseUnavailableError)
@@ -159,7 +190,7 @@ class ErrorsTests(ConductorCase):
 
     def test_bug(self) -> None:
         """A bug in the conductor is a DatabaseError with its text, not an outage."""
-        self.conductor_before(lambda *_: 1 / 0)
+        self.conductor_before(beat=lambda *_: 1 / 0)
         error = self.failureResultOf(self.ask(self.remote().beat(1))).value
         self.assertIs(type(error), DatabaseError)
         self.assertIn("database conductor: 'beat' failed with ZeroDivisionError: division by zero", str(error))
