@@ -22,6 +22,9 @@ _MEMORY = 90.0
 _MISSED = 20.0
 """Seconds from a last heartbeat to a fault, and from its end to the next heartbeat, together."""
 
+_OF_DATABASE = {"database stall", "database refusal"}
+"""Faults that all services have together."""
+
 
 @attrs.define(eq=False)
 class VerdictWitness:
@@ -47,9 +50,11 @@ class VerdictWitness:
         simulation = self._simulation
         now = simulation.clock.seconds()
         sizes = Counter(record.binary for record, _ in fleet.services)
+        enough = VerdictRule().suspect_group_size
+        unprotected = len(fleet.services) < enough and self._was_without_database()
         for record, verdict in fleet.services:
-            is_small = sizes[record.binary] < VerdictRule().suspect_group_size
-            if verdict.is_down and not self._is_excused(record.host, now, is_small=is_small):
+            is_small = sizes[record.binary] < enough
+            if verdict.is_down and not unprotected and not self._is_excused(record.host, now, is_small=is_small):
                 text = f"{record.name} is said to be down ({verdict.reason}), and nothing was done to it"
                 simulation.ledger.problem("no_false_down", text)
 
@@ -62,6 +67,11 @@ class VerdictWitness:
             (host in fault.places or (is_small and self._stops_heartbeats(fault))) and begin <= now <= end + _MEMORY
             for begin, end, fault in self._simulation.disturbances
         )
+
+    def _was_without_database(self) -> bool:
+        """Return whether all heartbeats may have failed for longer than a small fleet is only suspect."""
+        faults = [fault for _, _, fault in self._simulation.disturbances if fault.kind in _OF_DATABASE]
+        return sum(fault.seconds for fault in faults) + _MISSED > 1.5 * self._simulation.service_down_time
 
     def _stops_heartbeats(self, fault: Fault) -> bool:
         """Return whether a fault of the broker keeps heartbeats away for service_down_time."""
