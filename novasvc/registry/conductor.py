@@ -84,20 +84,22 @@ class Conductor(Manager):
     # for the database's timeout; a node whose heartbeats reach it several times in a row would be down. Therefore it
     # refuses them at once, by a circuit breaker, and its client asks once more: most brokers then ask the other one.
 
-    def init_host(self) -> None:
-        """Prepare to watch whether the database answers."""
-        self._breaker = CircuitBreaker(self._probe, self.attachments.reactor)
+    _breaker: CircuitBreaker | None = None
 
     def cleanup_host(self) -> None:
-        """Stop watching."""
-        self._breaker.stop()
+        """Watch no longer whether the database answers."""
+        breaker, self._breaker = self._breaker, None
+        if breaker is not None:
+            breaker.stop()
+
+    def _ask(self, request: Callable[[IServiceRegistry], Deferred[_T]]) -> Deferred[_T]:
+        if self._breaker is None:
+            self._breaker = CircuitBreaker(self._probe, self.attachments.reactor)
+        return self._breaker.run(lambda: request(self.attachments.registry))
 
     def _probe(self) -> Deferred[None]:
         probing: Deferred[None] = self.attachments.registry.prove_writable()
         return probing
-
-    def _ask(self, request: Callable[[IServiceRegistry], Deferred[_T]]) -> Deferred[_T]:
-        return self._breaker.run(lambda: request(self.attachments.registry))
 
     @_expose(idempotent=True)
     async def register(
