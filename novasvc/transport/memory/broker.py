@@ -35,7 +35,7 @@ class Message:
 
     :param expires_at: seconds on the clock; None is never.
     :param deliveries: number of earlier deliveries that were not settled.
-    :param losses: how many of them were lost with a connection, and not with their process.
+    :param losses: how many of them were lost with a connection, and not with their process; at most one is counted.
     :param probe: called on delivery in place of the listener's receiver; None for a request.
     """
 
@@ -97,9 +97,15 @@ class Queue:
         self._broker.schedule(self)
         return True
 
-    def requeue_at_head(self, message: Message) -> None:
-        """Requeue an unsettled message at the head; the bound may be exceeded by a prefetch."""
-        message.deliveries += 1
+    def requeue_at_head(self, message: Message, *, lost: bool) -> None:
+        """Requeue an unsettled message at the head; the bound may be exceeded by a prefetch.
+
+        :param lost: whether the connection was lost. Only the first loss is counted, as with AMQP, whose field
+            "redelivered" is no count.
+        """
+        if not (lost and message.losses):
+            message.deliveries += 1
+            message.losses += lost
         self.messages.appendleft(message)
         self._broker.schedule(self)
 

@@ -78,9 +78,8 @@ class _Delivery:
         if self._listener.settle(self):
             self._listener.broker.quarantine.append((self.body, reason))
 
-    def requeue_at_head(self, losses: int) -> None:
-        self._message.losses += losses
-        self._queue.requeue_at_head(self._message)
+    def requeue_at_head(self, *, lost: bool) -> None:
+        self._queue.requeue_at_head(self._message, lost=lost)
 
 
 @implementer(IListener)
@@ -226,7 +225,7 @@ class _Listener:
         self.cancel()
         if self._fanout is not None:
             self.broker.delete_fanout(self._topic, self._fanout)
-        self._end_session(losses=0)
+        self._end_session(lost=False)
         return succeed(None)
 
     @property
@@ -244,7 +243,7 @@ class _Listener:
         self._cut_off = self._cut_off or self.live
         self._stop_consuming()
         if not self.ended:
-            self._end_session(losses=1)
+            self._end_session(lost=True)
             self._session = _Session()
 
     def reconnect(self) -> None:
@@ -254,11 +253,11 @@ class _Listener:
             for queue in self._queues:
                 self._consume(queue)
 
-    def _end_session(self, *, losses: int) -> None:
+    def _end_session(self, *, lost: bool) -> None:
         self._session.ended = True
         unsettled, self._unsettled = list(self._unsettled), {}
         for delivery in reversed(unsettled):  # each goes to the head, so the oldest comes last
-            delivery.requeue_at_head(losses)
+            delivery.requeue_at_head(lost=lost)
 
 
 def _describe(name: QueueName) -> str:

@@ -196,7 +196,7 @@ class RepeatedTests(AdmissionCase):
 
     def put_back(self, body: bytes) -> None:
         """Deliver a message as a redelivery after a server's death or a lost acknowledgement."""
-        self.broker.queue("nova", TARGET.topic, TARGET.server).requeue_at_head(Message(body, None))
+        self.broker.queue("nova", TARGET.topic, TARGET.server).requeue_at_head(Message(body, None), lost=False)
         self.clock.advance(0)
 
     def test_may_have_run(self) -> None:

@@ -243,7 +243,7 @@ class RedeliveryTests(RPCCase):
 
     def redeliver_here(self, body: bytes) -> None:
         queue = self.broker.queue("nova", TARGET.topic, TARGET.server)
-        queue.requeue_at_head(Message(body, None))
+        queue.requeue_at_head(Message(body, None), lost=False)
         self.clock.advance(0)
 
 

@@ -40,6 +40,28 @@ class MemoryTransportTests(SynchronousTestCase):
         self.clock.advance(0)
         self.assertEqual((self.bodies(), [d.body for d in others]), ([b"1", b"3"], [b"2"]))
 
+    def test_lost_connections(self) -> None:
+        """A message whose consumers lose their connections one after the other has been lost once; none has died."""
+        listener = self.listen()
+        self.send(b"1")
+        for _ in range(5):
+            self.clock.advance(0)
+            listener.disconnect()
+            listener.reconnect()
+        self.clock.advance(0)
+        counts = [(delivery.deliveries, delivery.deaths) for delivery in self.received]
+        self.assertEqual(counts, [(0, 0), *[(1, 0)] * 5])
+
+    def test_ended_servers(self) -> None:
+        """Each server that ends with a message is counted."""
+        for count in range(3):
+            listener = self.listen()
+            if not count:
+                self.send(b"1")
+            self.clock.advance(0)
+            self.successResultOf(listener.close())
+        self.assertEqual([(each.deliveries, each.deaths) for each in self.received], [(0, 0), (1, 1), (2, 2)])
+
     def test_full(self) -> None:
         """A queue at its bound refuses messages until one is delivered."""
         self.listen(prefetch=1)
