@@ -70,7 +70,7 @@ class SharedConnection(Generic[_Resource]):
                 resource = self._make()
                 try:
                     await resource.open()
-                except BaseException:
+                except Exception:
                     await _undo(resource.close(), self.name)
                     raise
                 self._resource = resource
@@ -107,7 +107,7 @@ class ConductorConnection(SharedConnection[IServiceRegistry]):
         self._transport = await self._broker.acquire()
         try:
             return await super().acquire()
-        except BaseException:
+        except Exception:
             await _undo(self._broker.release(), self._broker.name)
             raise
 
