@@ -1,12 +1,14 @@
 """What the registry says of the nodes of a simulation while it runs: whether they are alive, suspect or down."""
 
 from collections import Counter
+from collections.abc import Container
 from typing import TYPE_CHECKING
 
 import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 
+from novasvc.registry.outages import CONDUCTOR_TOPIC
 from novasvc.registry.verdict import VerdictRule
 from novasvc.registry.verdicts import FleetVerdicts, judge_all
 from novasvc.testing.simulation.plan import Fault
@@ -22,7 +24,7 @@ _MEMORY = 90.0
 _MISSED = 20.0
 """Seconds from a last heartbeat to a fault, and from its end to the next heartbeat, together."""
 
-_OF_DATABASE = {"database stall", "database refusal"}
+_OF_ALL = {"broker stall", "database stall", "database refusal"}
 """Faults that all services have together."""
 
 
@@ -47,32 +49,40 @@ class VerdictWitness:
             self._next.cancel()
 
     def _check(self, fleet: FleetVerdicts) -> None:
-        simulation = self._simulation
+        simulation, down_time = self._simulation, self._simulation.service_down_time
         now = simulation.clock.seconds()
         sizes = Counter(record.binary for record, _ in fleet.services)
+        conductors = {record.host for record, _ in fleet.services if record.topic == CONDUCTOR_TOPIC}
         enough = VerdictRule().suspect_group_size
-        unprotected = len(fleet.services) < enough and self._was_without_database()
+        # See "What cannot be known" in the guide Liveness.
+        small_groups_may_be = self._silence({"broker stall"}, conductors, now) > down_time
+        small_fleets_may_be = self._silence(_OF_ALL, conductors, now) > 1.5 * down_time
         for record, verdict in fleet.services:
-            is_small = sizes[record.binary] < enough
-            if verdict.is_down and not unprotected and not self._is_excused(record.host, now, is_small=is_small):
+            excused = (
+                self._is_disturbed(record.host, now)
+                or (small_groups_may_be and sizes[record.binary] < enough)
+                or (small_fleets_may_be and len(fleet.services) < enough)
+            )
+            if verdict.is_down and not excused:
                 text = f"{record.name} is said to be down ({verdict.reason}), and nothing was done to it"
                 simulation.ledger.problem("no_false_down", text)
 
-    def _is_excused(self, host: str, now: float, *, is_small: bool) -> bool:
-        """Return whether a fault may be the reason.
+    def _is_disturbed(self, host: str, now: float) -> bool:
+        """Return whether a fault of the host may be the reason."""
+        return any(host in fault.places for fault in self._faults(now))
 
-        :param is_small: whether the service is of a group that is too small to be suspect.
+    def _silence(self, kinds: Container[str], conductors: set[str], now: float) -> float:
+        """Return the seconds for which all services of a group may have been silent together.
+
+        :param kinds: of faults that keep all heartbeats away. One of all conductors does, too.
         """
-        return any(
-            (host in fault.places or (is_small and self._stops_heartbeats(fault))) and begin <= now <= end + _MEMORY
-            for begin, end, fault in self._simulation.disturbances
-        )
+        faults = [
+            fault
+            for fault in self._faults(now)
+            if fault.kind in kinds or (conductors and conductors.issubset(fault.places))
+        ]
+        return sum(fault.seconds for fault in faults) + _MISSED
 
-    def _was_without_database(self) -> bool:
-        """Return whether all heartbeats may have failed for longer than a small fleet is only suspect."""
-        faults = [fault for _, _, fault in self._simulation.disturbances if fault.kind in _OF_DATABASE]
-        return sum(fault.seconds for fault in faults) + _MISSED > 1.5 * self._simulation.service_down_time
-
-    def _stops_heartbeats(self, fault: Fault) -> bool:
-        """Return whether a fault of the broker keeps heartbeats away for service_down_time."""
-        return fault.kind == "broker stall" and fault.seconds + _MISSED > self._simulation.service_down_time
+    def _faults(self, now: float) -> list[Fault]:
+        """Return the faults whose traces may be seen."""
+        return [fault for begin, end, fault in self._simulation.disturbances if begin <= now <= end + _MEMORY]
