@@ -1,6 +1,7 @@
 """A circuit breaker: requests fail at once while the database does not answer."""
 
 from collections.abc import Callable
+from math import inf
 from typing import TypeGuard, TypeVar
 
 import attrs
@@ -14,6 +15,8 @@ from novasvc.registry.errors import DatabaseLockedError, DatabaseUnavailableErro
 _log = Logger()
 _T = TypeVar("_T")
 
+SILENCE = 1.0
+"""Seconds without an answer after which a request that fails opens the breaker."""
 PROBE_PAUSE = 1.0
 """Seconds from a probe that failed to the next one."""
 
@@ -22,18 +25,18 @@ PROBE_PAUSE = 1.0
 class CircuitBreaker:
     """Passes requests on to the database, unless it is known not to answer.
 
-    It opens when a request fails with DatabaseUnavailableError and no other one was answered while that one waited: a
-    database that is only slow still answers some. It closes when a probe succeeds.
+    It opens when a request fails with DatabaseUnavailableError, and none was answered in the last SILENCE seconds: a
+    database that has only too much to do still answers some. It closes when a probe succeeds.
 
     :param probe: writes something that changes nothing; returns a Deferred, with a deadline of its own.
-    :param clock: measures the pauses between probes.
+    :param clock: measures SILENCE, and the pauses between probes.
     :ivar problem: why requests fail now; None while they are passed on.
     """
 
     _probe: Callable[[], Deferred[None]]
     _clock: IReactorTime
     problem: DatabaseUnavailableError | None = attrs.field(default=None, init=False)
-    _answered: int = attrs.field(default=0, init=False)
+    _answered_at: float = attrs.field(default=-inf, init=False)
     _pause: IDelayedCall | None = attrs.field(default=None, init=False)
     _probing: Deferred[None] | None = attrs.field(default=None, init=False)
     _stopped: bool = attrs.field(default=False, init=False)
@@ -46,7 +49,7 @@ class CircuitBreaker:
         """
         if self.problem is not None:
             return fail(DatabaseUnavailableError(self.problem.url, self.problem.problem))
-        return request().addBoth(self._note, self._answered)
+        return request().addBoth(self._note)
 
     def stop(self) -> None:
         """Probe no more, and cancel the probe under way."""
@@ -57,13 +60,14 @@ class CircuitBreaker:
         if self._probing is not None:
             self._probing.cancel()
 
-    def _note(self, outcome: _T | Failure, answered: int) -> _T | Failure:
+    def _note(self, outcome: _T | Failure) -> _T | Failure:
         error = outcome.value if isinstance(outcome, Failure) else None
         if _is_silence(error):
-            if self._answered == answered and self.problem is None and not self._stopped:
+            silent = self._clock.seconds() - self._answered_at >= SILENCE
+            if silent and self.problem is None and not self._stopped:
                 self._open(error)
         elif not isinstance(error, CancelledError):  # by the caller
-            self._answered += 1
+            self._answered_at = self._clock.seconds()
         return outcome
 
     def _open(self, error: DatabaseUnavailableError) -> None:
