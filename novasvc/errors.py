@@ -93,6 +93,8 @@ _SOURCES = (
 
 WIRE_ERRORS = frozenset(
     {
+        "CircuitOpenError",
+        "DatabaseBusyError",
         "DatabaseConflictError",
         "DatabaseCorruptError",
         "DatabaseError",

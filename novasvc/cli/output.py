@@ -144,18 +144,18 @@ def _write_lines(
     """Write a table that is as wide as it needs."""
     # Without rich, which measures and renders each cell: that takes 8 s for 10,000 rows.
 
-    def cells(texts: Sequence[str], width: int) -> list[str]:
-        padded = _padded(texts, width)
+    def format_column(column: Sequence[str], width: int) -> list[str]:
+        padded = _padded(column, width)
         if not coloured:
             return padded
-        colours = map(_COLOURS.get, texts)
+        colours = map(_COLOURS.get, column)
         return [click.style(cell, fg=colour) if colour else cell for cell, colour in zip(padded, colours, strict=True)]
 
     def line(cells: Sequence[str], left: str, divider: str, right: str) -> str:
         return f"{left} {f' {divider} '.join(cells)} {right}\n"
 
     names = [_padded([name], width)[0] for name, width in zip(columns, widths, strict=True)]
-    rows = zip(*map(cells, texts, widths), strict=True)
+    rows = zip(*map(format_column, texts, widths), strict=True)
     frames = [width + 2 for width in widths]
     head = [click.style(name, bold=True) for name in names] if coloured else names
     out.write(frame.get_top(widths=frames) + "\n")

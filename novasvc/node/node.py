@@ -384,7 +384,7 @@ class Node:
             except NovasvcError as error:
                 self.start_error = error
                 if not self._stays():
-                    # The start was cancelled, and what it waited for made this error of it.
+                    # The start was cancelled; the awaited operation turned the cancellation into this error.
                     raise CancelledError from error
                 if self.runtime.settings.fail_fast or not isinstance(error, _OUTAGES):
                     raise

@@ -71,7 +71,7 @@ class SharedConnection(Generic[_Resource]):
                 try:
                     await resource.open()
                 except Exception:
-                    await _undo(resource.close(), self.name)
+                    await _close_quietly(resource.close, self.name)
                     raise
                 self._resource = resource
             self._users += 1
@@ -108,7 +108,7 @@ class ConductorConnection(SharedConnection[IServiceRegistry]):
         try:
             return await super().acquire()
         except Exception:
-            await _undo(self._broker.release(), self._broker.name)
+            await _close_quietly(self._broker.release, self._broker.name)
             raise
 
     async def release(self) -> None:
@@ -120,22 +120,19 @@ class ConductorConnection(SharedConnection[IServiceRegistry]):
         return RemoteRegistry(Client(self._transport, clock=self._clock))
 
 
-async def _undo(closing: Awaitable[None], name: str) -> None:
-    """Close what did not open, or what is of no use without it, and log a failure.
+async def _close_quietly(close: Callable[[], Awaitable[None]], name: str) -> None:
+    """Close a resource after an opening that failed, and log a failure to close it.
 
-    The caller raises why it did not open. That may be a cancellation, which ends a node's start; a failure to close in
-    its place would be taken for an outage, and the start would go on.
+    The caller raises the error of the opening. It may be the cancellation that ends a node's start; if a failure to
+    close took its place, the start would wait for the end of an outage, and go on.
     """
     try:
-        await closing
+        await close()
     except CancelledError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever it is, the caller raises the first error
-        _log.warn(
-            "closing the connection to the {name} failed: {error}",
-            name=name,
-            error=error if isinstance(error, NovasvcError) else describe(error),
-        )
+        shown = error if isinstance(error, NovasvcError) else describe(error)
+        _log.warn("closing the connection to the {name} failed: {error}", name=name, error=shown)
 
 
 @implementer(ISpecified)

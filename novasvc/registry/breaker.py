@@ -1,43 +1,49 @@
-"""A circuit breaker: requests fail at once while the database does not answer."""
+"""A circuit breaker: requests are refused at once while the database does not answer."""
 
 from collections.abc import Callable
-from math import inf
 from typing import TypeGuard, TypeVar
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred, fail
+from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from novasvc.registry.errors import DatabaseLockedError, DatabaseUnavailableError
+from novasvc.registry.errors import (
+    CircuitOpenError,
+    DatabaseBusyError,
+    DatabaseError,
+    DatabaseLockedError,
+    DatabaseUnavailableError,
+)
 
 _log = Logger()
 _T = TypeVar("_T")
 
-SILENCE = 1.0
-"""Seconds without an answer after which a request that fails opens the breaker."""
+PATIENCE = 1.0
+"""Seconds that a probe may take before the breaker opens."""
 PROBE_PAUSE = 1.0
 """Seconds from a probe that failed to the next one."""
 
 
 @attrs.define(eq=False)
 class CircuitBreaker:
-    """Passes requests on to the database, unless it is known not to answer.
+    """Passes requests on to the database, and refuses them while it does not answer.
 
-    It opens when a request fails with DatabaseUnavailableError, and none was answered in the last SILENCE seconds: a
-    database that has only too much to do still answers some. It closes when a probe succeeds.
+    A request that fails with DatabaseUnavailableError begins a probe. The breaker opens when the probe fails as well,
+    or has not ended after PATIENCE seconds. It closes when the database answers a probe, or an earlier request.
 
-    :param probe: writes something that changes nothing; returns a Deferred, with a deadline of its own.
-    :param clock: measures SILENCE, and the pauses between probes.
-    :ivar problem: why requests fail now; None while they are passed on.
+    :param probe: executes a write that matches no row; returns a Deferred, with a deadline of its own.
+    :param clock: measures PATIENCE, and the pauses between probes.
+    :ivar problem: the last request's error while the breaker is open; None while it is closed.
     """
 
     _probe: Callable[[], Deferred[None]]
     _clock: IReactorTime
     problem: DatabaseUnavailableError | None = attrs.field(default=None, init=False)
-    _answered_at: float = attrs.field(default=-inf, init=False)
-    _pause: IDelayedCall | None = attrs.field(default=None, init=False)
+    _error: DatabaseUnavailableError | None = attrs.field(default=None, init=False)
+    # Until the breaker opens while a probe is under way, or until the next probe of an open breaker.
+    _timer: IDelayedCall | None = attrs.field(default=None, init=False)
     _probing: Deferred[None] | None = attrs.field(default=None, init=False)
     _stopped: bool = attrs.field(default=False, init=False)
 
@@ -45,52 +51,68 @@ class CircuitBreaker:
         """Make a request.
 
         :return: Deferred of its result.
-        :raises DatabaseUnavailableError: the database has not answered an earlier one, nor a probe since.
+        :raises CircuitOpenError: the breaker is open; the request was not made.
         """
         if self.problem is not None:
-            return fail(DatabaseUnavailableError(self.problem.url, self.problem.problem))
+            return fail(CircuitOpenError(self.problem.url, f"not asked, because of {self.problem.problem!r} before"))
         return request().addBoth(self._note)
 
     def stop(self) -> None:
-        """Probe no more, and cancel the probe under way."""
+        """Stop probing."""
         self._stopped = True
-        if self._pause is not None:
-            self._pause.cancel()
-            self._pause = None
-        if self._probing is not None:
-            self._probing.cancel()
+        self._end_probe()
 
     def _note(self, outcome: _T | Failure) -> _T | Failure:
         error = outcome.value if isinstance(outcome, Failure) else None
         if _is_silence(error):
-            silent = self._clock.seconds() - self._answered_at >= SILENCE
-            if silent and self.problem is None and not self._stopped:
-                self._open(error)
-        elif not isinstance(error, CancelledError):  # by the caller
-            self._answered_at = self._clock.seconds()
+            if self._timer is None and self._probing is None and not self._stopped:
+                self._error = error
+                self._begin_probe()
+        elif not isinstance(error, CancelledError | DatabaseBusyError):  # which the database did not say
+            self._answered()
         return outcome
 
-    def _open(self, error: DatabaseUnavailableError) -> None:
-        self.problem = error
-        _log.error("the database does not answer; requests are refused until it does: {error}", error=error)
-        self._begin_probe()
-
     def _begin_probe(self) -> None:
-        self._pause = None
-        self._probing = self._probe()
+        self._timer = None if self.problem is not None else self._clock.callLater(PATIENCE, self._open)
+        self._probing = maybeDeferred(self._probe)
         self._probing.addBoth(self._probed)
 
+    def _open(self) -> None:
+        self._timer = None
+        self.problem = self._error
+        _log.error("the database does not answer; requests are refused until it does: {error}", error=self.problem)
+
     def _probed(self, outcome: object) -> None:
-        self._probing = None
-        if self._stopped:
+        if self._probing is None:  # it was ended, see _end_probe
             return
-        if isinstance(outcome, Failure) and _is_silence(outcome.value):
-            self._pause = self._clock.callLater(PROBE_PAUSE, self._begin_probe)
+        error = outcome.value if isinstance(outcome, Failure) else None
+        if not _is_silence(error):
+            if isinstance(outcome, Failure) and not isinstance(error, DatabaseError):
+                _log.failure("a probe of the database failed", failure=outcome)
+            self._answered()
             return
-        self.problem = None
-        _log.info("the database answers again")
+        self._end_probe()
+        if self.problem is None:
+            self._open()
+        self._timer = self._clock.callLater(PROBE_PAUSE, self._begin_probe)
+
+    def _answered(self) -> None:
+        self._end_probe()
+        if self.problem is not None:
+            self.problem = None
+            _log.info("the database answers again")
+
+    def _end_probe(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+        probing, self._probing = self._probing, None
+        if probing is not None:
+            probing.cancel()
 
 
 def _is_silence(error: BaseException | None) -> TypeGuard[DatabaseUnavailableError]:
     """Return whether the database did not answer. One whose tables another process has locked is there."""
-    return isinstance(error, DatabaseUnavailableError) and not isinstance(error, DatabaseLockedError)
+    return isinstance(error, DatabaseUnavailableError) and not isinstance(
+        error, DatabaseBusyError | DatabaseLockedError
+    )

@@ -64,7 +64,8 @@ def _expose(*, idempotent: bool, version: str = VERSION) -> Callable[[_Method], 
 class Conductor(Manager):
     """Serves :class:`novasvc.interfaces.IServiceRegistry` in the RPC namespace "registry".
 
-    Rows are objects with the fields of :class:`novasvc.registry.record.ServiceRecord`, time stamps in ISO 8601.
+    Rows are objects with the fields of :class:`novasvc.registry.record.ServiceRecord`, time stamps in ISO 8601. Whoever
+    uses it without a node calls :meth:`cleanup_host` at the end.
     Source: nova.conductor.manager.ConductorManager.
     """
 
@@ -80,14 +81,16 @@ class Conductor(Manager):
 
     # Note [A database out of reach]
     #
-    # Two conductors share the topic, and one of them loses its way to the database. Requests that reach it would wait
-    # for the database's timeout; a node whose heartbeats reach it several times in a row would be down. Therefore it
-    # refuses them at once, by a circuit breaker, and its client asks once more: most brokers then ask the other one.
+    # Two conductors share the topic, and one of them is cut off from the database. Requests that reach it would wait
+    # for the database's timeout, and a node whose heartbeats reach it several times in a row would be down. Therefore a
+    # circuit breaker refuses them at once, and its client asks up to three times: the broker passes each attempt to the
+    # next consumer of the topic, which often is another conductor. With two conductors and many nodes about one
+    # heartbeat in eight is still lost.
 
     _breaker: CircuitBreaker | None = None
 
     def cleanup_host(self) -> None:
-        """Watch no longer whether the database answers."""
+        """Stop the circuit breaker."""
         breaker, self._breaker = self._breaker, None
         if breaker is not None:
             breaker.stop()

@@ -34,6 +34,18 @@ class DatabaseLockedError(DatabaseUnavailableError):
     remedy = "end the transaction that holds the lock, or its process"
 
 
+class DatabaseBusyError(DatabaseUnavailableError):
+    """So many requests wait for the database in this process already that this one was refused; retryable."""
+
+    remedy = "wait, or spread the load over more processes"
+
+
+class CircuitOpenError(DatabaseUnavailableError):
+    """A conductor refused the request, because its database does not answer; nothing was done; retryable."""
+
+    remedy = "check that the database server is running and reachable from the conductor"
+
+
 class DatabaseReadOnlyError(DatabaseError):
     """The database file, its directory or the server is read-only."""
 

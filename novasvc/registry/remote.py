@@ -33,6 +33,7 @@ from novasvc.registry.encoding import (
     read_totals,
 )
 from novasvc.registry.errors import (
+    CircuitOpenError,
     DatabaseError,
     DatabaseUnavailableError,
     ObserverSupersededError,
@@ -64,8 +65,8 @@ from novasvc.transport.errors import BrokerError
 TIMEOUT = 20.0
 """Seconds for each attempt: more than the database's own timeout, so that the database's error is returned."""
 
-ATTEMPTS = 2
-"""Conductors that are asked one after the other, if the first answers that its database is not available."""
+ATTEMPTS = 3
+"""Attempts of a call that conductors refuse because their databases do not answer."""
 
 _OUTAGES: Mapping[type[Exception], str] = {
     MethodTimeoutError: "its database did not answer in time",
@@ -202,7 +203,7 @@ class RemoteRegistry:
         """See IServiceRegistry."""
         once = self._conductor.prepare(idempotent=False)  # See Note [What a conductor may do twice].
         ask = partial(once.call, RequestContext.admin(), "update", service_id=service_id, **attrs.asdict(changes))
-        return Deferred.fromCoroutine(_answer(ask, read_record, "update", attempts=1))
+        return Deferred.fromCoroutine(_answer(ask, read_record, "update"))
 
     def delete(self, service_id: int) -> Deferred[None]:
         """See IServiceRegistry."""
@@ -273,11 +274,9 @@ def _is_too_old(error: BaseException) -> bool:
     return isinstance(error.__cause__, UnsupportedVersionError | NoSuchMethodError)
 
 
-async def _answer(
-    ask: Callable[[], Deferred[Any]], read: Callable[[Any], _T], method: str, *, attempts: int = ATTEMPTS
-) -> _T:
+async def _answer(ask: Callable[[], Deferred[Any]], read: Callable[[Any], _T], method: str) -> _T:
     try:
-        answer = await _ask_again(ask, attempts)
+        answer = await _ask_conductors(ask)
     except _OWN_ERRORS:
         raise
     except Exception as error:
@@ -291,12 +290,12 @@ async def _answer(
         raise DatabaseError(TOPIC, f"its answer to {method!r} cannot be read: {error}") from error
 
 
-async def _ask_again(ask: Callable[[], Deferred[Any]], attempts: int) -> Any:
-    # Without a pause: the next conductor may reach the database, and one that does not refuses at once. See
-    # novasvc.registry.conductor, Note [A database out of reach].
-    for _ in range(attempts - 1):
+async def _ask_conductors(ask: Callable[[], Deferred[Any]]) -> Any:
+    # Without a pause: the broker passes each attempt to the next conductor, see novasvc.registry.conductor,
+    # Note [A database out of reach]. A refused request was not made, so an update may be repeated, too.
+    for _ in range(ATTEMPTS - 1):
         try:
             return await ask()
-        except DatabaseUnavailableError:
+        except CircuitOpenError:
             pass
     return await ask()

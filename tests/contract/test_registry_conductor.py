@@ -34,6 +34,7 @@ async def conducted(test: TestCase, registry: Any) -> RemoteRegistry:
     client = Client(transport, clock=reactor)
     test.addCleanup(client.close)
     conductor = Conductor("c1")
+    test.addCleanup(conductor.cleanup_host)
     conductor.attach(
         ManagerResources(
             reactor=reactor,

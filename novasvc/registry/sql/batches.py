@@ -7,7 +7,7 @@ import attrs
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorTime
 
-from novasvc.registry.errors import DatabaseUnavailableError
+from novasvc.registry.errors import DatabaseBusyError
 from novasvc.registry.sql.engine import TIMEOUT
 from novasvc.registry.sql.waiting import limit_wait
 
@@ -45,11 +45,12 @@ class Batches(Generic[_Item, _Result]):
         """Write an item.
 
         :return: Deferred of the answer. Cancelling it before its batch begins takes the item back.
-        :raises DatabaseUnavailableError: QUEUE_LIMIT items wait already, or there is no answer within TIMEOUT.
+        :raises DatabaseBusyError: QUEUE_LIMIT items wait already.
+        :raises DatabaseUnavailableError: there is no answer within TIMEOUT.
         """
         if len(self._waiting) >= QUEUE_LIMIT:
             problem = f"{QUEUE_LIMIT} {self._what}, the bound of the queue, wait for it already"
-            return fail(DatabaseUnavailableError(self._masked_url, problem))
+            return fail(DatabaseBusyError(self._masked_url, problem))
         waiting: Deferred[_Result] = Deferred(self._take_back)
         self._waiting[waiting] = item
         if not self._writing:

@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 
 from novasvc._compat import import_alchimia
 from novasvc.reactor.threads import WorkerThread
-from novasvc.registry.errors import DatabaseError, DatabaseUnavailableError
+from novasvc.registry.errors import DatabaseBusyError, DatabaseError, DatabaseUnavailableError
 from novasvc.registry.sql.address import DatabaseAddress
 from novasvc.registry.sql.diagnosis import diagnose
 from novasvc.registry.sql.waiting import limit_wait
@@ -132,7 +132,8 @@ class Engine(_TwistedEngine):  # type: ignore[misc, valid-type]
         if self._closed:
             return fail(self._unavailable("the engine was closed"))
         if not self._free_workers.tokens and len(self._free_workers.waiting) >= self._queue:
-            return fail(self._unavailable(f"{self._queue} transactions, the bound of the queue, wait for it already"))
+            problem = f"{self._queue} transactions, the bound of the queue, wait for it already"
+            return fail(DatabaseBusyError(self.address.masked, problem))
         seconds = self._timeout if timeout is None else timeout
         turn = Deferred.fromCoroutine(self._run_in_thread(function))
         return limit_wait(turn, seconds, self._reactor, self.address.masked).addErrback(_count_failure)

@@ -95,7 +95,10 @@ def hold(connection: Connection, request: LeaseRequest) -> Leases:
 
 
 def release(connection: Connection, topic: str, owner: str, tasks: Sequence[str]) -> None:
-    """Free the leases of an owner."""
+    """Free the leases of an owner, one after the other.
+
+    :param connection: commits each statement.
+    """
     for task in sorted(tasks):
         connection.execute(_RELEASE, {"of_topic": topic, "of_task": task, "of_owner": owner})
 

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 _NOTICED = 20.0
 """Seconds after which each side of a silent connection gives it up: two heartbeats."""
-_RECOVERY = 30.0
+RECOVERY = 30.0
 """Seconds for which the traces of a fault may last: reconnections, redeliveries, retries."""
 
 Apply = Callable[["Simulation", Fault, Random], float]
-"""Begins a fault; returns the seconds after which its own effects are over, without _RECOVERY."""
+"""Begins a fault; returns the seconds after which its own effects are over, without RECOVERY."""
 
 
 def apply(simulation: "Simulation", fault: Fault) -> None:
@@ -27,7 +27,7 @@ def apply(simulation: "Simulation", fault: Fault) -> None:
     simulation.trace.note("fault", "", str(fault))
     lasts = _APPLY[fault.kind](simulation, fault, source)
     now = simulation.clock.rightNow
-    simulation.disturbances.append((now, now + lasts + _RECOVERY, fault))
+    simulation.disturbances.append((now, now + lasts + RECOVERY, fault))
 
 
 def _processes(simulation: "Simulation", fault: Fault) -> list[SimulatedProcess]:

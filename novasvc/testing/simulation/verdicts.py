@@ -11,7 +11,8 @@ from twisted.internet.interfaces import IDelayedCall
 from novasvc.registry.outages import CONDUCTOR_TOPIC
 from novasvc.registry.verdict import VerdictRule
 from novasvc.registry.verdicts import FleetVerdicts, judge_all
-from novasvc.testing.simulation.plan import Fault
+from novasvc.testing.simulation.faults import RECOVERY
+from novasvc.testing.simulation.plan import KINDS
 
 if TYPE_CHECKING:
     from novasvc.testing.simulation.simulation import Simulation
@@ -24,8 +25,10 @@ _MEMORY = 90.0
 _MISSED = 20.0
 """Seconds from a last heartbeat to a fault, and from its end to the next heartbeat, together."""
 
-_OF_ALL = {"broker stall", "database stall", "database refusal"}
-"""Faults that all services have together."""
+_OF_SERVERS = {"broker stall", "database stall", "database refusal"}
+"""Faults that keep the heartbeats of all services away."""
+_OF_CONNECTIONS = {"cut", "broker partition", "broker refusal"}
+"""Faults between hosts and the broker."""
 
 
 @attrs.define(eq=False)
@@ -50,16 +53,15 @@ class VerdictWitness:
 
     def _check(self, fleet: FleetVerdicts) -> None:
         simulation, down_time = self._simulation, self._simulation.service_down_time
-        now = simulation.clock.seconds()
         sizes = Counter(record.binary for record, _ in fleet.services)
         conductors = {record.host for record, _ in fleet.services if record.topic == CONDUCTOR_TOPIC}
         enough = VerdictRule().suspect_group_size
-        # See "What cannot be known" in the guide Liveness.
-        small_groups_may_be = self._silence({"broker stall"}, conductors, now) > down_time
-        small_fleets_may_be = self._silence(_OF_ALL, conductors, now) > 1.5 * down_time
+        # See the guide Liveness.
+        small_groups_may_be = self._silence({"broker stall"}, _OF_CONNECTIONS, conductors) > down_time
+        small_fleets_may_be = self._silence(_OF_SERVERS, KINDS, conductors) > 1.5 * down_time
         for record, verdict in fleet.services:
             excused = (
-                self._is_disturbed(record.host, now)
+                self._is_disturbed(record.host)
                 or (small_groups_may_be and sizes[record.binary] < enough)
                 or (small_fleets_may_be and len(fleet.services) < enough)
             )
@@ -67,22 +69,29 @@ class VerdictWitness:
                 text = f"{record.name} is said to be down ({verdict.reason}), and nothing was done to it"
                 simulation.ledger.problem("no_false_down", text)
 
-    def _is_disturbed(self, host: str, now: float) -> bool:
+    def _is_disturbed(self, host: str) -> bool:
         """Return whether a fault of the host may be the reason."""
-        return any(host in fault.places for fault in self._faults(now))
+        now = self._simulation.clock.seconds()
+        disturbances = self._simulation.disturbances
+        return any(host in fault.places and begin <= now <= end + _MEMORY for begin, end, fault in disturbances)
 
-    def _silence(self, kinds: Container[str], conductors: set[str], now: float) -> float:
-        """Return the seconds for which all services of a group may have been silent together.
+    def _silence(self, of_servers: Container[str], of_conductors: Container[str], conductors: set[str]) -> float:
+        """Return the longest time in seconds, until now, in which no heartbeat may have arrived.
 
-        :param kinds: of faults that keep all heartbeats away. One of all conductors does, too.
+        :param of_servers: kinds of faults that keep all heartbeats away.
+        :param of_conductors: kinds of faults that do so when they happen to all conductors.
         """
-        faults = [
-            fault
-            for fault in self._faults(now)
-            if fault.kind in kinds or (conductors and conductors.issubset(fault.places))
-        ]
-        return sum(fault.seconds for fault in faults) + _MISSED
-
-    def _faults(self, now: float) -> list[Fault]:
-        """Return the faults whose traces may be seen."""
-        return [fault for begin, end, fault in self._simulation.disturbances if begin <= now <= end + _MEMORY]
+        now = self._simulation.clock.seconds()
+        spans = sorted(
+            (begin, min(now, end - RECOVERY))
+            for begin, end, fault in self._simulation.disturbances
+            if fault.kind in of_servers
+            or (fault.kind in of_conductors and conductors and conductors.issubset(fault.places))
+        )
+        longest, since, until = 0.0, 0.0, -_MISSED
+        for begin, end in spans:
+            if begin > until + _MISSED:
+                since = begin
+            until = max(until, end)
+            longest = max(longest, until - since + _MISSED)
+        return longest

@@ -35,7 +35,8 @@ class Message:
 
     :param expires_at: seconds on the clock; None is never.
     :param deliveries: number of earlier deliveries that were not settled.
-    :param losses: how many of them were lost with a connection, and not with their process; at most one is counted.
+    :param losses: how many of them were lost with a connection, and not with their process.
+    :param redelivered: whether a consumer lost it since it was sent, or given back with a count.
     :param probe: called on delivery in place of the listener's receiver; None for a request.
     """
 
@@ -43,12 +44,14 @@ class Message:
     expires_at: float | None
     deliveries: int = 0
     losses: int = 0
+    redelivered: bool = False
     probe: Callable[[], None] | None = None
 
     def set_deliveries(self, deliveries: int) -> None:
         """Set the number of earlier deliveries, as a server that gives the message back says it."""
         self.deliveries = deliveries
         self.losses = min(self.losses, deliveries)
+        self.redelivered = False
 
 
 class Consumer(Protocol):
@@ -103,9 +106,10 @@ class Queue:
         :param lost: whether the connection was lost. Only the first loss is counted, as with AMQP, whose field
             "redelivered" is no count.
         """
-        if not (lost and message.losses):
+        if not (lost and message.redelivered):
             message.deliveries += 1
             message.losses += lost
+        message.redelivered = True
         self.messages.appendleft(message)
         self._broker.schedule(self)
 

@@ -36,7 +36,8 @@ class DoubtTests(SynchronousTestCase):
 
     def test_deep(self) -> None:
         """JSON that is nested too deeply to be read is a string as well."""
-        self.assertIn("recursion", self.said("a=" + "[" * 100_000)[-300:])
+        # Python 3.14 says "Stack overflow".
+        self.assertRegex(self.said("a=" + "[" * 100_000)[-300:], "recursion|overflow")
 
     def test_not_named(self) -> None:
         """An argument without a name, or with an impossible one, is a usage error that says how to write it."""

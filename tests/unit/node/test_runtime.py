@@ -69,15 +69,15 @@ class SharedConnectionTests(SynchronousTestCase):
         self.connection: SharedConnection[Any] = SharedConnection("database", lambda: self)
 
     def open(self) -> Deferred[None]:
-        """Be what is opened."""
+        """Stand for the opening of the resource, which this test is itself."""
         return self.opening
 
     def close(self) -> Deferred[None]:
-        """Be what is closed."""
+        """Stand for its closing."""
         return self.closing
 
     def test_cancelled(self) -> None:
-        """Cancelled while it opens it is closed; a failure of that does not hide that it was cancelled."""
+        """A cancelled opening fails with CancelledError, even if closing the resource fails."""
         acquiring = Deferred.fromCoroutine(self.connection.acquire())
         acquiring.cancel()
         self.assertNoResult(acquiring)
@@ -88,7 +88,7 @@ class SharedConnectionTests(SynchronousTestCase):
         self.assertIn("closing the connection to the database failed: database sqlite:///x: no answer; check", line)
 
     def test_cancelled_while_it_closes(self) -> None:
-        """Nor does the failure to open hide that it was cancelled while it closed."""
+        """An opening that fails, and is cancelled while it closes the resource, fails with CancelledError."""
         acquiring = Deferred.fromCoroutine(self.connection.acquire())
         self.opening.errback(DatabaseUnavailableError("sqlite:///x", "away"))
         acquiring.cancel()

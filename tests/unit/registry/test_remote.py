@@ -27,6 +27,7 @@ from novasvc.manager import Manager
 from novasvc.registry.breaker import PROBE_PAUSE
 from novasvc.registry.conductor import Conductor
 from novasvc.registry.encoding import encode_record
+from novasvc.registry.errors import CircuitOpenError
 from novasvc.registry.incarnation import ServiceStart
 from novasvc.registry.outages import Outages, VerdictRule
 from novasvc.registry.record import ServiceChanges
@@ -108,34 +109,46 @@ class ErrorsTests(ConductorCase):
             self.assertEqual((error.args, str(error)), (outage.args, str(outage)))
             self.registry.outage = None
             self.fleet.advance(PROBE_PAUSE)
-        self.assertEqual([line for line in log if "the database does not answer" not in line], [])
+        self.assertEqual(len(log), 1, log)
+        self.assertIn("the database does not answer; requests are refused until it does", log[0])
 
     def test_asks_another(self) -> None:
-        """A conductor that cannot reach its database costs its clients nothing while there is another one."""
+        """A conductor that is cut off from its database refuses, and its clients ask another one."""
         asked: list[int] = []
 
         def lose(service_id: int, incarnation: int | None) -> Deferred[None]:
             asked.append(service_id)
             return fail(DatabaseUnavailableError("u", "away"))
 
-        self.conductor_before(beat=lose, prove_writable=Deferred)
-        self.fleet.start(Conductor, host="c2", topic="conductor")
+        self.conductor_before(beat=lose, prove_writable=lambda: fail(DatabaseUnavailableError("u", "away")))
         remote = self.remote()
+        self.failureResultOf(self.ask(remote.beat(1)), DatabaseUnavailableError)
+        self.fleet.start(Conductor, host="c2", topic="conductor")
         for _ in range(6):
             self.successResultOf(self.ask(remote.beat(1)))
+        changed = self.successResultOf(self.ask(remote.update(1, ServiceChanges(disabled=True))))
+        self.assertTrue(changed.disabled)
         self.assertEqual(asked, [1])
 
-    def test_update_once(self) -> None:
-        """An update, which may not run twice, is not asked of another conductor."""
+    def test_attempts(self) -> None:
+        """Where all conductors refuse, it fails after a few attempts, with the reason."""
+        self.conductor()
+        remote = self.remote()
+        self.registry.outage = DatabaseUnavailableError("u", "away")
+        self.failureResultOf(self.ask(remote.beat(1)), DatabaseUnavailableError)
+        error = self.failureResultOf(self.ask(remote.beat(1)), CircuitOpenError).value
+        self.assertIn("not asked, because of 'away' before", str(error))
+
+    def test_asked_once(self) -> None:
+        """A request that reached the database is not repeated: it may have been done."""
         asked: list[int] = []
 
-        def lose(service_id: int, changes: ServiceChanges) -> Deferred[None]:
+        def lose(service_id: int) -> Deferred[None]:
             asked.append(service_id)
             return fail(DatabaseUnavailableError("u", "away"))
 
-        self.conductor_before(update=lose, prove_writable=Deferred)
-        changing = self.ask(self.remote().update(1, ServiceChanges(disabled=True)))
-        self.failureResultOf(changing, DatabaseUnavailableError)
+        self.conductor_before(delete=lose, prove_writable=Deferred)
+        self.failureResultOf(self.ask(self.remote().delete(1)), DatabaseUnavailableError)
         self.assertEqual(asked, [1])
 
     def test_not_found(self) -> None:

@@ -52,6 +52,22 @@ class MemoryTransportTests(SynchronousTestCase):
         counts = [(delivery.deliveries, delivery.deaths) for delivery in self.received]
         self.assertEqual(counts, [(0, 0), *[(1, 0)] * 5])
 
+    def test_lost_again(self) -> None:
+        """When a server has given a message back with a count, its next loss is counted again."""
+        listener = self.listen()
+        self.send(b"1")
+        for _ in range(2):
+            self.clock.advance(0)
+            listener.disconnect()
+            listener.reconnect()
+        self.clock.advance(0)
+        self.received[-1].requeue(2)
+        self.clock.advance(0)
+        listener.disconnect()
+        listener.reconnect()
+        self.clock.advance(0)
+        self.assertEqual([each.deliveries for each in self.received], [0, 1, 1, 2, 3])
+
     def test_ended_servers(self) -> None:
         """Each server that ends with a message is counted."""
         for count in range(3):
