@@ -43,7 +43,8 @@ class ProgramCase(SynchronousTestCase):
 
     def run_program(self, *arguments: str, environ: dict[str, str] | None = None) -> Ran:
         """Run the command in an environment of its own."""
-        self.patch(os, "environ", environ or {})
+        # A user without a home directory, but root, has no state directory of its own.
+        self.patch(os, "environ", {"HOME": str(self.directory), **(environ or {})})
         with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
             status = run(arguments)
         return Ran(status, out.getvalue(), err.getvalue())
