@@ -20,6 +20,9 @@ from novasvc.registry.errors import (
 _log = Logger()
 _T = TypeVar("_T")
 
+_FROM_HERE = (CancelledError, DatabaseBusyError)
+"""Errors that arise in this process, and tell nothing of the database."""
+
 PATIENCE = 1.0
 """Seconds that a probe may take before the breaker opens."""
 PROBE_PAUSE = 1.0
@@ -31,11 +34,12 @@ class CircuitBreaker:
     """Passes requests on to the database, and refuses them while it does not answer.
 
     A request that fails with DatabaseUnavailableError begins a probe. The breaker opens when the probe fails as well,
-    or has not ended after PATIENCE seconds. It closes when the database answers a probe, or an earlier request.
+    or has not ended after PATIENCE seconds. It closes when the database answers a probe, or an earlier request. A
+    database that answers so slowly that requests and probes fail is one that does not answer.
 
     :param probe: executes a write that matches no row; returns a Deferred, with a deadline of its own.
     :param clock: measures PATIENCE, and the pauses between probes.
-    :ivar problem: the last request's error while the breaker is open; None while it is closed.
+    :ivar problem: the latest error of a request or a probe while the breaker is open; None while it is closed.
     """
 
     _probe: Callable[[], Deferred[None]]
@@ -54,12 +58,17 @@ class CircuitBreaker:
         :raises CircuitOpenError: the breaker is open; the request was not made.
         """
         if self.problem is not None:
-            return fail(CircuitOpenError(self.problem.url, f"not asked, because of {self.problem.problem!r} before"))
+            return fail(
+                CircuitOpenError(
+                    self.problem.url, f"request refused; an earlier one failed with {self.problem.problem!r}"
+                )
+            )
         return request().addBoth(self._note)
 
     def stop(self) -> None:
-        """Stop probing."""
+        """Stop probing; requests are passed on from now on."""
         self._stopped = True
+        self.problem = None
         self._end_probe()
 
     def _note(self, outcome: _T | Failure) -> _T | Failure:
@@ -68,7 +77,7 @@ class CircuitBreaker:
             if self._timer is None and self._probing is None and not self._stopped:
                 self._error = error
                 self._begin_probe()
-        elif not isinstance(error, CancelledError | DatabaseBusyError):  # which the database did not say
+        elif not isinstance(error, _FROM_HERE):  # it comes from the database
             self._answered()
         return outcome
 
@@ -80,21 +89,29 @@ class CircuitBreaker:
     def _open(self) -> None:
         self._timer = None
         self.problem = self._error
-        _log.error("the database does not answer; requests are refused until it does: {error}", error=self.problem)
+        _log.error(
+            "the database does not answer in time; requests are refused until it does: {error}", error=self._error
+        )
 
     def _probed(self, outcome: object) -> None:
         if self._probing is None:  # it was ended, see _end_probe
             return
         error = outcome.value if isinstance(outcome, Failure) else None
-        if not _is_silence(error):
+        if _is_silence(error):
+            self._error = error
+            self._end_probe()
+            if self.problem is None:
+                self._open()
+            self.problem = error
+            self._timer = self._clock.callLater(PROBE_PAUSE, self._begin_probe)
+        elif isinstance(error, _FROM_HERE):  # it tells nothing; a closed breaker waits for the next request
+            self._end_probe()
+            if self.problem is not None:
+                self._timer = self._clock.callLater(PROBE_PAUSE, self._begin_probe)
+        else:
             if isinstance(outcome, Failure) and not isinstance(error, DatabaseError):
                 _log.failure("a probe of the database failed", failure=outcome)
             self._answered()
-            return
-        self._end_probe()
-        if self.problem is None:
-            self._open()
-        self._timer = self._clock.callLater(PROBE_PAUSE, self._begin_probe)
 
     def _answered(self) -> None:
         self._end_probe()
@@ -112,7 +129,7 @@ class CircuitBreaker:
 
 
 def _is_silence(error: BaseException | None) -> TypeGuard[DatabaseUnavailableError]:
-    """Return whether the database did not answer. One whose tables another process has locked is there."""
+    """Return whether the database did not answer. A database with locked tables does answer."""
     return isinstance(error, DatabaseUnavailableError) and not isinstance(
         error, DatabaseBusyError | DatabaseLockedError
     )

@@ -35,7 +35,7 @@ class DatabaseLockedError(DatabaseUnavailableError):
 
 
 class DatabaseBusyError(DatabaseUnavailableError):
-    """So many requests wait for the database in this process already that this one was refused; retryable."""
+    """The queue of requests that wait for the database in this process is full; retryable."""
 
     remedy = "wait, or spread the load over more processes"
 

@@ -65,8 +65,8 @@ from novasvc.transport.errors import BrokerError
 TIMEOUT = 20.0
 """Seconds for each attempt: more than the database's own timeout, so that the database's error is returned."""
 
-ATTEMPTS = 3
-"""Attempts of a call that conductors refuse because their databases do not answer."""
+ATTEMPTS = 5
+"""Most attempts of a call, the first included, while conductors refuse it because their databases do not answer."""
 
 _OUTAGES: Mapping[type[Exception], str] = {
     MethodTimeoutError: "its database did not answer in time",
@@ -291,7 +291,7 @@ async def _answer(ask: Callable[[], Deferred[Any]], read: Callable[[Any], _T], m
 
 
 async def _ask_conductors(ask: Callable[[], Deferred[Any]]) -> Any:
-    # Without a pause: the broker passes each attempt to the next conductor, see novasvc.registry.conductor,
+    # Without a pause: the next attempt may meet another conductor, see novasvc.registry.conductor,
     # Note [A database out of reach]. A refused request was not made, so an update may be repeated, too.
     for _ in range(ATTEMPTS - 1):
         try:

@@ -106,7 +106,8 @@ class Engine(_TwistedEngine):  # type: ignore[misc, valid-type]
         :param timeout: seconds, > 0; by default the engine's.
         :return: Deferred of the function's result. Cancelling it, like the timeout, only ends the
             waiting: a transaction that has begun may still be committed.
-        :raises DatabaseError: the database refused, or did not answer in time; the queue is full; the engine is closed.
+        :raises DatabaseError: the database refused, or did not answer in time; the engine is closed.
+        :raises DatabaseBusyError: the queue is full.
         """
 
         def transact(engine: sqlalchemy.Engine) -> T:

@@ -12,7 +12,6 @@ from novasvc.registry.outages import CONDUCTOR_TOPIC
 from novasvc.registry.verdict import VerdictRule
 from novasvc.registry.verdicts import FleetVerdicts, judge_all
 from novasvc.testing.simulation.faults import RECOVERY
-from novasvc.testing.simulation.plan import KINDS
 
 if TYPE_CHECKING:
     from novasvc.testing.simulation.simulation import Simulation
@@ -29,6 +28,8 @@ _OF_SERVERS = {"broker stall", "database stall", "database refusal"}
 """Faults that keep the heartbeats of all services away."""
 _OF_CONNECTIONS = {"cut", "broker partition", "broker refusal"}
 """Faults between hosts and the broker."""
+_OF_PROCESSES = {*_OF_CONNECTIONS, "kill", "pause", "database partition", "forced down"}
+"""Faults that keep a conductor from its work."""
 
 
 @attrs.define(eq=False)
@@ -56,9 +57,9 @@ class VerdictWitness:
         sizes = Counter(record.binary for record, _ in fleet.services)
         conductors = {record.host for record, _ in fleet.services if record.topic == CONDUCTOR_TOPIC}
         enough = VerdictRule().suspect_group_size
-        # See the guide Liveness.
+        # See "The verdict" and "What cannot be known" in the guide Liveness.
         small_groups_may_be = self._silence({"broker stall"}, _OF_CONNECTIONS, conductors) > down_time
-        small_fleets_may_be = self._silence(_OF_SERVERS, KINDS, conductors) > 1.5 * down_time
+        small_fleets_may_be = self._silence(_OF_SERVERS, _OF_PROCESSES, conductors) > 1.5 * down_time
         for record, verdict in fleet.services:
             excused = (
                 self._is_disturbed(record.host)
@@ -76,7 +77,7 @@ class VerdictWitness:
         return any(host in fault.places and begin <= now <= end + _MEMORY for begin, end, fault in disturbances)
 
     def _silence(self, of_servers: Container[str], of_conductors: Container[str], conductors: set[str]) -> float:
-        """Return the longest time in seconds, until now, in which no heartbeat may have arrived.
+        """Return the longest time in seconds in which no heartbeat may have arrived; those of long ago do not count.
 
         :param of_servers: kinds of faults that keep all heartbeats away.
         :param of_conductors: kinds of faults that do so when they happen to all conductors.
@@ -93,5 +94,6 @@ class VerdictWitness:
             if begin > until + _MISSED:
                 since = begin
             until = max(until, end)
-            longest = max(longest, until - since + _MISSED)
+            if until + RECOVERY + _MEMORY >= now:
+                longest = max(longest, until - since + _MISSED)
         return longest

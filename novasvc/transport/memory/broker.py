@@ -36,7 +36,7 @@ class Message:
     :param expires_at: seconds on the clock; None is never.
     :param deliveries: number of earlier deliveries that were not settled.
     :param losses: how many of them were lost with a connection, and not with their process.
-    :param redelivered: whether a consumer lost it since it was sent, or given back with a count.
+    :param redelivered: whether a consumer has lost the message since its count was last set.
     :param probe: called on delivery in place of the listener's receiver; None for a request.
     """
 
@@ -103,8 +103,8 @@ class Queue:
     def requeue_at_head(self, message: Message, *, lost: bool) -> None:
         """Requeue an unsettled message at the head; the bound may be exceeded by a prefetch.
 
-        :param lost: whether the connection was lost. Only the first loss is counted, as with AMQP, whose field
-            "redelivered" is no count.
+        :param lost: whether the connection was lost. It is counted only if the message was not redelivered since its
+            count was last set: the field "redelivered" of AMQP is no count, either.
         """
         if not (lost and message.redelivered):
             message.deliveries += 1

@@ -62,7 +62,7 @@ class CircuitBreakerTests(SynchronousTestCase):
         self.open()
         error = self.failureResultOf(self.breaker.run(Deferred), CircuitOpenError).value
         self.assertEqual(error.url, AWAY.url)
-        self.assertEqual(error.problem, "not asked, because of 'no answer within 15 s' before")
+        self.assertEqual(error.problem, "request refused; an earlier one failed with 'no answer within 15 s'")
 
     def test_patience(self) -> None:
         """A probe without an answer opens it after a moment."""
@@ -150,6 +150,29 @@ class CircuitBreakerTests(SynchronousTestCase):
         self.open()
         self.assert_open()
 
+    def test_busy_probe(self) -> None:
+        """Nor does a probe that did not reach it: a closed breaker stays closed, an open one probes again."""
+        busy = DatabaseBusyError("sqlite:///x", "256 wait")
+        self.fail_once()
+        self.probes[0].errback(busy)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.assert_closed()
+        self.open()
+        self.clock.advance(PROBE_PAUSE)
+        self.probes[-1].errback(busy)
+        self.assert_open()
+        self.clock.advance(PROBE_PAUSE)
+        self.probes[-1].callback(None)
+        self.assert_closed()
+
+    def test_latest_error(self) -> None:
+        """It refuses with the latest error, which may be a probe's."""
+        self.open()
+        self.clock.advance(PROBE_PAUSE)
+        self.probes[-1].errback(DatabaseUnavailableError("sqlite:///x", "connection refused"))
+        error = self.failureResultOf(self.breaker.run(Deferred), CircuitOpenError).value
+        self.assertIn("'connection refused'", error.problem)
+
     def test_cancelled(self) -> None:
         """A caller that gave up says nothing of the database, either: it ends no probe."""
         asked = self.ask(Deferred())
@@ -180,9 +203,11 @@ class CircuitBreakerTests(SynchronousTestCase):
         self.failureResultOf(asked, DatabaseUnavailableError)
         self.assertEqual(len(self.probes), 1)
         self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.assert_closed()
 
     def test_stop_in_pause(self) -> None:
         """A stop between two probes cancels the next one."""
         self.open()
         self.breaker.stop()
         self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.assert_closed()

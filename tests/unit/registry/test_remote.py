@@ -110,7 +110,7 @@ class ErrorsTests(ConductorCase):
             self.registry.outage = None
             self.fleet.advance(PROBE_PAUSE)
         self.assertEqual(len(log), 1, log)
-        self.assertIn("the database does not answer; requests are refused until it does", log[0])
+        self.assertIn("the database does not answer in time; requests are refused until it does", log[0])
 
     def test_asks_another(self) -> None:
         """A conductor that is cut off from its database refuses, and its clients ask another one."""
@@ -137,7 +137,7 @@ class ErrorsTests(ConductorCase):
         self.registry.outage = DatabaseUnavailableError("u", "away")
         self.failureResultOf(self.ask(remote.beat(1)), DatabaseUnavailableError)
         error = self.failureResultOf(self.ask(remote.beat(1)), CircuitOpenError).value
-        self.assertIn("not asked, because of 'away' before", str(error))
+        self.assertIn("request refused; an earlier one failed with 'away'", str(error))
 
     def test_asked_once(self) -> None:
         """A request that reached the database is not repeated: it may have been done."""
