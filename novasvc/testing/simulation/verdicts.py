@@ -1,7 +1,8 @@
 """What the registry says of the nodes of a simulation while it runs: whether they are alive, suspect or down."""
 
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Container, Iterable
+from math import inf
 from typing import TYPE_CHECKING
 
 import attrs
@@ -77,23 +78,33 @@ class VerdictWitness:
         return any(host in fault.places and begin <= now <= end + _MEMORY for begin, end, fault in disturbances)
 
     def _silence(self, of_servers: Container[str], of_conductors: Container[str], conductors: set[str]) -> float:
-        """Return the longest time in seconds in which no heartbeat may have arrived; those of long ago do not count.
+        """Return the longest time in seconds in which no heartbeat may have arrived.
 
         :param of_servers: kinds of faults that keep all heartbeats away.
         :param of_conductors: kinds of faults that do so when they happen to all conductors.
         """
-        now = self._simulation.clock.seconds()
-        spans = sorted(
-            (begin, min(now, end - RECOVERY))
+        spans = [
+            (begin, end - RECOVERY)
             for begin, end, fault in self._simulation.disturbances
             if fault.kind in of_servers
             or (fault.kind in of_conductors and conductors and conductors.issubset(fault.places))
-        )
-        longest, since, until = 0.0, 0.0, -_MISSED
-        for begin, end in spans:
-            if begin > until + _MISSED:
-                since = begin
-            until = max(until, end)
-            if until + RECOVERY + _MEMORY >= now:
-                longest = max(longest, until - since + _MISSED)
-        return longest
+        ]
+        return longest_silence(spans, self._simulation.clock.seconds())
+
+
+def longest_silence(spans: Iterable[tuple[float, float]], now: float) -> float:
+    """Return for how many seconds heartbeats may have been missing at a stretch; 0 if none has.
+
+    Spans between which there is no time for a heartbeat are one. Those that ended long ago do not count.
+
+    :param spans: begin and end of faults that keep heartbeats away.
+    :param now: they count up to this moment.
+    """
+    longest, since, until = 0.0, 0.0, -inf
+    for begin, end in sorted(spans):
+        if begin > until + _MISSED:
+            since = begin
+        until = max(until, min(end, now))
+        if until + RECOVERY + _MEMORY >= now:
+            longest = max(longest, until - since + _MISSED)
+    return longest

@@ -1,0 +1,34 @@
+"""Tests for novasvc.testing.simulation.verdicts."""
+
+import unittest
+
+from novasvc.testing.simulation.verdicts import longest_silence
+
+
+class LongestSilenceTests(unittest.TestCase):
+    """Tests for longest_silence. Each silence is 20 s longer than its faults."""
+
+    def test_none(self) -> None:
+        """Without a fault no heartbeat is missing."""
+        self.assertEqual(longest_silence([], 100.0), 0.0)
+
+    def test_overlap(self) -> None:
+        """Faults that overlap, in any order, are one silence, and each second counts once."""
+        self.assertEqual(longest_silence([(30.0, 60.0), (10.0, 40.0)], 100.0), 70.0)
+
+    def test_too_close(self) -> None:
+        """Between faults that are 20 s apart no heartbeat may have arrived."""
+        self.assertEqual(longest_silence([(10.0, 20.0), (40.0, 50.0)], 100.0), 60.0)
+
+    def test_apart(self) -> None:
+        """Between others some have, so the longer one counts."""
+        self.assertEqual(longest_silence([(10.0, 20.0), (41.0, 56.0)], 100.0), 35.0)
+
+    def test_until_now(self) -> None:
+        """A fault that goes on counts until now."""
+        self.assertEqual(longest_silence([(10.0, 80.0)], 30.0), 40.0)
+
+    def test_long_ago(self) -> None:
+        """A silence excuses nothing two minutes after its end."""
+        self.assertEqual(longest_silence([(10.0, 80.0)], 200.0), 90.0)
+        self.assertEqual(longest_silence([(10.0, 80.0)], 201.0), 0.0)
