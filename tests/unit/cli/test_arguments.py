@@ -1,5 +1,6 @@
 """Tests for novasvc.cli.arguments: NAME=VALUE, and what looks like JSON but is none."""
 
+import sys
 from contextlib import redirect_stderr
 from io import StringIO
 
@@ -36,8 +37,8 @@ class DoubtTests(SynchronousTestCase):
 
     def test_deep(self) -> None:
         """JSON that is nested too deeply to be read is a string as well."""
-        # Python 3.14 says "Stack overflow".
-        self.assertRegex(self.said("a=" + "[" * 100_000)[-300:], "recursion|overflow")
+        problem = "Stack overflow" if sys.version_info >= (3, 14) else "recursion"
+        self.assertIn(problem, self.said("a=" + "[" * 100_000)[-300:])
 
     def test_not_named(self) -> None:
         """An argument without a name, or with an impossible one, is a usage error that says how to write it."""
