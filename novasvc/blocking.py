@@ -30,7 +30,7 @@ from novasvc._compat import is_log_begun
 from novasvc.config import Settings, load, masked_url
 from novasvc.errors import NovasvcError
 from novasvc.node.manager_resources import make_client, make_emitter
-from novasvc.node.runtime import Runtime
+from novasvc.node.runtime import Runtime, close_quietly
 from novasvc.reactor.monotonic import use_monotonic_clock
 from novasvc.rpc import Client as ReactorClient
 from novasvc.rpc import EventEmitter
@@ -99,7 +99,7 @@ def connect(
             events = make_emitter(runtime, transport, f"{Path(sys.argv[0]).stem or 'python'}.{settings.host}")
             return client if timeout is None else client.prepare(timeout=timeout), events
         except BaseException:  # such as a key file that cannot be read: the program may go on without a client
-            await runtime.broker.release()
+            await close_quietly(runtime.broker.release, runtime.broker.name)
             raise
 
     client, events = calls.run(open_client, masked_url(settings.transport_url), "connect")

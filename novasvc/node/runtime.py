@@ -71,7 +71,7 @@ class SharedConnection(Generic[_Resource]):
                 try:
                     await resource.open()
                 except Exception:
-                    await _close_quietly(resource.close, self.name)
+                    await close_quietly(resource.close, self.name)
                     raise
                 self._resource = resource
             self._users += 1
@@ -108,7 +108,7 @@ class ConductorConnection(SharedConnection[IServiceRegistry]):
         try:
             return await super().acquire()
         except Exception:
-            await _close_quietly(self._broker.release, self._broker.name)
+            await close_quietly(self._broker.release, self._broker.name)
             raise
 
     async def release(self) -> None:
@@ -120,7 +120,7 @@ class ConductorConnection(SharedConnection[IServiceRegistry]):
         return RemoteRegistry(Client(self._transport, clock=self._clock))
 
 
-async def _close_quietly(close: Callable[[], Awaitable[None]], name: str) -> None:
+async def close_quietly(close: Callable[[], Awaitable[None]], name: str) -> None:
     """Close a resource after an opening that failed, and log a failure to close it.
 
     The caller raises the error of the opening. It may be the cancellation that ends a node's start; if a failure to
