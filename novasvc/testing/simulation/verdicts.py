@@ -95,7 +95,8 @@ class VerdictWitness:
 def longest_silence(spans: Iterable[tuple[float, float]], now: float) -> float:
     """Return for how many seconds heartbeats may have been missing at a stretch; 0 if none has.
 
-    Spans between which there is no time for a heartbeat are one. Those that ended long ago do not count.
+    Spans that are at most _MISSED apart count as one, because no heartbeat fits between them. A silence that ended more
+    than RECOVERY + _MEMORY ago does not count.
 
     :param spans: begin and end of faults that keep heartbeats away.
     :param now: they count up to this moment.

@@ -30,6 +30,12 @@ class MemoryTransportTests(SynchronousTestCase):
     def bodies(self) -> list[bytes]:
         return [delivery.body for delivery in self.received]
 
+    def lose_connection(self, listener: Any) -> None:
+        """Deliver what is due, lose the connection, and connect again."""
+        self.clock.advance(0)
+        listener.disconnect()
+        listener.reconnect()
+
     def test_round_robin(self) -> None:
         """Listeners with room take turns."""
         others: list[Any] = []
@@ -45,9 +51,7 @@ class MemoryTransportTests(SynchronousTestCase):
         listener = self.listen()
         self.send(b"1")
         for _ in range(5):
-            self.clock.advance(0)
-            listener.disconnect()
-            listener.reconnect()
+            self.lose_connection(listener)
         self.clock.advance(0)
         counts = [(delivery.deliveries, delivery.deaths) for delivery in self.received]
         self.assertEqual(counts, [(0, 0), *[(1, 0)] * 5])
@@ -57,14 +61,10 @@ class MemoryTransportTests(SynchronousTestCase):
         listener = self.listen()
         self.send(b"1")
         for _ in range(2):
-            self.clock.advance(0)
-            listener.disconnect()
-            listener.reconnect()
+            self.lose_connection(listener)
         self.clock.advance(0)
         self.received[-1].requeue(2)
-        self.clock.advance(0)
-        listener.disconnect()
-        listener.reconnect()
+        self.lose_connection(listener)
         self.clock.advance(0)
         self.assertEqual([each.deliveries for each in self.received], [0, 1, 1, 2, 3])
 
