@@ -60,7 +60,11 @@ class VerdictWitness:
         enough = VerdictRule().suspect_group_size
         # See "The verdict" and "What cannot be known" in the guide Liveness.
         small_groups_may_be = self._silence({"broker stall"}, _OF_CONNECTIONS, conductors) > down_time
-        small_fleets_may_be = self._silence(_OF_SERVERS, _OF_PROCESSES, conductors) > 1.5 * down_time
+        # Between two faults some heartbeats may have arrived and others not: no silence is then one of the whole fleet.
+        small_fleets_may_be = (
+            self._silence(_OF_SERVERS, _OF_PROCESSES, conductors) > 1.5 * down_time
+            or self._silence(_OF_SERVERS, _OF_PROCESSES, conductors, only_interrupted=True) > down_time
+        )
         for record, verdict in fleet.services:
             excused = (
                 self._is_disturbed(record.host)
@@ -77,8 +81,15 @@ class VerdictWitness:
         disturbances = self._simulation.disturbances
         return any(host in fault.places and begin <= now <= end + _MEMORY for begin, end, fault in disturbances)
 
-    def _silence(self, of_servers: Container[str], of_conductors: Container[str], conductors: set[str]) -> float:
-        """Return the longest time in seconds in which no heartbeat may have arrived.
+    def _silence(
+        self,
+        of_servers: Container[str],
+        of_conductors: Container[str],
+        conductors: set[str],
+        *,
+        only_interrupted: bool = False,
+    ) -> float:
+        """Return the longest time in seconds in which no heartbeat may have arrived; see :func:`longest_silence`.
 
         :param of_servers: kinds of faults that keep all heartbeats away.
         :param of_conductors: kinds of faults that do so when they happen to all conductors.
@@ -89,10 +100,10 @@ class VerdictWitness:
             if fault.kind in of_servers
             or (fault.kind in of_conductors and conductors and conductors.issubset(fault.places))
         ]
-        return longest_silence(spans, self._simulation.clock.seconds())
+        return longest_silence(spans, self._simulation.clock.seconds(), only_interrupted=only_interrupted)
 
 
-def longest_silence(spans: Iterable[tuple[float, float]], now: float) -> float:
+def longest_silence(spans: Iterable[tuple[float, float]], now: float, *, only_interrupted: bool = False) -> float:
     """Return for how many seconds heartbeats may have been missing at a stretch; 0 if none has.
 
     Spans that are at most _MISSED apart count as one, because no heartbeat fits between them. A silence that ended more
@@ -100,12 +111,15 @@ def longest_silence(spans: Iterable[tuple[float, float]], now: float) -> float:
 
     :param spans: begin and end of faults that keep heartbeats away.
     :param now: they count up to this moment.
+    :param only_interrupted: count only silences of several faults with a time between them.
     """
-    longest, since, until = 0.0, 0.0, -inf
+    longest, since, until, interrupted = 0.0, 0.0, -inf, False
     for begin, end in sorted(spans):
         if begin > until + _MISSED:
-            since = begin
+            since, interrupted = begin, False
+        elif begin > until:
+            interrupted = True
         until = max(until, min(end, now))
-        if until + RECOVERY + _MEMORY >= now:
+        if until + RECOVERY + _MEMORY >= now and (interrupted or not only_interrupted):
             longest = max(longest, until - since + _MISSED)
     return longest

@@ -32,3 +32,10 @@ class LongestSilenceTests(unittest.TestCase):
         """A silence excuses nothing two minutes after its end."""
         self.assertEqual(longest_silence([(10.0, 80.0)], 200.0), 90.0)
         self.assertEqual(longest_silence([(10.0, 80.0)], 201.0), 0.0)
+
+    def test_only_interrupted(self) -> None:
+        """Of two faults that are a moment apart, some services may miss both, and others none: it can be asked for."""
+        spans = [(10.0, 25.0), (26.0, 65.0), (200.0, 290.0), (250.0, 300.0)]
+        self.assertEqual(longest_silence(spans[:2], 70.0, only_interrupted=True), 75.0)
+        self.assertEqual(longest_silence(spans, 300.0), 120.0)
+        self.assertEqual(longest_silence(spans, 300.0, only_interrupted=True), 0.0)
