@@ -2,7 +2,7 @@
 
 import gc
 
-_THRESHOLD = 100_000
+_THRESHOLD = 250_000
 """Objects that are made before the garbage collector looks for cycles; Python's default is 700 or 2000."""
 
 
