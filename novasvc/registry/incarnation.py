@@ -26,8 +26,8 @@ class ServiceStart:
         The workers of one supervisor share it, because they are one start of the service.
     :param machine: name of the machine, for people.
     :param pid: the process's number on that machine; with workers, that of their supervisor.
-    :param lock: identity of the exclusive lock that this start holds; None without one. Two starts with the same
-        identity cannot be alive at the same time, so an earlier one is dead.
+    :param lock: the exclusive lock that this start holds, "NAME@TIME"; None without one. Two starts that hold the same
+        lock cannot be alive at the same time: the one that took it earlier is dead.
     :param service_down_time: seconds without a heartbeat after which an earlier start counts as dead.
     :param after: the number that this start had in a database that has lost it since; its next number is greater. 0 for
         a new start.
@@ -108,19 +108,23 @@ class LatestStart:
     beats: int
 
 
+# Note [A start that arrives late]
+#
+# A request to begin may be executed when its process is dead, and another one on its machine has begun since: its
+# conductor was cut off from the database for a while. Both processes have held the same lock, and the later one is the
+# one that took it later. The earlier one has no place any more, not even after the later one has ended. Only after a
+# long silence any start may begin, because clocks can be wrong.
+
+
 def check_twin(start: ServiceStart, latest: LatestStart) -> None:
     """Check that a start may supersede the latest one of the same service.
 
-    :raises ServiceTwinError: the latest one is alive, as far as the registry knows.
+    :raises ServiceTwinError: the latest one is alive, as far as the registry knows, or began after this one.
     """
     incarnation = latest.incarnation
-    is_dead = (
-        incarnation.has_ended
-        or latest.forced_down
-        or (start.lock is not None and start.lock == latest.lock)
-        or latest.quiet > start.service_down_time
-    )
-    if not is_dead:
+    order = _compare_locks(start.lock, latest.lock)
+    may_begin = order >= 0 if order is not None else incarnation.has_ended or latest.forced_down
+    if not may_begin and latest.quiet <= start.service_down_time:
         raise ServiceTwinError(
             start.name,
             incarnation.number,
@@ -130,3 +134,20 @@ def check_twin(start: ServiceStart, latest: LatestStart) -> None:
             round(latest.quiet, 3),
             latest.beats,
         )
+
+
+def _compare_locks(lock: str | None, other: str | None) -> int | None:
+    """Compare when two starts took the same lock.
+
+    :return: negative if the first of them took it earlier, positive if later; None if they are not the same lock.
+    """
+    if lock is None or other is None:
+        return None
+    (name, taken), (other_name, other_taken) = _divide(lock), _divide(other)
+    return taken - other_taken if name == other_name else None
+
+
+def _divide(lock: str) -> tuple[str, int]:
+    """Return the name of a lock, and when it was taken; 0 if that is unknown."""
+    name, at, taken = lock.rpartition("@")
+    return (name, int(taken)) if at and taken.isdecimal() else (lock, 0)

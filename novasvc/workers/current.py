@@ -30,7 +30,7 @@ class SharedStart:
 
     :param owner: random id of the start; see :class:`novasvc.registry.incarnation.ServiceStart`.
     :param pid: of the supervisor.
-    :param lock: identity of the lock that the supervisor and its workers hold; None without one.
+    :param lock: what the supervisor and its workers hold; see :func:`~novasvc.workers.file_lock.lock_identity`.
     """
 
     owner: str

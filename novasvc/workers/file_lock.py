@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
@@ -74,7 +75,7 @@ class FileLock:
         return None
 
     def identity(self) -> str | None:
-        """Return what identifies the locked file among all machines, until this one is restarted; None if unknown."""
+        """Return which lock this process holds, and since when; see :func:`lock_identity`. None without the lock."""
         return None if self._descriptor is None else lock_identity(self._descriptor)
 
     def _open(self) -> int:
@@ -108,19 +109,21 @@ class FileLock:
 # is on the same inode of the same kernel: the boot id differs between machines, clones of one virtual machine
 # included, and after each restart of a machine. Host names and machine ids do not: containers and clones share them.
 # Locks in a directory that several machines share may not exclude each other, but then the boot ids differ.
+#
+# The time since the boot, read while the lock is held, tells which of two processes held it later.
 
 
 def lock_identity(descriptor: int) -> str | None:
-    """Return what identifies a locked file; see Note [Which lock].
+    """Return which lock this process holds, and since when; see Note [Which lock].
 
-    :param descriptor: of the file.
-    :return: None on a system without boot ids.
+    :param descriptor: of the locked file.
+    :return: "BOOT_ID:DEVICE:INODE@NANOSECONDS", now, since the boot; None on a system without boot ids.
     """
     boot = _boot_id()
     if boot is None:
         return None
     status = os.fstat(descriptor)
-    return f"{boot}:{status.st_dev}:{status.st_ino}"
+    return f"{boot}:{status.st_dev}:{status.st_ino}@{time.clock_gettime_ns(time.CLOCK_BOOTTIME)}"
 
 
 @cache

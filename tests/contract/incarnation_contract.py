@@ -155,6 +155,24 @@ class IncarnationContract:
         for given in ({"lock": "lock 2"}, {"lock": None}):
             await self.assert_fails(ServiceTwinError, self.begin("owner 2", **given))
 
+    async def test_late_start(self: Any) -> None:
+        """A request of a process that held the lock earlier, and is dead, does not supersede the one that holds it."""
+        await self.begin("owner 1", lock="lock@9")
+        await self.begin("owner 2", lock="lock@10")
+        await self.assert_fails(ServiceTwinError, self.begin("owner 1", lock="lock@9"))
+        await self.assert_fails(ServiceTwinError, self.begin("owner 3", lock="lock"))
+        again = await self.begin("owner 2", lock="lock@10")
+        self.assertEqual(again.incarnation.number, 2)
+        for changes in (ServiceChanges(forced_down=True), ServiceChanges(forced_down=False)):
+            await self.registry.update(again.id, changes)
+            await self.assert_fails(ServiceTwinError, self.begin("owner 1", lock="lock@9"))
+        await self.registry.enter(again.id, 2, "stopped")
+        await self.assert_fails(ServiceTwinError, self.begin("owner 1", lock="lock@9"))
+        after = await self.begin("owner 4", lock="lock@11")
+        self.assertEqual(after.incarnation.number, 3)
+        silent = await self.begin("owner 5", lock="lock@1", service_down_time=-1.0)
+        self.assertEqual(silent.incarnation.number, 4)
+
     async def test_superseded(self: Any) -> None:
         """An earlier incarnation can neither beat nor enter a state, and is told which one took its place."""
         first = await self.begin("owner 1")

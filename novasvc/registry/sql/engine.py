@@ -97,24 +97,37 @@ class Engine(_TwistedEngine):  # type: ignore[misc, valid-type]
         """The reactor's clock."""
         return cast(IReactorTime, self._reactor)
 
-    def run(self, function: Callable[[Connection], T], *, timeout: float | None = None) -> Deferred[T]:
+    def run(
+        self, function: Callable[[Connection], T], *, timeout: float | None = None, only_awaited: bool = False
+    ) -> Deferred[T]:
         """Run a function as one transaction, in one of the threads.
 
         The transaction is committed when the function returns, and rolled back when it raises.
 
         :param function: takes SQLAlchemy's connection. It must neither keep it nor touch the reactor.
         :param timeout: seconds, > 0; by default the engine's.
-        :return: Deferred of the function's result. Cancelling it, like the timeout, only ends the
-            waiting: a transaction that has begun may still be committed.
+        :param only_awaited: roll back also if the caller has given up when the function returns. For what must not be
+            written after something that its caller does later.
+        :return: Deferred of the function's result. Cancelling it, like the timeout, ends the waiting: a transaction
+            that has begun may still be committed, with only_awaited only if its commit has begun.
         :raises DatabaseError: the database refused, or did not answer in time; the engine is closed.
         :raises DatabaseBusyError: the queue is full.
         """
+        has_ended = False
 
         def transact(engine: sqlalchemy.Engine) -> T:
             with engine.begin() as connection:
-                return function(connection)
+                result = function(connection)
+                if only_awaited and has_ended:
+                    raise CancelledError  # nobody sees it
+                return result
 
-        return self.block(transact, timeout=timeout)
+        def end(outcome: T | Failure) -> T | Failure:
+            nonlocal has_ended
+            has_ended = True
+            return outcome
+
+        return self.block(transact, timeout=timeout).addBoth(end)
 
     def run_statements(self, function: Callable[[Connection], T]) -> Deferred[T]:
         """Run a function as :meth:`run` does, but each of its statements is a transaction of its own."""

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import attrs
 from sqlalchemy import Connection
 from sqlalchemy import Engine as SQLEngine
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -113,7 +113,7 @@ class ServiceRegistry:
         self._starts = StartBatches(
             engine.clock,
             self._begin_all,
-            lambda start: Deferred.fromCoroutine(self._begin_alone(start)),
+            lambda start, is_awaited: Deferred.fromCoroutine(self._begin_alone(start, is_awaited)),
             engine.address.masked,
         )
         self._beats = BeatBatches(
@@ -164,7 +164,11 @@ class ServiceRegistry:
         if not self._rows.incarnations:
             return succeed(None)
         values = (service_id, incarnation, state, until, reason, calls)
-        return self._engine.run(lambda connection: self._rows.enter(connection, *values))
+        # One state after the other: a state that could not be written in time must not be written after the next one.
+        # A stop is the last one, and better late than never.
+        return self._engine.run(
+            lambda connection: self._rows.enter(connection, *values), only_awaited=state != "stopped"
+        )
 
     def prove_writable(self) -> Deferred[None]:
         """See IServiceRegistry."""
@@ -188,7 +192,10 @@ class ServiceRegistry:
 
     def update(self, service_id: int, changes: ServiceChanges) -> Deferred[ServiceRecord]:
         """See IServiceRegistry."""
-        return self._engine.run(lambda connection: self._rows.update(connection, service_id, changes))
+        # An operator may have changed it back since, through another process.
+        return self._engine.run(
+            lambda connection: self._rows.update(connection, service_id, changes), only_awaited=True
+        )
 
     def delete(self, service_id: int) -> Deferred[None]:
         """See IServiceRegistry."""
@@ -259,16 +266,18 @@ class ServiceRegistry:
         except DatabaseConflictError as error:
             raise _topic_is_taken(error, host, topic) from error
 
-    def _begin_all(self, starts: Sequence[ServiceStart]) -> Deferred[Outcomes]:
-        return self._engine.run(lambda connection: begin_all(connection, self._rows, starts))
+    def _begin_all(self, starts: Sequence[ServiceStart], is_awaited: Callable[[int], bool]) -> Deferred[Outcomes]:
+        return self._engine.run(lambda connection: begin_all(connection, self._rows, starts, is_awaited))
 
-    async def _begin_alone(self, start: ServiceStart) -> ServiceRecord:
+    async def _begin_alone(self, start: ServiceStart, is_awaited: Callable[[], bool]) -> ServiceRecord:
         conflict: DatabaseError | None = None
         for _ in range(_BEGIN_ATTEMPTS):
+            if not is_awaited():
+                raise CancelledError
             # See Note [Two starts want one number].
             began = self._engine.clock.seconds()
             try:
-                (outcome,) = await self._begin_all([start])
+                (outcome,) = await self._begin_all([start], lambda _: is_awaited())
             except (DatabaseConflictError, DatabaseLockedError) as error:
                 if isinstance(error, DatabaseLockedError) and self._engine.clock.seconds() - began >= LONG_WAIT:
                     raise

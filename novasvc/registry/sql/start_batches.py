@@ -1,6 +1,7 @@
 """Starts in batches: those that wait at the same time begin in one transaction."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -35,14 +36,16 @@ class StartBatches:
     tried alone. If another process keeps a lock, all fail.
 
     :param clock: provides the turns of the reactor.
-    :param write: begins starts in one transaction; returns a Deferred of their outcomes.
-    :param begin: begins one start, and repeats it while it is in conflict with others.
+    :param write: begins starts in one transaction; takes also what tells whether the caller of a start, by its place,
+        still waits. Returns a Deferred of the outcomes.
+    :param begin_alone: begins one start, and repeats it while it is in conflict with others; takes also what tells
+        whether its caller still waits.
     :param masked_url: URL of the database, for errors.
     """
 
     _clock: IReactorTime
-    _write: Callable[[Sequence[ServiceStart]], Deferred[list[Outcome]]]
-    _begin_alone: Callable[[ServiceStart], Deferred[ServiceRecord]]
+    _write: Callable[[Sequence[ServiceStart], Callable[[int], bool]], Deferred[list[Outcome]]]
+    _begin_alone: Callable[[ServiceStart, Callable[[], bool]], Deferred[ServiceRecord]]
     _masked_url: str
     _batches: Batches[ServiceStart, ServiceRecord] = attrs.field(init=False)
 
@@ -58,7 +61,9 @@ class StartBatches:
         return self._batches.add(start)
 
     def _write_batch(self, batch: _Batch) -> Deferred[None]:
-        return self._write([*batch.values()]).addBoth(self._written, batch, self._clock.seconds())
+        callers = [*batch]
+        writing = self._write([*batch.values()], lambda place: _is_unanswered(callers[place]))
+        return writing.addBoth(self._written, batch, self._clock.seconds())
 
     def _written(self, outcomes: list[Outcome] | Failure, batch: _Batch, began: float) -> None:
         if isinstance(outcomes, Failure):
@@ -69,6 +74,11 @@ class StartBatches:
             if waiting.called:
                 continue
             if outcome is None:
-                self._begin_alone(start).addBoth(answer, waiting)
+                self._begin_alone(start, partial(_is_unanswered, waiting)).addBoth(answer, waiting)
             else:
                 answer(Failure(outcome) if isinstance(outcome, Exception) else outcome, waiting)
+
+
+def _is_unanswered(waiting: Deferred[ServiceRecord]) -> bool:
+    """Return whether a caller still waits: one that has given up has cancelled its Deferred, which has fired then."""
+    return not waiting.called

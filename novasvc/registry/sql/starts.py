@@ -1,6 +1,6 @@
 """Starts of services: what one transaction reads and writes to begin incarnations, in a worker thread."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import attrs
@@ -16,7 +16,9 @@ from novasvc.registry.sql.schema import incarnations as table
 from novasvc.registry.sql.schema import services
 
 Outcome = ServiceRecord | NovasvcError | None
-"""The row of a start that has begun, why it is refused, or None: it is in conflict with another one, and must retry."""
+"""The row of a start that has begun, why it is refused, or None: it is in conflict with another one, and must retry, or
+nobody waits for it.
+"""
 
 Outcomes = list[Outcome]
 
@@ -82,12 +84,16 @@ class _Found:
         return cls(record, row[-2], row[-1], quiet)
 
 
-def begin_all(connection: Connection, rows: ServiceRows, starts: Sequence[ServiceStart]) -> list[Outcome]:
+def begin_all(
+    connection: Connection, rows: ServiceRows, starts: Sequence[ServiceStart], is_awaited: Callable[[int], bool]
+) -> list[Outcome]:
     """Begin the next incarnations of services; see Note [Two starts want one number].
 
     Several starts of one service are judged one after the other.
 
-    :return: their outcomes, in the same order.
+    :param is_awaited: takes the place of a start; returns False if its caller has given up, as it may while this
+        transaction waits for the database. Such a start may have begun elsewhere, or be dead, so it is left out.
+    :return: their outcomes, in the same order; None for those left out.
     :raises IntegrityError: another transaction has created one of the rows since; retry.
     """
     folding = connection.dialect.name in _FOLDING
@@ -96,6 +102,7 @@ def begin_all(connection: Connection, rows: ServiceRows, starts: Sequence[Servic
     while left:
         with rows.readable():
             found = _read(connection, _Statements.for_database(connection).latest, left.values())
+        left = {place: start for place, start in left.items() if is_awaited(place)}
         latest = {_name_of(each.record, folding=folding): each for each in found}
         taking: dict[Name, tuple[int, ServiceStart, _Found | None]] = {}
         for place, start in left.items():
@@ -113,7 +120,7 @@ def begin_all(connection: Connection, rows: ServiceRows, starts: Sequence[Servic
             if _name_of(start, folding=folding) in lost:
                 outcomes[place] = None
                 del left[place]
-    return [outcomes[place] for place in range(len(starts))]
+    return [outcomes.get(place) for place in range(len(starts))]
 
 
 def _judge(

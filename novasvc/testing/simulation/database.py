@@ -74,7 +74,8 @@ class SimulatedRegistry:
     #
     # A process gives up after ANSWER_TIMEOUT, and cannot know whether its statement was executed. A database that
     # stalls for longer has cancelled some of the statements that waited, and executes the others late, after their
-    # processes have gone on, or have tried again.
+    # processes have gone on, or have tried again. Not so with starts and changes of rows: the SQL registry does not
+    # commit them for a caller that has given up.
 
     def __init__(self, database: SimulatedDatabase, clock: ProcessClock, process: str) -> None:
         self._database = database
@@ -110,6 +111,8 @@ class SimulatedRegistry:
                 return
             if database.refuses_until > now:
                 send_back(Failure(DatabaseUnavailableError(DATABASE, "it refuses connections")))
+                return
+            if waiting.called and (name in {"begin", "update"} or (name == "enter" and args[2] != "stopped")):
                 return
             database.trace.note("execute", self._process, f"{name} after {now - began:.6f} s")
             getattr(database.registry, name)(*args, **kwargs).addBoth(send_back)

@@ -60,7 +60,7 @@ class SimulatedNode:
 
     def start(self) -> Deferred[None]:
         """Start a process. Its start waits for what it needs; a failure is a problem of the run."""
-        process = self.process = self._add_process(lock=f"{self.topic}@{self.host}")
+        process = self.process = self._add_process(lock=f"{self.topic}.{self.host}@{self._starts + 1}")
         return process.serve(self._make).addErrback(self._not_started, process)
 
     def start_twin(self) -> None:

@@ -2,15 +2,18 @@
 
 import sqlite3
 import threading
+from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import attrs
 from sqlalchemy import event
 from twisted.internet import reactor
-from twisted.internet.defer import gatherResults
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.task import deferLater
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from novasvc.errors import (
@@ -267,6 +270,57 @@ class RaceTests(RegistryCase):
         error = await self.assertFailure(registry.register("h1", "two", "agent", 7), DatabaseConflictError)
         self.assertIn("another service of host 'h1' has the topic 'agent'", str(error))
         self.assertEqual([row["binary"] for row in self.rows()], ["one"])
+
+
+class GivenUpTests(RegistryCase):
+    """Tests for changes whose callers give up while their transactions wait for the database."""
+
+    async def give_up(self, change: Callable[[], Deferred[Any]], *others: Callable[[], Deferred[Any]]) -> list[Any]:
+        """Begin changes while another process has the database, cancel the first; return the results of the others."""
+        with closing(sqlite3.connect(self.path, isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            changing = change()
+            waiting = [each() for each in others]
+            await deferLater(reactor, 0, lambda: None)  # batches have begun
+            changing.cancel()
+            await self.assertFailure(changing, CancelledError)
+            other.execute("ROLLBACK")
+        return [await each for each in waiting]
+
+    async def test_begin(self) -> None:
+        """A start is not written; others of its batch are."""
+        registry = self.make()
+        starts = [partial(registry.begin, attrs.evolve(START, host=host)) for host in ("h1", "h2")]
+        (record,) = await self.give_up(*starts)
+        self.assertEqual([each.id for each in await registry.list(None, None, None)], [record.id])
+        self.assertEqual(record.host, "h2")
+
+    async def test_begin_alone(self) -> None:
+        """A start that is tried again because of a conflict is not written, either."""
+        registry = self.make()
+        for awaited in ([False], [True, False, False]):
+            answers = iter(awaited)
+            trying = Deferred.fromCoroutine(registry._begin_alone(START, partial(next, answers)))
+            await self.assertFailure(trying, CancelledError)
+            self.assertEqual(list(answers), [])
+        self.assertEqual(self.rows(), [])
+
+    async def test_enter(self) -> None:
+        """A state is not written, because its caller may have entered the next one; a stop is, as the last one."""
+        registry = self.make()
+        record = await registry.begin(START)
+        for state, expected in (("ready", "starting"), ("draining", "starting"), ("stopped", "stopped")):
+            await self.give_up(partial(registry.enter, record.id, 1, state))
+            (record,) = await registry.list(None, None, None)
+            assert record.incarnation is not None
+            self.assertEqual(record.incarnation.state, expected)
+
+    async def test_update(self) -> None:
+        """A change of an operator is not written."""
+        registry = self.make()
+        record = await registry.begin(START)
+        await self.give_up(partial(registry.update, record.id, ServiceChanges(disabled=True)))
+        self.assertFalse((await registry.get(record.uuid)).disabled)
 
 
 class OpenTests(RegistryCase):

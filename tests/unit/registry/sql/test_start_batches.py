@@ -1,9 +1,9 @@
 """Tests for starts in batches."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import attrs
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
@@ -31,17 +31,25 @@ class StartBatchesTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.written: list[list[str]] = []
+        self.awaited: Callable[[int], bool]
         self.transactions: list[Deferred[list[Outcome]]] = []
         self.alone: list[str] = []
+        self.awaited_alone = True
+        self.gives_up: Deferred[ServiceRecord] | None = None
+        """Cancelled while it is begun alone."""
         self.batches = StartBatches(self.clock, self.write, self.begin_alone, URL)
 
-    def write(self, starts: Sequence[ServiceStart]) -> Deferred[list[Outcome]]:
+    def write(self, starts: Sequence[ServiceStart], is_awaited: Callable[[int], bool]) -> Deferred[list[Outcome]]:
+        self.awaited = is_awaited
         self.written.append([start.host for start in starts])
         self.transactions.append(Deferred())
         return self.transactions[-1]
 
-    def begin_alone(self, start: ServiceStart) -> Deferred[ServiceRecord]:
+    def begin_alone(self, start: ServiceStart, is_awaited: Callable[[], bool]) -> Deferred[ServiceRecord]:
         self.alone.append(start.host)
+        if self.gives_up is not None:
+            self.gives_up.cancel()
+        self.awaited_alone = is_awaited()
         return succeed(record(host=start.host))
 
     def begin(self, host: str) -> Deferred[ServiceRecord]:
@@ -79,6 +87,19 @@ class StartBatchesTests(SynchronousTestCase):
         self.transactions.pop(0).errback(Failure(DatabaseConflictError(URL, "twice")))
         self.assertEqual([self.successResultOf(each).host for each in starts], ["h3", "h4"])
         self.assertEqual(self.alone, ["h1", "h3", "h4"])
+
+    def test_given_up(self) -> None:
+        """A transaction can tell which callers have given up while it waits for the database."""
+        starts = [self.begin("h1"), self.begin("h2")]
+        self.clock.advance(0)
+        self.assertEqual([self.awaited(0), self.awaited(1)], [True, True])
+        starts[0].cancel()
+        self.failureResultOf(starts[0], CancelledError)
+        self.assertEqual([self.awaited(0), self.awaited(1)], [False, True])
+        self.gives_up = starts[1]
+        self.end(None, None)
+        self.failureResultOf(starts[1], CancelledError)
+        self.assertEqual((self.alone, self.awaited_alone), (["h2"], False))
 
     def test_failure(self) -> None:
         """An error that concerns all fails each start with it."""
