@@ -5,8 +5,9 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from unittest import SkipTest, TestCase
 
 from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
@@ -16,6 +17,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
 from tests.e2e.process import PATIENCE
+
+T = TypeVar("T")
 
 CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
 WIDTH, HEIGHT = 1280, 800
@@ -114,22 +117,45 @@ class Browser:
         """Close the page. Call it before the server ends: a live page reports that it cannot reach it."""
         self.driver.get("about:blank")
 
+    # A page that updates itself may replace an element between the request that finds it and the one that uses it. So
+    # tests read elements and click on them by their selectors, which are looked up again then.
+
     def all(self, selector: str) -> list[WebElement]:
-        """Return the elements that match a CSS selector."""
-        return self.driver.find_elements(By.CSS_SELECTOR, selector)
+        """Return the elements that match a CSS selector, or an XPath, which begins with a slash."""
+        return self.driver.find_elements(_language(selector), selector)
 
     def one(self, selector: str) -> WebElement:
-        """Return the first element that matches a CSS selector."""
-        return self.driver.find_element(By.CSS_SELECTOR, selector)
+        """Return the first element that matches."""
+        return self.driver.find_element(_language(selector), selector)
 
     def text(self, selector: str) -> str:
         """Return the text of an element."""
-        return self.one(selector).text
+        return self._read(lambda: self.one(selector).text)
+
+    def texts(self, selector: str) -> list[str]:
+        """Return the texts of all elements that match."""
+        return self._read(lambda: [element.text for element in self.all(selector)])
+
+    def attributes(self, selector: str, name: str) -> list[str | None]:
+        """Return an attribute of all elements that match; None where it is missing."""
+        return self._read(lambda: [element.get_attribute(name) for element in self.all(selector)])
 
     def click(self, selector: str) -> None:
-        """Click on an element as soon as it exists."""
-        self.until(lambda: self.one(selector).is_displayed(), selector)
-        self.one(selector).click()
+        """Click on an element as soon as it exists and is visible."""
+
+        def clicked() -> bool:
+            element = self.one(selector)
+            if not element.is_displayed():
+                return False
+            element.click()
+            return True
+
+        self.until(clicked, selector)
+
+    def _read(self, read: Callable[[], T]) -> T:
+        while True:
+            with suppress(StaleElementReferenceException):
+                return read()
 
     def script(self, code: str) -> Any:
         """Run JavaScript."""
@@ -153,6 +179,10 @@ class Browser:
     def says(self, selector: str, text: str) -> None:
         """Wait until an element has a text."""
         self.until(lambda: text in self.text(selector), f"{selector} says {text!r}")
+
+
+def _language(selector: str) -> str:
+    return By.XPATH if selector.startswith("/") else By.CSS_SELECTOR
 
 
 class BrowserTestCase(TestCase):

@@ -172,7 +172,7 @@ class FleetTests(BrowserTestCase):
 
     def hosts(self) -> list[str]:
         """Return the hosts of the services that are shown, in their order."""
-        return [element.text.partition("@")[2] for element in self.browser.all("#services tbody th a")]
+        return [text.partition("@")[2] for text in self.browser.texts("#services tbody th a")]
 
     def troubled(self) -> list[str]:
         """Return the shown hosts whose services were never up."""
@@ -296,7 +296,8 @@ class FleetTests(BrowserTestCase):
         browser.says("#live", "live")
         fleet = browser.driver.current_window_handle
         cell = self.cell("node3")
-        address = browser.one(cell).get_attribute("href")
+        (address,) = browser.attributes(cell, "href")
+        assert address is not None
         browser.driver.switch_to.new_window("tab")
         browser.driver.get(address)
         browser.click("#do-force-down")
@@ -327,19 +328,19 @@ class FleetTests(BrowserTestCase):
         browser.says("#events", "greet")
         self.assertRegex(browser.text("#facts"), r"(?s)uptime\s+\d+ s")
         task = "//th[.='report']/../"
-        self.assertEqual(browser.driver.find_element("xpath", f"{task}td[3]").text, "0")
-        browser.driver.find_element("xpath", f"{task}td/a").click()
+        self.assertEqual(browser.text(f"{task}td[3]"), "0")
+        browser.click(f"{task}td/a")
         browser.says("dialog h1", "Run the task report of novasvc-greeter@alive now?")
         browser.click("dialog .does button")
         browser.says(".message", "The task was started.")
         runs = "the run is seen without loading again"
-        browser.until(lambda: browser.driver.find_element("xpath", f"{task}td[3]").text == "1", runs)
+        browser.until(lambda: browser.text(f"{task}td[3]") == "1", runs)
         browser.click("#do-ping")
         browser.click("dialog .does button")
         browser.until(lambda: re.search(r"responded within \d+\.\d ms", browser.text(".message")), "it answered")
         browser.until(lambda: "charts of the last" in browser.text("#reach"), "its history is there")
         drawn = "//th[.='greet']/../td//*[name()='path'][string-length(@d) > 15]"
-        browser.until(lambda: len(browser.driver.find_elements("xpath", drawn)) == 2, "two lines are drawn")
+        browser.until(lambda: len(browser.all(drawn)) == 2, "two lines are drawn")
         browser.screenshot("node")
 
     def test_leases(self) -> None:
@@ -425,14 +426,14 @@ class FleetTests(BrowserTestCase):
         browser.open("/")
         browser.says("main", "Without JavaScript")
         browser.one("input[name=q]").send_keys("node4")
-        browser.one(".filter button").click()
+        browser.click(".filter button")
         browser.until(lambda: self.hosts() == ["node4"], "it is found")
-        browser.one("#services tbody th a").click()
+        browser.click("#services tbody th a")
         browser.says("h1", "node4")
-        browser.one("#do-disable").click()
+        browser.click("#do-disable")
         browser.says("h1", "Disable novasvc-agent@node4?")
         browser.one("input[name=reason]").send_keys("no script")
-        browser.one(".does button").click()
+        browser.click(".does button")
         browser.says(".message", "It is disabled.")
         browser.says("#facts", "no script")
 
@@ -558,8 +559,7 @@ class ManyTests(BrowserTestCase):
         browser.click("[rel=next]")
         browser.says(".pages", "page 2 of 21")
         browser.open("/?sort=silent")
-        found = [link.text for link in browser.all("#services tbody th a")][:3]
-        self.assertEqual(found[0].partition("@")[2], "rack7-n11")
+        self.assertEqual(browser.texts("#services tbody th a")[0].partition("@")[2], "rack7-n11")
         browser.open("/?q=rack49-n1&state=up")
         self.assertEqual(len(browser.all("#services tbody tr")), 22)
         self.assertEqual(len(browser.all("#map .squares a")), 22)

@@ -132,8 +132,8 @@ class ScreenTests(BrowserTestCase):
         self.show("/", *SCREENS[0], "light")
         browser.until(lambda: len(browser.all("#map .squares a")) == 271, "each has a square")
         self.assertEqual(browser.text("#map section:nth-child(2) h3").partition(" ")[0], "image-cache")
-        titles = [square.get_attribute("title") for square in browser.all("#map .squares a.o")]
-        self.assertIn("disabled, new disk in slot 3", {title.partition(": ")[2] for title in titles})
+        titles = browser.attributes("#map .squares a.o", "title")
+        self.assertIn("disabled, new disk in slot 3", {(title or "").partition(": ")[2] for title in titles})
         squares = browser.all("#map section:first-child .squares a")
         stops = [square.get_attribute("tabindex") for square in squares]
         self.assertEqual(stops[:3], [None, "-1", "-1"])
@@ -177,11 +177,11 @@ class ScreenTests(BrowserTestCase):
         browser.click("#services tbody th a")
         browser.says("#workers", "ready")
         sold = "//th[.='sell']/../td[1]"
-        browser.until(lambda: int(browser.driver.find_element("xpath", sold).text) >= 20, "some are sold")
+        browser.until(lambda: int(browser.text(sold)) >= 20, "some are sold")
         counts: list[int] = []
 
         def watch() -> bool:
-            counts.append(int(browser.driver.find_element("xpath", sold).text))
+            counts.append(int(browser.text(sold)))
             return len(set(counts)) > 3
 
         browser.until(watch, "the count grows")
