@@ -18,9 +18,6 @@ _log = Logger()
 
 WATCHED = 2.0
 """Seconds between reads while there are viewers."""
-UNWATCHED = 10.0
-"""Seconds between reads while there are none."""
-
 _PAUSE_FACTOR = 10
 """The pause after a read is at least this many times its duration, which bounds the load of a big fleet."""
 _POLLING_VIEWER = 15.0
@@ -33,6 +30,7 @@ class Watch(Service):
     :param source: coroutine function that returns all rows, or raises a NovasvcError; it has its own deadline.
     :param clock: a clock whose seconds are since 1970.
     :param assess: returns what a row of the latest read says about its service.
+    :param unwatched: seconds between reads while there are no viewers; 0 reads only while there are some.
     """
 
     def __init__(
@@ -40,10 +38,12 @@ class Watch(Service):
         source: Callable[[], Awaitable[list[ServiceRecord]]],
         clock: IReactorTime,
         assess: Callable[[ServiceRecord], Assessment],
+        unwatched: float,
     ) -> None:
         self._source = source
         self._clock = clock
         self._assess = assess
+        self._unwatched = unwatched
         self.epoch = secrets.token_hex(4)
         """Random id of this watch. Versions of another watch or process are not comparable."""
         self.version = 0
@@ -147,7 +147,8 @@ class Watch(Service):
     def startService(self) -> None:
         """Begin to read periodically."""
         super().startService()
-        self._schedule(0.0)
+        if self._unwatched or self.is_viewed:
+            self._schedule(0.0)
 
     def stopService(self) -> None:
         """Stop reading; a read in progress is cancelled."""
@@ -161,10 +162,11 @@ class Watch(Service):
 
     def _read_sooner(self) -> None:
         """Move the next read forward to the pace for viewers."""
-        if self._next is not None:
-            due = max(0.0, self._read_at + WATCHED - self._clock.seconds())
-            if due < self._next.getTime() - self._clock.seconds():
-                self._schedule(due)
+        if not self.running or self._reading is not None:
+            return
+        due = max(0.0, self._read_at + WATCHED - self._clock.seconds())
+        if self._next is None or due < self._next.getTime() - self._clock.seconds():
+            self._schedule(due)
 
     def _schedule(self, after: float) -> None:
         if self._next is not None:
@@ -179,9 +181,9 @@ class Watch(Service):
 
         def ended(_: object) -> None:
             self._reading = None
-            if self.running:
+            if self.running and (self._unwatched or self.is_viewed):
                 # While reads fail, the pace stays that for viewers, so that the page recovers soon after the registry.
-                pause = WATCHED if self.is_viewed or self.trouble else UNWATCHED
+                pause = WATCHED if self.is_viewed or self.trouble else self._unwatched
                 self._schedule(max(pause, _PAUSE_FACTOR * (self._clock.seconds() - began)))
             self._answer_waiting()
 

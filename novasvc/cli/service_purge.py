@@ -48,8 +48,8 @@ def purge(
 ) -> None:
     """Delete rows for good: those that were deleted, and those of services that have been silent, for longer than AGE.
 
-    A service that is up is never purged, nor one that has sent no heartbeat at all. The numbers of incarnations are
-    kept: a service of the same name goes on counting.
+    A service that is up is never purged, nor one that sends no heartbeats, unless it has stopped or failed. The numbers
+    of incarnations are kept: a service of the same name goes on counting.
     """
     down_time = context.configuration.settings.service_down_time
     if seconds < down_time:

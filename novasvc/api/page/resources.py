@@ -45,7 +45,7 @@ def make_page_resources(backend: Backend, access: Access) -> dict[bytes, Any]:
     def assess_row(record: ServiceRecord) -> Assessment:
         return assess(record, reader.verdict(record))
 
-    watch = Watch(reader.read, backend.reactor, assess_row)
+    watch = Watch(reader.read, backend.reactor, assess_row, backend.settings.api_watch_interval)
     assets = Assets()
     renderer = Renderer(assets)
     pages = Pages(renderer, access)

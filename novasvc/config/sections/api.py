@@ -6,7 +6,7 @@ from pathlib import Path
 import attrs
 
 from novasvc.config.definition import setting
-from novasvc.config.types import ADDRESS, BOOLEAN, INTEGER, PATH, PORT
+from novasvc.config.types import ADDRESS, BOOLEAN, INTEGER, NUMBER, PATH, PORT
 
 
 @attrs.frozen(kw_only=True, slots=False)
@@ -42,6 +42,15 @@ class APISection:
         PATH,
         default=None,
         optional=True,
+    )
+    api_watch_interval: float = setting(
+        "Interval of the reads of all services while nobody looks at the page, for its history and the metrics of the "
+        "fleet; 0 reads only while somebody does. In a large fleet, let two or three hosts read.",
+        NUMBER,
+        default=10.0,
+        unit="seconds",
+        minimum=1,
+        zero=True,
     )
 
     @property

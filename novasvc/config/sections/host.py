@@ -36,7 +36,7 @@ class HostSection:
         default_text="the machine's name",
     )
     zone: str | None = setting(
-        "Zone that this host is in: a building, a room, a rack. `novasvc fleet` changes one zone after the other, and "
+        "Zone that this host is in: a building, a room, a rack. `novasvc fleet` takes services zone by zone, and "
         "lists can be filtered by it.",
         NAME,
         default=None,

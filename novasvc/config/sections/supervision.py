@@ -20,7 +20,7 @@ class SupervisionSection:
     )
     worker_start_timeout: float = setting(
         "Replace a worker that is not ready within this time; 0 disables. The time that a worker waits for the "
-        "database or the broker does not count.",
+        "database or the broker does not count, but for a reload.",
         NUMBER,
         default=60.0,
         unit="seconds",
@@ -48,7 +48,7 @@ class SupervisionSection:
     )
     worker_crash_loop: str = setting(
         "What to do when worker_restart_budget is exceeded. exit: stop all workers and exit with an error; retry: keep "
-        "restarting, with back-off; auto: exit until a worker has been ready once, retry afterwards.",
+        "restarting, with back-off; auto: exit until all workers have been ready once, retry afterwards.",
         choice("auto", "exit", "retry"),
         default="auto",
     )

@@ -6,12 +6,14 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.api.timeline import Entry
-from novasvc.api.watch import UNWATCHED, WATCHED, Watch
+from novasvc.api.watch import WATCHED, Watch
 from novasvc.errors import DatabaseUnavailableError
 from novasvc.registry.incarnation import ServiceStart
 from novasvc.registry.memory import MemoryRegistry
 from novasvc.registry.record import ServiceChanges, ServiceRecord
 from tests.support.page_rig import assess_alone
+
+UNWATCHED = 10.0
 
 
 class WatchTestCase(SynchronousTestCase):
@@ -25,7 +27,11 @@ class WatchTestCase(SynchronousTestCase):
             self.reads += 1
             return await self.registry.list(None, None, None)
 
-        self.watch = Watch(read, self.clock, assess_alone(60.0))
+        self.read = read
+        self.watch = self.make()
+
+    def make(self, unwatched: float = UNWATCHED) -> Watch:
+        return Watch(self.read, self.clock, assess_alone(60.0), unwatched)
 
     def add(self, host: str, binary: str = "agent") -> ServiceRecord:
         record = self.successResultOf(self.registry.register(host, binary, None, 1))
@@ -45,6 +51,12 @@ class WatchTestCase(SynchronousTestCase):
         self.watch.startService()
         self.clock.advance(0)
         self.addCleanup(lambda: self.watch.running and self.watch.stopService())
+
+    def fresh(self) -> Deferred[None]:
+        """Wait for a fresh state, as a request for the current state does."""
+        waiting = Deferred.fromCoroutine(self.watch.wait_fresh())
+        self.clock.advance(0)
+        return waiting
 
     def subscribe(self) -> list[int]:
         """Record the versions at which the listener is called."""
@@ -87,6 +99,35 @@ class ReadingTests(WatchTestCase):
         self.clock.pump([1.0] * 9)
         self.assertEqual(self.reads, reads)
 
+    def test_only_while_viewed(self) -> None:
+        """Without an interval it reads while there are viewers, of either kind, and not before or after."""
+        self.watch = self.make(unwatched=0.0)
+        self.start()
+        self.clock.pump([10.0] * 3)
+        self.assertEqual(self.reads, 0)
+        stop = self.watch.subscribe(lambda: None)
+        self.clock.pump([0.0, WATCHED, WATCHED])
+        self.assertEqual(self.reads, 3)
+        stop()
+        self.clock.pump([10.0] * 3)
+        self.assertEqual(self.reads, 4)  # one was due
+        self.clock.advance(0)
+        self.successResultOf(self.fresh())
+        self.assertEqual(self.reads, 5)
+        self.clock.pump([1.0] * 60)
+        reads = self.reads
+        self.assertGreater(reads, 5)
+        self.clock.pump([10.0] * 3)
+        self.assertEqual((self.reads, self.clock.getDelayedCalls()), (reads, []))
+
+    def test_viewer_after_stop(self) -> None:
+        """A viewer that comes when it has stopped begins no read."""
+        self.start()
+        self.watch.stopService()
+        self.watch.subscribe(lambda: None)
+        self.successResultOf(self.fresh())
+        self.assertEqual((self.reads, self.clock.getDelayedCalls()), (1, []))
+
     def test_first_listener_hurries(self) -> None:
         """The first viewer brings the next read forward."""
         self.start()
@@ -111,7 +152,7 @@ class ReadingTests(WatchTestCase):
             answers.append(Deferred())
             return await answers[-1]
 
-        self.watch = Watch(read, self.clock, assess_alone(60.0))
+        self.watch = Watch(read, self.clock, assess_alone(60.0), UNWATCHED)
         self.start()
         self.subscribe()
         self.clock.advance(3)
@@ -144,7 +185,7 @@ class ReadingTests(WatchTestCase):
             self.reads += 1
             raise ZeroDivisionError
 
-        self.watch = Watch(read, self.clock, assess_alone(60.0))
+        self.watch = Watch(read, self.clock, assess_alone(60.0), UNWATCHED)
         self.start()
         self.clock.advance(WATCHED)
         self.assertEqual(self.reads, 2)
@@ -171,7 +212,7 @@ class ReadingTests(WatchTestCase):
         async def read() -> list[ServiceRecord]:
             return await Deferred(cancelled.append)
 
-        self.watch = Watch(read, self.clock, assess_alone(60.0))
+        self.watch = Watch(read, self.clock, assess_alone(60.0), UNWATCHED)
         self.start()
         waiting = Deferred.fromCoroutine(self.watch.wait_fresh(30.0))
         self.watch.stopService()
@@ -209,7 +250,7 @@ class FreshTests(WatchTestCase):
         async def read() -> list[ServiceRecord]:
             return await hanging()
 
-        self.watch = Watch(read, self.clock, assess_alone(60.0))
+        self.watch = Watch(read, self.clock, assess_alone(60.0), UNWATCHED)
         self.start()
         fresh = self.wait_fresh()
         self.clock.advance(0.9)

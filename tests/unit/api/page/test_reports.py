@@ -45,7 +45,7 @@ class ReportsTests(SynchronousTestCase):
                 raise self.outage
             return self.leases
 
-        self.watch = Watch(read, self.clock, assess_alone(6000.0))
+        self.watch = Watch(read, self.clock, assess_alone(6000.0), 10.0)
         self.reports = Reports(self.watch, ask, read_leases, self.clock)
         for service in (self.watch, self.reports):
             service.startService()

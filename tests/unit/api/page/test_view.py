@@ -44,7 +44,7 @@ class ViewTests(SynchronousTestCase):
         async def read() -> list[ServiceRecord]:
             return await self.registry.list(None, None, None)
 
-        self.watch = Watch(read, self.clock, assess_alone(60.0))
+        self.watch = Watch(read, self.clock, assess_alone(60.0), 10.0)
         self.views = Views(self.watch)
 
     def add(self, host: str, binary: str = "agent", **changes: str | bool) -> ServiceRecord:
