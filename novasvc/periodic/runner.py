@@ -23,6 +23,7 @@ from novasvc.periodic.errors import UnknownTaskError
 from novasvc.periodic.schedule import Schedule
 from novasvc.periodic.task import Run, Task, TaskStats
 from novasvc.periodic.term import Scope, Term
+from novasvc.reactor.abandon import completion
 
 _log = Logger()
 
@@ -146,7 +147,8 @@ class TaskRunner:
     def stop(self) -> Deferred[None]:
         """Begin no more runs. The lead of a task passes on when its run under way has ended.
 
-        :return: Deferred[None], fired when the runs under way have ended; see :meth:`cancel_running`.
+        :return: Deferred[None], fired when the runs under way have ended; see :meth:`cancel_running`. Cancelling it
+            only ends the waiting: a run that goes on keeps its lead.
         """
         self._state = "stopped"
         for task in self._tasks.values():
@@ -291,10 +293,15 @@ class TaskRunner:
         _log.info("periodic task {task} is not run: {why}", task=declaration.where, why=why)
 
 
-def _ended(task: Task) -> Deferred[Any]:
-    """Wait for the end of the run under way, then pass the lead of the task on."""
-    waiting: Deferred[Any] = succeed(None) if task.run is None else task.run.when_ended()
-    return waiting if task.election is None else waiting.addBoth(_resign, task, task.election)
+def _ended(task: Task) -> Deferred[None]:
+    """Wait for the end of the run under way, then pass the lead of the task on; cancelling only ends the waiting."""
+    ending: Deferred[Any] = succeed(None)
+    if task.run is not None:
+        ending = task.run.when_ended().addErrback(lambda _: None)  # the run logs its own error
+    if task.election is not None:
+        ending.addCallback(_resign, task, task.election)
+        ending.addErrback(lambda failure: _log.failure("the lead of {task} was not passed on", failure, task=task.name))
+    return completion(ending)
 
 
 def _resign(_outcome: object, task: Task, election: IElection) -> Deferred[None]:

@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
@@ -252,6 +252,26 @@ class StopTests(ScopeCase):
         self.owner.result.callback(None)
         self.assertEqual(self.fleet.resigned, ["nightly", "fleet"])
         self.successResultOf(stopped)
+
+    def test_waited_for_in_vain(self) -> None:
+        """A stop that is no longer waited for keeps the lead of a task until its run has ended."""
+        self.owner.result = Deferred()
+        self.start()
+        self.fleet.gained("fleet", Term(fencing=7))
+        self.runner.run_now("fleet")
+        stopped = self.runner.stop()
+        stopped.cancel()
+        self.assertTrue(stopped.called)
+        self.assertEqual(self.fleet.resigned, ["nightly"])
+        self.owner.result.callback(None)
+        self.assertEqual(self.fleet.resigned, ["nightly", "fleet"])
+
+    def test_failed_to_resign(self) -> None:
+        """A lead that cannot be passed on is logged, and ends the waiting."""
+        self.start()
+        self.fleet.releasing = fail(ZeroDivisionError())
+        self.successResultOf(self.runner.stop())
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
     def test_lost_while_draining(self) -> None:
         """A lead that is lost and won again during a drain cancels the run, and begins none."""
