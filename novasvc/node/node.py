@@ -2,12 +2,14 @@
 
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import count
 from typing import Any, TypeVar
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, maybeDeferred, succeed
+from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.task import deferLater
 from twisted.logger import Logger, LogLevel
 
@@ -57,6 +59,12 @@ _OUTAGES = BrokerUnavailableError, DatabaseUnavailableError
 _ANSWERS = BrokerRefusedError, BrokerFailedError
 """Outages in which the server answers, but refuses the connection."""
 _AWAY = "is unavailable; retrying"
+
+FENCE_CLEANUP_TIMEOUT = 5.0
+"""Seconds that cancelled calls, handlers and tasks of a node that is fenced have to clean up.
+
+Less than the 10 s after fence_after at which its work may be taken over.
+"""
 
 VERIFY_INTERVAL = 10.0
 """Seconds between verifications that messages reach a node without heartbeats."""
@@ -270,12 +278,20 @@ class Node:
             reachability.stop()
         if self.history is not None:
             self.history.stop()
-        tasks_ended = self.tasks.stop()
+        ended = [self.tasks.stop()]
         self.tasks.cancel_running()
         if server is not None:
-            server.cut_short(f"{self.identity} is fenced: {reason}")
-        closing = [part.close() for part in (events, server) if part is not None]
-        await DeferredList([tasks_ended, *closing], consumeErrors=True)
+            ended += server.close(f"{self.identity} is fenced: {reason}"), server.drained()
+        if events is not None:
+            ended += events.drain(), events.drained()
+            events.cut_short()
+        # What was cancelled may clean up in a `finally` that awaits something.
+        cleaned_up = DeferredList(ended, consumeErrors=True)
+        try:
+            with suppress(DeferredTimeoutError):
+                await cleaned_up.addTimeout(FENCE_CLEANUP_TIMEOUT, self.runtime.reactor)
+        finally:
+            await _close(events)
 
     async def _enter_service(self) -> None:
         """Take in calls, events and runs of tasks again.
@@ -284,13 +300,7 @@ class Node:
         """
         if self.transport is None or not self._stays():
             raise CancelledError
-        try:
-            await self._serve(self.transport)
-        except CancelledError:
-            raise  # the stop closes what was begun
-        except Exception:
-            await self._leave_service("it could not enter service")
-            raise
+        await self._serve(self.transport)
         if not self._stays():  # a stop has begun meanwhile
             self._begin_drain()
             raise CancelledError
@@ -301,8 +311,35 @@ class Node:
         return self.lifecycle.state in {"starting", "running"}
 
     async def _serve(self, transport: ITransport) -> None:
+        """Take in calls and events. A failure closes what was begun, because the next attempt begins anew."""
+        try:
+            await self._begin_serving(transport)
+        except CancelledError:
+            raise  # the stop closes what was begun
+        except Exception:
+            events, server = self.events, self.server
+            self.events = self.server = None
+            await _close(events, server)
+            raise
+
+    async def _begin_serving(self, transport: ITransport) -> None:
         settings = self.runtime.settings
         self.runtime.authorizer.warn_of_refusals(self.endpoints)
+        # First, because an event may begin twice: if the second fails, again and again, the first has received some.
+        if self.event_handlers:
+            listener = self.events = EventListener(
+                transport,
+                self.topic,
+                self.event_handlers,
+                clock=self.runtime.reactor,
+                run_blocking=self.runtime.run_blocking,
+                notification_topic=settings.event_topic,
+                concurrency=settings.rpc_concurrency,
+                attempts=settings.event_attempts,
+                retry_delay=settings.event_retry_delay,
+                chain=Chain.of(self.runtime.middleware, EVENT),
+            )
+            await listener.start()
         server = self.server = Server(
             transport,
             Target(self.topic, self.identity.host),
@@ -319,20 +356,6 @@ class Node:
             authorizer=self.runtime.authorizer,
         )
         await server.start()
-        if self.event_handlers:
-            listener = self.events = EventListener(
-                transport,
-                self.topic,
-                self.event_handlers,
-                clock=self.runtime.reactor,
-                run_blocking=self.runtime.run_blocking,
-                notification_topic=settings.event_topic,
-                concurrency=settings.rpc_concurrency,
-                attempts=settings.event_attempts,
-                retry_delay=settings.event_retry_delay,
-                chain=Chain.of(self.runtime.middleware, EVENT),
-            )
-            await listener.start()
         self.reachability = ReachabilityCheck(
             server.verify,
             self.report_interval or VERIFY_INTERVAL,
@@ -418,9 +441,10 @@ class Node:
         node_fields.set(self._log_fields())
         self.waiting_for = None
         await self._drain()
+        self.fence.stop()
+        await self._stop_step("leave service", lambda: self.fence.closing)
         if self.transport is not None:
             await self._stop_step("cleanup_host", self.manager.cleanup_host)
-        self.fence.stop()
         if self.heartbeat is not None:
             await self._stop_step("stop the heartbeat", self.heartbeat.stop)
         await self._stop_step("leave service", lambda: self.fence.closing)
@@ -540,3 +564,7 @@ class Node:
             _log.warn("the row of {node} was deleted already", node=self.identity, **self._log_fields())
         finally:
             await self.registry_connection.release()
+
+
+async def _close(*parts: EventListener | Server | None) -> None:
+    await DeferredList([part.close() for part in parts if part is not None], consumeErrors=True)

@@ -225,16 +225,18 @@ class Server:
         """
         self._dispatcher.cut_short(reason)
 
-    def close(self) -> Deferred[None]:
+    def close(self, reason: str | None = None) -> Deferred[None]:
         """Cut short the running calls, publish their replies, and close the listener.
 
-        :return: Deferred[None], fired when the listener is closed.
+        :param reason: as for :meth:`cut_short`; by default that the server was closed.
+        :return: Deferred[None], fired when the listener is closed. Methods that were cut short may clean up still: see
+            :meth:`drained`.
         """
         self._state = "closed"
         # First, so that the broker does not redeliver to this server what it requeues now.
         stopped = self.stop_consuming()
-        reason = f"the RPC server of {self._target} was closed; see what the method did before calling again"
-        published = self._dispatcher.close(reason)
+        closed = f"the RPC server of {self._target} was closed; see what the method did before calling again"
+        published = self._dispatcher.close(reason or closed)
         return stopped.addBoth(lambda _: published).addBoth(self._close_listener)
 
     def _close_listener(self, _: object) -> Deferred[None]:

@@ -17,6 +17,7 @@ from novasvc.errors import (
     UndeliverableError,
 )
 from novasvc.manager import Manager
+from novasvc.node.node import FENCE_CLEANUP_TIMEOUT
 from novasvc.node.registration import Registration
 from novasvc.periodic import periodic_task
 from novasvc.registry.incarnation import Incarnation, ServiceStart
@@ -38,6 +39,8 @@ class Shop(Manager):
         self.cancelled: list[str] = []
         self.events: list[str] = []
         self.numbers: list[int | None] = []
+        self.undoing: Deferred[None] = Deferred()
+        self.done: list[str] = []
 
     def init_host(self) -> None:
         self.numbers.append(self.attachments.incarnation)
@@ -50,6 +53,17 @@ class Shop(Manager):
     def count(self, context: RequestContext) -> Deferred[None]:
         self.work.append(Deferred(lambda _: self.cancelled.append("count")))
         return self.work[-1]
+
+    @rpc.expose
+    async def undo(self, context: RequestContext) -> None:
+        try:
+            await Deferred()
+        finally:
+            await self.undoing
+            self.done.append("undone")
+
+    def cleanup_host(self) -> None:
+        self.done.append("cleanup_host")
 
     @rpc.event("order.placed")
     def placed(self, context: RequestContext, payload: Any) -> None:
@@ -306,26 +320,68 @@ class FenceTests(FenceCase):
         self.assertEqual(shop.manager.runs, runs)
 
     def test_let_up_in_vain(self) -> None:
-        """A server that was begun when the rest failed is closed before the next attempt."""
+        """A listener that was begun when the rest failed is closed before the next attempt."""
         self.started()
         self.assertTrue(self.serves())
         self.update(forced_down=True)
         self.fleet.advance(10)
-        servers: list[Server] = []
-        start = Server.start
-
-        def started(server: Server) -> Deferred[None]:
-            servers.append(server)
-            return start(server)
-
-        failures = [fail(BrokerUnavailableError("memory:", "away")) for _ in range(2)]
-        listen = EventListener.start
-        self.patch(Server, "start", started)
-        self.patch(EventListener, "start", lambda each: failures.pop() if failures else listen(each))
+        listeners = self.fail_twice()
         self.update(forced_down=False)
         self.fleet.advance(30)
         self.assertTrue(self.serves())
-        self.assertEqual([server.live for server in servers], [False, False, True])
+        self.assertEqual([listener.live for listener in listeners], [False, False, True])
+
+    def test_started_in_vain(self) -> None:
+        """So it is at the start: an event that comes afterwards is handled once."""
+        self.make()
+        listeners = self.fail_twice()
+        shop = self.fleet.add(Shop, host="h1", binary="nova-shop", topic="shop")
+        starting = shop.service.start()
+        self.fleet.advance(30)
+        self.successResultOf(starting)
+        self.assertEqual([listener.live for listener in listeners], [False, False, True])
+        self.caller.manager.attachments.events.emit(RequestContext(), "order.placed", "tea")
+        self.fleet.advance(1)
+        self.assertEqual(shop.manager.events, ["tea"])
+
+    def fail_twice(self) -> list[EventListener]:
+        """Let two servers fail to start; return the listeners that are started, as they are."""
+        listeners: list[EventListener] = []
+        failures = [fail(BrokerUnavailableError("memory:", "away")) for _ in range(2)]
+        start, listen = Server.start, EventListener.start
+
+        def listening(listener: EventListener) -> Deferred[None]:
+            listeners.append(listener)
+            return listen(listener)
+
+        self.patch(EventListener, "start", listening)
+        self.patch(Server, "start", lambda each: failures.pop() if failures else start(each))
+        return listeners
+
+    def test_cleanup(self) -> None:
+        """A method that is cancelled cleans up before cleanup_host."""
+        shop = self.started()
+        working = self.asked("undo")
+        self.update(forced_down=True)
+        self.fleet.advance(10)
+        self.failureResultOf(working, MethodTimeoutError)
+        stopping = shop.service.stop()
+        self.assertNoResult(stopping)
+        shop.manager.undoing.callback(None)
+        self.successResultOf(stopping)
+        self.assertEqual(shop.manager.done, ["undone", "cleanup_host"])
+
+    def test_long_cleanup(self) -> None:
+        """What takes longer for that than a few seconds is not waited for."""
+        shop = self.started()
+        self.asked("undo").addErrback(lambda _: None)
+        self.update(forced_down=True)
+        self.fleet.advance(10)
+        stopping = shop.service.stop()
+        self.assertNoResult(stopping)
+        self.fleet.advance(FENCE_CLEANUP_TIMEOUT)
+        self.successResultOf(stopping)
+        self.assertEqual(shop.manager.done, ["cleanup_host"])
 
     def test_stop_while_fenced(self) -> None:
         """A fenced node stops cleanly, and nothing is left."""
