@@ -63,7 +63,11 @@ class Connections(WrappingFactory):
         :return: Deferred[None], fired when all are closed.
         """
         for wrapper in list(self.protocols):
-            self._finish(wrapper)
+            try:
+                self._finish(wrapper)
+            except Exception:  # noqa: BLE001 - a user's drain() raised; the other connections still drain
+                _log.failure("drain() of a connection failed; the connection is aborted")
+                wrapper.transport.abortConnection()
         if not self.protocols:
             return succeed(None)
         drained: Deferred[None] = Deferred()

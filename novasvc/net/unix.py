@@ -194,6 +194,8 @@ class UNIXAcceptor:
 
     def doRead(self) -> None:
         """Accept pending connections; another process may have taken them."""
+        if self.pausing:
+            return
         for accepted in range(self.numberAccepts):
             if not self._accepting:  # stopped by the previous connection
                 return

@@ -113,8 +113,10 @@ class ConductorConnection(SharedConnection[IServiceRegistry]):
 
     async def release(self) -> None:
         """Release the registry and the broker."""
-        await super().release()
-        await self._broker.release()
+        try:
+            await super().release()
+        finally:
+            await self._broker.release()
 
     def _make_registry(self) -> IServiceRegistry:
         return RemoteRegistry(Client(self._transport, clock=self._clock))

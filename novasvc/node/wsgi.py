@@ -11,7 +11,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from novasvc.config.errors import SettingError
-from novasvc.interfaces import IRebuildable, IServiceRegistry, ISpecified, ITransport
+from novasvc.interfaces import IExitRequester, IRebuildable, IServiceRegistry, ISpecified, ITransport
 from novasvc.manager import make_manager
 from novasvc.node.http_service import HTTPService
 from novasvc.node.manager_resources import attach_resources, make_client, make_emitter, make_tasks
@@ -31,7 +31,7 @@ RPC = "novasvc.rpc"
 """Key of the environ: a :class:`novasvc.blocking.Client`. It connects to the broker at its first call."""
 
 
-@implementer(IRebuildable, ISpecified)
+@implementer(IExitRequester, IRebuildable, ISpecified)
 class WSGIService(HTTPService):
     """Serves an application of WSGI, in one process, or in as many workers as share its port.
 
@@ -92,6 +92,8 @@ class WSGIService(HTTPService):
         self._connecting = DeferredLock()
         self._blocking: BlockingClient | None = None
         self._step = ""
+        self.leaving: SystemExit | None = None
+        """The SystemExit of cleanup_host: the exit status that the manager wants for its process."""
         self._listen_on(f"the API {name}", api.listen, api.listen_port)
 
     @cached_property
@@ -247,6 +249,9 @@ class WSGIService(HTTPService):
     async def _stop_step(self, what: str, step: Callable[[], Any]) -> None:
         try:
             await maybeDeferred(step)
+        except SystemExit as error:
+            _log.warn("{what} of the API {name} ended with {error!r}", what=what, name=self.name, error=error)
+            self.leaving = self.leaving or error
         except Exception:  # noqa: BLE001 - the other steps of the stop still run
             _log.failure("{what} of the API {name} failed; the stop continues", what=what, name=self.name)
 

@@ -33,7 +33,7 @@ from novasvc.workers.servers import Reread, ServerWrapper, Sockets, check_names,
 from novasvc.workers.signals import Signals
 from novasvc.workers.slot import INTERRUPT_TIMEOUT
 from novasvc.workers.specification import pickle_server
-from novasvc.workers.supervisor import Supervisor
+from novasvc.workers.supervisor import Supervisor, log_failed_reload
 from novasvc.workers.systemd import SystemdNotifier, Watchdog
 from novasvc.workers.title import set_title
 
@@ -416,7 +416,7 @@ class ProcessLauncher(LifecycleService):
             _log.info("SIGHUP: reloading again after the start or reload under way")
             self._reload_pending = True
             return
-        self._supervisor.reload().addErrback(lambda failure: _log.error("{error}", error=failure.value))
+        self._supervisor.reload().addErrback(log_failed_reload)
 
     def _rotate_log(self) -> None:
         self._supervisor.rotate_log()

@@ -280,7 +280,7 @@ class Supervisor:
 
         def failed(failure: Failure) -> None:
             if begun:
-                _log.error("{error}", error=failure.value)
+                log_failed_reload(failure)
             else:
                 refusals.append(failure.value)  # type: ignore[arg-type] # a failure has one
 
@@ -350,6 +350,14 @@ class Supervisor:
         close_sockets(before[2], keep=self._sockets)
         _log.info("reloaded: all workers were replaced; the old ones are draining")
         return rows
+
+
+def log_failed_reload(failure: Failure) -> None:
+    """Log why a reload failed; an error that nobody raises on purpose with its traceback."""
+    if failure.check(NovasvcError):
+        _log.error("{error}", error=failure.value)
+    else:
+        _log.failure("reloading the workers failed", failure)
 
 
 async def _replace(group: WorkerGroup, slot: Slot) -> None:

@@ -122,6 +122,16 @@ class Picky(Factory):
         return None
 
 
+class Broken(Protocol):
+    """Fails when it is asked to go."""
+
+    def connectionMade(self) -> None:
+        self.factory.met.callback(None)
+
+    def drain(self) -> None:
+        raise ZeroDivisionError
+
+
 class ProtocolTests(TestCase):
     """Other protocols."""
 
@@ -143,6 +153,23 @@ class ProtocolTests(TestCase):
         await server.stopService()
         await client.gone
         self.assertEqual(client.heard, b"bye")
+
+    async def test_broken(self) -> None:
+        """A connection that fails to drain is aborted, and keeps no other from it."""
+        factory = Factory.forProtocol(Broken)
+        factory.noisy = False
+        factory.met = Deferred()
+        server, broken = await self.serve(factory)
+        await factory.met
+        factory.protocol, factory.met = Polite, Deferred()
+        polite = Client()
+        await connectProtocol(clientFromString(reactor, f"tcp:127.0.0.1:{server.port}"), polite)
+        await factory.met
+        await server.stopService()
+        await broken.gone
+        await polite.gone
+        self.assertEqual((broken.heard, polite.heard), (b"", b"bye"))
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
     async def test_refused(self) -> None:
         """A factory that wants no connection gets none."""

@@ -1,6 +1,7 @@
 """What the nodes of one process stand on."""
 
 from typing import Any
+from unittest.mock import Mock
 
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
 from twisted.internet.task import Clock
@@ -11,8 +12,9 @@ from novasvc.config import Settings
 from novasvc.context import RequestContext
 from novasvc.errors import UndeliverableError
 from novasvc.interfaces import ITransport
-from novasvc.node.runtime import Runtime, SharedConnection
+from novasvc.node.runtime import ConductorConnection, Runtime, SharedConnection
 from novasvc.registry.errors import DatabaseUnavailableError
+from novasvc.registry.remote import RemoteRegistry
 from novasvc.rpc import BaseAPI, Client, Endpoints, Server
 from novasvc.rpc.target import Target
 
@@ -102,3 +104,17 @@ class SharedConnectionTests(SynchronousTestCase):
         self.assertIn("away", str(self.failureResultOf(acquiring, DatabaseUnavailableError).value))
         self.opening = succeed(None)
         self.assertIs(self.successResultOf(Deferred.fromCoroutine(self.connection.acquire())), self)
+
+    def test_conductor(self) -> None:
+        """A conductor that cannot be disconnected from in time keeps no connection to the broker."""
+        transport = Mock(open=lambda: succeed(None), close=Mock(return_value=succeed(None)))
+        broker: SharedConnection[Any] = SharedConnection("broker", lambda: transport)
+        conductor = ConductorConnection(broker, Clock())
+        self.patch(RemoteRegistry, "open", lambda _: succeed(None))
+        self.patch(RemoteRegistry, "close", lambda _: self.closing)
+        self.successResultOf(Deferred.fromCoroutine(conductor.acquire()))
+        releasing = Deferred.fromCoroutine(conductor.release())
+        self.assertNoResult(releasing)
+        releasing.cancel()
+        self.failureResultOf(releasing, CancelledError)
+        transport.close.assert_called_once_with()

@@ -517,6 +517,15 @@ class UNIXPortTests(SynchronousTestCase):
         self.successResultOf(self.port.stopListening())
         self.assertEqual((self.reactor.getReaders(), self.reactor.getDelayedCalls()), ([], []))
 
+    def test_read_in_pause(self) -> None:
+        """A last read before the end, as of a server that stops, begins no second pause."""
+        self.port.doRead()
+        self.port.doRead()
+        self.assertEqual(len(self.reactor.getDelayedCalls()), 1)
+        self.successResultOf(self.port.stopListening())
+        self.reactor.advance(10)
+        self.assertEqual(self.reactor.getReaders(), [])
+
     def test_nobody_there(self) -> None:
         """Nothing happens if another process has accepted the connection for which both were woken."""
         self.listening.exhausted = False

@@ -3,6 +3,7 @@
 import os
 import socket
 import ssl
+import sys
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -15,7 +16,7 @@ from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from zope.interface.verify import verifyObject
 
 from novasvc.errors import AppError, ConfigurationError, ListenError, ManagerError, SettingError, StartError
-from novasvc.interfaces import IPreforkable, IStartable
+from novasvc.interfaces import IExitRequester, IPreforkable, IStartable
 from novasvc.node.paste import Loader
 from novasvc.run.services import deployments, make_parts
 from novasvc.service import WSGIService
@@ -75,6 +76,16 @@ class ServedTests(WSGICase):
         self.assertEqual(events, ["load", "init_host", "pre_start_hook", "post_start_hook"])
         await service.stop()
         self.assertEqual(events[4:], ["cleanup_host"])
+
+    async def test_manager_that_leaves(self) -> None:
+        """A SystemExit of cleanup_host is the status of the process; the other steps of the stop still run."""
+        service = self.make(hello_manager=f"{Noting.__module__}.Noting")
+        await service.start()
+        self.patch(Noting, "cleanup_host", lambda _: sys.exit(3))
+        await service.stop()
+        leaving = IExitRequester(service).leaving
+        assert leaving is not None
+        self.assertEqual((leaving.code, service.runtime.broker._users), (3, 0))
 
     async def test_own_loader(self) -> None:
         """The application may come from another loader."""

@@ -6,10 +6,12 @@ from typing import Any, ClassVar
 
 from attrs import evolve
 from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
 
 from novasvc.errors import ConfigurationError
 from novasvc.workers.errors import NoSuchWorkerError, ReloadError
 from novasvc.workers.servers import ServerWrapper, open_sockets
+from novasvc.workers.supervisor import log_failed_reload
 from tests.support.supervision_rig import descriptors, exited, logged
 from tests.support.supervisor_rig import Listening, Server, SupervisorCase, Unpicklable, configuration
 
@@ -79,6 +81,17 @@ class ReloadTests(SupervisorCase):
             self.host.pass_time(1)
             self.host.ready_all()
         self.assertEqual(self.supervisor.reload_report(), {"ended": 2, "under_way": False, "problem": None})
+
+    def test_unexpected(self) -> None:
+        """An error that nobody raises on purpose, such as one of a user's rebuild(), is logged with its traceback."""
+        self.run_all((Server("api"), 1))
+        for error, logged_as in ((KeyError("shop"), "reloading the workers failed"), (ReloadError("bad"), "bad")):
+            with logged() as log:
+                log_failed_reload(Failure(error))
+            self.assertIn(logged_as, log.text)
+        self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
+        self.next = ZeroDivisionError()
+        self.assertRaises(ZeroDivisionError, self.supervisor.begin_reload)
 
     def test_warnings(self) -> None:
         """Warnings about the new configuration are logged, those that were logged before are not repeated."""
