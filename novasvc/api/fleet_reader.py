@@ -8,7 +8,9 @@ from novasvc.registry.verdicts import FleetVerdicts, OutageLog, count_verdicts, 
 
 
 class FleetReader:
-    """Reads all rows, logs outages when they begin and end, and exports the verdicts as metrics.
+    """Reads all rows. If it does so all the time, it also logs outages and exports the verdicts as metrics.
+
+    A process that reads only while somebody looks at its page would not notice when an outage ends.
 
     :ivar outages: those of the latest read.
     """
@@ -30,9 +32,10 @@ class FleetReader:
         records: list[ServiceRecord] = await registry.list(None, None, None)
         self.outages = await read_outages(registry, records, self._rule)
         self._judge = Judge(self._rule, self.outages)
-        self._log.note(self.outages)
-        judged = [(record, self._judge(record)) for record in records if may_be_heard(record)]
-        count_verdicts(FleetVerdicts(judged, self.outages))
+        if self._backend.settings.api_watch_interval:
+            self._log.note(self.outages)
+            judged = [(record, self._judge(record)) for record in records if may_be_heard(record)]
+            count_verdicts(FleetVerdicts(judged, self.outages))
         return records
 
     def verdict(self, record: ServiceRecord) -> Verdict:

@@ -55,13 +55,15 @@ class Watch(Service):
         """Why the last read failed; "" if it succeeded."""
         self.timeline = Timeline()
         self.began = clock.seconds()
-        """When this watch was made, in seconds since 1970."""
+        """Since when it has known of all changes, in seconds since 1970."""
         self._services: dict[int, ServiceStatus] = {}
         self._read_at = 0.0
         self._asked_at = float("-inf")
         self._listeners: list[Callable[[], None]] = []
         self._next: IDelayedCall | None = None
         self._reading: Deferred[None] | None = None
+        self._is_baseline = True
+        """Whether nobody knows what changed before the next read."""
         self._waiting: list[Deferred[None]] = []
 
     # -- for viewers -----------------------------------------------------------------------------
@@ -185,6 +187,8 @@ class Watch(Service):
                 # While reads fail, the pace stays that for viewers, so that the page recovers soon after the registry.
                 pause = WATCHED if self.is_viewed or self.trouble else self._unwatched
                 self._schedule(max(pause, _PAUSE_FACTOR * (self._clock.seconds() - began)))
+            else:
+                self._is_baseline = True
             self._answer_waiting()
 
         self._reading.addBoth(ended)
@@ -226,7 +230,10 @@ class Watch(Service):
     def _apply(self, records: Iterable[ServiceRecord]) -> None:
         self.version += 1
         self._read_at = self._clock.seconds()
-        before, after = self._services, {}
+        is_baseline, self._is_baseline = self._is_baseline, False
+        if is_baseline:
+            self.began = self._read_at
+        before, after = {} if is_baseline else self._services, {}
         events: list[Event] = []
         for record in records:
             seen = before.get(record.id)
@@ -242,5 +249,5 @@ class Watch(Service):
             self.members = self.version
         self._services = after
         self.totals = count_totals(after.values())
-        if self.version > 1:  # the first read only sets the baseline
+        if not is_baseline:
             self.timeline.add(self._read_at, events)

@@ -34,7 +34,7 @@ from novasvc.node.registration import Registration
 from novasvc.node.runtime import Runtime, SharedConnection
 from novasvc.node.twin import tell_twin
 from novasvc.periodic import TaskRunner
-from novasvc.reactor.abandon import abandon_on_cancel
+from novasvc.reactor.abandon import abandon_on_cancel, completion
 from novasvc.registry.errors import (
     DatabaseUnavailableError,
     ServiceForcedDownError,
@@ -278,7 +278,8 @@ class Node:
             reachability.stop()
         if self.history is not None:
             self.history.stop()
-        ended = [self.tasks.stop()]
+        tasks_ended = self.tasks.stop()
+        ended = [tasks_ended]
         self.tasks.cancel_running()
         if server is not None:
             ended += server.close(f"{self.identity} is fenced: {reason}"), server.drained()
@@ -286,11 +287,12 @@ class Node:
             ended += events.drain(), events.drained()
             events.cut_short()
         # What was cancelled may clean up in a `finally` that awaits something.
-        cleaned_up = DeferredList(ended, consumeErrors=True)
+        cleaned_up = completion(DeferredList(ended, consumeErrors=True))
         try:
             with suppress(DeferredTimeoutError):
                 await cleaned_up.addTimeout(FENCE_CLEANUP_TIMEOUT, self.runtime.reactor)
         finally:
+            tasks_ended.cancel()
             await _close(events)
 
     async def _enter_service(self) -> None:
@@ -340,6 +342,8 @@ class Node:
                 chain=Chain.of(self.runtime.middleware, EVENT),
             )
             await listener.start()
+            if not self._stays():  # a stop has begun meanwhile, and knows of no server
+                raise CancelledError
         server = self.server = Server(
             transport,
             Target(self.topic, self.identity.host),

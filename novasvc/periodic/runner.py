@@ -4,6 +4,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from contextvars import Context, copy_context
+from functools import partial
 from typing import Any
 
 import attrs
@@ -114,16 +115,21 @@ class TaskRunner:
                 if election is None:
                     self._start_schedule(task, Term())
             if election is not None:
-                election.start([task.name for task in tasks], self._gained, self._lost)
+                names = [task.name for task in tasks]
+                election.start(names, partial(self._gained, election), partial(self._lost, election))
 
-    def _gained(self, name: str, term: Term) -> None:
+    def _gained(self, election: IElection, name: str, term: Term) -> None:
         task = self._tasks[name]
+        if task.election is not election:  # an earlier one, whose run has not ended
+            return
         task.gain(term)
         if self._state == "started":
             self._start_schedule(task, term)
 
-    def _lost(self, name: str, reason: str) -> None:
-        self._tasks[name].lose(reason)
+    def _lost(self, election: IElection, name: str, reason: str) -> None:
+        task = self._tasks[name]
+        if task.election is election:
+            task.lose(reason)
 
     def _start_schedule(self, task: Task, term: Term) -> None:
         """Start the due times of a task: from those of an earlier leader, if they are known."""
@@ -148,7 +154,7 @@ class TaskRunner:
         """Begin no more runs. The lead of a task passes on when its run under way has ended.
 
         :return: Deferred[None], fired when the runs under way have ended; see :meth:`cancel_running`. Cancelling it
-            only ends the waiting: a run that goes on keeps its lead.
+            only ends the waiting: a run of a task of the fleet that goes on keeps its lease.
         """
         self._state = "stopped"
         for task in self._tasks.values():
@@ -294,17 +300,22 @@ class TaskRunner:
 
 
 def _ended(task: Task) -> Deferred[None]:
-    """Wait for the end of the run under way, then pass the lead of the task on; cancelling only ends the waiting."""
+    """Wait for the end of the run under way, then pass the lead of the task on.
+
+    A cancelled wait leaves the lease of a task of the fleet to its run. The lead within a node passes on then, because
+    one run that hangs would keep it from all tasks of the node.
+    """
     ending: Deferred[Any] = succeed(None)
     if task.run is not None:
         ending = task.run.when_ended().addErrback(lambda _: None)  # the run logs its own error
     if task.election is not None:
         ending.addCallback(_resign, task, task.election)
         ending.addErrback(lambda failure: _log.failure("the lead of {task} was not passed on", failure, task=task.name))
-    return completion(ending)
+    return completion(ending) if task.scope == "fleet" else ending
 
 
 def _resign(_outcome: object, task: Task, election: IElection) -> Deferred[None]:
-    task.give_up()
+    if task.election is election:  # otherwise the tasks have been started again, with another one
+        task.give_up()
     resigned: Deferred[None] = election.resign(task.name)
     return resigned

@@ -139,15 +139,18 @@ def check_twin(start: ServiceStart, latest: LatestStart) -> None:
 def _compare_locks(lock: str | None, other: str | None) -> int | None:
     """Compare when two starts took the same lock.
 
-    :return: negative if the first of them took it earlier, positive if later; None if they are not the same lock.
+    :return: negative if the first of them took it earlier, positive if later, 0 if that is unknown; None if they are
+        not the same lock.
     """
     if lock is None or other is None:
         return None
     (name, taken), (other_name, other_taken) = _divide(lock), _divide(other)
-    return taken - other_taken if name == other_name else None
+    if name != other_name:
+        return None
+    return 0 if taken is None or other_taken is None else taken - other_taken
 
 
-def _divide(lock: str) -> tuple[str, int]:
-    """Return the name of a lock, and when it was taken; 0 if that is unknown."""
+def _divide(lock: str) -> tuple[str, int | None]:
+    """Return the name of a lock, and when it was taken; None if that is unknown."""
     name, at, taken = lock.rpartition("@")
-    return (name, int(taken)) if at and taken.isdecimal() else (lock, 0)
+    return (name, int(taken)) if at and taken.isdecimal() else (lock, None)

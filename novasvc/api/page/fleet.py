@@ -93,9 +93,11 @@ class FleetPage:
         {303: {"description": "Redirects to /node/UUID, or to the login."}, "default": PAGE_RESPONSES["default"]},
         path_parameters={"number": "Of the service."},
     )
-    def find(self, request: Any, number: int) -> bytes:
+    async def find(self, request: Any, number: int) -> bytes:
         """Redirect to the page of a service."""
         self._access.require(request)
+        if number not in self._watch.services:
+            await self._watch.wait_fresh()
         service = self._watch.services.get(number)
         if service is None:
             raise APIError(404, f"there is no service with the number {number}, or the registry has not been read yet")

@@ -120,6 +120,28 @@ class ReadingTests(WatchTestCase):
         self.clock.pump([10.0] * 3)
         self.assertEqual((self.reads, self.clock.getDelayedCalls()), (reads, []))
 
+    def test_history_after_a_gap(self) -> None:
+        """What happened while nobody looked is not in the history, which says since when it knows."""
+        self.add("h1")
+        self.watch = self.make(unwatched=0.0)
+        self.start()
+        stop = self.watch.subscribe(lambda: None)
+        self.clock.advance(0)
+        self.add("h2")
+        self.clock.advance(WATCHED)
+        self.assertEqual([kind for kind, _, _ in self.happened()], ["appeared"])
+        stop()
+        self.clock.pump([10.0] * 3)
+        self.add("h3")
+        self.clock.advance(100)
+        self.successResultOf(self.fresh())
+        self.assertEqual(len(self.watch.services), 3)
+        self.assertEqual([kind for kind, _, _ in self.happened()], ["appeared"])
+        self.assertEqual(self.watch.began, self.clock.seconds())
+        self.add("h4")
+        self.clock.advance(WATCHED)
+        self.assertEqual([kind for kind, _, _ in self.happened()], ["appeared", "appeared"])
+
     def test_viewer_after_stop(self) -> None:
         """A viewer that comes when it has stopped begins no read."""
         self.start()

@@ -59,8 +59,9 @@ class Owner:
         self.result: Any = None
 
     @periodic_task(spacing=10)
-    def plain(self, context: RequestContext) -> None:
+    def plain(self, context: RequestContext) -> Any:
         self.runs.append(("plain", context.fencing))
+        return self.result
 
     @periodic_task(spacing=10, scope="worker")
     def each(self, context: RequestContext) -> None:
@@ -265,6 +266,34 @@ class StopTests(ScopeCase):
         self.assertEqual(self.fleet.resigned, ["nightly"])
         self.owner.result.callback(None)
         self.assertEqual(self.fleet.resigned, ["nightly", "fleet"])
+
+    def test_started_again(self) -> None:
+        """The end of a run of before a stop takes nothing from the election that the tasks were started with since."""
+        self.owner.result = Deferred()
+        self.start()
+        before = self.fleet
+        before.gained("fleet", Term(fencing=7))
+        self.runner.run_now("fleet")
+        self.runner.stop().cancel()
+        self.elections.clear()
+        self.start()
+        self.fleet.gained("fleet", Term(fencing=8))
+        before.lost("fleet", "it ended")
+        self.owner.result.callback(None)
+        self.assertEqual(before.resigned, ["nightly", "fleet"])
+        self.assertTrue(self.stats("fleet").leads)
+        self.assertEqual((self.stats("fleet").fencing, self.fleet.resigned), (8, []))
+
+    def test_node_waited_for_in_vain(self) -> None:
+        """The lead within a node passes on when nobody waits any more: a run that hangs keeps no other task from it."""
+        self.owner.result = Deferred()
+        self.start()
+        self.elections["node"].gained("plain", Term())
+        self.runner.run_now("plain")
+        stopped = self.runner.stop()
+        self.assertEqual(self.elections["node"].resigned, [])
+        stopped.cancel()
+        self.assertEqual(self.elections["node"].resigned, ["plain"])
 
     def test_failed_to_resign(self) -> None:
         """A lead that cannot be passed on is logged, and ends the waiting."""
