@@ -77,8 +77,7 @@ class Conductor(Manager):
     # what an operator has changed since the first, so update is not idempotent. A second hold_leases renews what the
     # first has taken. A second begin has the owner of the first, and gets the same incarnation. A second enter writes
     # the same state: a service enters one state after the other, and one that it no longer waits for is not written,
-    # unless it is the last. A second observe has the same
-    # fencing number and the same observations.
+    # unless it is the last. A second observe has the same fencing number and the same observations.
 
     # Note [A database out of reach]
     #

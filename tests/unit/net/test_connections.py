@@ -135,6 +135,13 @@ class Broken(Protocol):
 class ProtocolTests(TestCase):
     """Other protocols."""
 
+    def meeting(self, protocol: type[Protocol]) -> Factory:
+        """Make a factory whose ``met`` fires with the first connection."""
+        factory = Factory.forProtocol(protocol)
+        factory.noisy = False
+        factory.met = Deferred()
+        return factory
+
     async def serve(self, factory: Factory) -> tuple[StreamServer, Client]:
         server = StreamServer("tcp:0:interface=127.0.0.1", factory)
         server.startService()
@@ -145,9 +152,7 @@ class ProtocolTests(TestCase):
 
     async def test_drain(self) -> None:
         """A protocol that has a method for it is asked to end."""
-        factory = Factory.forProtocol(Polite)
-        factory.noisy = False
-        factory.met = Deferred()
+        factory = self.meeting(Polite)
         server, client = await self.serve(factory)
         await factory.met
         await server.stopService()
@@ -156,9 +161,7 @@ class ProtocolTests(TestCase):
 
     async def test_broken(self) -> None:
         """A connection that fails to drain is aborted, and keeps no other from it."""
-        factory = Factory.forProtocol(Broken)
-        factory.noisy = False
-        factory.met = Deferred()
+        factory = self.meeting(Broken)
         server, broken = await self.serve(factory)
         await factory.met
         factory.protocol, factory.met = Polite, Deferred()
