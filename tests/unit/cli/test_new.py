@@ -9,7 +9,6 @@ from unittest.mock import patch
 import click.testing
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.cli.command_context import CommandContext
 from novasvc.cli.new import check_class, check_name, filled
 from novasvc.cli.program import program
 from novasvc.config import load
@@ -61,8 +60,7 @@ class ProjectTests(SynchronousTestCase):
     """Tests for what is written; tests/e2e/test_new.py runs it. Each test has a directory of its own."""
 
     def new(self, *arguments: str) -> click.testing.Result:
-        context = CommandContext((), {}, {})
-        return click.testing.CliRunner().invoke(program, ["new", *arguments], obj=context)
+        return click.testing.CliRunner().invoke(program, ["new", *arguments])
 
     def test_files(self) -> None:
         """Every placeholder is filled, and only tests/run can be executed."""

@@ -7,7 +7,6 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.cli.arguments import read_arguments
 from novasvc.cli.call import readable
-from novasvc.cli.command_context import CommandContext
 from novasvc.cli.program import program
 from novasvc.cli.remote import read_target, wait_for_reply
 from novasvc.errors import NoSuchMethodError, RemoteError
@@ -79,8 +78,8 @@ class AnswerTests(SynchronousTestCase):
 
 class CommandTests(SynchronousTestCase):
     def run_command(self, *arguments: str) -> click.testing.Result:
-        context = CommandContext((), {"state-dir": self.mktemp()}, {})
-        return CliRunner().invoke(program, arguments, obj=context, catch_exceptions=True)
+        # Not the state directory of the user who runs the tests: services may run there.
+        return CliRunner().invoke(program, ("--state-dir", self.mktemp(), *arguments), catch_exceptions=True)
 
     def test_no_broker(self) -> None:
         """Without a broker each command fails, and says how to name one."""
