@@ -360,6 +360,16 @@ def make_transport_tests(fixture: Fixture) -> type[TestCase]:  # noqa: C901 - a 
             self.assertTrue(0 < expires_in <= 30.0, expires_in)
             self.assertIsNone((await self.next(inbox)).expires_in)
 
+        async def test_waited(self) -> None:
+            """What a message has waited for its receiver to have room, its sender does not wait any more."""
+            _, inbox = await self.listen(prefetch=1)
+            await self.send(b"1")
+            await self.send(b"2", ttl=30.0)
+            before = await self.next(inbox)
+            await deferLater(reactor, 1.0)
+            before.ack()
+            self.assertLess((await self.next(inbox)).expires_in, 29.1)
+
         async def test_expired(self) -> None:
             """A message that nobody took in its time is not delivered."""
             listener, _ = await self.listen()

@@ -12,7 +12,7 @@ from novasvc.interfaces import IDelivery, ISession
 from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import AMQPClosedError, Channel, ChannelReceiver
 from novasvc.transport.amqp.consumer_set import ConsumerSet, Origin
-from novasvc.transport.amqp.content import DEATHS, DELIVERIES, EXPIRES_IN, Properties, read_content
+from novasvc.transport.amqp.content import DEATHS, DELIVERIES, EXPIRES_IN, SENT, Properties, read_content, stamp
 from novasvc.transport.amqp.frames import MULTIPLE, SINGLE, Deliver, ack_packer, pack_reject
 from novasvc.transport.amqp.moves import MessageMover, Original
 from novasvc.transport.amqp.protocol import BODY_LIMIT
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _log = Logger()
 
 _REASON_CHARACTERS = 500
+_HAD_ROOM = 1.0
+"""Seconds for which a consumer must have had room for it to be sure that a message has not waited for it."""
 _PENDING, _MOVING, _ACKED_WHILE_MOVING = range(3)
 """States of an unsettled delivery: with the receiver; being moved; acknowledged while it was being moved."""
 
@@ -71,8 +73,7 @@ class Delivery:
         self._consuming = consuming
         self._tag = tag
         self._queue = origin.queue
-        expires_in = properties.expires_in
-        self.expires_at = None if expires_in is None else consuming.clock.seconds() + expires_in
+        self.expires_at = None if properties.expires_in is None else consuming.expires_at(properties)
 
     @property
     def expires_in(self) -> float | None:
@@ -127,12 +128,14 @@ class Delivery:
 
     def _holding_copy(self, deliveries: int) -> Message:
         """Return a copy for a holding queue; the caller fills in the queue's name."""
-        headers = {DELIVERIES: deliveries, DEATHS: self.deaths}
+        headers: dict[str, int | str] = {DELIVERIES: deliveries, DEATHS: self.deaths}
         left = self.expires_in
         if left is not None:
             # The expiration property would make the broker drop the message, and dead-lettering removes that property.
             # A header survives both.
             headers[EXPIRES_IN] = max(1, int(left * 1000))
+            publisher = self._consuming.listener.publisher
+            headers[SENT] = stamp(publisher.sender, self._consuming.clock.seconds()).decode()
         return Message("", "", self.body, None, mandatory=True, target="", headers=headers)
 
     def quarantine(self, reason: str) -> None:
@@ -194,17 +197,20 @@ class ConsumerChannel(ChannelReceiver):
     _acks: list[int] = attrs.field(factory=list, init=False)
     consumers: ConsumerSet = attrs.field(init=False)
     _stopped: dict[str, set[int]] = attrs.field(factory=dict, init=False)
+    _room_since: float = attrs.field(init=False)
     _kept: set[str] = attrs.field(factory=set, init=False)
     mover: MessageMover = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.clock = self.listener.clock
+        self._room_since = self.clock.seconds()
         self._pack_ack = ack_packer(self.channel.id)
         self.consumers = ConsumerSet(self.channel, self._prefetch, self._origin)
         self.mover = MessageMover(self)
 
     def _origin(self, queue: str) -> Origin:
-        listener = self.listener
+        # Called when a consumer starts: what its queue had by then has waited.
+        listener, self._room_since = self.listener, self.clock.seconds()
         return Origin(queue, listener.sent_to(queue), listener.loopback.watches(queue))
 
     def __len__(self) -> int:
@@ -262,9 +268,7 @@ class ConsumerChannel(ChannelReceiver):
             self._unsettled[tag] = _ACKED_WHILE_MOVING
         if state != _PENDING:
             return
-        del self._unsettled[tag]
-        if self.on_count_changed is not None:
-            self.on_count_changed()
+        self._settled(tag)
         self._acks.append(tag)
         if len(self._acks) > 1:
             return
@@ -277,10 +281,28 @@ class ConsumerChannel(ChannelReceiver):
     def reject(self, tag: int, *, requeue: bool) -> None:
         """Send basic.reject, with or without requeue, unless the delivery is settled or being moved."""
         if self._unsettled.get(tag) == _PENDING:
-            del self._unsettled[tag]
-            if self.on_count_changed is not None:
-                self.on_count_changed()
+            self._settled(tag)
             self.channel.client.write(pack_reject(self.channel.id, tag, requeue))
+
+    def _settled(self, tag: int) -> None:
+        del self._unsettled[tag]
+        if len(self._unsettled) == self.consumers.lowest_prefetch - 1:
+            self._room_since = self.clock.seconds()
+        if self.on_count_changed is not None:
+            self.on_count_changed()
+
+    def expires_at(self, properties: Properties) -> float:
+        """Return when a message that was delivered now expires, in seconds on the clock; it has a TTL.
+
+        See Note [Time in the queue] in :mod:`novasvc.transport.amqp.time_in_queue`.
+        """
+        ttl, now = properties.expires_in or 0.0, self.clock.seconds()
+        if not properties.sent:
+            return now + ttl
+        had_room = len(self._unsettled) <= self.consumers.lowest_prefetch and now - self._room_since >= _HAD_ROOM
+        return (
+            now + ttl - self.listener.subscriptions.times_in_queue.waited(properties.sent, now, ttl, at_once=had_room)
+        )
 
     def flush(self) -> None:
         """Write the pending acknowledgements, with "multiple" for the tags below the first unsettled one.

@@ -50,12 +50,14 @@ class ConsumerSet:
     :param prefetch: unacknowledged messages for each consumer, as told to the broker.
     :param origin: takes the name of a queue, returns where its messages come from.
     :ivar origins: by consumer tag, for the deliveries.
+    :ivar lowest_prefetch: of the consumers; with fewer unsettled deliveries none of them is out of room.
     """
 
     _channel: Channel
     prefetch: int
     _origin: Callable[[str], Origin]
     origins: dict[bytes, Origin] = attrs.field(factory=dict, init=False)
+    lowest_prefetch: int = attrs.field(default=0, init=False)
     _consumers: dict[str, _Consumer] = attrs.field(factory=dict, init=False)  # by queue
     _cancelled: bool = attrs.field(default=False, init=False)
     _narrowed: bool = attrs.field(default=False, init=False)
@@ -74,6 +76,7 @@ class ConsumerSet:
         tag = str(next(self._next_tag))
         self.origins[tag.encode()] = self._origin(origin)
         self._consumers[queue] = _Consumer(tag, prefetch)
+        self.lowest_prefetch = min(each.prefetch for each in self._consumers.values() if each.prefetch)
         arguments = {"x-priority": -1} if low_priority else {}
         return self._channel.basic_consume(queue=queue, consumer_tag=tag, arguments=arguments)  # type: ignore[no-any-return]
 

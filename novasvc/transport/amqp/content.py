@@ -12,6 +12,22 @@ PLAIN = b"\xf8\x00" + _USUAL
 """The encoded properties of a message without expiration."""
 _EXPIRING = b"\xf9\x00" + _USUAL
 _EXPIRATION_AT = len(_EXPIRING) + 1
+SENT = "x-novasvc-sent"
+"""Header of a message with a TTL: who sent it when, see :func:`stamp`."""
+_STAMP_SIZE = 22
+_HEADER = bytes((len(SENT),)) + SENT.encode() + b"S" + _STAMP_SIZE.to_bytes(4, "big")
+_STAMPED = b"".join(
+    (
+        b"\xf9\x00\x10application/json\x05utf-8",
+        (len(_HEADER) + _STAMP_SIZE).to_bytes(4, "big"),
+        _HEADER,
+    )
+)
+_STAMP_AT = len(_STAMPED)
+_STAMP_END = _STAMP_AT + _STAMP_SIZE
+_AFTER_STAMP = b"\x02\x00"
+_STAMPED_EXPIRATION_AT = _STAMP_END + len(_AFTER_STAMP) + 1
+"""As _EXPIRING, with a table of headers that has SENT only."""
 _TOO_MANY_DIGITS = 16
 _LONGEST_TTL = 2**32 - 1
 """Largest expiration in milliseconds that the broker accepts."""
@@ -44,6 +60,7 @@ class Properties(NamedTuple):
         process's queue to its origin.
     :param returns: how often it was returned to its quorum queue, as the broker counts.
     :param probe: the queue of the listener that sent this probe; None for any other message.
+    :param sent: the stamp of a message that was sent with a TTL; see :func:`stamp`. b"" without one.
     """
 
     expires_in: float | None = None
@@ -53,19 +70,40 @@ class Properties(NamedTuple):
     unclaimed: bool = False
     returns: int = 0
     probe: str | None = None
+    sent: bytes = b""
 
 
 _NOTHING = Properties()
 
 
-def write_properties(ttl: float | None, headers: Mapping[str, Any] | None = None) -> bytes:
+def stamp(sender: bytes, now: float) -> bytes:
+    """Return what :data:`SENT` holds: the sender, a colon, and the milliseconds on its clock.
+
+    :param sender: the sender's 8 characters.
+    :param now: seconds on its clock, from 0.
+    """
+    return b"%b:%013d" % (sender, now * 1000)
+
+
+def read_stamp(value: bytes) -> tuple[bytes, float] | None:
+    """Return sender and seconds of a stamp; None if it is malformed."""
+    sender, _, milliseconds = value.partition(b":")
+    if len(value) != _STAMP_SIZE or not milliseconds.isdigit():
+        return None
+    return sender, int(milliseconds) / 1000
+
+
+def write_properties(ttl: float | None, headers: Mapping[str, Any] | None = None, sent: bytes = b"") -> bytes:
     """Encode flags and values.
 
     :param ttl: seconds after which the broker drops the message, or None. Clamped to 1 ms and 2**32 - 1 ms.
     :param headers: the field table of headers.
+    :param sent: the stamp of a message with a TTL; b"" for none.
     :raises CodecError: a header cannot be encoded.
     """
     if headers:
+        if sent and ttl is not None:
+            headers = {**headers, SENT: sent.decode()}
         values: dict[str, Any] = {
             "content_type": "application/json",
             "content_encoding": "utf-8",
@@ -79,6 +117,8 @@ def write_properties(ttl: float | None, headers: Mapping[str, Any] | None = None
     if ttl is None:
         return PLAIN
     expiration = b"%d" % max(1, int(min(ttl * 1000, _LONGEST_TTL)))
+    if sent:
+        return b"".join((_STAMPED, sent, _AFTER_STAMP, bytes((len(expiration),)), expiration))
     return b"".join((_EXPIRING, bytes((len(expiration),)), expiration))
 
 
@@ -89,6 +129,16 @@ def read_properties(data: bytes) -> Properties:
     """
     if data == PLAIN:
         return _NOTHING
+    digits = len(data) - _STAMPED_EXPIRATION_AT
+    if (
+        0 < digits < _TOO_MANY_DIGITS
+        and data.startswith(_STAMPED)
+        and data.startswith(_AFTER_STAMP, _STAMP_END)
+        and data[_STAMPED_EXPIRATION_AT - 1] == digits
+    ):
+        expiration = data[_STAMPED_EXPIRATION_AT:]
+        if expiration.isdigit():
+            return Properties(int(expiration) / 1000, sent=data[_STAMP_AT:_STAMP_END])
     digits = len(data) - _EXPIRATION_AT
     if 0 < digits < _TOO_MANY_DIGITS and data.startswith(_EXPIRING) and data[_EXPIRATION_AT - 1] == digits:
         expiration = data[_EXPIRATION_AT:]
@@ -99,7 +149,7 @@ def read_properties(data: bytes) -> Properties:
     expires_in = _seconds(str(values.get("expiration", "")).encode())
     if expires_in is None and EXPIRES_IN in headers:
         expires_in = _count(headers[EXPIRES_IN], _LONGEST_TTL) / 1000
-    probe = headers.get(PROBE)
+    probe, sent = headers.get(PROBE), headers.get(SENT)
     return Properties(
         expires_in,
         _count(headers.get(DELIVERIES)),
@@ -108,6 +158,7 @@ def read_properties(data: bytes) -> Properties:
         _unclaimed(headers.get(_DEAD_LETTERS)),
         max(_count(headers.get(name)) for name in RETURNS),
         probe if isinstance(probe, str) else None,
+        sent.encode() if isinstance(sent, str) else b"",
     )
 
 

@@ -12,13 +12,14 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from novasvc import identifiers
 from novasvc.reactor.backoff import RetryPolicy, jittered_backoff
 from novasvc.rpc.errors import TransportClosedError, TransportFullError, UnconfirmedError, UndeliverableError
 from novasvc.rpc.target import Target
 from novasvc.transport.amqp.channel import AMQPClosedError, Channel, ChannelReceiver
 from novasvc.transport.amqp.confirm_timeout import ConfirmTimeout
 from novasvc.transport.amqp.connection import Connection, ConnectionHandler
-from novasvc.transport.amqp.content import PLAIN, write_properties
+from novasvc.transport.amqp.content import PLAIN, stamp, write_properties
 from novasvc.transport.amqp.existing import declare_or_accept
 from novasvc.transport.amqp.frames import pack_content, pack_publish
 from novasvc.transport.amqp.isolated_channels import FANOUTS, PROBES, IsolatedChannels
@@ -103,6 +104,7 @@ class ConfirmChannel(ChannelReceiver):
     :param on_closed: called when the channel has closed, before its unconfirmed messages fail.
     :param unroutable: called with a message that was returned, when its confirm arrives.
     :param on_cancelled: called when the sender cancels an unconfirmed message.
+    :param sender: stamps the messages that have a TTL; see Note [Time in the queue].
     :param confirmed_at: seconds on the clock of the last confirm; -inf before the first.
     """
 
@@ -112,6 +114,7 @@ class ConfirmChannel(ChannelReceiver):
     _on_closed: Callable[[AMQPClosedError], None]
     _unroutable: Callable[[Message], None]
     _message_cancelled: Callable[[], None]
+    _sender: bytes
     confirmed_at: float = attrs.field(default=-inf, init=False)
     _last_tag: int = attrs.field(default=0, init=False)
     _unconfirmed: dict[int, Message] = attrs.field(factory=dict, init=False)
@@ -130,7 +133,10 @@ class ConfirmChannel(ChannelReceiver):
         # Send the remaining time: the broker counts the expiration from when it reads the message.
         ttl = None if message.expires_at is None else message.expires_at - now
         try:
-            properties = PLAIN if ttl is None and not message.headers else write_properties(ttl, message.headers)
+            if ttl is not None:
+                properties = write_properties(ttl, message.headers, stamp(self._sender, now))
+            else:
+                properties = write_properties(None, message.headers) if message.headers else PLAIN
             method = pack_publish(channel.id, message.exchange, message.routing_key, message.mandatory)
         except ValueError as error:
             message.done.errback(BrokerError(str(message.target), str(error)))
@@ -224,6 +230,8 @@ class Publisher:
     :param connect: makes the connection for its user; the caller opens and closes it.
     :param flow_check_age: see FLOW_CHECK_AGE.
     :param unroutable_backoff: backoff before an unroutable request is sent again, by the number of its returns.
+    :ivar sender: stamps the messages that have a TTL; see Note [Time in the queue] in
+        :mod:`novasvc.transport.amqp.time_in_queue`.
     """
 
     # Note [Two connections]
@@ -260,6 +268,7 @@ class Publisher:
     _flow_check_age: float = FLOW_CHECK_AGE
     _unroutable_backoff: RetryPolicy = attrs.field(factory=lambda: jittered_backoff(first=0.1, longest=1.0))
     connection: Connection = attrs.field(init=False)
+    sender: bytes = attrs.field(init=False)
     _main: ConfirmChannel | None = attrs.field(default=None, init=False)
     _isolated: IsolatedChannels = attrs.field(init=False)
     _adding: DeferredLock = attrs.field(factory=DeferredLock, init=False)
@@ -275,6 +284,7 @@ class Publisher:
 
     def __attrs_post_init__(self) -> None:
         timeout = self._options.operation_timeout
+        self.sender = identifiers.random_bytes(4).hex().encode()
         self.connection = self._connect(self)
         self._isolated = IsolatedChannels(self._open_channel)
         self._send_buffer = SendBuffer(self._clock, timeout, self._expired)
@@ -551,7 +561,7 @@ class Publisher:
         channel = await protocol.open_channel()
         await channel.confirm_select()
         confirming = ConfirmChannel(
-            channel, self._clock, self._broker_error, ended, self._unroutable, self._message_cancelled
+            channel, self._clock, self._broker_error, ended, self._unroutable, self._message_cancelled, self.sender
         )
         channel.receiver = confirming
         return confirming

@@ -21,6 +21,7 @@ from novasvc.transport.amqp.protocol import AMQPProtocol
 from novasvc.transport.amqp.replacement import Replacements
 from novasvc.transport.amqp.reply_codes import broker_error, denies_feature
 from novasvc.transport.amqp.restoring import log_unless_cancelled, restore
+from novasvc.transport.amqp.time_in_queue import TimesInQueue
 from novasvc.transport.errors import BrokerUnavailableError, DeclarationDeniedError
 
 _log = Logger()
@@ -51,6 +52,7 @@ class Subscriptions:
     :param connect: makes a connection for its user; the caller opens it.
     :ivar consumer_timeout: seconds, see BrokerOptions; the broker's own limit if that turned out to be shorter.
     :ivar replacements: the queues that an operator is replacing.
+    :ivar times_in_queue: tells for how long a delivery has waited.
     """
 
     # Note [Transient queues]
@@ -77,6 +79,7 @@ class Subscriptions:
     connection: Connection = attrs.field(init=False)
     consumer_timeout: float = attrs.field(init=False)
     replacements: Replacements = attrs.field(init=False)
+    times_in_queue: TimesInQueue = attrs.field(factory=TimesInQueue, init=False)
     _subscriptions: list[Subscription] = attrs.field(factory=list, init=False)
     _failed: list[Subscription] = attrs.field(factory=list, init=False)
     _retries: dict[Subscription, Deferred[None]] = attrs.field(factory=dict, init=False)

@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.transport.amqp.codec import CodecError, decode_properties, encode_properties
-from novasvc.transport.amqp.content import PLAIN, Properties, read_content, read_properties, write_properties
+from novasvc.transport.amqp.content import (
+    PLAIN,
+    SENT,
+    Properties,
+    read_content,
+    read_properties,
+    read_stamp,
+    stamp,
+    write_properties,
+)
 
 USUAL = {
     "content_type": "application/json",
@@ -36,6 +45,16 @@ class WriteTests(SynchronousTestCase):
         self.assertTrue(1 <= milliseconds <= 2**32 - 1)
         self.assertTrue(milliseconds == 1 or milliseconds <= ttl * 1000)
 
+    @given(ttls, st.floats(0, 1e9))
+    def test_stamped(self, ttl: float, now: float) -> None:
+        """So do those with a stamp."""
+        sent = stamp(b"abcdef01", now)
+        values = decode_properties(write_properties(ttl, None, sent))
+        self.assertEqual(values, decode_properties(write_properties(ttl)) | {"headers": {SENT: sent.decode()}})
+        sender, at = read_stamp(sent) or (b"", 0.0)
+        self.assertEqual(sender, b"abcdef01")
+        self.assertTrue(0 <= now - at < 0.0011, at)
+
     def test_headers(self) -> None:
         """Headers are sent with the others, with and without an expiration."""
         headers = {"x-novasvc-deliveries": 2}
@@ -58,6 +77,16 @@ class ReadTests(SynchronousTestCase):
         long = read_properties(write_properties(ttl, {"other": 1}))
         self.assertEqual(short, long)
         self.assertEqual(short.expires_in is None, ttl is None)
+        sent = stamp(b"abcdef01", 5.0)
+        short, long = (read_properties(write_properties(ttl, headers, sent)) for headers in (None, {"other": 1}))
+        self.assertEqual(short, long)
+        self.assertEqual(short.sent, b"" if ttl is None else sent)
+
+    def test_malformed_stamps(self) -> None:
+        """A stamp that is none is passed on, and read as none."""
+        for odd in ("", "x", "abcdef01:00000000000x1", "abcdef01" * 100, 5, None):
+            sent = read_properties(encode_properties({"headers": {SENT: odd}, "expiration": "1000"})).sent
+            self.assertIsNone(read_stamp(sent), odd)
 
     def test_peers(self) -> None:
         """A peer's properties are decoded by the spec."""

@@ -6,6 +6,7 @@ from typing import Any
 from novasvc.errors import BrokerError, BrokerRefusedError, BrokerUnavailableError, DeclarationMismatchError
 from novasvc.rpc.target import Target
 from novasvc.transport.amqp.codec import decode_properties
+from novasvc.transport.amqp.content import DELIVERIES, SENT, stamp
 from novasvc.transport.amqp.protocol import BODY_LIMIT
 from novasvc.transport.amqp.publisher import FLOW_CHECK_KEY
 from tests.support.amqp_rig import AMQPCase, Link, Said
@@ -240,12 +241,47 @@ class SettleTests(ListenerCase):
         self.settle()
         said = self.published()[1]
         self.assertEqual((said.args["exchange"], said.args["routing_key"], said.body), ("", "compute", b"x"))
-        self.assertEqual(self.headers(), {"x-novasvc-deliveries": 2})
+        headers = self.headers()
+        self.assertEqual((headers.pop(DELIVERIES), list(headers)), (2, [SENT]))
         self.assertEqual(decode_properties(said.properties)["expiration"], "1000")
         self.assertEqual(self.settled(), [])
         self.out.say(said.channel, "basic.ack", delivery_tag=2)
         self.settle()
         self.assertEqual(self.settled(), [("ack", 1, True)])
+
+    def sent(self, ago: float, sender: str = "abcdef01") -> dict[str, Any]:
+        """Return properties of a message with a TTL of 30 s that was sent some seconds ago."""
+        return {"expiration": "30000", "headers": {SENT: stamp(sender.encode(), self.reactor.seconds() - ago).decode()}}
+
+    def test_waited_in_the_queue(self) -> None:
+        """What a message has waited in its queue is taken from its TTL, and from that of each later copy."""
+        self.wait(10)
+        self.deliver(b"at once", properties=self.sent(0.1))
+        for _ in range(9):
+            self.deliver(b"no room for more", properties=self.sent(0.1))
+        self.wait(8)
+        for delivery in self.got:
+            delivery.ack()
+        self.settle()
+        self.deliver(b"waited", properties=self.sent(8.1))
+        waited = self.got[-1]
+        self.assertAlmostEqual(waited.expires_in, 22.0)
+        self.wait(1)
+        waited.requeue(0)
+        self.settle()
+        copy = decode_properties(self.published()[-1].properties)
+        self.assertEqual(copy["expiration"], "21000")
+        self.assertTrue(copy["headers"][SENT].endswith(":0000000019000"), copy)
+
+    def test_waited_for_a_start(self) -> None:
+        """A consumer that has just started compares the clocks as they are: its queue may have been full."""
+        self.wait(10)
+        self.deliver(b"waited", properties=self.sent(8.0))
+        self.assertAlmostEqual(self.got[0].expires_in, 30.0)  # it had room, so the clocks are 8 s apart
+        self.link.lose()
+        self.wait(1)
+        self.deliver(b"waited", properties=self.sent(8.0, "abcdef02"))
+        self.assertAlmostEqual(self.got[-1].expires_in, 22.0)
 
     def test_requeue_of_what_was_not_begun(self) -> None:
         """A message that was not begun is requeued without a count."""

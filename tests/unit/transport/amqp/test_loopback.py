@@ -69,7 +69,7 @@ class ProbeTests(LoopbackCase):
         (said,) = self.probes()
         self.assertEqual((said.args["exchange"], said.args["mandatory"]), ("nova", True))
         properties = decode_properties(said.properties)
-        self.assertEqual((properties["headers"], properties["expiration"]), ({PROBE: self.own}, "7200"))
+        self.assertEqual((properties["headers"][PROBE], properties["expiration"]), (self.own, "7200"))
         request = read_request(unwrap(said.body or b""))
         self.assertEqual((request.namespace, request.method, request.version), ("baseapi", "ping", "1.0"))
         self.assertEqual(request.reply_to.address, self.own)  # type: ignore[union-attr]  # it is a call
@@ -99,7 +99,7 @@ class ProbeTests(LoopbackCase):
         self.deliver(b"ping", properties=headers)
         (said,) = self.published()
         self.assertEqual((said.args["exchange"], said.args["routing_key"], said.body), ("", sibling, b"ping"))
-        self.assertEqual(self.headers(), {PROBE: sibling})
+        self.assertEqual(self.headers()[PROBE], sibling)
         self.deliver(b"ping", consumer=self.link.consumer("compute_fanout_"), properties=headers)
         self.assertEqual((len(self.published()), self.got), (1, []))
 

@@ -20,6 +20,7 @@ from novasvc.errors import (
 from novasvc.transport.amqp import BrokerAddress, BrokerOptions, send_buffer
 from novasvc.transport.amqp.codec import decode_properties
 from novasvc.transport.amqp.connection import Connection
+from novasvc.transport.amqp.content import SENT, stamp
 from novasvc.transport.amqp.publisher import FLOW_CHECK_AGE, FLOW_CHECK_KEY, Message, Publisher
 from tests.support.amqp_rig import AMQPCase, Link, Said
 
@@ -133,13 +134,16 @@ class ConfirmTests(PublisherCase):
         self.successResultOf(sent)
 
     def test_expiration(self) -> None:
-        """The expiration is the remaining TTL in milliseconds, with and without headers."""
+        """The expiration is the remaining TTL in milliseconds, with and without headers; a stamp says when."""
         self.publish(ttl=1.5)
         self.publish(ttl=1.5, headers={"x-novasvc-deliveries": 2})
-        plain, with_headers = (decode_properties(said.properties) for said in self.published())
-        self.assertEqual(plain | {"headers": {"x-novasvc-deliveries": 2}}, with_headers)
-        self.assertEqual(plain["expiration"], "1500")
-        self.confirm(2, multiple=True)
+        self.publish()
+        plain, with_headers, without = (decode_properties(said.properties) for said in self.published())
+        self.confirm(3, multiple=True)
+        sent = {SENT: stamp(self.publisher.sender, self.reactor.seconds()).decode()}
+        self.assertEqual((plain["headers"], plain["expiration"]), (sent, "1500"))
+        self.assertEqual(plain | {"headers": {"x-novasvc-deliveries": 2} | sent}, with_headers)
+        self.assertEqual(without["headers"], {})
 
     def test_cancelled(self) -> None:
         """A cancelled message keeps its delivery tag, so the confirms of the others stay right."""
