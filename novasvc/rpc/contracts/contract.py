@@ -15,6 +15,7 @@ import typing
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any, NotRequired, TypedDict, Union
 from uuid import UUID
 
@@ -118,8 +119,19 @@ def contract_of(function: Callable[..., Any], method: str, where: str) -> Contra
     :raises DeclarationError: an annotation cannot be resolved, or JSON cannot represent its type.
     """
     function = inspect.unwrap(function)
+    plain = getattr(function, "__func__", function)
+    return _contract_of(plain, method, where, is_bound=plain is not function)
+
+
+# A process with many nodes of one manager, as in a test or a simulation, reads each method once.
+@lru_cache(maxsize=1000)
+def _contract_of(function: Callable[..., Any], method: str, where: str, *, is_bound: bool) -> Contract | None:
+    """Read the contract of a plain function.
+
+    :param is_bound: its first parameter is the manager, whatever its name.
+    """
     parameters = list(inspect.signature(function).parameters.values())
-    if parameters and parameters[0].name == "self":
+    if is_bound or (parameters and parameters[0].name == "self"):
         parameters = parameters[1:]
     # The context is not checked: its annotation may be one that only type checkers can resolve.
     given = {name: kind for name, kind in function.__annotations__.items() if name != parameters[0].name}
