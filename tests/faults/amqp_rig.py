@@ -17,6 +17,8 @@ from novasvc.context import RequestContext
 from novasvc.errors import RPCError
 from novasvc.rpc.target import Target
 from novasvc.transport.amqp import AMQPTransport, BrokerAddress, BrokerOptions
+from novasvc.transport.amqp.migration.leftovers import move_leftovers
+from novasvc.transport.amqp.migration.session import Session
 from novasvc.transport.amqp.reconnect import quick_backoff
 from tests.servers import Broker, Proxy, shared_broker, vhost_url
 from tests.support.waiting import until
@@ -132,6 +134,11 @@ class AMQPCase(TestCase):
         client = rpc.Client(transport, clock=reactor, timeout=patience, target=Target(topic))
         self.addCleanup(client.close)
         return client
+
+    async def move(self, queue: str, to: str) -> None:
+        """Move all messages of a queue to another one, with their properties unchanged, as RabbitMQ's shovel does."""
+        async with Session(BrokerAddress.parse(self.url), BrokerOptions(), reactor) as session:
+            self.assertTrue(await move_leftovers(session, queue, to))
 
     async def assert_serves(self, client: rpc.Client, what: str = "still here") -> None:
         """See that a call is answered."""

@@ -57,6 +57,24 @@ class EventTests(AMQPCase):
         await self.until_asked(lambda: self.broker.queues(self.vhost).get("stock_events_quarantine") == 1)
         self.flushLoggedErrors(ValueError)
 
+    async def test_moved_out_of_quarantine(self) -> None:
+        """A quarantined event that is moved back, headers and all, has all of its attempts again."""
+
+        def fail_four_times() -> None:
+            if len(stock.seen) <= 4:
+                raise ValueError("no place")
+
+        stock = Stock()
+        stock.answer = fail_four_times
+        await self.listen(stock, attempts=3)
+        await (await self.emitter()).emit(CONTEXT, "order.placed", 1)
+        await self.until_asked(lambda: self.broker.queues(self.vhost).get("stock_events_quarantine") == 1)
+        await self.move("stock_events_quarantine", "stock_events")
+        await self.until(lambda: len(stock.seen) == 5)
+        await self.until_asked(lambda: not any(self.broker.queues(self.vhost).values()))
+        self.assertEqual(len(self.said("quarantined 'order.placed'")), 1)
+        self.flushLoggedErrors(ValueError)
+
     async def test_lost_connection(self) -> None:
         """An event whose channel was lost while it was handled is handled again, and each topic keeps its copies."""
         stock, other = Stock(), Stock()

@@ -212,6 +212,22 @@ class HeaderTests(RawCase):
             await self.deliver(b"\xa0\x00" + JSON_TYPE + table(*headers))
         self.assertEqual((metrics.malformed.value, metrics.refused.value, metrics.duplicates.value), before)
 
+    async def test_moved_out_of_quarantine(self) -> None:
+        """A quarantined request that is moved back, headers and all, runs: in the server that had it, and in others."""
+        counts = (field(f"x-novasvc-{name}", b"I", struct.pack(">i", 3)) for name in ("deliveries", "deaths"))
+        properties = b"\xa0\x00" + JSON_TYPE + table(*counts)
+        for what in ("the same server", "another one"):
+            self.publish(request(method="hang_again", args={"what": what}), properties)
+            await self.until_asked(lambda: self.broker.queues(self.vhost).get(f"{TOPIC}_quarantine") == 1)
+            if what == "another one":
+                await self.server.close()
+                await self.serve(server="h2")
+            await self.move(f"{TOPIC}_quarantine", TOPIC)
+            await self.until(lambda: self.diary.hanging)
+            self.diary.let_go()
+            await self.until_asked(lambda: not self.waiting)
+        self.assertEqual(self.diary.calls, ["the same server", "another one"])
+
     async def test_properties(self) -> None:
         """All other properties, with odd values, are no obstacle either."""
         short = b"\x03odd"

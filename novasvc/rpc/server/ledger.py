@@ -94,9 +94,9 @@ class Ledger:
     #   old one, which is void or is acknowledged.
     # - Settled (answered, refused, or begun at-most-once): the new delivery is acknowledged. If the
     #   message was held, its copy will certainly be delivered, so its id is kept until then.
-    # - Quarantined: another copy of the message is acknowledged. A message with this id that was
-    #   never delivered before is new: an operator has put it back into the queue.
-    # - Requeued: the process treats the message as one it has never seen.
+    # - Quarantined or requeued: the process treats the message as one it has never seen. A quarantined
+    #   one comes again when an operator moves it back into its queue. It may then come from another
+    #   process that has died with it, and acknowledging it would lose it.
     # - Awaiting redelivery (it waited, and its delivery became void): the call waits again, with the new
     #   delivery. See Note [Void deliveries] in novasvc.rpc.server.awaiting_redelivery.
 
@@ -105,7 +105,6 @@ class Ledger:
         self._awaiting = awaiting
         self._unsettled: dict[object, Call] = {}
         self._settled = SeenWindow(clock, count=max(10_000, remembered))
-        self._quarantined = SeenWindow(clock, count=1_000)
 
     def __iter__(self) -> Iterator[Call]:
         """Iterate over a snapshot of the unsettled calls."""
@@ -118,14 +117,12 @@ class Ledger:
     def add_new(self, call: Call) -> bool:
         """Record an unsettled call, unless its message may be one received before; return whether it was recorded."""
         unique_id = call.request.unique_id
-        settled, quarantined = self._settled, self._quarantined
+        settled = self._settled
         if unique_id is not None and (
             unique_id in settled.seen
             or unique_id in self._unsettled
             or unique_id in self._awaiting.calls
             or unique_id in settled.overflow
-            or unique_id in quarantined.seen
-            or unique_id in quarantined.overflow
         ):
             return False
         self._unsettled[unique_id or call] = call
@@ -179,29 +176,14 @@ class Ledger:
         if unique_id is not None:
             self._settled.add(unique_id, delivery.session)
 
-    def quarantine(self, delivery: IDelivery, unique_id: str | None, reason: str) -> None:
-        """Move a message to the quarantine queue, and remember its unique id.
-
-        :param reason: stored with the message, one line.
-        """
-        delivery.quarantine(reason)
-        if unique_id is not None:
-            self._quarantined.add(unique_id, delivery.session)
-
     def acknowledge_duplicate(self, delivery: IDelivery, unique_id: str | None) -> bool:
         """Acknowledge a delivery of a message that this server is known to have settled.
 
         :return: whether it was acknowledged; False for a message that is not remembered.
         """
-        if unique_id is None:
+        if unique_id is None or unique_id not in self._settled:
             return False
-        if unique_id in self._settled:
-            self.acknowledge(delivery, unique_id)
-        elif delivery.deliveries and unique_id in self._quarantined:
-            # Without earlier deliveries it is the message that an operator took out of quarantine: it is to run.
-            delivery.ack()
-        else:
-            return False
+        self.acknowledge(delivery, unique_id)
         return True
 
     def requeue(self, call: Call, *, here: bool = False) -> None:

@@ -64,7 +64,7 @@ class Settlement:
         if isinstance(error, QuarantinedError):
             self._metrics.quarantined.value += 1
             scope.run(_log.error, "a request to {target} was quarantined: {error}", target=self._target, error=error)
-            self._ledger.quarantine(delivery, request.unique_id, str(error))
+            delivery.quarantine(str(error))
         else:
             self._count_refused(scope, error)
             self._ledger.acknowledge(delivery, request.unique_id)

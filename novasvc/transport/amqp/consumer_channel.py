@@ -142,12 +142,8 @@ class Delivery:
         """Move the message to its topic's quarantine queue; see IDelivery."""
         listener = self._consuming.listener
         queue = topology.quarantine_queue(listener.topic)
-        headers = {
-            DELIVERIES: self.deliveries,
-            DEATHS: self.deaths,
-            "x-novasvc-queue": self._queue,
-            "x-novasvc-reason": reason[:_REASON_CHARACTERS],
-        }
+        # Without the counts: an operator who moves the message back, headers and all, gives it a new start.
+        headers = {"x-novasvc-queue": self._queue, "x-novasvc-reason": reason[:_REASON_CHARACTERS]}
         message = Message("", queue, self.body, None, mandatory=True, target=queue, headers=headers)
         self._consuming.mover.quarantine(self._tag, message)
 

@@ -163,14 +163,18 @@ class RedeliveryTests(RPCCase):
         self.successResultOf(self.server.close())
         self.assertEqual(self.take(), [])
 
-    def test_other_copy_of_quarantined(self) -> None:
-        """A copy of a quarantined message is not run by the same server; one that an operator sends is new."""
-        body = self.request("hang_again", what=1)
-        self.redeliver(body, times=3)
-        self.redeliver_here(body)
-        self.assertEqual((self.diary.calls, self.count("duplicates")), ([], 1))
-        self.send(body)
-        self.assertEqual((self.diary.calls, len(self.broker.quarantine)), ([1], 1))
+    def test_moved_out_of_quarantine(self) -> None:
+        """A quarantined message runs when it is moved back, in the same server too, and after a death elsewhere."""
+        for move_back in (self.send, self.redeliver_here):
+            body = self.request("hang_again", what=1)
+            self.redeliver(body, times=3)
+            self.assertEqual(self.diary.calls, [])
+            move_back(body)
+            self.assertEqual((self.diary.calls, self.count("duplicates")), ([1], 0))
+            self.diary.hanging.pop().callback(2)
+            self.assertEqual(self.answers(), ["QuarantinedError", 2])
+            self.diary.calls.clear()
+            self.replies.clear()
 
     def test_not_yet(self) -> None:
         """A call with fewer deaths than max_deliveries runs once more; max_deliveries can be set."""
