@@ -44,7 +44,9 @@ class EventEmitter:
     ) -> Deferred[None]:
         """Publish an event. Each subscribed topic gets a copy, and so does each listener of oslo.messaging.
 
-        An event that nobody has ever subscribed to is dropped, and counted.
+        An event without a subscriber's queue is dropped, and counted: nobody has ever subscribed, or the broker has
+        lost the queues, which are not durable by default, and no subscriber has been back yet. For 5 s after the
+        connection was lost, the event waits for subscribers to come back.
 
         :param context: sent with the event.
         :param event_type: dotted name of the event: "order.placed".

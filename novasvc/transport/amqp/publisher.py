@@ -51,7 +51,7 @@ FLOW_CHECK_KEY = "novasvc.probe"
 _FLOW_CHECK_TTL = 0.001
 """Seconds. A queue bound to every key, such as a tracing queue, drops the probe at once."""
 UNROUTABLE_RETRY_WINDOW = 5.0
-"""Seconds after our reconnect during which an unroutable request is sent again."""
+"""Seconds after our reconnect during which an unroutable request or event is sent again."""
 
 
 @attrs.define(eq=False)
@@ -62,7 +62,8 @@ class Message:
     :param mandatory: at least one queue has to be bound; see basic.publish, AMQP 0-9-1 1.8.3.7.
     :param target: where the message goes, as shown in errors.
     :param max_wait: seconds for which it may be buffered if it has no ttl; None means the operation timeout.
-    :param request: it is addressed to a service, whose queue may come back shortly after an outage.
+    :param request: a request or an event: it is addressed to services, whose queues may come back shortly after an
+        outage.
     :param done: fires when the broker has confirmed the message; the sender may cancel it.
     :param on_cancelled: called if ``done`` is cancelled after the message was written and before its confirm.
     :param expires_at: seconds on the clock after which the message is void, or None.
@@ -229,7 +230,7 @@ class Publisher:
     :param exchange: the control exchange.
     :param connect: makes the connection for its user; the caller opens and closes it.
     :param flow_check_age: see FLOW_CHECK_AGE.
-    :param unroutable_backoff: backoff before an unroutable request is sent again, by the number of its returns.
+    :param unroutable_backoff: backoff before an unroutable message is sent again, by the number of its returns.
     :ivar sender: stamps the messages that have a TTL; see Note [Time in the queue] in
         :mod:`novasvc.transport.amqp.time_in_queue`.
     """
@@ -248,7 +249,7 @@ class Publisher:
     # reads on when the alarm is over, perhaps an hour later. The expiration counts from that moment,
     # so the broker would deliver a request whose caller timed out long before.
     #
-    # So a request, and any other message with a TTL, is written only while the broker is known to
+    # So a request or event, and any other message with a TTL, is written only while the broker is known to
     # read: it has confirmed something within FLOW_CHECK_AGE. Otherwise an empty probe goes first, to a key
     # that no queue is bound to, and the message waits for the probe's confirm. In an alarm the probe
     # stays in the socket, and the caller's message is buffered in this process, where it can still be
@@ -474,17 +475,18 @@ class Publisher:
                 self._fail(buffered.message, Failure(failure.value))
         self._check_flow()  # for messages to other exchanges
 
-    # -- unroutable requests -------------------------------------------------------------------
+    # -- unroutable requests and events --------------------------------------------------------
 
     # Note [Unroutable after a reconnect]
     #
     # After a broker's crash its clients reconnect one after the other, within seconds. A queue that is
     # not durable exists again when the first of its servers has declared it. A caller that reconnects
-    # before that server would get UndeliverableError. So for UNROUTABLE_RETRY_WINDOW seconds after our own
-    # reconnect an unroutable request is sent again, with short pauses, as long as its TTL lasts.
+    # before that server would get UndeliverableError, and an event would be dropped as one without
+    # subscribers. So for UNROUTABLE_RETRY_WINDOW seconds after our own reconnect an unroutable request or
+    # event is sent again, with short pauses, as long as its TTL lasts.
 
     def _unroutable(self, message: Message) -> None:
-        """Send an unroutable request again, or fail it; see Note [Unroutable after a reconnect]."""
+        """Send an unroutable request or event again, or fail it; see Note [Unroutable after a reconnect]."""
         message.returns += 1
         message.on_cancelled = None
         if message.request and self._send_buffer.has_room(message):

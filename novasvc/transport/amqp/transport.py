@@ -345,7 +345,8 @@ class AMQPTransport:
         """Publish a message to the queues that are bound with a routing key; see ITransport."""
         if self._closed:
             return fail(TransportClosedError("sending"))
-        return self._publisher.publish(Message(self._exchange, key, body, None, mandatory=True, target=key))
+        message = Message(self._exchange, key, body, None, mandatory=True, target=key, request=True)
+        return self._publisher.publish(message)
 
     def post(self, queue: str, body: bytes) -> Deferred[None]:
         """Publish a message to a queue, which is declared if it does not exist; see ITransport."""

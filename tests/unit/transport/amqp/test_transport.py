@@ -109,6 +109,33 @@ class SendTests(TransportCase):
         self.assertEqual(self.failed(sent, UndeliverableError).target, "compute.h1")
 
 
+class EventTests(TransportCase):
+    """Tests for messages to all queues that are bound with a routing key."""
+
+    def read(self) -> None:
+        """Have the broker be known to read; from then on it confirms nothing by itself."""
+        self.broker.confirming = True
+        self.done(self.amqp.send(Target("compute"), b"", None, False))
+        self.broker.confirming = False
+
+    def test_subscribers_return(self) -> None:
+        """After a reconnect an event that nobody is subscribed to is sent again, until the subscribers had 5 s."""
+        self.out.lose()
+        self.wait(1)
+        self.read()
+        event = self.started(self.amqp.publish("notifications.info", b"e"))
+        self.nobody_is_there()
+        self.wait(1)
+        self.out.say(self.published()[-1].channel, "basic.ack", delivery_tag=len(self.published()))
+        self.successResultOf(event)
+        self.assertEqual([said.args["routing_key"] for said in self.published()[-2:]], ["notifications.info"] * 2)
+        self.wait(5)
+        self.read()
+        late = self.started(self.amqp.publish("notifications.info", b"l"))
+        self.nobody_is_there()
+        self.failed(late, UndeliverableError)
+
+
 class ReturningCallerTests(TransportCase):
     """Tests for replies to callers that lost the broker when we did."""
 
