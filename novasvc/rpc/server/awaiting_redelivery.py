@@ -18,6 +18,7 @@ class AwaitingRedelivery:
     :param clock: measures REDELIVERY_GRACE.
     :param consuming: whether a redelivery would reach this server now.
     :param lost: called with each call whose message counts as lost.
+    :param checked: called after each check, which may have been the last one of some calls.
     :ivar calls: the calls, by the unique ids of their messages.
     """
 
@@ -36,10 +37,18 @@ class AwaitingRedelivery:
     #
     # If the session's messages are certainly redelivered (ISession.redelivers), the call only waits.
 
-    def __init__(self, clock: IReactorTime, *, consuming: Callable[[], bool], lost: Callable[[Call], None]) -> None:
+    def __init__(
+        self,
+        clock: IReactorTime,
+        *,
+        consuming: Callable[[], bool],
+        lost: Callable[[Call], None],
+        checked: Callable[[], None],
+    ) -> None:
         self._clock = clock
         self._consuming = consuming
         self._lost = lost
+        self._checked = checked
         self.calls: dict[object, Call] = {}
         self._checks: dict[Call, int] = {}
         self._timer: IDelayedCall | None = None
@@ -110,3 +119,4 @@ class AwaitingRedelivery:
                 self.calls.pop(call.request.unique_id or call, None)
                 self._lost(call)
         self._schedule_check()
+        self._checked()

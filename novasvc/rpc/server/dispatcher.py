@@ -114,7 +114,9 @@ class Dispatcher:
         self._clock = clock
         self._concurrency = concurrency
         self._max_deliveries = max_deliveries
-        self._awaiting = AwaitingRedelivery(clock, consuming=consuming, lost=self._message_lost)
+        self._awaiting = AwaitingRedelivery(
+            clock, consuming=consuming, lost=self._message_lost, checked=self._check_idle
+        )
         self._ledger = Ledger(clock, self._awaiting, remembered=8 * concurrency)
         self.execution = Execution(
             transport,
@@ -210,12 +212,13 @@ class Dispatcher:
         if self._admission is not None:
             self._admission.end_operations()
         self._takeover.requeue()
-        self._awaiting.stop_checks()
         waiting = self._withdraw_waiting()
         self.execution.cut_short(reason)
         for call in waiting:
             if not self.execution.drop_stale(call):
                 self._settlement.requeue(call)
+        self._awaiting.stop_checks()  # Last: a call whose delivery is void was added just now.
+        self._check_idle()
 
     def close(self, reason: str) -> Deferred[None]:
         """Cut the calls short, and begin no more.
@@ -514,5 +517,8 @@ class Dispatcher:
 
     def _is_idle(self) -> bool:
         redelivered = self._redelivered
-        waiting = self._waiting or len(self._takeover) or redelivered.waiting or len(self._awaiting)
-        return not (waiting or redelivered.moving or len(self.execution))
+        waiting = self._waiting or len(self._takeover) or redelivered.waiting
+        # A draining server waits for no redelivery, which may take as long as the broker is away. Where an operation
+        # needs such a call, the operation itself is waited for.
+        awaiting = self._admission is None and len(self._awaiting)
+        return not (waiting or awaiting or redelivered.moving or len(self.execution))

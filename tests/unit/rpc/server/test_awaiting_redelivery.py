@@ -67,13 +67,30 @@ class AwaitingRedeliveryTests(RPCCase):
             self.assertEqual(self.diary.calls, ["hang"] * 2, drained_first)
             self.successResultOf(self.server.drained())
 
+    def test_drained_without_broker(self) -> None:
+        """A drain ends with the running methods, while calls of their operation await a redelivery that cannot come."""
+        for live in (True, False):
+            self.setUp()
+            self.fill()
+            self.lose_broker(redelivers=False)
+            self.server.drain()
+            self.server._listener.live = live  # type: ignore[union-attr]
+            drained = self.server.drained()
+            self.end_running()
+            self.successResultOf(drained)
+
     def test_cut_short(self) -> None:
-        """A server that is cut short does not wait for calls that wait for a redelivery."""
-        self.fill()
-        self.lose_broker(redelivers=False)
-        self.end_running()
-        self.server.cut_short("b@h was shutting down")
-        self.successResultOf(self.server.drained())
+        """A server that is cut short does not wait for calls that wait for a redelivery, however long they have."""
+        for ended_first in (True, False):
+            self.setUp()
+            self.fill()
+            self.lose_broker(redelivers=False)
+            if ended_first:
+                self.end_running()
+            drained = self.server.drained()
+            self.assertNoResult(drained)
+            self.server.cut_short("b@h was shutting down")
+            self.successResultOf(drained)
 
     def test_nobody_waits(self) -> None:
         """An expired call is forgotten and not begun."""
@@ -81,8 +98,9 @@ class AwaitingRedeliveryTests(RPCCase):
         self.lose_broker(redelivers=False)
         self.end_running()
         self.server._listener.live = False  # type: ignore[union-attr]  # as while the broker is away
+        drained = self.server.drained()
         self.clock.pump([REDELIVERY_GRACE] * 20)  # the calls' timeout is 60 s
         self.assertEqual(len(self.server._dispatcher._awaiting), 0)
         for call in self.calls[2:]:
             self.failureResultOf(call, RPCTimeoutError)
-        self.successResultOf(self.server.drained())
+        self.successResultOf(drained)
