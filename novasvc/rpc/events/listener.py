@@ -19,7 +19,7 @@ from novasvc.rpc.errors import MessageFormatError
 from novasvc.rpc.events.declare import EventHandler
 from novasvc.rpc.events.notification import Notification, read_notification
 from novasvc.rpc.events.run import HandlerRunner, InvalidPayloadError
-from novasvc.rpc.message import unwrap
+from novasvc.rpc.message import NAME_LIMIT, unwrap
 from novasvc.telemetry import metrics
 from novasvc.telemetry.flight import note
 
@@ -48,10 +48,6 @@ class _Handling:
     notification: Notification
     running: dict[Deferred[Any], None] = attrs.field(factory=dict, init=False)
     retry: IDelayedCall | None = attrs.field(default=None, init=False)
-
-    def __str__(self) -> str:
-        notification = self.notification
-        return f"{notification.event_type[:100]!r} from {notification.publisher_id[:100]!r} ({notification.message_id})"
 
 
 class EventListener:
@@ -224,6 +220,7 @@ class EventListener:
         # consumeErrors: _ended() sees to them, and logs them.
         ended = DeferredList(runs, consumeErrors=True)
         ended.addCallback(lambda results: self._ended(handling, handlers, [result for _, result in results], scope))
+        ended.addErrback(self._not_settled, handling, scope)
 
     @staticmethod
     def _ended_one(result: Any, handling: _Handling, run: Deferred[Any]) -> Any:
@@ -269,18 +266,26 @@ class EventListener:
         if attempt >= self._attempts:
             self._quarantine(handling, names, f"attempt {attempt} of {self._attempts} failed with {what}", last)
             return
-        delay = 0.0 if self._stopping else min(_LONGEST_DELAY, self._retry_delay * 2 ** (attempt - 1))
+        # Far below 2 ** 1024, which no float can hold.
+        delay = 0.0 if self._stopping else min(_LONGEST_DELAY, self._retry_delay * 2 ** min(attempt - 1, 30))
         _log.failure(
             "{handler} failed to handle {event} (attempt {attempt} of {attempts}); the next one follows in {delay:g} s",
             failure=last,
             level=LogLevel.warn,
             handler=_names(names),
-            event=str(handling),
+            event=str(handling.notification),
             attempt=attempt,
             attempts=self._attempts,
             delay=delay,
         )
         handling.retry = self._clock.callLater(delay, self._give_back, handling, attempt)
+
+    def _not_settled(self, failure: Failure, handling: _Handling, scope: Context) -> None:
+        """Have an event delivered again after an error of this listener; otherwise it would stay unsettled for ever."""
+        scope.run(_log.failure, "{event} was not settled", failure, event=str(handling.notification))
+        if handling in self._handling:
+            delay = 0.0 if self._stopping else _LONGEST_DELAY
+            handling.retry = self._clock.callLater(delay, self._give_back, handling, handling.delivery.deliveries + 1)
 
     def _give_back(self, handling: _Handling, attempts: int) -> None:
         handling.retry = None
@@ -297,7 +302,7 @@ class EventListener:
             _log.failure("traceback of the last attempt", failure, level=LogLevel.debug)
         _log.error(
             "quarantined {event} in {queue}_quarantine: {handler}: {reason}",
-            event=str(handling),
+            event=str(handling.notification),
             queue=event_queue(self._topic),
             handler=_names(handlers),
             reason=reason,
@@ -306,7 +311,7 @@ class EventListener:
         self._end(handling)
 
     def _remember_done(self, notification: Notification, handlers: set[EventHandler]) -> None:
-        if handlers and notification.message_id:
+        if handlers and 0 < len(notification.message_id) <= NAME_LIMIT:
             self._done.setdefault(notification.message_id, set()).update(handlers)
             while len(self._done) > _REMEMBERED:
                 self._done.popitem(last=False)

@@ -47,6 +47,11 @@ class Notification:
     message_id: str = attrs.field(factory=identifiers.new_uuid)
     timestamp: str = ""
 
+    def __str__(self) -> str:
+        # For logs, so bounded and in one line: a peer may send anything.
+        event_type, publisher_id, message_id = self.event_type, self.publisher_id, self.message_id
+        return f"{event_type[:100]!r} from {publisher_id[:100]!r} ({message_id[:100]!r})"
+
 
 def encode_notification(notification: Notification) -> bytes:
     """Encode a notification.

@@ -148,10 +148,9 @@ class NotificationListener:
             return
         deliveries = delivery.deliveries + 1
         _log.failure(
-            "the handler of {event_type} from {publisher_id} failed (delivery {deliveries})",
+            "the handler of {notification} failed (delivery {deliveries})",
             failure=failure,
-            event_type=notification.event_type,
-            publisher_id=notification.publisher_id,
+            notification=str(notification),
             deliveries=deliveries,
         )
         if deliveries < self._max_deliveries:

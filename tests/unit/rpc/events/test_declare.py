@@ -253,6 +253,34 @@ class FailureTests(EventCase):
         self.flushLoggedErrors(ValueError)
         self.assertEqual(self.listener.running_calls(), 0)
 
+    def test_many_attempts(self) -> None:
+        """The delay stays within its bound after any number of attempts."""
+        self.successResultOf(self.listener.close())
+        taken: list[Any] = []
+        other = self.successResultOf(self.connect().subscribe("stock_events", [], taken.append, 1))
+        self.emit("order.placed", {"item": "tea"})
+        self.successResultOf(other.cancel())
+        taken[0].requeue(2000)
+        self.stock.answer = _raise(ValueError("no place"))
+        self.listen(attempts=10_000)
+        self.turn()
+        self.clock.advance(60)
+        self.turn()
+        self.assertEqual((len(self.seen()), self.outcomes()), (2, {"failed": 2}))
+        self.flushLoggedErrors(ValueError)
+
+    def test_not_settled(self) -> None:
+        """An event that the listener itself fails to settle is logged, and given back after a while, as an attempt."""
+        self.successResultOf(self.listener.close())
+        self.listen(attempts=2, retry_delay="soon")
+        self.stock.answer = _raise(ValueError("no place"))
+        self.emit("order.placed", {"item": "tea"})
+        self.assertEqual(len(self.flushLoggedErrors(TypeError)), 1)
+        self.clock.advance(60)
+        self.turn()
+        self.assertEqual((len(self.seen()), len(self.broker.quarantine)), (2, 1))
+        self.flushLoggedErrors(ValueError)
+
     def test_invalid(self) -> None:
         """A payload that no handler accepts is quarantined at once, with the path to what is wrong."""
         self.emit("order.placed", {"item": "tea", "amount": "two"})

@@ -4,6 +4,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.context import RequestContext, current_context
@@ -197,6 +198,29 @@ class NotificationListenerTests(SynchronousTestCase):
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 2)
         ((_, reason),) = self.broker.quarantine
         self.assertIn("no place", reason)
+
+    def test_logged(self) -> None:
+        """What a publisher may choose takes a bounded part of a line in the log, and begins no line of its own."""
+        lines: list[str] = []
+
+        def observe(event: LogEvent) -> None:
+            lines.append(formatEvent(event))
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+        self.answer = ValueError("no place")
+        self.listen(max_deliveries=1)
+        odd = "x\n" * 10_000
+        notification = Notification(
+            event_type=odd, payload=1, publisher_id=odd, priority="info", context=CONTEXT, message_id=odd
+        )
+        self.successResultOf(self.transport.post("notifications.info", encode_notification(notification)))
+        self.clock.advance(0)
+        (line,) = lines
+        self.assertIn("failed (delivery 1)", line)
+        self.assertLess(len(line), 600)
+        self.assertNotIn("\n", line)
+        self.flushLoggedErrors(ValueError)
 
     def test_poison(self) -> None:
         """A poison notification, which kills its listeners, is quarantined and not handled again."""
