@@ -12,10 +12,10 @@ from novasvc.rpc.message import Request
 from novasvc.rpc.server.call import Call
 from novasvc.rpc.target import Target
 
-MAX_CLAIMS = 64
+MAX_CLAIMS = 512
 """Claims that one server holds; the oldest is released first. Each has a descriptor."""
 HELD_FOR = 60.0
-"""Seconds for which a claim is held at the most; a worker that had no slot for so long may run the method again."""
+"""Seconds for which the claim of a call is held that never expires."""
 
 # Note [One answer a host]
 #
@@ -24,6 +24,9 @@ HELD_FOR = 60.0
 # binds a UNIX socket to a name in the abstract namespace (unix(7)), made of topic, host and the call's random id. That
 # is atomic for all processes of a network namespace, leaves no file, and ends with the process. Where no socket can be
 # bound, each worker answers, and the caller keeps the first answer of each host.
+#
+# A worker that gets a slot later must still find the call claimed, so a claim is held until the call expires. If it was
+# released before, because its process has ended or for MAX_CLAIMS others, such a worker runs the method again.
 
 
 class GatherClaims:
@@ -56,8 +59,7 @@ class GatherClaims:
         except OSError as error:
             claim.close()
             return not _is_taken(error)
-        until = self._clock.seconds() + HELD_FOR
-        self._held[digest] = claim, until if call.expires_at is None else min(until, call.expires_at)
+        self._held[digest] = claim, self._clock.seconds() + HELD_FOR if call.expires_at is None else call.expires_at
         return True
 
     def reply_extra(self, request: Request) -> dict[str, Any] | None:

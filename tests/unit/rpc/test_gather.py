@@ -251,6 +251,23 @@ class ClaimTests(RPCCase):
         self.redeliver(answered, encode_request("hang_again", {"what": 2}, {}))
         self.assertEqual(self.diary.calls, [2])
 
+    def test_held(self) -> None:
+        """A call stays claimed until it expires, however long that is, and however many others are claimed."""
+        one, other = GatherClaims(TARGET, self.clock), GatherClaims(TARGET, self.clock)
+        self.addCleanup(one.close)
+        self.addCleanup(other.close)
+
+        def claim(claims: GatherClaims, number: int) -> bool:
+            body = encode_request("note", {}, {}, reply_to=ReplyTo(str(number), "a"), options={"gather": True})
+            request = read_request(unwrap(body))
+            return claims.claim(cast(Call, SimpleNamespace(request=request, expires_at=300.0)))
+
+        self.assertTrue(all(claim(one, number) for number in range(100)))
+        self.clock.advance(299)
+        self.assertEqual((claim(one, 100), claim(other, 0)), (True, False))
+        self.clock.advance(1)
+        self.assertEqual((claim(one, 101), claim(other, 0)), (True, True))
+
     def test_again(self) -> None:
         """An idempotent method whose answer could not be sent runs again in the process that has claimed the gather."""
         gathering = self.client.prepare(server=None, timeout=5).gather(CONTEXT, "hang_again")
