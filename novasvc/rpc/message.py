@@ -308,7 +308,7 @@ def read_request(fields: Mapping[str, Any]) -> Request:
             namespace,
             version,
             read_reply_to(fields),
-            unique_id if isinstance(unique_id, str) else None,
+            unique_id if isinstance(unique_id, str) and unique_id else None,
             None if keepalive is None else _whole_seconds(keepalive),
             None,
             options if isinstance(options, dict) else None,

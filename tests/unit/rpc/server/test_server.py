@@ -100,7 +100,8 @@ class AdmissionTests(RPCCase):
         """Messages without an id are never duplicates."""
         for _ in range(2):
             self.send(b'{"method": "note"}')
-        self.assertEqual(len(self.diary.calls), 2)
+            self.send(b'{"method": "note", "_unique_id": ""}')
+        self.assertEqual(len(self.diary.calls), 4)
 
     def test_refusal_is_logged(self) -> None:
         """A refused request is one line in the log, with the caller's request id."""
