@@ -328,6 +328,7 @@ class Execution:
             note("call", f"{call.method.name} was cancelled by its caller {call.request_id}")
             self._method_metrics[call.method].cancelled.value += 1
             self._finish(call, None)
+            self._deadlines.live.pop(call, None)  # It would cancel the method's cleanup.
         self._cancel_running(call)
 
     def _cancel_running(self, call: Call) -> None:

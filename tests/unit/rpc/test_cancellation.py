@@ -82,6 +82,14 @@ class RunningTests(CancellationCase):
         self.assertEqual(self.client.unmatched_replies, 0)
         self.assertEqual(self.warnings(), [])
 
+    def test_cleanup(self) -> None:
+        """What a cancelled method still does, such as cleaning up, is not cancelled again at its old deadline."""
+        self.cancel(self.call("stubborn"))
+        self.clock.advance(60)
+        self.assertEqual((self.diary.cancelled, self.server.in_flight), (1, 1))
+        self.diary.hanging[1].callback(None)
+        self.assertEqual((self.diary.cancelled, self.server.in_flight), (1, 0))
+
     def test_only_this_one(self) -> None:
         """Other calls of the same method go on."""
         others = self.call("hang")
