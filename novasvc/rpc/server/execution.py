@@ -428,7 +428,8 @@ class Execution:
             # A caller with keepalives and without a deadline gives up one interval after the last keepalive.
             timeout = call.request.keepalive if call.deadline is None else call.deadline - self._clock.seconds()
             if settles is not None and call.request.unique_id is not None:
-                # Only callers of idempotent methods send a request again.
+                # Callers may send any request again that they say is idempotent. But a broker rarely loses a reply,
+                # and all calls of the other methods would have to pass here.
                 self._recent_replies.add(call.request.unique_id, call.request.reply_to, body)
             self._publish(_Reply(call.request.reply_to, body, timeout, call, settles))
         elif settles is not None:

@@ -29,8 +29,10 @@ class RecentReplies:
         return len(self._replies)
 
     def add(self, unique_id: str, reply_to: ReplyTo, body: bytes) -> None:
-        """Cache a reply as the newest; evict the oldest beyond the bounds."""
+        """Cache a reply as the newest, unless it is too long; evict the oldest beyond the bounds."""
         self._remove(unique_id)
+        if len(body) > MAX_BYTES:
+            return
         self._replies[unique_id] = (reply_to, body)
         self._bytes += len(body)
         while len(self._replies) > MAX_REPLIES or self._bytes > MAX_BYTES:

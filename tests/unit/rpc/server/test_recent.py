@@ -25,6 +25,13 @@ class RecentRepliesTests(SynchronousTestCase):
             recent.add(str(number), REPLY_TO, b"")
         self.assertEqual((len(recent), recent.get("0"), recent.get("1")), (MAX_REPLIES, None, (REPLY_TO, b"")))
 
+    def test_too_long(self) -> None:
+        """A reply that is too long to be cached evicts no other."""
+        recent = RecentReplies()
+        recent.add("a", REPLY_TO, b"1")
+        recent.add("b", REPLY_TO, bytes(MAX_BYTES + 1))
+        self.assertEqual((recent.get("a"), recent.get("b")), ((REPLY_TO, b"1"), None))
+
     @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, MAX_BYTES + 1)), max_size=20))
     def test_bytes(self, added: list[tuple[int, int]]) -> None:
         """The cached bodies never exceed the bound in bytes, however long each is."""
