@@ -12,7 +12,7 @@ from novasvc.rpc.message import Request
 from novasvc.rpc.server.call import Call
 from novasvc.rpc.target import Target
 
-MAX_CLAIMS = 512
+MAX_CLAIMS = 256
 """Claims that one server holds; the oldest is released first. Each has a descriptor."""
 HELD_FOR = 60.0
 """Seconds for which the claim of a call is held that never expires."""
