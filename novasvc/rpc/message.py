@@ -34,7 +34,6 @@ _PREFIX = f'{{"{_VERSION}": "{_ENVELOPE_VERSION}", "{_MESSAGE}": '
 _PREFIX_LENGTH = len(_PREFIX)
 _OWN = "novasvc"
 """The field that only novasvc writes and reads; peers ignore it."""
-_NOT_ENCODED = (TypeError, ValueError, RecursionError)
 
 
 class ReplyTo(NamedTuple):
@@ -147,7 +146,7 @@ def encode_request(
     try:
         try:
             text = "".join(encode_parts(body, 0))
-        except _NOT_ENCODED:
+        except Exception:  # noqa: BLE001 - to read the fields of a user's object can raise anything
             text = dumps(body, "the request")  # Its error says which part JSON cannot hold.
         return wrap(text, limit) if sign is None else wrap(text, limit, sign(text))
     except ValueError as error:
@@ -168,7 +167,7 @@ def encode_result(
     try:
         try:
             text = "".join(encode_parts(result, 0))
-        except _NOT_ENCODED:
+        except Exception:  # noqa: BLE001 - as above
             text = dumps(result, "the result")  # Its error says which part JSON cannot hold.
         return wrap(_reply_text(msg_id, result=text, extra=extra), limit)
     except ValueError as error:

@@ -16,6 +16,7 @@ from typing import Any
 from uuid import UUID
 
 import attrs
+from twisted.python.reflect import safe_str
 
 from novasvc._compat import json_encoder, json_scanner
 
@@ -103,7 +104,7 @@ def _encode_without_c(value: Any, _indentation: int) -> tuple[str, ...]:
 encode_parts = json_encoder(_checking_encoder) or _encode_without_c
 """Encode a value, at indentation 0, and return the parts of its JSON text.
 
-Raises TypeError, ValueError or RecursionError where :func:`dumps` raises an error that names the part.
+Raises any error where :func:`dumps` raises one that names the part: users' objects can raise anything.
 """
 
 
@@ -134,13 +135,14 @@ def dumps(value: Any, root: str) -> str:
 
     :param value: a value of these types and of JSON's types.
     :param root: the name of the value in an error: "the result".
-    :raises ValueError: JSON cannot hold a part of the value; the text names the part and its type.
+    :raises ValueError: JSON cannot hold a part of the value, or the part cannot be read; the text names the part and
+        its type. No other error is raised, whatever the code of a value's class raises.
     """
     try:
         return "".join(encode_parts(value, 0))
     except RecursionError:
         problem = _describe_depth(value, root)
-    except (TypeError, ValueError):
+    except Exception:  # noqa: BLE001 - to read the fields of a user's object can raise anything
         problem = _describe_misfit(value, root)
     raise ValueError(problem)
 
@@ -148,10 +150,10 @@ def dumps(value: Any, root: str) -> str:
 def _describe_depth(value: Any, root: str) -> str:
     try:
         _checking_encoder.encode(value)
-    except (TypeError, ValueError):
-        return _describe_misfit(value, root)
     except RecursionError:
         pass
+    except Exception:  # noqa: BLE001 - as in dumps
+        return _describe_misfit(value, root)
     return f"{root} is nested too deeply"
 
 
@@ -161,20 +163,24 @@ def _describe_misfit(value: Any, root: str) -> str:
     parts = [(value, root)]
     while parts:
         part, path = parts.pop()
-        if isinstance(part, Mapping | list | tuple | set | frozenset):
-            if id(part) in seen:
-                continue  # The same object may occur twice, and a circular value contains itself.
-            seen.add(id(part))
-            key = next((key for key in part if isinstance(part, Mapping) and not isinstance(key, _KEYS)), None)
-            if key is not None:
-                return f"{path} has a key of type {_name(key)}, which is not JSON serializable"
-            parts.extend(reversed([(child, f"{path}[{at!r}]") for at, child in _children(part)]))
         try:
+            if isinstance(part, Mapping | list | tuple | set | frozenset):
+                if id(part) in seen:
+                    continue  # The same object may occur twice, and a circular value contains itself.
+                seen.add(id(part))
+                key = next((key for key in part if isinstance(part, Mapping) and not isinstance(key, _KEYS)), None)
+                if key is not None:
+                    return f"{path} has a key of type {_name(key)}, which is not JSON serializable"
+                parts.extend(reversed([(child, f"{path}[{at!r}]") for at, child in _children(part)]))
             encode_parts(None if isinstance(part, dict | list | tuple | set | frozenset) else part, 0)
         except UnicodeDecodeError:
             return f"{path} is bytes that are not valid UTF-8"
         except (TypeError, ValueError):
             return f"{path} is of type {_name(part)}, which is not JSON serializable"
+        except RecursionError:
+            return f"{path} is of type {_name(part)}, which contains itself or is nested too deeply"
+        except Exception as error:  # noqa: BLE001 - as in dumps
+            return f"{path} is of type {_name(part)}, which cannot be read: {type(error).__name__}: {safe_str(error)}"
     return f"{root} contains a circular reference"
 
 

@@ -11,6 +11,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
+from twisted.python.reflect import safe_repr, safe_str
 
 from novasvc.context import RequestContext, current_context
 from novasvc.interfaces import ITransport
@@ -259,7 +260,7 @@ class Execution:
                     result = contract.convert_result(result)
                 extra = None if call.request.options is None else self._claims.reply_extra(call.request)
                 body = encode_result(call.request.reply_to.msg_id, result, call.method.name, extra=extra)
-            except ResultNotSerializableError as error:
+            except Exception as error:  # noqa: BLE001 - without a reply, the request is never settled
                 call.scope.copy().run(_log.error, "{error}", error=error)
                 self.reply_error(call, error)
             else:
@@ -386,8 +387,8 @@ class Execution:
         try:
             text = encode_error(error, lines, here, method=None if failure is None else name)
             body = encode_failure(reply_to.msg_id, text, extra)
-        except ValueError as problem:  # The message is over the size limit.
-            substitute = ResultNotSerializableError(name, f"it raised {type(error).__name__}; {problem}")
+        except Exception as problem:  # noqa: BLE001 - over the size limit, or what a user's class raises
+            substitute = ResultNotSerializableError(name, f"it raised {type(error).__name__}; {safe_str(problem)}")
             body = encode_failure(reply_to.msg_id, encode_error(substitute, here=here), extra)
         self._finish(call, body)
 
@@ -533,7 +534,7 @@ def _unless_ended(call: Call) -> Callable[..., Any]:
 
 def _log_failure(method: Method, failure: Failure) -> None:
     if failure.check(*method.exposure.expected):
-        _log.debug("{method} raised {error}, as its author expects", method=method.name, error=repr(failure.value))
+        _log.debug("{method} raised {error}, as its author expects", method=method.name, error=safe_repr(failure.value))
     else:
         # Of an error that another service raised, the traceback shows only where it arrived.
         origin = None if failure.value is None else origin_of(failure.value)

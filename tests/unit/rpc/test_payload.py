@@ -42,6 +42,27 @@ class Line:
     box: Box
 
 
+@attrs.define
+class Unset:
+    size: int = attrs.field(init=False)
+
+
+@dataclasses.dataclass
+class Peer:
+    peer: Any = None
+
+
+class HiddenError(Exception):
+    def __repr__(self) -> str:
+        raise LookupError("no text")
+
+
+class Lazy:
+    @property
+    def __class__(self) -> Any:
+        raise RuntimeError("outside of a request")
+
+
 class DumpsTests(SynchronousTestCase):
     def sent(self, value: Any) -> Any:
         return json.loads(dumps(value, "value"))
@@ -133,6 +154,27 @@ class DumpsTests(SynchronousTestCase):
         self.assertIn("too deeply", str(self.assertRaises(ValueError, dumps, deep, "value")))
         while deep:  # take it apart: to free so deep a list is recursive, too
             deep = deep.pop()
+
+    def test_unreadable(self) -> None:
+        """A value whose own code raises an error, whichever, is refused as any other that JSON cannot hold."""
+        endless = Peer()
+        endless.peer = Peer(endless)
+        unset = "which cannot be read: AttributeError: 'Unset' object has no attribute 'size'"
+        for value, problem in (
+            (Unset(), f"value is of type {__name__}.Unset, {unset}"),
+            ({"a": [Unset()]}, f"value['a'][0] is of type {__name__}.Unset, {unset}"),
+            ([Peer(Unset())], f"value[0] is of type {__name__}.Peer, {unset}"),
+            (
+                [HiddenError()],
+                f"value[0] is of type {__name__}.HiddenError, which cannot be read: LookupError: no text",
+            ),
+            (
+                [Lazy()],
+                f"value[0] is of type {__name__}.Lazy, which cannot be read: RuntimeError: outside of a request",
+            ),
+            ([endless], f"value[0] is of type {__name__}.Peer, which contains itself or is nested too deeply"),
+        ):
+            self.assertEqual(str(self.assertRaises(ValueError, dumps, value, "value")), problem)
 
 
 class LoadsTests(SynchronousTestCase):

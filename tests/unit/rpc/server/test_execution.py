@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
+import attrs
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
 
@@ -29,6 +30,20 @@ LEFT_BEHIND: ContextVar[str | None] = ContextVar("left_behind", default=None)
 
 class OwnError(Exception):
     pass
+
+
+class UnreadableError(Exception):
+    @property
+    def args(self) -> Any:
+        raise LookupError("gone")
+
+    def __repr__(self) -> str:
+        raise LookupError("gone")
+
+
+@attrs.define
+class Unset:
+    size: int = attrs.field(init=False)
 
 
 class Workshop(Diary):
@@ -62,13 +77,15 @@ class Workshop(Diary):
     def see(self, context: RequestContext) -> None:
         self.calls.append(current_context.get() is context)
 
-    @rpc.expose(expected=(LookupError,))
+    @rpc.expose(expected=(LookupError, UnreadableError))
     def fail(self, context: RequestContext, how: str) -> Any:
         error: BaseException = {
             "expected": KeyError("x"),
             "unexpected": OwnError("x"),
             "exit": SystemExit(3),
             "huge": ValueError("x" * 20_000_000),
+            "unset": ValueError(Unset()),
+            "unreadable": UnreadableError(),
         }[how]
         raise error
 
@@ -78,7 +95,11 @@ class Workshop(Diary):
 
     @rpc.expose
     def misfit(self, context: RequestContext, what: str) -> Any:
-        return {"object": [object()], "bytes": b"\xff", "huge": "x" * 20_000_000}[what]
+        return {"object": [object()], "bytes": b"\xff", "huge": "x" * 20_000_000, "unset": Unset()}[what]
+
+    @rpc.expose(idempotent=True)
+    def misfit_again(self, context: RequestContext) -> Any:
+        return Unset()
 
     @rpc.expose(timeout=5)
     def bounded(self, context: RequestContext) -> Deferred[Any]:
@@ -260,11 +281,31 @@ class FailureTests(ExecutionCase):
         self.successResultOf(self.call("plain"))
 
     def test_misfit(self) -> None:
-        """A result that JSON cannot hold, or that is too large, is an error at once."""
-        for what, problem in (("object", "type object"), ("bytes", "not valid UTF-8"), ("huge", "the limit is")):
+        """A result that JSON cannot hold, that is too large or whose own code raises, is an error at once."""
+        problems = {
+            "object": "type object",
+            "bytes": "not valid UTF-8",
+            "huge": "the limit is",
+            "unset": "AttributeError",
+        }
+        for what, problem in problems.items():
             error = self.failureResultOf(self.call("misfit", what=what), ResultNotSerializableError).value
             self.assertEqual(error.method, "misfit")
             self.assertIn(problem, error.problem)
+
+    def test_misfit_settled(self) -> None:
+        """Idempotent calls whose results cannot be encoded are settled, so that the server takes further ones."""
+        for _ in range(2 * self.concurrency):
+            self.failureResultOf(self.call("misfit_again"), ResultNotSerializableError)
+        self.assertEqual(self.successResultOf(self.call("plain")), "plain")
+
+    def test_unreadable_error(self) -> None:
+        """An error that cannot be encoded is sent as its text, or replaced by an error that says so."""
+        error = self.failureResultOf(self.call("fail", how="unset"), ValueError).value
+        self.assertIn("Unset(", str(error))
+        self.flushLoggedErrors(ValueError)
+        error = self.failureResultOf(self.call("fail", how="unreadable"), ResultNotSerializableError).value
+        self.assertEqual(error.problem, "it raised UnreadableError; gone")
 
     def test_huge_error(self) -> None:
         """An error that is too large to send is replaced by one that says so."""
