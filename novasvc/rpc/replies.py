@@ -61,7 +61,7 @@ class EncodeCall(Protocol):
     def __call__(self, *, reply_to: ReplyTo) -> bytes:
         """Return the encoded message, with the given message id and reply address.
 
-        :raises RPCError: the message cannot be encoded.
+        :raises Exception: the message cannot be encoded: the call fails with this error.
         """
 
 
@@ -79,6 +79,7 @@ class _Pending:
     :param idempotent: whether the message may be sent again.
     :param request_id: the request id of the call's context.
     :param result: the result of a non-final reply; older peers send the result first, then an empty final reply.
+    :param sent: whether the message was given to the transport.
     :param waiting_on: Deferred of the broker's confirm, or of the registry's answer for the text of an error. It may
         have fired; see :attr:`awaits_confirm_or_lookup`.
     :param body: the encoded message, while it may have to be sent again.
@@ -103,6 +104,7 @@ class _Pending:
     idempotent: bool
     request_id: str = ""
     result: Any = None
+    sent: bool = False
     waiting_on: Deferred[Any] | None = None
     body: bytes | None = None
     resent: int = 0
@@ -318,7 +320,8 @@ class PendingCalls:
             return closed
         self._address = address
         for msg_id, pending in list(self._pending.items()):
-            self._send(msg_id, pending, address)
+            if msg_id in self._pending:  # A caller whose call has just failed may have cancelled it.
+                self._send(msg_id, pending, address)
         return None
 
     def _not_opened(self, failure: Failure) -> None:
@@ -332,9 +335,10 @@ class PendingCalls:
         try:
             if body is None:
                 body = pending.encode(reply_to=ReplyTo(msg_id, address))
-        except RPCError as error:
+        except Exception as error:  # noqa: BLE001 - an error of this call must not end the other calls
             self._fail(msg_id, error, pending.metrics.unsent)
             return
+        pending.sent = True
         ttl = pending.deadline - self._clock.seconds()
         if pending.keepalive is not None:
             # A server that begins later cannot send its first keepalive before the caller gives up.
@@ -446,11 +450,11 @@ class PendingCalls:
     def _cancelled(self, msg_id: str, outcome: Counter, *, cancels: bool) -> None:
         """Discard a call that its caller has cancelled, and tell the servers, which may run it."""
         pending = self._pending.get(msg_id)
-        # Without an address the request was not sent. With a problem and without a confirm it may not have been, and
-        # the buffer is to have room for other messages.
-        unsent = pending is not None and pending.awaits_confirm_or_lookup and self._transport.problem() is not None
+        # With a problem and without a confirm the request may not have been sent, and the buffer is to have room for
+        # other messages.
+        buffered = pending is not None and pending.awaits_confirm_or_lookup and self._transport.problem() is not None
         self._discard(msg_id, outcome)
-        if pending is None or not cancels or unsent or self._address is None:
+        if pending is None or not pending.sent or not cancels or buffered:
             return
         left = pending.deadline - self._clock.seconds()
         self._tell_cancelled(pending.target, msg_id, None if left == inf else left)

@@ -47,6 +47,37 @@ class RigTransport(MemoryTransport):
         return super().reply(address, body) if self.on_reply is None else self.on_reply()
 
 
+class SlowTransport(MemoryTransport):
+    """A transport whose Deferreds fire when the test says so, as over a network."""
+
+    def __init__(self, broker: MemoryBroker, clock: Clock) -> None:
+        super().__init__(broker, clock=clock)
+        self.waiting: list[tuple[str, Deferred[Any]]] = []
+        self.written: list[tuple[Target, bytes, float | None]] = []
+        self.cancelled: list[str] = []
+        self.trouble: str | None = None
+
+    def problem(self) -> str | None:
+        return self.trouble
+
+    def wait(self, what: str) -> Deferred[Any]:
+        waiting: Deferred[Any] = Deferred(lambda _: self.cancelled.append(what))
+        self.waiting.append((what, waiting))
+        return waiting
+
+    def release(self, result: object = None) -> None:
+        released, self.waiting = self.waiting, []
+        for _, waiting in released:
+            waiting.callback(result)
+
+    def open_replies(self, receiver: Any) -> Deferred[str]:
+        return self.wait("open_replies").addCallback(lambda _: MemoryTransport.open_replies(self, receiver))
+
+    def send(self, target: Target, body: bytes, ttl: float | None, mandatory: bool) -> Deferred[None]:
+        self.written.append((target, body, ttl))
+        return self.wait("send").addCallback(lambda _: MemoryTransport.send(self, target, body, ttl, mandatory))
+
+
 class Diary:
     """Records the calls; ``hang`` and ``hang_again`` return Deferreds that the test fires."""
 

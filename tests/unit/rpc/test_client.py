@@ -32,46 +32,16 @@ from novasvc.registry.lookup import ServiceLookup
 from novasvc.registry.query import ServiceQuery, ServiceTotals
 from novasvc.registry.record import ServiceRecord
 from novasvc.rpc.failures.failure import encode_error
-from novasvc.rpc.message import Request, encode_failure, encode_keepalive, encode_result, read_request, unwrap
+from novasvc.rpc.message import ReplyTo, Request, encode_failure, encode_keepalive, encode_result, read_request, unwrap
 from novasvc.rpc.replies import MAX_PENDING
 from novasvc.rpc.resend import MAX_RESENDS
 from novasvc.rpc.target import Target
 from novasvc.testing import MemoryRegistry
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
 from tests.support.middleware_rig import Recorder
+from tests.support.rpc_rig import SlowTransport
 
 CONTEXT = RequestContext(request_id="req-1", user_id="u1", extra={"roles": ["admin"]})
-
-
-class SlowTransport(MemoryTransport):
-    """A transport whose Deferreds fire when the test says so, as over a network."""
-
-    def __init__(self, broker: MemoryBroker, clock: Clock) -> None:
-        super().__init__(broker, clock=clock)
-        self.waiting: list[tuple[str, Deferred[Any]]] = []
-        self.written: list[tuple[Target, bytes, float | None]] = []
-        self.cancelled: list[str] = []
-        self.trouble: str | None = None
-
-    def problem(self) -> str | None:
-        return self.trouble
-
-    def wait(self, what: str) -> Deferred[Any]:
-        waiting: Deferred[Any] = Deferred(lambda _: self.cancelled.append(what))
-        self.waiting.append((what, waiting))
-        return waiting
-
-    def release(self, result: object = None) -> None:
-        released, self.waiting = self.waiting, []
-        for _, waiting in released:
-            waiting.callback(result)
-
-    def open_replies(self, receiver: Any) -> Deferred[str]:
-        return self.wait("open_replies").addCallback(lambda _: MemoryTransport.open_replies(self, receiver))
-
-    def send(self, target: Target, body: bytes, ttl: float | None, mandatory: bool) -> Deferred[None]:
-        self.written.append((target, body, ttl))
-        return self.wait("send").addCallback(lambda _: MemoryTransport.send(self, target, body, ttl, mandatory))
 
 
 class SilentRegistry:
@@ -351,6 +321,33 @@ class SlowTransportTests(ClientCase):
         self.slow.release()
         self.clock.advance(0)
         self.assertEqual(len(self.requests), 1)
+
+    def test_not_encoded(self) -> None:
+        """An error of one call's encoding, whichever, fails that call only, and not those that wait with it."""
+
+        def encode(*, reply_to: ReplyTo) -> bytes:
+            raise LookupError(reply_to.msg_id)
+
+        good, bad, better = self.call(), self.client._calls.call(Target("compute"), "m", encode, 60.0), self.call()
+        self.slow.release()
+        self.failureResultOf(bad, LookupError)
+        self.failureResultOf(self.client._calls.call(Target("compute"), "m", encode, 60.0), LookupError)
+        self.slow.release()
+        self.clock.advance(0)
+        self.assertEqual((len(self.requests), self.client.pending), (2, 2))
+        for number, calling in enumerate((good, better)):
+            self.answer(number)
+            self.successResultOf(calling)
+
+    def test_ended_by_another(self) -> None:
+        """A call that ends when another one cannot be encoded, cancelled or closed by its caller, is not sent."""
+        for end in (lambda: calling.cancel(), lambda: self.client.close()):  # noqa: PLW0108, B023 - the call comes later
+            bad, calling = self.call(x=object()), self.call()
+            bad.addErrback(lambda _, end=end: end() and None)
+            self.slow.release()
+            self.failureResultOf(calling, CancelledError, TransportClosedError)
+            self.assertEqual((self.slow.written, self.client.pending), ([], 0))
+            self.client = rpc.Client(self.slow, clock=self.clock, timeout=60.0, target=Target("compute"))
 
     def test_not_sent(self) -> None:
         """A call whose message could not be sent fails with the reason."""
