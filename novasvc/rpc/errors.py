@@ -45,6 +45,7 @@ class RPCTimeoutError(RPCError):
     :param unconfirmed: why the broker did not confirm the message; empty if it did.
     :param registered: number of services registered for the target; None if the caller could not ask the registry.
     :param up: how many of them are up.
+    :param unsent: why the message was not sent, so that the method does not run; empty if it was.
     """
 
     target: str
@@ -54,8 +55,14 @@ class RPCTimeoutError(RPCError):
     unconfirmed: str = ""
     registered: int | None = None
     up: int = 0
+    unsent: str = ""
 
     def __str__(self) -> str:
+        if self.unsent:
+            return (
+                f"the call of {self.method!r} to {self.target} was not sent within {self.timeout:.4g} s, and the "
+                f"method does not run: {self.unsent}"
+            )
         if self.unconfirmed:
             return (
                 f"no reply from {self.target} to {self.method!r} within {self.timeout:.4g} s, and it is unknown "

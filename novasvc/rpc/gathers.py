@@ -30,6 +30,10 @@ _log = Logger()
 MAX_GATHERS = 1000
 """The most gathers of a client at a time."""
 
+DEADLINE_PASSED = "its deadline has passed"
+NO_ADDRESS = "the reply queue of this process is not open yet; check the broker"
+"""Why a call or a gather was not sent."""
+
 
 class _Encode(Protocol):
     def __call__(self, *, reply_to: ReplyTo) -> bytes: ...
@@ -42,7 +46,7 @@ class _Pending:
     :param target: the topic, as a fanout.
     :param until: seconds on the clock.
     :param timer: ends it then.
-    :param sending: the transport's Deferred; cancelled at the end, if the message was not sent.
+    :param sending: the transport's Deferred, cancelled at the end; None if the message was not given to the transport.
     """
 
     gathering: Gathering
@@ -108,14 +112,14 @@ class Gathers:
         if self._closed:
             error = TransportClosedError("sending")
         elif timeout <= 0:
-            error = RPCTimeoutError(str(target), method, 0.0)
+            error = RPCTimeoutError(str(target), method, 0.0, unsent=DEADLINE_PASSED)
         elif len(self._pending) >= MAX_GATHERS:
             error = TooManyCallsError(MAX_GATHERS)
         if error is not None:
             gathering.end("unsent", Failure(error))
             return gathering
         pending = self._pending[msg_id] = _Pending(gathering, target, method, request_id, now, now + timeout)
-        pending.timer = self._clock.callLater(timeout, gathering.end, "timed_out")
+        pending.timer = self._clock.callLater(timeout, self._timed_out, pending, timeout)
         Deferred.fromCoroutine(self._send(msg_id, pending, encode)).addErrback(self._not_sent, gathering)
         if self._hosts is not None:
             asking = self._hosts(target.topic)
@@ -156,6 +160,14 @@ class Gathers:
         else:
             self._address = address
         return self._address
+
+    def _timed_out(self, pending: _Pending, timeout: float) -> None:
+        if pending.sending is not None:
+            pending.gathering.end("timed_out")
+            return
+        why = self._transport.problem() or NO_ADDRESS
+        error = RPCTimeoutError(str(pending.target), pending.method, timeout, unsent=why)
+        pending.gathering.end("unsent", Failure(error))
 
     def _not_sent(self, failure: Failure, gathering: Gathering) -> None:
         known = failure.check(RPCError)

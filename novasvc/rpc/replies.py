@@ -27,7 +27,7 @@ from novasvc.rpc.errors import (
 from novasvc.rpc.failures.failure import decode_error
 from novasvc.rpc.failures.origin import Origin
 from novasvc.rpc.gather import HostsFunction
-from novasvc.rpc.gathers import Gathers
+from novasvc.rpc.gathers import DEADLINE_PASSED, NO_ADDRESS, Gathers
 from novasvc.rpc.ids import new_id
 from novasvc.rpc.message import ReplyTo, read_reply, unwrap
 from novasvc.rpc.progress import OnProgress, pass_on
@@ -74,6 +74,8 @@ class _Pending:
     :param timeout: seconds to wait for the reply; None to wait for as long as keepalives arrive.
     :param keepalive: seconds to wait for each keepalive; None if the call asks for none.
     :param deadline: seconds on the clock; infinite without a timeout.
+    :param until: seconds on the clock at which the call fails unless a reply arrives; see
+        :meth:`PendingCalls._wait`.
     :param began: seconds on the clock when the call was made.
     :param metrics: the method's metrics.
     :param idempotent: whether the message may be sent again.
@@ -103,6 +105,7 @@ class _Pending:
     metrics: CallMetrics
     idempotent: bool
     request_id: str = ""
+    until: float = 0.0
     result: Any = None
     sent: bool = False
     waiting_on: Deferred[Any] | None = None
@@ -234,7 +237,7 @@ class PendingCalls:
         if self._closed:
             return fail(TransportClosedError("sending"))
         if timeout is not None and timeout <= 0:
-            return fail(RPCTimeoutError(str(target), method, 0.0))
+            return fail(RPCTimeoutError(str(target), method, 0.0, unsent=DEADLINE_PASSED))
         if len(self._pending) >= MAX_PENDING:
             return fail(TooManyCallsError(MAX_PENDING))
         msg_id = new_id()
@@ -253,7 +256,7 @@ class PendingCalls:
             pending.on_progress = on_progress
         self._pending[msg_id] = pending
         self._in_flight.value += 1
-        self._set_deadline(msg_id, pending)
+        self._wait(msg_id, pending, keepalive)
         if self._address is not None:
             self._send(msg_id, pending, self._address)
         elif self._opening is None:
@@ -272,15 +275,17 @@ class PendingCalls:
             self._method_metrics[topic, method] = call_metrics
         return call_metrics
 
-    def _set_deadline(self, msg_id: str, pending: _Pending) -> None:
-        """Set a call's next deadline: its timeout, its next keepalive, or the time to ask the registry."""
-        when = pending.deadline
-        if self._explain is not None and pending.may_look_up:
+    def _wait(self, msg_id: str, pending: _Pending, seconds: float | None) -> None:
+        """Let a call fail after some seconds, and at its timeout at the latest, unless a reply arrives before.
+
+        :param seconds: to the next keepalive, or for the reply to an unconfirmed message; None for the timeout only.
+        """
+        when = pending.deadline if seconds is None else min(pending.deadline, self._clock.seconds() + seconds)
+        pending.until = when
+        if when == pending.deadline and self._explain is not None and pending.may_look_up:
             # A queue may outlive its consumers, so a call without a reply may have no server: ask the registry in
             # time for its answer to be in the error.
             when -= LOOKUP_TIMEOUT
-        if pending.keepalive is not None:
-            when = min(when, self._clock.seconds() + pending.keepalive)
         self._deadlines.add(msg_id, when)
 
     def close(self) -> Deferred[None]:
@@ -388,10 +393,10 @@ class PendingCalls:
         if pending.idempotent and pending.resent < MAX_RESENDS and self._address is not None:
             pending.resent += 1
             metrics.resent.at().value += 1
-            self._set_deadline(msg_id, pending)
+            self._wait(msg_id, pending, pending.keepalive)
             self._send(msg_id, pending, self._address)
         else:
-            self._deadlines.add(msg_id, min(pending.deadline, self._clock.seconds() + _REPLY_GRACE))
+            self._wait(msg_id, pending, _REPLY_GRACE)
 
     # -- the end of a call ---------------------------------------------------------------------
 
@@ -418,7 +423,7 @@ class PendingCalls:
             pending.waiter.callback(pending.result)
         else:
             pending.keepalive_received, pending.unconfirmed = True, None
-            self._set_deadline(msg_id, pending)
+            self._wait(msg_id, pending, pending.keepalive)
             if pending.on_progress is not None and reply.extra is not None:
                 pass_on(reply.extra.get("progress"), pending.on_progress)
 
@@ -473,35 +478,47 @@ class PendingCalls:
             pending.waiter.errback(reason)
 
     def _expire(self, msg_id: str) -> None:
-        """Handle a deadline of :meth:`_set_deadline` or :meth:`_handle_unconfirmed`, whichever came first."""
+        """Fail a call that has waited until its time; before that, ask the registry about it. See :meth:`_wait`."""
         pending = self._pending[msg_id]
-        if self._explain is not None and not pending.awaits_confirm_or_lookup and pending.may_look_up:
-            self._look_up(msg_id, pending, self._explain)
-            return
-        if pending.unconfirmed is not None and not pending.awaits_confirm_or_lookup:
+        if self._clock.seconds() < pending.until:
+            pending.looked_up = True
+            self._deadlines.add(msg_id, pending.until)
+            # Without a confirm, it is the broker that the error is about.
+            if self._explain is not None and pending.sent and not pending.awaits_confirm_or_lookup:
+                _look_up(pending, self._explain)
+        elif pending.unconfirmed is not None and not pending.awaits_confirm_or_lookup:
             self._fail(msg_id, pending.unconfirmed, pending.metrics.unconfirmed)
-            return
-        # Before the timeout, only a keepalive can be due.
-        keepalive_missed = self._clock.seconds() < pending.deadline
-        waited = pending.keepalive if keepalive_missed else pending.timeout
-        unconfirmed = ""
-        if pending.awaits_confirm_or_lookup and not pending.keepalive_received:
+        else:
+            outcome = pending.metrics.timed_out if pending.sent else pending.metrics.unsent
+            self._discard_and_fail(msg_id, self._timeout_error(pending), outcome)
+
+    def _timeout_error(self, pending: _Pending) -> RPCTimeoutError:
+        keepalive_missed = pending.until < pending.deadline
+        unconfirmed = unsent = ""
+        if not pending.sent:
+            unsent = self._transport.problem() or NO_ADDRESS
+        elif pending.awaits_confirm_or_lookup and not pending.keepalive_received:
             unconfirmed = self._transport.problem() or "the broker has not confirmed it yet"
-        error = RPCTimeoutError(
-            str(pending.target), pending.method, float(waited or 0), keepalive_missed, unconfirmed, *pending.services
+        waited = pending.keepalive if keepalive_missed else pending.timeout
+        return RPCTimeoutError(
+            str(pending.target),
+            pending.method,
+            float(waited or 0),
+            keepalive_missed,
+            unconfirmed,
+            *pending.services,
+            unsent,
         )
-        self._discard_and_fail(msg_id, error, pending.metrics.timed_out)
 
-    def _look_up(self, msg_id: str, pending: _Pending, explain: ServiceLookupFunction) -> None:
-        """Ask the registry about the target of a call that is about to time out, and keep waiting."""
 
-        def remember(answer: UndeliverableError) -> None:
-            pending.services = answer.registered, answer.up
+def _look_up(pending: _Pending, explain: ServiceLookupFunction) -> None:
+    """Ask the registry about the target of a call that is about to time out."""
 
-        pending.looked_up = True
-        self._set_deadline(msg_id, pending)
-        # A failed lookup only leaves the error without the registry's answer.
-        explain(pending.target).addCallbacks(remember, lambda _: None)
+    def remember(answer: UndeliverableError) -> None:
+        pending.services = answer.registered, answer.up
+
+    # A failed lookup only leaves the error without the registry's answer.
+    explain(pending.target).addCallbacks(remember, lambda _: None)
 
 
 def _in_other_thread() -> ProblemError:

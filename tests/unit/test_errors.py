@@ -56,7 +56,7 @@ class ErrorTests(SynchronousTestCase):
     def test_data(self) -> None:
         """An error carries its data as attributes, and as args in the same order."""
         error = RPCTimeoutError("compute.h1", "ping", 3.0)
-        self.assertEqual((error.args, error.method), (("compute.h1", "ping", 3.0, False, "", None, 0), "ping"))
+        self.assertEqual((error.args, error.method), (("compute.h1", "ping", 3.0, False, "", None, 0, ""), "ping"))
         self.assertEqual(type(error)(*error.args).args, error.args)
 
     def test_old_name(self) -> None:

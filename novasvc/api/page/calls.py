@@ -40,7 +40,8 @@ async def _call(backend: Backend, record: ServiceRecord, namespace: str, method:
     try:
         return await NodeCalls(backend.client, backend.reactor).call(record, namespace, version, method, TIMEOUT, args)
     except RPCTimeoutError as error:
-        why = f": {error.unconfirmed}" if error.unconfirmed else ""
+        problem = error.unsent or error.unconfirmed
+        why = f": {problem}" if problem else ""
         raise APIError(504, f"{name} did not respond within {TIMEOUT:g} s{why}") from None
     except UndeliverableError as error:
         raise APIError(503, f"{name} is unreachable: {error}") from None

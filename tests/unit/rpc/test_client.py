@@ -260,7 +260,11 @@ class TimeTests(ClientCase):
         """A call whose deadline has passed is not sent."""
         self.clock.advance(5)
         calling = self.client.call(RequestContext(deadline=5.0), "echo")
-        self.failureResultOf(calling, RPCTimeoutError)
+        self.assertEqual(
+            str(self.failureResultOf(calling, RPCTimeoutError).value),
+            "the call of 'echo' to compute was not sent within 0 s, and the method does not run: its deadline has "
+            "passed",
+        )
         self.clock.advance(0)
         self.assertEqual(self.requests, [])
 
@@ -283,12 +287,36 @@ class TimeTests(ClientCase):
             self.failureResultOf(calling, TransportClosedError)
 
 
-class SlowTransportTests(ClientCase):
+class SlowTransportCase(ClientCase):
     def setUp(self) -> None:
         super().setUp()
         self.slow = SlowTransport(self.broker, self.clock)
         self.client = rpc.Client(self.slow, clock=self.clock, timeout=60.0, target=Target("compute"))
 
+    def sent_call(self, client: rpc.Client | None = None) -> Deferred[Any]:
+        """Make a call whose message is sent and not confirmed."""
+        calling = self.call(client=client)
+        while not any(what == "send" for what, _ in self.slow.waiting):
+            self.slow.release()
+        return calling
+
+    def lose(self, *, arrived: bool = False) -> None:
+        """Lose the connection: all unconfirmed messages fail.
+
+        :param arrived: the messages are with the broker all the same.
+        """
+        waiting, self.slow.waiting = self.slow.waiting, []
+        for (target, body, ttl), (_, sending) in zip(self.slow.written[-len(waiting) :], waiting, strict=True):
+            if arrived:
+                MemoryTransport.send(self.slow, target, body, ttl, mandatory=True)
+            sending.errback(UnconfirmedError("compute", "the connection was lost"))
+        self.clock.advance(0)
+
+    def answer(self, number: int = -1) -> None:
+        self.reply(encode_result(self.msg_id(number), 1, "echo"), number)
+
+
+class SlowTransportTests(SlowTransportCase):
     def test_opened_once(self) -> None:
         """The first calls wait for the shared reply address, and are sent in order."""
         for number in range(3):
@@ -301,10 +329,16 @@ class SlowTransportTests(ClientCase):
         self.assertEqual(len({request.reply_to.address for request in self.requests if request.reply_to}), 1)
 
     def test_timeout_while_opening(self) -> None:
-        """A call that times out before there is an address is not sent later."""
-        calling = self.call()
-        self.clock.advance(60)
-        self.failureResultOf(calling, RPCTimeoutError)
+        """A call that times out before there is an address is not sent later, and its error says that it was not."""
+        calling, beating = self.call(), self.call(client=self.client.prepare(call_monitor_timeout=10))
+        self.clock.advance(10)
+        self.assertIn(
+            "was not sent within 10 s, and the method does not run: the reply queue of this process is not open yet",
+            str(self.failureResultOf(beating, RPCTimeoutError).value),
+        )
+        self.slow.trouble = "the connection is waiting"
+        self.clock.advance(50)
+        self.assertEqual(self.failureResultOf(calling, RPCTimeoutError).value.unsent, "the connection is waiting")
         self.slow.release()
         self.slow.release()
         self.clock.advance(0)
@@ -430,28 +464,6 @@ class SlowTransportTests(ClientCase):
         self.assertEqual(self.failureResultOf(calling, RPCTimeoutError).value.unconfirmed, "")
 
     # -- the connection is lost before the message is confirmed --------------------------------
-
-    def sent_call(self, client: rpc.Client | None = None) -> Deferred[Any]:
-        """Make a call whose message is sent and not confirmed."""
-        calling = self.call(client=client)
-        while not any(what == "send" for what, _ in self.slow.waiting):
-            self.slow.release()
-        return calling
-
-    def lose(self, *, arrived: bool = False) -> None:
-        """Lose the connection: all unconfirmed messages fail.
-
-        :param arrived: the messages are with the broker all the same.
-        """
-        waiting, self.slow.waiting = self.slow.waiting, []
-        for (target, body, ttl), (_, sending) in zip(self.slow.written[-len(waiting) :], waiting, strict=True):
-            if arrived:
-                MemoryTransport.send(self.slow, target, body, ttl, mandatory=True)
-            sending.errback(UnconfirmedError("compute", "the connection was lost"))
-        self.clock.advance(0)
-
-    def answer(self, number: int = -1) -> None:
-        self.reply(encode_result(self.msg_id(number), 1, "echo"), number)
 
     def test_lost(self) -> None:
         """A call that is not idempotent fails soon after the loss, not at its timeout."""
@@ -698,6 +710,53 @@ class ExplainedTests(ClientCase):
         self.failureResultOf(closed, TransportClosedError)
         self.registry.asked.pop(0).callback(ServiceTotals())
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+
+class ExplainedSlowlyTests(SlowTransportCase):
+    """Tests for what the registry does not change: how long a call waits, and the errors that need no explanation."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.registry = SilentRegistry()
+        lookup = ServiceLookup(lambda: self.registry, self.clock, 60.0)
+        self.client = rpc.Client(self.slow, clock=self.clock, target=Target("compute"), explain=lookup)
+
+    def test_lost(self) -> None:
+        """A call whose message was not confirmed fails soon after the loss of the connection."""
+        calling = self.sent_call()
+        self.lose()
+        self.clock.advance(0.3)
+        self.failureResultOf(calling, UnconfirmedError)
+        self.assertEqual(self.registry.asked, [])
+
+    def test_not_confirmed_in_time(self) -> None:
+        """A call whose message waits for its confirm is not cut short, and gets the error of its message."""
+        calling, other = (self.sent_call(self.client.prepare(timeout=5)) for _ in range(2))
+        self.clock.pump([4.5, 0.2])
+        self.assertNoResult(calling)
+        self.slow.waiting.pop(0)[1].errback(BrokerUnavailableError("amqp://one", "refused"))
+        self.failureResultOf(calling, BrokerUnavailableError)
+        self.clock.advance(0.3)
+        error = self.failureResultOf(other, RPCTimeoutError).value
+        self.assertEqual((error.timeout, error.silent), (5.0, False))
+        self.assertIn("has not confirmed", error.unconfirmed)
+        self.assertEqual(self.registry.asked, [])
+
+    def test_silence(self) -> None:
+        """A call without keepalives fails after one interval."""
+        calling = self.sent_call(self.client.prepare(call_monitor_timeout=10))
+        self.slow.release()
+        self.clock.advance(9.9)
+        self.assertNoResult(calling)
+        self.clock.advance(0.1)
+        self.assertTrue(self.failureResultOf(calling, RPCTimeoutError).value.silent)
+
+    def test_unopened(self) -> None:
+        """A call without a reply address is not explained."""
+        calling = self.call(client=self.client.prepare(timeout=5))
+        self.clock.pump([4.5, 0.5])
+        self.assertTrue(self.failureResultOf(calling, RPCTimeoutError).value.unsent)
+        self.assertEqual(self.registry.asked, [])
 
 
 class CallMonitorTests(ClientCase):

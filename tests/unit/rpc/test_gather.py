@@ -25,7 +25,7 @@ from novasvc.rpc.server.execution import REQUEUE_DELAY
 from novasvc.rpc.server.gather_claims import GatherClaims
 from novasvc.rpc.target import Target
 from novasvc.telemetry import metrics
-from tests.support.rpc_rig import CONTEXT, TARGET, Diary, RPCCase
+from tests.support.rpc_rig import CONTEXT, TARGET, Diary, RPCCase, SlowTransport
 
 
 class Status(Diary):
@@ -326,7 +326,18 @@ class EndTests(GatherCase):
         self.clock.advance(2)
         self.assertTrue(gathering.ended)
         passed = self.client.gather(RequestContext(deadline=1.0), "status")
-        self.failureResultOf(passed.all(), RPCTimeoutError)
+        self.assertTrue(self.failureResultOf(passed.all(), RPCTimeoutError).value.unsent)
+
+    def test_unopened(self) -> None:
+        """One that ends before there is a reply address fails, because it was not sent."""
+        slow = SlowTransport(self.broker, self.clock)
+        gathering = rpc.Client(slow, clock=self.clock, timeout=5, target=Target("compute")).gather(CONTEXT, "status")
+        waiting = gathering.all()
+        self.clock.advance(5)
+        self.assertIn("the method does not run", str(self.failureResultOf(waiting, RPCTimeoutError).value))
+        self.assertEqual(metrics.called.at("compute", "status", "unsent").value, 1)
+        slow.release()
+        self.assertEqual(slow.written, [])
 
     def test_drain(self) -> None:
         """Requests of a node that gathers are known to belong to its operation."""
