@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from twisted.internet.defer import Deferred
 
-from novasvc.rpc.errors import UnconfirmedError
+from novasvc.rpc.errors import RPCError, UnconfirmedError, UndeliverableError
 from novasvc.telemetry import metrics
 
 MAX_RESENDS = 10
@@ -16,14 +16,26 @@ async def send_until_confirmed(send: Callable[[], Deferred[None]]) -> None:
 
     The transport buffers the message while there is no connection.
 
-    :raises UnconfirmedError: the last attempt was not confirmed either.
+    :raises UnconfirmedError: the last attempt was not confirmed either, or the message could not be sent again.
+    :raises UndeliverableError: no queue is bound.
+    :raises RPCError: the first attempt failed in another way.
     """
+    unconfirmed: UnconfirmedError | None = None
     for attempt in range(MAX_RESENDS + 1):
         try:
             await send()
-        except UnconfirmedError:
+        except UnconfirmedError as error:
             if attempt == MAX_RESENDS:
                 raise
+            unconfirmed = unconfirmed or error
             metrics.resent.at().value += 1
+        except UndeliverableError:
+            raise
+        except RPCError as error:
+            if unconfirmed is None:
+                raise
+            # The first copy may have arrived, so the error of the second one alone would mislead.
+            problem = f"{unconfirmed.problem}; it could not be sent again: {error}"
+            raise UnconfirmedError(unconfirmed.target, problem) from error
         else:
             return

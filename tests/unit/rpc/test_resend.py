@@ -5,7 +5,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.context import RequestContext
-from novasvc.rpc.errors import TransportFullError, UnconfirmedError
+from novasvc.errors import BrokerUnavailableError, TransportFullError, UnconfirmedError, UndeliverableError
 from novasvc.rpc.events.emitter import EventEmitter
 from novasvc.rpc.resend import MAX_RESENDS, send_until_confirmed
 from novasvc.telemetry import metrics
@@ -40,6 +40,18 @@ class ResendTests(SynchronousTestCase):
         self.confirms = [fail(TransportFullError("t", 1))]
         self.failureResultOf(Deferred.fromCoroutine(send_until_confirmed(self.send)), TransportFullError)
         self.assertEqual(self.sent, 1)
+
+    def test_not_sent_again(self) -> None:
+        """If it cannot be sent again, the error says why, and that the first copy may have arrived."""
+        self.confirms = [fail(UnconfirmedError("t", "lost")), fail(BrokerUnavailableError("amqp://one", "refused"))]
+        error = self.failureResultOf(Deferred.fromCoroutine(send_until_confirmed(self.send)), UnconfirmedError).value
+        self.assertIn("message to t: lost; it could not be sent again: broker amqp://one: refused", str(error))
+
+    def test_unrouted(self) -> None:
+        """An event without subscribers is dropped, also if its first copy was not confirmed."""
+        self.confirms = [fail(UnconfirmedError("t", "lost")), fail(UndeliverableError("t"))]
+        emitter = EventEmitter(self, publisher_id="stock.h1", clock=Clock())
+        self.successResultOf(emitter.emit(RequestContext.admin(), "order.placed"))
 
     def test_events(self) -> None:
         """An event is sent again, too, and counted."""
