@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from novasvc.listing import list_some
+from novasvc.rpc.contracts.shape import members
 
 _MOST = 20
 """Most values in one error."""
@@ -29,18 +30,8 @@ def allowed_values(kind: Any, path: str) -> str:
     return list_some([repr(value) for each in found for value in _values(each)], _MOST)
 
 
-def _members(information: Any) -> Iterator[Any]:
-    if isinstance(information, msgspec.inspect.UnionType):
-        for each in information.types:
-            yield from _members(each)
-    elif isinstance(information, msgspec.inspect.Metadata):
-        yield from _members(information.type)
-    else:
-        yield information
-
-
 def _inner(information: Any, name: str | None, index: str | None) -> Iterator[Any]:
-    for each in _members(information):
+    for each in members(information):
         if name is not None:
             yield from (field.type for field in getattr(each, "fields", ()) if field.encode_name == name)
         elif isinstance(each, msgspec.inspect.TupleType) and index is not None and index.isdecimal():
@@ -53,9 +44,9 @@ def _inner(information: Any, name: str | None, index: str | None) -> Iterator[An
 
 
 def _values(information: Any) -> Iterator[Any]:
-    for each in _members(information):
+    for each in members(information):
         if isinstance(each, msgspec.inspect.EnumType):
-            members: type[Enum] = each.cls
-            yield from (member.value for member in members)
+            enum: type[Enum] = each.cls
+            yield from (member.value for member in enum)
         elif isinstance(each, msgspec.inspect.LiteralType):
             yield from each.values

@@ -11,6 +11,7 @@ from msgspec.inspect import (
     DataclassType,
     DateTimeType,
     DictType,
+    Metadata,
     NamedTupleType,
     StructType,
     TupleType,
@@ -18,7 +19,7 @@ from msgspec.inspect import (
     UnionType,
 )
 
-from novasvc.rpc.contracts.shape import ITEMS
+from novasvc.rpc.contracts.shape import ITEMS, members
 
 Schema = dict[str, Any]
 """A JSON Schema (2020-12)."""
@@ -51,9 +52,11 @@ def _add(info: Any, schema: Schema, shared: dict[str, Schema], seen: set[str]) -
 def _parts(info: Any, schema: Schema) -> Iterator[tuple[Any, Schema]]:
     """Yield the parts of a type with their schemas."""
     match info:
+        case Metadata():
+            yield info.type, schema
         case UnionType():
             for entry in _alternatives(schema):
-                yield from ((part, entry) for part in info.types if _is_of(part, entry))
+                yield from ((part, entry) for part in members(info) if _is_of(part, entry))
         case StructType(array_like=True) | NamedTupleType():
             yield from zip([field.type for field in info.fields], schema.get("prefixItems", ()), strict=False)
         case StructType() | DataclassType() | TypedDictType():

@@ -5,7 +5,7 @@ naive one; neither can be told it otherwise. So a value is read by its shape bef
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from msgspec.inspect import (
     DictType,
     FrozenSetType,
     ListType,
+    Metadata,
     NamedTupleType,
     SetType,
     StructType,
@@ -40,7 +41,7 @@ from msgspec.inspect import (
 # offset is read as UTC, and the method gets an aware datetime, always. One that a peer wrote with an offset keeps it.
 # Annotated[datetime, msgspec.Meta(tz=False)] asks for naive ones and gets them.
 
-_NAIVE = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?")
+_NAIVE = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?")
 ITEMS = (ListType, SetType, FrozenSetType, VarTupleType)
 """Types of arrays whose items are all of one type."""
 _MAX_SHOWN, _MAX_LENGTH = 8, 64
@@ -183,6 +184,17 @@ def shape_of_result(kind: Any) -> Shape | None:
     return _shape(msgspec.inspect.type_info(kind), {}, closed=False)
 
 
+def members(info: Any) -> Iterator[Any]:
+    """Yield the types of a union, or the one type; of ``Annotated[kind, Meta(description=...)]`` the kind."""
+    if isinstance(info, UnionType):
+        for each in info.types:
+            yield from members(each)
+    elif isinstance(info, Metadata):
+        yield from members(info.type)
+    else:
+        yield info
+
+
 _UNSET: Any = object()
 
 
@@ -198,6 +210,8 @@ def _shape(info: Any, known: dict[int, Any], *, closed: bool, names: Any = _UNSE
     if found is not None:
         return found
     match info:
+        case Metadata():
+            found = shape(info.type)
         case DateTimeType():
             found = None if info.tz is False else _Time()
         case StructType(array_like=True) | NamedTupleType():
@@ -227,7 +241,7 @@ def _shape(info: Any, known: dict[int, Any], *, closed: bool, names: Any = _UNSE
 def _choice(info: UnionType, shape: Callable[[Any], Shape | None]) -> Shape | None:
     text = array = tag = None
     objects: dict[Any, Shape | None] = {}
-    for part in info.types:
+    for part in members(info):
         match shape(part):
             case None:
                 pass

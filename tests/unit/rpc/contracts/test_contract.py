@@ -138,6 +138,9 @@ class ArgumentsTests(ContractCase):
         self.assertEqual(self.converted(take, {"by_number": {"7": "a"}}), {"by_number": {7: "a"}})
 
 
+DESCRIBED = msgspec.Meta(description="d")
+
+
 class UnknownFieldTests(ContractCase):
     """See Note [Unknown fields] in novasvc.rpc.contracts.shape."""
 
@@ -188,6 +191,35 @@ class UnknownFieldTests(ContractCase):
             expected = f"'m': {path}: object contains unknown field x"
             self.assertIn(expected, self.refused(take, **{**right, name: value}))
 
+    def test_described(self) -> None:
+        """A description in an annotation changes nothing, wherever it is."""
+
+        def take(
+            self: Any,
+            context: Any,
+            line: Annotated[Line, DESCRIBED],
+            many: list[Annotated[Line, DESCRIBED]],
+            either: Annotated[Small, DESCRIBED] | Annotated[Large, DESCRIBED],
+            optional: Annotated[Annotated[Line, DESCRIBED] | int, DESCRIBED] | None,
+        ) -> None: ...
+
+        right: dict[str, Any] = {
+            "line": {"item": "tea"},
+            "many": [{"item": "tea"}],
+            "either": {"type": "Large", "lines": [{"item": "tea"}]},
+            "optional": {"item": "tea"},
+        }
+        self.assertEqual(self.converted(take, right)["optional"], Line("tea"))
+        wrong = {"item": "tea", "x": 1}
+        for name, value, path in (
+            ("line", wrong, "line"),
+            ("many", [wrong], "many[0]"),
+            ("either", {"type": "Large", "lines": [wrong]}, "either.lines[0]"),
+            ("optional", wrong, "optional"),
+        ):
+            expected = f"'m': {path}: object contains unknown field x"
+            self.assertIn(expected, self.refused(take, **{**right, name: value}))
+
     def test_structs(self) -> None:
         """A msgspec.Struct decides by itself: by default it accepts what it does not know."""
 
@@ -230,7 +262,17 @@ class TimeTests(ContractCase):
         converted = self.converted(take, {"at": "2026-11-29 12:00:00", "more": more})
         self.assertEqual(converted, {"at": NOON, "more": {"a": [NOON, None, NOON]}})
         self.assertEqual(converted["more"]["a"][2].utcoffset(), dt.timedelta(hours=2))
+        self.assertEqual(self.converted(take, {"at": "2026-11-29t12:00:00", "more": {}})["at"], NOON)
         self.assertIn("at: invalid RFC3339 encoded datetime", self.refused(take, at="noon", more={}))
+
+    def test_described(self) -> None:
+        """A time with a description in its annotation is aware, and has its format in the schema."""
+
+        def take(self: Any, context: Any, at: Annotated[dt.datetime, DESCRIBED] | None) -> None: ...
+
+        self.assertEqual(self.converted(take, {"at": "2026-11-29T12:00:00"}), {"at": NOON})
+        given = self.contract(take).schema()["$defs"]["m_arguments"]["properties"]
+        self.assertIn({"description": "d", "type": "string", "format": "date-time"}, given["at"]["anyOf"])
 
     def test_naive(self) -> None:
         """A method that asks for naive times gets them."""
