@@ -13,7 +13,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from novasvc.reactor.refresh import RefreshedValue
 from novasvc.rpc.checks import Checked
-from novasvc.rpc.errors import RPCVersionCapError
+from novasvc.rpc.errors import RPCVersionCapError, UnsupportedVersionError
 from novasvc.rpc.replies import PendingCalls
 from novasvc.rpc.target import Target
 from novasvc.rpc.version import Version, compatible, parse_version
@@ -169,9 +169,13 @@ class AutoCap:
         """Check with what is known now. Anything may be sent to a topic of which nothing is known."""
         return self._judge(self._topic(target).known, target)
 
-    def doubt(self, target: Target) -> None:
-        """Look again before the next message, because a service has refused a version that the cap allowed."""
-        self._topic(target).doubt()
+    def answered(self, target: Target, error: BaseException | None) -> None:
+        """Look again before the next message if a service has refused a version that the cap allowed.
+
+        :param error: what a service has answered.
+        """
+        if isinstance(error, UnsupportedVersionError):
+            self._topic(target).doubt()
 
     def _topic(self, target: Target) -> RefreshedValue[TopicVersions]:
         return self._versions.topic(target.topic, served=self._table is None)

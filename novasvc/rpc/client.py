@@ -22,7 +22,6 @@ from novasvc.rpc.errors import (
     InvalidTargetError,
     RPCError,
     RPCVersionCapError,
-    UnsupportedVersionError,
 )
 from novasvc.rpc.gather import Gathering, HostsFunction, failed
 from novasvc.rpc.identity.signature import Signer
@@ -369,8 +368,7 @@ class Client:
 
     @staticmethod
     def _doubt_cap(failure: Failure, cap: AutoCap, target: Target) -> Failure:
-        if failure.check(UnsupportedVersionError):
-            cap.doubt(target)
+        cap.answered(target, failure.value)
         return failure
 
     def gather(self, context: RequestContext, method: str = "", /, *positional: Never, **args: Any) -> Gathering:
@@ -405,8 +403,9 @@ class Client:
                     "gather asks all servers of a topic, and this target has one; leave the server out, or use call()"
                 )
                 raise InvalidTargetError(str(target), problem)
-            if self._auto_cap is not None and (error := self._auto_cap.check_known(target)) is not None:
-                raise error
+            answer = None if self._auto_cap is None else self._auto_cap.check(target)
+            if isinstance(answer, RPCError):
+                raise answer
         except RPCError as error:
             return failed(error)
         target = attrs.evolve(target, fanout=True)
@@ -420,7 +419,16 @@ class Client:
             options={"gather": True},
             sign=None if self._signer is None else partial(self._signer.sign, target),
         )
-        return self._calls.gathers.gather(target, method, body, timeout, context.request_id, cancels=self._cancels)
+        return self._calls.gathers.gather(
+            target,
+            method,
+            body,
+            timeout,
+            context.request_id,
+            cancels=self._cancels,
+            checking=answer,
+            failed=None if self._auto_cap is None else partial(self._auto_cap.answered, target),
+        )
 
     def _call_again(
         self,

@@ -20,6 +20,9 @@ HostsFunction = Callable[[str], Deferred[frozenset[str]]]
 """Return the hosts of the services of a topic that are up, as the registry knows them; see
 :class:`novasvc.registry.lookup.UpHosts`. The Deferred fires within a bound of its own, and may fail."""
 
+OnError = Callable[[Exception], object]
+"""Called with each error that a server answers; must not raise."""
+
 
 @attrs.frozen
 class HostReply:
@@ -75,10 +78,12 @@ class Gathering:
         print("missing:", gathering.missing)
 
     :param stop: called once, at the end, with the outcome; see :meth:`end`.
+    :param failed: called with each error that a server answers.
     """
 
-    def __init__(self, stop: Callable[["Gathering", str], None]) -> None:
+    def __init__(self, stop: Callable[["Gathering", str], None], failed: OnError | None = None) -> None:
         self._stop = stop
+        self._failed = failed
         self._replies: list[HostReply] = []
         self._unread: deque[HostReply] = deque()
         self._answered: set[str] = set()
@@ -158,6 +163,8 @@ class Gathering:
         if host is not None:
             self._answered.add(host)
         error = None if reply.failure is None else decode_error(reply.failure)
+        if error is not None and self._failed is not None:
+            self._failed(error)
         answer = HostReply(host, reply.result if error is None else None, error)
         self._replies.append(answer)
         self._unread.append(answer)

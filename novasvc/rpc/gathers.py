@@ -19,7 +19,7 @@ from novasvc.rpc.errors import (
     TransportClosedError,
     UnconfirmedError,
 )
-from novasvc.rpc.gather import Gathering, HostsFunction
+from novasvc.rpc.gather import Gathering, HostsFunction, OnError
 from novasvc.rpc.ids import new_id
 from novasvc.rpc.message import ReplyTo, read_reply, unwrap
 from novasvc.rpc.target import Target
@@ -33,6 +33,7 @@ MAX_GATHERS = 1000
 DEADLINE_PASSED = "its deadline has passed"
 NO_ADDRESS = "the reply queue of this process is not open yet; check the broker"
 """Why a call or a gather was not sent."""
+_UNCHECKED = "its version is not checked yet, because the services of the topic have not said what they serve"
 
 
 class _Encode(Protocol):
@@ -46,6 +47,7 @@ class _Pending:
     :param target: the topic, as a fanout.
     :param until: seconds on the clock.
     :param timer: ends it then.
+    :param unsent: why the message is not given to the transport yet.
     :param sending: the transport's Deferred, cancelled at the end; None if the message was not given to the transport.
     """
 
@@ -56,6 +58,7 @@ class _Pending:
     began: float
     until: float
     timer: IDelayedCall | None = None
+    unsent: str = NO_ADDRESS
     sending: Deferred[Any] | None = None
 
 
@@ -97,7 +100,16 @@ class Gathers:
         return {pending.request_id for pending in self._pending.values()}
 
     def gather(
-        self, target: Target, method: str, encode: _Encode, timeout: float, request_id: str, *, cancels: bool
+        self,
+        target: Target,
+        method: str,
+        encode: _Encode,
+        timeout: float,
+        request_id: str,
+        *,
+        cancels: bool,
+        checking: Deferred[RPCError | None] | None = None,
+        failed: OnError | None = None,
     ) -> Gathering:
         """Send a gather.
 
@@ -105,9 +117,11 @@ class Gathers:
         :param encode: encodes the message, once the reply address is known.
         :param timeout: seconds.
         :param cancels: cancelling it cancels the methods, too.
+        :param checking: a check of the target that is under way; the gather is sent when that allows it.
+        :param failed: called with each error that a server answers.
         """
         msg_id, now = new_id(), self._clock.seconds()
-        gathering = Gathering(partial(self._ended, msg_id, cancels=cancels))
+        gathering = Gathering(partial(self._ended, msg_id, cancels=cancels), failed)
         error: Exception | None = None
         if self._closed:
             error = TransportClosedError("sending")
@@ -120,7 +134,7 @@ class Gathers:
             return gathering
         pending = self._pending[msg_id] = _Pending(gathering, target, method, request_id, now, now + timeout)
         pending.timer = self._clock.callLater(timeout, self._timed_out, pending, timeout)
-        Deferred.fromCoroutine(self._send(msg_id, pending, encode)).addErrback(self._not_sent, gathering)
+        Deferred.fromCoroutine(self._send(msg_id, pending, encode, checking)).addErrback(self._not_sent, gathering)
         if self._hosts is not None:
             asking = self._hosts(target.topic)
             asking.addCallbacks(
@@ -142,7 +156,15 @@ class Gathers:
         closed: Deferred[None] = succeed(None) if address is None else self._transport.close_replies(address)
         return closed
 
-    async def _send(self, msg_id: str, pending: _Pending, encode: _Encode) -> None:
+    async def _send(
+        self, msg_id: str, pending: _Pending, encode: _Encode, checking: Deferred[RPCError | None] | None
+    ) -> None:
+        if checking is not None:
+            pending.unsent = _UNCHECKED
+            error = await checking
+            if error is not None:
+                raise error
+            pending.unsent = NO_ADDRESS
         address = self._address or await self._open()
         body = encode(reply_to=ReplyTo(msg_id, address))
         left = pending.until - self._clock.seconds()
@@ -165,7 +187,7 @@ class Gathers:
         if pending.sending is not None:
             pending.gathering.end("timed_out")
             return
-        why = self._transport.problem() or NO_ADDRESS
+        why = self._transport.problem() or pending.unsent
         error = RPCTimeoutError(str(pending.target), pending.method, timeout, unsent=why)
         pending.gathering.end("unsent", Failure(error))
 

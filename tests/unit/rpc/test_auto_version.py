@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar
 
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -9,6 +10,7 @@ from novasvc import Manager, RequestContext, rpc
 from novasvc.errors import (
     DatabaseUnavailableError,
     InvalidTargetError,
+    RPCTimeoutError,
     RPCVersionCapError,
     UnsupportedVersionError,
 )
@@ -64,6 +66,11 @@ class AutoCapTests(FleetMixin, SynchronousTestCase):
         client = self.client(version=version, server=server, **prepared)
         return self.fleet.run(client.call(RequestContext(), "build", size=1))
 
+    def send(self, kind: str, client: Any) -> Any:
+        """Send a message, and wait for it; return the answers to a gather."""
+        sending = getattr(client, kind)(RequestContext(), "build", size=1)
+        return self.fleet.run(sending.all() if kind == "gather" else sending)
+
     def test_upgrade(self) -> None:
         """The oldest service that is up decides, and the cap rises when it has gone."""
         old = self.start(Old, "a")
@@ -88,19 +95,12 @@ class AutoCapTests(FleetMixin, SynchronousTestCase):
         self.assertEqual([client.can_send_version(each) for each in ("1.2", "1.0", None)], [False, True, False])
 
     def test_other_requests(self) -> None:
-        """Casts, fanouts and gathers have the cap, too."""
+        """Casts, fanouts and gathers have the cap, too, each also as the first message to a topic."""
         self.start(Old, "a")
-        client = self.client(version="1.2")
-        self.choose("1.0")
-        for send in (client.cast, client.fanout):
+        for send in ("gather", "gather", "fanout", "cast"):
             with self.assertRaises(RPCVersionCapError):
-                self.fleet.run(send(RequestContext(), "build", size=1))
-
-        async def gather() -> list[Any]:
-            return [answer async for answer in client.gather(RequestContext(), "build", size=1)]
-
-        with self.assertRaises(RPCVersionCapError):
-            self.fleet.run(gather())
+                self.send(send, self.client(version="1.2"))
+            self.fleet.advance(2 * REFRESH + 1)
         self.fleet.run(self.client(version="1.0").cast(RequestContext(), "build", size=1))
         self.assertEqual([sent.method for sent in self.fleet.messages("compute", "build")], ["build"])
 
@@ -128,6 +128,17 @@ class AutoCapTests(FleetMixin, SynchronousTestCase):
             self.call("1.2", "a")
         self.fleet.advance(1)
         self.assertEqual(self.choose("1.2", "1.0"), "1.0")
+
+    def test_older_returns_to_gather(self) -> None:
+        """So does an answer of an older service to a gather."""
+        self.start(New, "b")
+        client = self.client(version="1.2")
+        self.assertEqual(self.send("gather", client).results, {"b": "b 1 red"})
+        self.start(Old, "a")
+        self.assertIsInstance(self.send("gather", client).errors["a"], UnsupportedVersionError)
+        self.fleet.advance(1)
+        with self.assertRaises(RPCVersionCapError):
+            self.send("gather", client)
 
     def test_suspect(self) -> None:
         """Services that are suspect count: they may be alive, and be called."""
@@ -207,9 +218,9 @@ class ClientTests(SynchronousTestCase):
     """Clients without a registry."""
 
     def setUp(self) -> None:
-        clock = Clock()
-        transport = MemoryTransport(MemoryBroker(), clock=clock, exchange="nova")
-        self.client = rpc.Client(transport, clock=clock, target=Target("work", version="1.0"))
+        self.clock = Clock()
+        transport = MemoryTransport(MemoryBroker(), clock=self.clock, exchange="nova")
+        self.client = rpc.Client(transport, clock=self.clock, target=Target("work", version="1.0"))
 
     def test_no_registry(self) -> None:
         """A cap that follows the fleet needs a registry, and the error says which client has one."""
@@ -223,3 +234,18 @@ class ClientTests(SynchronousTestCase):
         capped = self.client.prepare(version_cap="1.2")
         self.assertEqual(self.successResultOf(capped.choose_version("1.4", "1.1", "1.0")), "1.1")
         self.failureResultOf(capped.choose_version("1.4", "2.0"), RPCVersionCapError)
+
+    def test_gather_unchecked(self) -> None:
+        """A gather that ends before its version is checked is not sent, and its error says so."""
+        client = rpc.Client(
+            self.client._transport,
+            clock=self.clock,
+            target=Target("work", version="1.0"),
+            version_cap="auto",
+            oldest=lambda _: Deferred(),
+        )
+        gathered = client.prepare(timeout=1).gather(RequestContext(), "build").all()
+        self.clock.advance(1)
+        self.assertIn("its version is not checked yet", self.failureResultOf(gathered, RPCTimeoutError).value.unsent)
+        self.clock.advance(10)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
