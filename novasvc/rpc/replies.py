@@ -344,10 +344,8 @@ class PendingCalls:
             self._fail(msg_id, error, pending.metrics.unsent)
             return
         pending.sent = True
-        ttl = pending.deadline - self._clock.seconds()
-        if pending.keepalive is not None:
-            # A server that begins later cannot send its first keepalive before the caller gives up.
-            ttl = min(ttl, pending.keepalive)
+        # A server that begins later can send neither a reply nor its first keepalive before the caller gives up.
+        ttl = pending.until - self._clock.seconds()
         sending: Deferred[None] = self._transport.send(pending.target, body, ttl, True)
         if sending.called and sending.result is None:
             # Confirmed synchronously, as by the in-memory transport: save the cost of a callback per call.

@@ -403,15 +403,14 @@ class SlowTransportTests(SlowTransportCase):
         self.assertEqual(self.slow.cancelled, ["send", "send"])
 
     def test_remaining_time(self) -> None:
-        """The time that passes before a message is sent counts towards the timeout."""
+        """The time that passes before a message is sent counts towards the timeout, and towards the first keepalive."""
         self.call()
+        self.call(client=self.client.prepare(call_monitor_timeout=30))
         self.clock.advance(10)
-        opening = self.slow.waiting.pop()[1]
-        opening.callback(None)
-        sending = self.slow.waiting.pop()[1]
-        sending.callback(None)
+        self.slow.release()
+        self.slow.release()
         self.clock.advance(0)
-        self.assertEqual(self.deliveries[0].expires_in, 50)
+        self.assertEqual([delivery.expires_in for delivery in self.deliveries], [50, 20])
 
     def test_closed_while_opening(self) -> None:
         """A client that is closed while its reply address is being opened closes the address when it is open."""
