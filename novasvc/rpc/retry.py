@@ -20,6 +20,7 @@ from novasvc.rpc.errors import (
     UnconfirmedError,
     UndeliverableError,
 )
+from novasvc.rpc.failures.origin import add_note
 from novasvc.telemetry import metrics
 
 _log = Logger()
@@ -111,7 +112,7 @@ async def call_with_retries(
             if not why and until is not None and clock.seconds() + wait >= until:
                 why = f"attempt {attempt} of {retry.attempts}; no time is left for another one"
             if why:
-                error.add_note(why)
+                add_note(error, why)
                 raise
             metrics.retried.at(*named).value += 1
             _log.info(

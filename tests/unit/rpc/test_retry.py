@@ -1,9 +1,10 @@
 """Tests for novasvc.rpc.retry: repeated calls of idempotent methods."""
 
+import dataclasses
 import random
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, fail
 
 from novasvc import rpc
 from novasvc.context import RequestContext
@@ -14,8 +15,14 @@ from novasvc.errors import (
     TransportClosedError,
     UndeliverableError,
 )
+from novasvc.rpc.retry import call_with_retries
 from novasvc.telemetry import metrics
 from tests.support.rpc_rig import CONTEXT, Diary, RPCCase
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenError(Exception):
+    code: int
 
 
 class Shaky(Diary):
@@ -74,6 +81,13 @@ class RetryTests(RPCCase):
         error = self.failureResultOf(calling, ConnectionError).value
         self.assertEqual(len(self.diary.calls), 3)
         self.assertIn("attempt 3 of 3", error.__notes__)
+
+    def test_frozen(self) -> None:
+        """An error of a frozen class is raised as it is, with the note."""
+        retry = rpc.Retry(attempts=1, on=(FrozenError,))
+        calling = call_with_retries(retry, self.clock, None, lambda _: fail(FrozenError(1)), ("t", "m"))
+        error: Any = self.failureResultOf(Deferred.fromCoroutine(calling), FrozenError).value
+        self.assertEqual(error.__notes__, ["attempt 1 of 1"])
 
     def test_other_errors(self) -> None:
         """An error that is not among those to repeat is raised at once."""
