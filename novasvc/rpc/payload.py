@@ -59,7 +59,8 @@ def _plain_object(value: object) -> Any:
         return value.value
     fields = object_fields(value)
     if fields is None:
-        raise TypeError
+        problem = f"{_name(value)} is not JSON serializable"
+        raise TypeError(problem)
     return fields
 
 

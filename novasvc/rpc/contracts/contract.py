@@ -12,7 +12,7 @@ import collections.abc
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from functools import lru_cache
@@ -28,6 +28,7 @@ from novasvc.rpc.contracts.allowed_values import allowed_values
 from novasvc.rpc.contracts.schema import add_time_formats
 from novasvc.rpc.contracts.shape import Shape, shape_of_arguments, shape_of_result
 from novasvc.rpc.errors import InvalidArgumentsError, ResultNotSerializableError
+from novasvc.rpc.failures.origin import mark_outgoing
 from novasvc.rpc.payload import object_fields, primitive
 
 _PLAIN = (type(None), bool, int, float, str)
@@ -205,6 +206,22 @@ def types_without_json(information: Any, refused: tuple[type, ...], seen: set[in
     elif isinstance(information, msgspec.inspect.Type | msgspec.inspect.Field):
         for name in information.__struct_fields__:
             yield from types_without_json(getattr(information, name), refused, seen)
+
+
+def arguments_as_json(method: str, args: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert the arguments of a call that is to be sent; see :func:`as_json`.
+
+    :raises InvalidArgumentsError: one cannot be converted.
+    """
+    converted = {}
+    for name, value in args.items():
+        try:
+            converted[name] = as_json(value)
+        except Exception as error:  # noqa: BLE001 - users' classes may raise anything
+            invalid = InvalidArgumentsError(method, _described(error, name, Any))
+            mark_outgoing(invalid)
+            raise invalid from None
+    return converted
 
 
 def as_json(value: Any) -> Any:

@@ -2,18 +2,18 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 
 from novasvc.context import RequestContext
 from novasvc.errors import DeclarationError
 from novasvc.rpc.blocking import BlockingClient
 from novasvc.rpc.client import Client
-from novasvc.rpc.contracts.contract import Contract, as_json, contract_of
+from novasvc.rpc.contracts.contract import Contract, arguments_as_json, contract_of
 from novasvc.rpc.contracts.shape import Shape
 from novasvc.rpc.errors import (
     InvalidArgumentsError,
@@ -21,6 +21,7 @@ from novasvc.rpc.errors import (
     NoSuchMethodError,
     UnsupportedVersionError,
 )
+from novasvc.rpc.failures.origin import is_outgoing
 
 _Interface = TypeVar("_Interface")
 
@@ -94,16 +95,15 @@ def _method(interface: type, name: str, function: Callable[..., Any], client: Cl
         del bound[next(iter(signature.parameters))]
         if others in bound:
             bound |= bound.pop(others)
-        arguments = {key: as_json(value) for key, value in bound.items()}
         if casts:
-            return client.cast(context, name, **arguments)
+            return _send(client, client.cast, context, name, bound)
         try:
-            calling: Any = client.call(context, name, **arguments)
+            calling: Any = _send(client, client.call, context, name, bound)
         except _CONTRADICTIONS as error:
-            error.add_note(_ADVICE.format(where))
+            _advise(error, where)
             raise
         if isinstance(calling, Deferred):
-            return calling.addCallbacks(_convert, _advise, (contract, shape, where), {}, (where,))
+            return calling.addCallbacks(_convert, _failed, (contract, shape, where), {}, (where,))
         return _convert(calling, contract, shape, where)
 
     return call
@@ -115,10 +115,32 @@ def _waits(function: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(function) or (returned is not None and returned != "None")
 
 
-def _advise(failure: Failure, where: str) -> Failure:
-    if isinstance(failure.value, _CONTRADICTIONS):
-        failure.value.add_note(_ADVICE.format(where))
+def _send(
+    client: Client | BlockingClient,
+    send: Callable[..., Any],
+    context: RequestContext,
+    name: str,
+    args: Mapping[str, Any],
+) -> Any:
+    """Send a method's arguments with the client's call or cast, and fail as that does if JSON cannot hold them."""
+    try:
+        arguments = arguments_as_json(name, args)
+    except InvalidArgumentsError as error:
+        if isinstance(client, BlockingClient):
+            raise
+        return fail(error)
+    return send(context, name, **arguments)
+
+
+def _failed(failure: Failure, where: str) -> Failure:
+    _advise(failure.value, where)
     return failure
+
+
+def _advise(error: BaseException | None, where: str) -> None:
+    """Add a note to a service's answer that contradicts the interface; not to the error of a call that was not sent."""
+    if isinstance(error, _CONTRADICTIONS) and not is_outgoing(error):
+        error.add_note(_ADVICE.format(where))
 
 
 def _convert(result: Any, contract: Contract | None, shape: Shape | None, where: str) -> Any:

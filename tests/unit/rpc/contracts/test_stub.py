@@ -10,6 +10,7 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from novasvc import rpc
 from novasvc.context import RequestContext
 from novasvc.errors import DeclarationError, InvalidArgumentsError, MessageFormatError
+from novasvc.rpc.blocking import BlockingClient
 from tests.support.rpc_rig import CONTEXT, RPCCase
 
 
@@ -141,6 +142,24 @@ class StubTests(RPCCase):
         wrong: Any = self.shop.order(CONTEXT, [Line(7)])  # type: ignore[arg-type]
         self.clock.advance(0)
         self.failureResultOf(wrong, InvalidArgumentsError)
+
+    def test_not_json(self) -> None:
+        """An argument that JSON cannot hold is an error of the call, which names it; nothing is sent."""
+        endless: list[Any] = []
+        endless.append(endless)
+        for note, problem in (
+            (object(), "note: TypeError: object is not JSON serializable"),
+            (endless, "note: RecursionError"),
+        ):
+            sending: Any = self.shop.order(CONTEXT, [], note=note)  # type: ignore[arg-type]
+            error = self.failureResultOf(sending, InvalidArgumentsError).value
+            self.assertIn(problem, str(error))
+            self.assertFalse(hasattr(error, "__notes__"))  # that the interface may differ from the service
+            sending = self.shop.note(CONTEXT, note)  # type: ignore[arg-type,func-returns-value]
+            self.failureResultOf(sending, InvalidArgumentsError)
+        blocking: Any = rpc.stub(ShopAPI, BlockingClient(self.client, reactor=self.clock))
+        self.assertRaises(InvalidArgumentsError, blocking.order, CONTEXT, [], note=object())
+        self.assertEqual(self.diary.calls, [])
 
     def test_no_context(self) -> None:
         """An interface whose method takes no context is refused."""
