@@ -149,6 +149,11 @@ class Gathering:
 
     # -- for the client ------------------------------------------------------------------------
 
+    @property
+    def answered(self) -> bool:
+        """Whether an answer has arrived."""
+        return bool(self._replies)
+
     def expect(self, hosts: Collection[str]) -> None:
         """Take what the registry knows."""
         self._expected = frozenset(hosts)

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import attrs
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -33,6 +34,8 @@ MAX_GATHERS = 1000
 DEADLINE_PASSED = "its deadline has passed"
 NO_ADDRESS = "the reply queue of this process is not open yet; check the broker"
 """Why a call or a gather was not sent."""
+REPLY_GRACE = 0.25
+"""Seconds to wait for a reply that was received already, after the publishing connection is lost."""
 _UNCHECKED = "its version is not checked yet, because the services of the topic have not said what they serve"
 
 
@@ -48,7 +51,8 @@ class _Pending:
     :param until: seconds on the clock.
     :param timer: ends it then.
     :param unsent: why the message is not given to the transport yet.
-    :param sending: the transport's Deferred, cancelled at the end; None if the message was not given to the transport.
+    :param sending: the transport's Deferred, or that of REPLY_GRACE; cancelled at the end. None if the message was not
+        given to the transport.
     """
 
     gathering: Gathering
@@ -170,7 +174,14 @@ class Gathers:
         left = pending.until - self._clock.seconds()
         if msg_id in self._pending:  # It may have ended while the address was opened.
             pending.sending = self._transport.send(pending.target, body, left, True)
-            await pending.sending
+            try:
+                await pending.sending
+            except UnconfirmedError:
+                if not pending.gathering.answered:
+                    pending.sending = deferLater(self._clock, REPLY_GRACE)
+                    await pending.sending
+                if not pending.gathering.answered:
+                    raise  # else the broker has the message, whatever became of the confirm
 
     async def _open(self) -> str:
         address: str = await self._transport.open_replies(self._receive)

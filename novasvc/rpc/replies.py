@@ -27,7 +27,7 @@ from novasvc.rpc.errors import (
 from novasvc.rpc.failures.failure import decode_error
 from novasvc.rpc.failures.origin import Origin
 from novasvc.rpc.gather import HostsFunction
-from novasvc.rpc.gathers import DEADLINE_PASSED, NO_ADDRESS, Gathers
+from novasvc.rpc.gathers import DEADLINE_PASSED, NO_ADDRESS, REPLY_GRACE, Gathers
 from novasvc.rpc.ids import new_id
 from novasvc.rpc.message import ReplyTo, read_reply, unwrap
 from novasvc.rpc.progress import OnProgress, pass_on
@@ -47,8 +47,6 @@ LOOKUP_TIMEOUT = 0.5
 """Seconds before a call's deadline at which the registry is asked about its target, for the text of the error."""
 _CANCEL_PATIENCE = 1.0
 """Seconds that a client waits at its close until the transport has its cancellations."""
-_REPLY_GRACE = 0.25
-"""Seconds to wait for a reply that was received already, after the publishing connection is lost."""
 
 
 _reactor: Any = threadable
@@ -157,7 +155,7 @@ class PendingCalls:
     # idempotent allows; the first reply ends it.
     #
     # Any other call must not be sent again, and waiting for its timeout would give no more information.
-    # It fails with UnconfirmedError after _REPLY_GRACE, in which a reply that is already in this
+    # It fails with UnconfirmedError after REPLY_GRACE, in which a reply that is already in this
     # process's buffers is read: replies arrive on the consuming connection, which may be alive.
 
     def __init__(
@@ -381,7 +379,7 @@ class PendingCalls:
             self._fail(msg_id, failure if isinstance(result, Failure) else result, pending.metrics.unsent)
 
     def _handle_unconfirmed(self, msg_id: str, pending: _Pending, error: UnconfirmedError) -> None:
-        """Send an unconfirmed message again if its call is idempotent; else let the call fail after _REPLY_GRACE.
+        """Send an unconfirmed message again if its call is idempotent; else let the call fail after REPLY_GRACE.
 
         See Note [A message that was not confirmed].
         """
@@ -394,7 +392,7 @@ class PendingCalls:
             self._wait(msg_id, pending, pending.keepalive)
             self._send(msg_id, pending, self._address)
         else:
-            self._wait(msg_id, pending, _REPLY_GRACE)
+            self._wait(msg_id, pending, REPLY_GRACE)
 
     # -- the end of a call ---------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from novasvc.errors import (
     RPCTimeoutError,
     TooManyCallsError,
     TransportClosedError,
+    UnconfirmedError,
     UndeliverableError,
 )
 from novasvc.rpc.gathers import MAX_GATHERS
@@ -294,6 +295,44 @@ class EndTests(GatherCase):
         self.clock.advance(0)
         self.assertEqual([host.cancelled for host in self.hosts.values()], [1, 1, 1])
         self.assertEqual(metrics.called.at("compute", "hang", "cancelled").value, 1)
+
+    def test_unconfirmed(self) -> None:
+        """If the confirm is lost, an answer shows that the message was sent; without one, the gather soon fails."""
+        for case in ("answered before", "answered soon", "not answered"):
+            slow = SlowTransport(self.broker, self.clock)
+            gathering = rpc.Client(slow, clock=self.clock, timeout=5, target=Target("compute")).gather(CONTEXT, "hang")
+            waiting = gathering.all()
+            slow.release()
+            ((_, sending),) = slow.waiting
+            reply_to = read_request(unwrap(slow.written[0][1])).reply_to
+            assert reply_to is not None
+            answer = encode_result(reply_to.msg_id, 1, "hang", extra={"host": "h1"})
+            if case == "answered before":
+                slow.reply(reply_to.address, answer)
+                self.clock.advance(0)
+            sending.errback(UnconfirmedError("compute", "the connection was lost"))
+            self.clock.advance(0.2)
+            self.assertNoResult(waiting)
+            if case == "answered soon":
+                slow.reply(reply_to.address, answer)
+            self.clock.advance(0.1)
+            if case == "not answered":
+                self.failureResultOf(waiting, UnconfirmedError)
+            else:
+                self.assertNoResult(waiting)
+                self.clock.advance(4.7)
+                self.assertEqual(self.successResultOf(waiting).results, {"h1": 1})
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_ended_unconfirmed(self) -> None:
+        """A gather that ends meanwhile leaves no timer."""
+        slow = SlowTransport(self.broker, self.clock)
+        gathering = rpc.Client(slow, clock=self.clock, timeout=5, target=Target("compute")).gather(CONTEXT, "hang")
+        slow.release()
+        slow.waiting.pop()[1].errback(UnconfirmedError("compute", "the connection was lost"))
+        gathering.cancel()
+        self.clock.advance(0)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_cancel_iteration(self) -> None:
         """So does cancelling the coroutine that iterates."""
