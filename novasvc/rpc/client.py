@@ -375,7 +375,8 @@ class Client:
         """Call a method of all servers of the topic, and take their answers one by one.
 
         It ends when all hosts have answered that are up according to the registry, or at the timeout. A host whose
-        node has several workers answers once. Servers of oslo.messaging answer too, and do not say their host.
+        node has several workers answers once. Servers of oslo.messaging answer too, and do not say their host: take
+        their answers from the iteration, or from :attr:`Gathered.replies`.
 
         :param context: as for :meth:`call`.
         :return: the answers, as they arrive; see :class:`Gathering`. It fails with the errors of a :meth:`call` that

@@ -58,12 +58,16 @@ class Gathered:
 
     @property
     def results(self) -> dict[str | None, Any]:
-        """The results by host, without failures."""
+        """The results by host, without failures.
+
+        Servers that do not say their host, as those of oslo.messaging, share the key None, which has the last of
+        their results; ``replies`` has all.
+        """
         return {reply.host: reply.result for reply in self.replies if reply.error is None}
 
     @property
     def errors(self) -> dict[str | None, Exception]:
-        """The errors by host."""
+        """The errors by host; of servers that do not say it, the last one, as in ``results``."""
         return {reply.host: reply.error for reply in self.replies if reply.error is not None}
 
 
