@@ -54,6 +54,38 @@ class Waiters(Generic[_Result]):
             self.waiting.remove(waiter)
 
 
+class CoalescedCalls(Generic[_Key, _Result]):
+    """Call a function of a key at most once at a time for each key; those who ask meanwhile share its outcome.
+
+    :param call: takes a key, returns a Deferred of the result, with a deadline of its own.
+    """
+
+    # Not a DeferredLock, whose release runs the next caller inside the one before: about a hundred callers that have
+    # nothing more to wait for would exceed Python's recursion limit.
+
+    def __init__(self, call: Callable[[_Key], Deferred[_Result]]) -> None:
+        self._call = call
+        self._waiting: dict[_Key, Waiters[_Result]] = {}
+
+    def get(self, key: _Key) -> Deferred[_Result]:
+        """Return the outcome of the call under way, or of a new call.
+
+        :return: a new Deferred each time. Cancelling it does not cancel the call.
+        """
+        if key in self._waiting:
+            return self._waiting[key].wait()
+        waiters = self._waiting[key] = Waiters()
+        waiter = waiters.wait()
+        # Others share the outcome, so the call must not end with the deadline of the request that came first.
+        with without_deadline():
+            calling = self._call(key)
+        calling.addBoth(self._finish, key)
+        return waiter
+
+    def _finish(self, outcome: _Result | Failure, key: _Key) -> None:
+        self._waiting.pop(key).fire(outcome)
+
+
 def _one_second(_: object) -> float:
     return 1.0
 

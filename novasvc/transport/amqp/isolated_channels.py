@@ -5,8 +5,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import attrs
-from twisted.internet.defer import DeferredLock
+from twisted.internet.defer import Deferred, succeed
 
+from novasvc.reactor.coalesce import CoalescedCalls
 from novasvc.transport.amqp.channel import AMQPClosedError
 
 if TYPE_CHECKING:
@@ -29,26 +30,26 @@ class IsolatedChannels:
 
     _open_channel: Callable[[Callable[[AMQPClosedError], None]], Awaitable["ConfirmChannel"]]
     _channels: dict[str, "ConfirmChannel"] = attrs.field(factory=dict, init=False)
-    _opening: DeferredLock = attrs.field(factory=DeferredLock, init=False)
+    _opening: CoalescedCalls[str, "ConfirmChannel"] = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._opening = CoalescedCalls(lambda purpose: Deferred.fromCoroutine(self._open(purpose)))
 
     def __iter__(self) -> "Iterator[ConfirmChannel]":
         return iter(self._channels.values())
 
-    async def get(self, purpose: str) -> "ConfirmChannel":
+    def get(self, purpose: str) -> Deferred["ConfirmChannel"]:
         """Return the open channel for a purpose.
 
         :raises AMQPClosedError: the connection was lost meanwhile.
         :raises BrokerError: it cannot be opened.
         """
-        # One at a time: concurrent callers would each open a channel.
-        await self._opening.acquire()
-        try:
-            confirming = self._channels.get(purpose)
-            if confirming is None or confirming.channel.closed:
-                confirming = self._channels[purpose] = await self._open_channel(partial(self._closed, purpose))
-            return confirming
-        finally:
-            self._opening.release()
+        confirming = self._channels.get(purpose)
+        return self._opening.get(purpose) if confirming is None or confirming.channel.closed else succeed(confirming)
+
+    async def _open(self, purpose: str) -> "ConfirmChannel":
+        confirming = self._channels[purpose] = await self._open_channel(partial(self._closed, purpose))
+        return confirming
 
     def _closed(self, purpose: str, _reason: AMQPClosedError) -> None:
         self._channels.pop(purpose, None)

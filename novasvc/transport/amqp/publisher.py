@@ -7,13 +7,14 @@ from math import inf
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred, DeferredLock, fail
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from novasvc import identifiers
 from novasvc.reactor.backoff import RetryPolicy, jittered_backoff
+from novasvc.reactor.coalesce import CoalescedCalls
 from novasvc.rpc.errors import TransportClosedError, TransportFullError, UnconfirmedError, UndeliverableError
 from novasvc.rpc.target import Target
 from novasvc.transport.amqp.channel import AMQPClosedError, Channel, ChannelReceiver
@@ -272,7 +273,7 @@ class Publisher:
     sender: bytes = attrs.field(init=False)
     _main: ConfirmChannel | None = attrs.field(default=None, init=False)
     _isolated: IsolatedChannels = attrs.field(init=False)
-    _adding: DeferredLock = attrs.field(factory=DeferredLock, init=False)
+    _adding: CoalescedCalls[str, None] = attrs.field(init=False)
     _exchanges: set[str] = attrs.field(factory=set, init=False)
     _send_buffer: SendBuffer = attrs.field(init=False)
     _confirm_timeout: ConfirmTimeout = attrs.field(init=False)
@@ -288,6 +289,7 @@ class Publisher:
         self.sender = identifiers.random_bytes(4).hex().encode()
         self.connection = self._connect(self)
         self._isolated = IsolatedChannels(self._open_channel)
+        self._adding = CoalescedCalls(lambda exchange: Deferred.fromCoroutine(self._add_exchange(exchange)))
         self._send_buffer = SendBuffer(self._clock, timeout, self._expired)
         self._confirm_timeout = ConfirmTimeout(self._clock, timeout, self.connection, self._channels)
 
@@ -348,7 +350,7 @@ class Publisher:
             return fail(TransportClosedError("sending"))
         if not self._can_send or self._main is None or message.exchange in self._exchanges:
             return self._buffer(partial(self._publish_buffered, message), message)
-        asking = Deferred.fromCoroutine(self._add_exchange(message.exchange))
+        asking = self._adding.get(message.exchange)
         asking.addCallbacks(lambda _: self._publish_buffered(message), partial(self._fail, message))
         return message.done
 
@@ -615,13 +617,8 @@ class Publisher:
         await self._declare(lambda channel: declare_request_queue(channel, self._exchange, queue, self._options))
 
     async def _add_exchange(self, exchange: str) -> None:
-        await self._adding.acquire()
-        try:
-            if exchange not in self._exchanges:
-                await self._declare(lambda channel: declare_exchange(channel, exchange, self._options))
-                self._exchanges.add(exchange)
-        finally:
-            self._adding.release()
+        await self._declare(lambda channel: declare_exchange(channel, exchange, self._options))
+        self._exchanges.add(exchange)
 
     async def _declare(self, declare: Prepare) -> None:
         """Make a declaration on a channel of its own, because a refusal closes the channel."""

@@ -6,7 +6,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.context import RequestContext, current_context
-from novasvc.reactor.coalesce import CoalescedReads, CoalescingCache, Waiters
+from novasvc.reactor.coalesce import CoalescedCalls, CoalescedReads, CoalescingCache, Waiters
 
 
 class WaitersTests(SynchronousTestCase):
@@ -65,6 +65,44 @@ class WaitersTests(SynchronousTestCase):
         detached.fire(1)
         self.assertEqual(self.successResultOf(first), 1)
         self.assertNoResult(later)
+
+
+class CoalescedCallsTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.asked: list[tuple[str, Deferred[int]]] = []
+        self.calls: CoalescedCalls[str, int] = CoalescedCalls(self.ask)
+
+    def ask(self, key: str) -> Deferred[int]:
+        self.asked.append((key, Deferred()))
+        return self.asked[-1][1]
+
+    def test_shared(self) -> None:
+        """Those who ask for a key share the call under way; another key has a call of its own; nothing is cached."""
+        waiting = [self.calls.get(key) for key in "aba"]
+        self.assertEqual([key for key, _ in self.asked], ["a", "b"])
+        self.asked[0][1].callback(1)
+        self.assertEqual([self.successResultOf(waiting[number]) for number in (0, 2)], [1, 1])
+        self.assertNoResult(waiting[1])
+        self.assertNoResult(self.calls.get("a"))
+        self.assertEqual([key for key, _ in self.asked], ["a", "b", "a"])
+
+    def test_failure(self) -> None:
+        """A failure goes to all that wait; one that asks again in its errback begins a new call."""
+        first, second = self.calls.get("a"), self.calls.get("a")
+        first.addErrback(lambda _: self.calls.get("a"))
+        self.asked[0][1].errback(ValueError("x"))
+        self.failureResultOf(second, ValueError)
+        self.asked[1][1].callback(2)
+        self.assertEqual(self.successResultOf(first), 2)
+
+    def test_cancel(self) -> None:
+        """Cancelling ends the waiting of one caller, and the call goes on for those that come later."""
+        first = self.calls.get("a")
+        first.cancel()
+        self.failureResultOf(first, CancelledError)
+        later = self.calls.get("a")
+        self.asked[0][1].callback(1)
+        self.assertEqual((self.successResultOf(later), len(self.asked)), (1, 1))
 
 
 class CoalescingCacheTests(SynchronousTestCase):

@@ -514,6 +514,15 @@ class ExchangeTests(PublisherCase):
         self.successResultOf(sent)
         self.successResultOf(again)
 
+    def test_many_at_once(self) -> None:
+        """Any number of messages may wait for one declaration."""
+        sent = [self.publisher.publish(Message("cinder", "c", b"", None, False, "c")) for _ in range(1000)]
+        self.settle()
+        self.assertEqual((len(self.published()), len(self.link.all("exchange.declare"))), (1000, 2))
+        self.confirm(1000, multiple=True)
+        for one in sent:
+            self.successResultOf(one)
+
     def test_default(self) -> None:
         """The default exchange is not declared."""
         self.publish(exchange="", key="reply_1")
@@ -860,6 +869,16 @@ class FanoutTests(PublisherCase):
         self.settle()
         self.assertEqual(len(self.link.all("channel.open")), 2)
         self.confirm(3, channel=2, multiple=True)
+        for one in sent:
+            self.successResultOf(one)
+
+    def test_many_while_away(self) -> None:
+        """Any number of fanouts may wait for the connection, and then for one channel."""
+        self.link.lose()
+        sent = [self.publisher.fanout("compute", b"", None, "t") for _ in range(1000)]
+        self.wait(1)
+        self.assertEqual((len(self.published()), len(self.link.all("channel.open"))), (1000, 2))
+        self.confirm(1000, channel=2, multiple=True)
         for one in sent:
             self.successResultOf(one)
 
