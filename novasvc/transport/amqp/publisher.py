@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from itertools import takewhile
 from math import inf
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 from twisted.internet.defer import Deferred, fail
@@ -40,6 +40,7 @@ from novasvc.transport.errors import BrokerBlockedError, BrokerError, BrokerUnav
 
 _log = Logger()
 
+_T = TypeVar("_T")
 Prepare = Callable[[Channel], Awaitable[Any]]
 """Makes declarations on a channel."""
 
@@ -274,6 +275,7 @@ class Publisher:
     _main: ConfirmChannel | None = attrs.field(default=None, init=False)
     _isolated: IsolatedChannels = attrs.field(init=False)
     _adding: CoalescedCalls[str, None] = attrs.field(init=False)
+    _fanout_exchanges: CoalescedCalls[tuple[Channel, str], Any] = attrs.field(init=False)
     _exchanges: set[str] = attrs.field(factory=set, init=False)
     _send_buffer: SendBuffer = attrs.field(init=False)
     _confirm_timeout: ConfirmTimeout = attrs.field(init=False)
@@ -290,6 +292,7 @@ class Publisher:
         self.connection = self._connect(self)
         self._isolated = IsolatedChannels(self._open_channel)
         self._adding = CoalescedCalls(lambda exchange: Deferred.fromCoroutine(self._add_exchange(exchange)))
+        self._fanout_exchanges = CoalescedCalls(lambda key: declare_fanout_exchange(*key, self._options))
         self._send_buffer = SendBuffer(self._clock, timeout, self._expired)
         self._confirm_timeout = ConfirmTimeout(self._clock, timeout, self.connection, self._channels)
 
@@ -350,9 +353,32 @@ class Publisher:
             return fail(TransportClosedError("sending"))
         if not self._can_send or self._main is None or message.exchange in self._exchanges:
             return self._buffer(partial(self._publish_buffered, message), message)
-        asking = self._adding.get(message.exchange)
-        asking.addCallbacks(lambda _: self._publish_buffered(message), partial(self._fail, message))
+        if not self._send_buffer.has_room(message):
+            return self._full(message)
+        self._send_after(self._adding.get(message.exchange), message, lambda _: self._publish_buffered(message))
         return message.done
+
+    def _send_after(
+        self, declaring: Deferred[_T], message: Message, send: Callable[[_T], None], *, hold: bool = True
+    ) -> None:
+        """Send a message after a declaration.
+
+        :param send: takes the result of the declaration.
+        :param hold: count it as buffered meanwhile, and let it expire.
+        """
+        if hold:
+            self._send_buffer.hold(message)
+
+        def declared(result: _T) -> None:
+            self._send_buffer.release(message)
+            if not message.done.called:
+                send(result)
+
+        def not_declared(failure: Failure) -> None:
+            self._send_buffer.release(message)
+            self._fail(message, failure)
+
+        declaring.addCallback(declared).addErrback(not_declared)
 
     def _publish_buffered(self, message: Message) -> None:
         if message.done.called:
@@ -368,10 +394,9 @@ class Publisher:
     def fanout(self, topic: str, body: bytes, ttl: float | None, target: str) -> Deferred[None]:
         """Publish a copy to every server of a topic; otherwise as :meth:`publish`."""
         message = Message(fanout_exchange(topic), "", body, ttl, mandatory=False, target=target, request=True)
-        # The fanout exchange is auto-delete: it goes with the last server, and a publish then closes the channel.
-        return self._publish_isolated(
-            FANOUTS, message, lambda channel: declare_fanout_exchange(channel, topic, self._options)
-        )
+        # The fanout exchange is auto-delete: it goes with the last server, and a publish then closes the channel. So it
+        # is declared each time, once for all fanouts that wait for the answer.
+        return self._publish_isolated(FANOUTS, message, lambda channel: self._fanout_exchanges.get((channel, topic)))
 
     def publish_probe(self, message: Message, prepare: Prepare) -> Deferred[None]:
         """Publish a probe on a channel whose loss costs no other sender's message; otherwise as :meth:`publish`.
@@ -387,22 +412,24 @@ class Publisher:
             return fail(TransportClosedError("sending"))
         if not self._can_send or self._needs_flow_check(message, now):
             return self._buffer(partial(self._start_isolated, purpose, prepare, message), message)
+        if purpose == FANOUTS and not self._send_buffer.has_room(message):
+            return self._full(message)
         self._start_isolated(purpose, prepare, message)
         return message.done
 
     def _start_isolated(self, purpose: str, prepare: Prepare, message: Message) -> None:
-        sending = Deferred.fromCoroutine(self._prepare_and_publish(purpose, prepare, message))
-        sending.addErrback(partial(self._fail, message))
+        preparing = Deferred.fromCoroutine(self._prepare_isolated(purpose, prepare))
+        # There are few probes, and their sender has a deadline of its own.
+        self._send_after(preparing, message, partial(self._publish_prepared, message), hold=purpose == FANOUTS)
 
-    async def _prepare_and_publish(self, purpose: str, prepare: Prepare, message: Message) -> None:
+    async def _prepare_isolated(self, purpose: str, prepare: Prepare) -> ConfirmChannel:
         confirming = await self._isolated.get(purpose)
-        try:
-            await prepare(confirming.channel)
-        except AMQPClosedError as reason:
-            raise self._broker_error(reason) from reason
-        if not message.done.called:
-            confirming.publish(message, self._clock.seconds())
-            self._confirm_timeout.start()
+        await prepare(confirming.channel)
+        return confirming
+
+    def _publish_prepared(self, message: Message, confirming: ConfirmChannel) -> None:
+        confirming.publish(message, self._clock.seconds())
+        self._confirm_timeout.start()
 
     async def count(self, queue: str) -> tuple[int, int]:
         """Return a queue's number of ready messages and of consumers.
@@ -419,11 +446,14 @@ class Publisher:
 
     def _buffer(self, send: Callable[[], None], message: Message) -> Deferred[None]:
         if not self._send_buffer.has_room(message):
-            why = self.connection.problem or "the broker confirms too slowly"
-            return fail(TransportFullError(str(message.target), len(self._send_buffer), why))
+            return self._full(message)
         self._send_buffer.add(message, send)
         self._check_flow()
         return message.done
+
+    def _full(self, message: Message) -> Deferred[None]:
+        why = self.connection.problem or "the broker confirms too slowly"
+        return fail(TransportFullError(str(message.target), len(self._send_buffer), why))
 
     def _expired(self, message: Message) -> None:
         self._fail(message, Failure(self._unsent_error()))
@@ -435,11 +465,12 @@ class Publisher:
             return BrokerBlockedError(shown, f"it blocks publishing: {connection.blocked_by}")
         if connection.last_error is not None:
             return connection.last_error
-        if connection.state == "ready" and self._checking_flow:
+        problem = f"the connection is {connection.state}"
+        if connection.state == "ready":
             # Name the limit rather than the elapsed time: a caller that retries logs every change of the text.
-            problem = f"no publisher confirm for over {self._flow_check_age:g} s, so the message was not sent"
-            return BrokerUnavailableError(shown, problem)
-        return BrokerUnavailableError(shown, f"the connection is {connection.state}, so the message was not sent")
+            silent = f"no publisher confirm for over {self._flow_check_age:g} s"
+            problem = silent if self._checking_flow else "it answers or reads too slowly"
+        return BrokerUnavailableError(shown, f"{problem}, so the message was not sent")
 
     def _check_flow(self) -> None:
         """Publish a probe if a buffered message waits for one; see Note [Flow check]."""

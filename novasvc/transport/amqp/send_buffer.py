@@ -1,6 +1,7 @@
 """Send buffer: messages that wait for the broker, bounded, ordered, each with a deadline."""
 
 from collections.abc import Callable
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,7 @@ class BufferedMessage:
 
 @attrs.define(eq=False)
 class SendBuffer:
-    """The messages of one publisher that wait: for the connection, or for a pause to end.
+    """The messages of one publisher that wait: for the connection, for a declaration, or for a pause to end.
 
     :param clock: measures waits and pauses.
     :param max_wait: seconds for which a message is buffered that has neither a TTL nor a max_wait of its own.
@@ -44,11 +45,11 @@ class SendBuffer:
     _max_wait: float
     _expired: Callable[["Message"], None]
     buffered: dict[BufferedMessage, None] = attrs.field(factory=dict, init=False)
-    _delayed: dict["Message", IDelayedCall] = attrs.field(factory=dict, init=False)
+    _held: dict["Message", IDelayedCall] = attrs.field(factory=dict, init=False)
     _bytes: int = attrs.field(default=0, init=False)
 
     def __len__(self) -> int:
-        return len(self.buffered) + len(self._delayed)
+        return len(self.buffered) + len(self._held)
 
     def has_room(self, message: "Message") -> bool:
         """Return whether one more message stays within the bounds."""
@@ -59,13 +60,15 @@ class SendBuffer:
 
         :param send: called by :meth:`send_buffered`.
         """
-        wait = self._max_wait if message.max_wait is None else message.max_wait
-        if message.expires_at is not None and message.expires_at < inf:
-            wait = max(0.0, message.expires_at - self._clock.seconds()) * _TTL_FRACTION
         buffered = BufferedMessage(send, message)
-        buffered.timer = self._clock.callLater(wait, self._expire, buffered)
+        buffered.timer = self._clock.callLater(self._longest_wait(message), self._expire, buffered)
         self.buffered[buffered] = None
         self._bytes += len(message.body)
+
+    def _longest_wait(self, message: "Message") -> float:
+        if message.expires_at is not None and message.expires_at < inf:
+            return max(0.0, message.expires_at - self._clock.seconds()) * _TTL_FRACTION
+        return self._max_wait if message.max_wait is None else message.max_wait
 
     def _expire(self, buffered: BufferedMessage) -> None:
         self.remove(buffered)
@@ -78,15 +81,29 @@ class SendBuffer:
         if buffered.timer.active():
             buffered.timer.cancel()
 
+    def hold(self, message: "Message") -> None:
+        """Count a message that waits for a declaration toward the bounds until :meth:`release`, and expire it."""
+        self._hold(message, self._longest_wait(message), partial(self._expired, message))
+
     def delay(self, message: "Message", pause: float, send: Callable[[], None]) -> None:
         """Keep a message for a pause in seconds, and send it then. It counts toward the bounds."""
-        self._bytes += len(message.body)
-        self._delayed[message] = self._clock.callLater(pause, self._pause_over, message, send)
+        self._hold(message, pause, send)
 
-    def _pause_over(self, message: "Message", send: Callable[[], None]) -> None:
-        del self._delayed[message]
-        self._bytes -= len(message.body)
-        send()
+    def _hold(self, message: "Message", seconds: float, then: Callable[[], None]) -> None:
+        self._bytes += len(message.body)
+        self._held[message] = self._clock.callLater(seconds, self._over, message, then)
+
+    def _over(self, message: "Message", then: Callable[[], None]) -> None:
+        self.release(message)
+        then()
+
+    def release(self, message: "Message") -> None:
+        """Count a message no longer that was held; it does nothing if the message has expired."""
+        timer = self._held.pop(message, None)
+        if timer is not None:
+            self._bytes -= len(message.body)
+            if timer.active():
+                timer.cancel()
 
     def send_buffered(self, can_send: Callable[[], bool]) -> None:
         """Send the buffered messages in order, while can_send() is true.
@@ -106,11 +123,9 @@ class SendBuffer:
 
     def clear(self) -> list["Message"]:
         """Remove all messages and return them; the caller fails them."""
-        waiting = [buffered.message for buffered in self.buffered] + list(self._delayed)
+        waiting = [buffered.message for buffered in self.buffered] + list(self._held)
         for buffered in list(self.buffered):
             self.remove(buffered)
-        for message, pause in self._delayed.items():
-            pause.cancel()
-            self._bytes -= len(message.body)
-        self._delayed = {}
+        for message in list(self._held):
+            self.release(message)
         return waiting

@@ -558,6 +558,17 @@ class ExchangeTests(PublisherCase):
         self.settle()
         self.assertEqual(self.published(), [])
 
+    def test_expired_meanwhile(self) -> None:
+        """A message whose exchange is not declared in time fails, and counts as buffered until then."""
+        self.broker.unanswered.add("exchange.declare")
+        sent = self.publish(exchange="cinder", ttl=4.0)
+        self.assertEqual(len(self.publisher), 1)
+        self.wait(4)
+        self.failed(sent, BrokerUnavailableError)
+        self.link.say(self.link.last("exchange.declare").channel, "exchange.declare-ok")
+        self.settle()
+        self.assertEqual((self.published(), len(self.publisher)), ([], 0))
+
     def test_blocked_meanwhile(self) -> None:
         """A message whose exchange is declared when the broker is blocked is buffered."""
         self.broker.unanswered.add("exchange.declare")
@@ -881,6 +892,51 @@ class FanoutTests(PublisherCase):
         self.confirm(1000, channel=2, multiple=True)
         for one in sent:
             self.successResultOf(one)
+
+    def test_one_declaration(self) -> None:
+        """Fanouts that wait for the answer to a declaration share it; each topic has its own, and so has the next."""
+        self.broker.unanswered.add("exchange.declare")
+        before = len(self.link.all("exchange.declare"))
+        sent = [self.publisher.fanout(topic, b"", None, "t") for topic in ("compute", "volume", "compute")]
+        self.settle()
+        self.link.say(2, "exchange.declare-ok")
+        self.settle()
+        self.assertEqual([said.args["exchange"] for said in self.published()], ["compute_fanout"] * 2)
+        self.link.say(2, "exchange.declare-ok")
+        self.broker.unanswered.clear()
+        sent.append(self.fanout())
+        declared = [said.args["exchange"] for said in self.link.all("exchange.declare")[before:]]
+        self.assertEqual(declared, ["compute_fanout", "volume_fanout", "compute_fanout"])
+        self.confirm(4, channel=2, multiple=True)
+        for one in sent:
+            self.successResultOf(one)
+
+    def test_bound(self) -> None:
+        """Fanouts that wait for a declaration count towards the bound on buffered messages, until it is answered."""
+        self.patch(send_buffer, "MAX_MESSAGES", 2)
+        self.broker.unanswered.add("exchange.declare")
+        sent = [self.fanout(b"1"), self.fanout(b"2")]
+        self.assertEqual(self.failed(self.fanout(b"3"), TransportFullError).bound, 2)
+        self.assertEqual(len(self.publisher), 2)
+        self.link.say(2, "exchange.declare-ok")
+        self.broker.unanswered.clear()
+        sent.append(self.fanout(b"3"))
+        self.assertEqual(self.bodies(), [b"1", b"2", b"3"])
+        self.confirm(3, channel=2, multiple=True)
+        for one in sent:
+            self.successResultOf(one)
+        self.assertEqual((len(self.publisher), self.publisher._send_buffer._bytes), (0, 0))
+
+    def test_expired(self) -> None:
+        """A fanout that waits for a declaration fails nearly at the end of its TTL, and is not sent."""
+        self.broker.unanswered.add("exchange.declare")
+        sent = self.fanout(ttl=4.0)
+        self.wait(4)
+        problem = self.failed(sent, BrokerUnavailableError).problem
+        self.assertEqual(problem, "it answers or reads too slowly, so the message was not sent")
+        self.link.say(2, "exchange.declare-ok")
+        self.settle()
+        self.assertEqual((self.published(), len(self.publisher)), ([], 0))
 
     def test_exchange_gone(self) -> None:
         """An exchange that is deleted between declaration and publish closes only this channel."""
