@@ -268,12 +268,20 @@ class Connection:
             await in_time(Deferred.fromCoroutine(protocol.handshake()), "the handshake")
             self._machine.opened()
             await self.handler.prepare(protocol)
+            self._check_prepared(protocol)
         except BaseException as error:
             cancelled = AMQPClosedError("the attempt was cancelled", clean=True)
             protocol.end(error if isinstance(error, AMQPClosedError) else cancelled)
             raise
         self.protocol = protocol
         self._machine.prepared()
+
+    def _check_prepared(self, protocol: AMQPProtocol) -> None:
+        """Raise if the connection was lost or closed, which prepare does not notice while it awaits something else."""
+        if protocol.reason is not None:
+            raise protocol.reason
+        if self.state != "preparing":
+            raise CancelledError
 
     def _attempt_ended(self, failure: Failure) -> None:
         state = self.state

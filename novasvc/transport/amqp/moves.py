@@ -79,7 +79,8 @@ class MoveTracker:
 
     def wait(self, timeout: float) -> Deferred[Any]:
         """Wait for the moves under way, for a timeout in seconds at most."""
-        moves = DeferredList([completion(moving) for moving in self._moving], consumeErrors=True)
+        # Not the DeferredList itself: it succeeds when it is cancelled, and cancels the moves.
+        moves = completion(DeferredList(self._moving))
         return moves.addTimeout(timeout, self._clock, onTimeoutCancel=lambda *_: None)
 
 

@@ -198,6 +198,18 @@ class OpenTests(ConnectionCase):
         self.assertEqual(self.reactor.ports, [5672, 5673])
         self.assertEqual(self.user.heard, ["prepare", "lost", "prepare", "ready"])
 
+    def test_lost_while_preparing_elsewhere(self) -> None:
+        """The same holds if prepare waits for something else, and so does not notice."""
+        waiting: Deferred[None] = Deferred()
+        self.user.preparing = lambda: waiting
+        opening = self.started(self.connection.open())
+        self.broker.links[0].lose()
+        self.user.preparing = lambda: succeed(None)
+        waiting.callback(None)
+        self.done(opening)
+        self.assertEqual((self.connection.state, self.reactor.ports), ("ready", [5672, 5673]))
+        self.assertEqual(self.user.heard, ["prepare", "lost", "prepare", "ready"])
+
     def test_bug_in_the_user(self) -> None:
         """An unexpected exception is logged with its traceback, and counts as a failed attempt."""
 
@@ -381,6 +393,16 @@ class CloseTests(ConnectionCase):
         """The handler's prepare is cancelled, and open fails."""
         self.user.preparing = Deferred
         self.closed_while("preparing")
+
+    def test_preparing_goes_on(self) -> None:
+        """The same holds for a prepare that hides its cancellation, and waits for something else."""
+        first: Deferred[None] = Deferred()
+        second: Deferred[None] = Deferred()
+        self.user.preparing = lambda: first.addErrback(lambda _: second)
+        self.closed_while("preparing")
+        second.callback(None)
+        self.settle()
+        self.assertEqual([link.gone for link in self.broker.links], [True])
 
     def test_ready(self) -> None:
         """A ready connection sends connection.close; its handler is told of the end once."""

@@ -3,10 +3,13 @@
 import zlib
 from typing import Any
 
+from twisted.internet.defer import CancelledError, Deferred
+
 from novasvc.errors import BrokerError, BrokerRefusedError, BrokerUnavailableError, DeclarationMismatchError
 from novasvc.rpc.target import Target
 from novasvc.transport.amqp.codec import decode_properties
 from novasvc.transport.amqp.content import DELIVERIES, SENT, stamp
+from novasvc.transport.amqp.moves import MoveTracker
 from novasvc.transport.amqp.protocol import BODY_LIMIT
 from novasvc.transport.amqp.publisher import FLOW_CHECK_KEY
 from tests.support.amqp_rig import AMQPCase, Link, Said
@@ -464,6 +467,18 @@ class CancelTests(ListenerCase):
         self.out.say(self.published()[0].channel, "basic.ack", delivery_tag=1)
         self.done(closing)
         self.assertEqual(self.settled(), [("ack", 1, True)])
+
+    def test_wait_for_moves_cancelled(self) -> None:
+        """A wait for moves that is cancelled fails with that, and leaves the moves alone."""
+        tracker, moving = MoveTracker(self.reactor), Deferred[None]()
+        tracker.add(moving)
+        waiting = tracker.wait(5.0)
+        waiting.cancel()
+        self.failed(waiting, CancelledError)
+        self.assertFalse(moving.called)
+        late = tracker.wait(5.0)
+        moving.callback(None)
+        self.successResultOf(late)
 
     def test_close_does_not_wait_for_ever(self) -> None:
         """Without confirms close ends after the operation timeout, and no reject follows."""
