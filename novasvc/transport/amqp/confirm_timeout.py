@@ -21,7 +21,8 @@ class ConfirmTimeout:
     """Checks for overdue confirms while there are unconfirmed messages: one timer for all of them.
 
     A broker that reads and does not confirm within the timeout is taken for dead: the connection is ended. A blocked
-    broker keeps its connection, and only the overdue messages fail.
+    broker keeps its connection, and only the overdue messages fail. When it unblocks it begins to read, so the timeout
+    of the others begins again.
 
     :param timeout: seconds.
     :param channels: returns the publisher's channels.
@@ -52,9 +53,10 @@ class ConfirmTimeout:
         if oldest is None:
             return
         now, connection = self._clock.seconds(), self._connection
-        waited = now - oldest
+        blocked = connection.state == "blocked"
+        waited = now - (oldest if blocked else max(oldest, connection.unblocked_at))
         if waited >= self._timeout:
-            if connection.state == "blocked":
+            if blocked:
                 # A blocked broker reads from no publishing connection, so a new one would not help.
                 for confirming in channels:
                     confirming.fail_overdue(now - self._timeout, connection.blocked_by)

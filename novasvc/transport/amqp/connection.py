@@ -5,6 +5,7 @@ waiting, and from there to connecting again. close() leads to closing, then clos
 the end of the module.
 """
 
+from math import inf
 from typing import Any, Protocol
 
 import attrs
@@ -118,6 +119,7 @@ class Connection:
     :ivar is_writable: the connection is ready and the socket has room: what is written now leaves in this turn.
     :ivar is_congested: the socket's buffer is full.
     :ivar blocked_by: the reason that connection.blocked gave, or "".
+    :ivar unblocked_at: seconds on the reactor's clock of the last connection.unblocked; -inf before the first.
     :ivar last_error: why the last attempt or connection failed; None once it is ready.
     :ivar reconnects: how often it was restored after a loss.
     """
@@ -131,6 +133,7 @@ class Connection:
     retry: RetryPolicy = attrs.field(factory=quick_backoff)
     retry_refused: RetryPolicy = attrs.field(factory=slow_backoff)
     blocked_by: str = attrs.field(default="", init=False)
+    unblocked_at: float = attrs.field(default=-inf, init=False)
     is_congested: bool = attrs.field(default=False, init=False)
     is_writable: bool = attrs.field(default=False, init=False)
     last_error: BrokerError | None = attrs.field(default=None, init=False)
@@ -218,7 +221,7 @@ class Connection:
 
     def unblocked(self) -> None:
         """Handle connection.unblocked; see ConnectionObserver."""
-        self.blocked_by = ""
+        self.blocked_by, self.unblocked_at = "", self.reactor.seconds()
         self._machine.unblock()
 
     def congested(self, congested: bool) -> None:  # noqa: FBT001 - as ConnectionObserver has it

@@ -845,6 +845,19 @@ class LostTests(PublisherCase):
         self.wait(0)
         self.assertEqual((len(self.broker.links), len(self.publisher)), (1, 0))
 
+    def test_end_of_an_alarm(self) -> None:
+        """A broker has the whole timeout again when it unblocks, since it begins to read only then."""
+        sent = self.publish(ttl=3600.0)
+        self.link.say(0, "connection.blocked", reason="low on memory")
+        self.wait(100)
+        self.link.say(0, "connection.unblocked")
+        self.wait(14.5)
+        self.assertNoResult(sent)
+        self.assertEqual(len(self.broker.links), 1)
+        self.wait(4)
+        self.failed(sent, UnconfirmedError)
+        self.assertEqual(len(self.broker.links), 2)
+
     def test_no_silence(self) -> None:
         """A broker that confirms keeps its connection, and the timer ends with the last message."""
         for _ in range(10):
