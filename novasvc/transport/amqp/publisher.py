@@ -318,7 +318,7 @@ class Publisher:
         :raises BrokerError: the message was not sent, or the broker refused it.
         :raises UnconfirmedError: the broker may have taken it, or not.
         :raises TransportFullError: too many messages, or bytes, are buffered already.
-        :raises TransportClosedError: the publisher is closed.
+        :raises TransportClosedError: the publisher is closed, and the message cannot be written at once.
         """
         now, main = self._clock.seconds(), self._main
         if message.ttl is not None and message.expires_at is None:
@@ -569,12 +569,14 @@ class Publisher:
         """Forget the channels, which have failed their messages already; see ConnectionHandler."""
         self._main = None
         self._isolated.forget()
+        self._confirm_timeout.stop()
         self._end_reopening()  # the next connection opens its own channel
 
     def close(self) -> None:
-        """Fail all buffered messages with TransportClosedError; every later publish fails with it, too.
+        """Fail all buffered messages with TransportClosedError, and buffer no more.
 
-        The caller closes the connection.
+        What can be written at once is still published until the caller closes the connection: the listeners move
+        messages while they are closed.
         """
         self._closed = True
         self._confirm_timeout.stop()

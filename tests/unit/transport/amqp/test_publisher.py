@@ -1041,8 +1041,18 @@ class CloseTests(PublisherCase):
         self.done(self.connection.close())
         self.failed(second, UnconfirmedError)
 
+    def test_written_at_once(self) -> None:
+        """Until the connection is closed a message that can be written at once is published, and leaves no timer."""
+        self.publisher.close()
+        first, second = self.publish(), self.publish()
+        self.confirm(1)
+        self.successResultOf(first)
+        self.done(self.connection.close())
+        self.failed(second, UnconfirmedError)
+        self.assert_idle()
+
     def test_after(self) -> None:
-        """After close every publish fails."""
+        """After the connection is closed every publish fails."""
         self.publisher.close()
         self.done(self.connection.close())
         self.failed(self.publish(), TransportClosedError)
