@@ -266,6 +266,9 @@ class FrameReader:
         if len(payload) == content.expected and not content.received and content.body is not None:
             self._complete(channel, content, payload)  # a body in one frame: the common case
             return
+        if not payload:
+            # RabbitMQ sends none, and the bound on the body's size does not bound their number.
+            raise FrameError("an empty body frame")
         content.received += len(payload)
         if content.received > content.expected:
             raise FrameError("the body exceeds the size in its content header")

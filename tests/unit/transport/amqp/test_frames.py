@@ -214,6 +214,7 @@ class ReaderTests(SynchronousTestCase):
             (method + pack_frame(HEADER, 1, b"\0"), "too short"),
             (method + pack_frame(BODY, 1, b"abc"), "without a content header"),
             (method + header + pack_frame(BODY, 1, b"abcd"), "exceeds the size in its content header"),
+            (method + header + pack_frame(BODY, 1, b""), "an empty body frame"),
         ):
             error = self.assertRaises(FrameError, read, stream)
             self.assertIn(reason, str(error))
