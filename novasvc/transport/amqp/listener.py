@@ -232,6 +232,11 @@ class Listener:
             await consuming.consumers.consume(name)
         self._claimed = True
 
+    def give_back_name(self) -> None:
+        """Allow another listener of this process to have the name of the fanout queue."""
+        if self._fanout_queue is not None:
+            self.subscriptions.options.private_names.give_back(self._fanout_queue)
+
     def _rename_fanout_queue(self, name: str | None = None) -> str:
         """Give the fanout queue another name, by default a random one; return it."""
         self._fanout_queue = name = name or random_name(f"{topology.fanout_exchange(self.topic)}_")
@@ -413,6 +418,7 @@ class Listener:
         await self.wait_for_moves()
         await DeferredList([Deferred.fromCoroutine(holding.close()) for holding in self._holding_queues.values()])
         self.interim.close()
+        self.give_back_name()
         consuming, self._consuming = self._consuming, None
         if consuming is None:
             return
@@ -421,7 +427,6 @@ class Listener:
         consuming.channel.receiver = None  # deliveries from now on are requeued when the channel closes
         try:
             if self._fanout_queue is not None and not self._unresponsive:
-                self.subscriptions.options.private_names.give_back(self._fanout_queue)
                 await topology.delete_queue(consuming.channel, self._fanout_queue, self.clock)
         except AMQPClosedError:
             return

@@ -108,10 +108,14 @@ class ReplyQueue(ChannelReceiver):
         """Forget the channel: the next connection calls establish again."""
         self._channel = None
 
+    def give_back_name(self) -> None:
+        """Allow another reply queue of this process to have the name."""
+        self._subscriptions.options.private_names.give_back(self.name)
+
     async def close(self) -> None:
         """Delete the queue and close the channel."""
         self._subscriptions.remove(self)
-        self._subscriptions.options.private_names.give_back(self.name)
+        self.give_back_name()
         channel, self._channel = self._channel, None
         if channel is None or channel.closed:
             return
@@ -281,8 +285,7 @@ class AMQPTransport:
         return Deferred.fromCoroutine(self._begin(listener))
 
     async def _begin(self, listener: Listener) -> IListener:
-        await self._connect()
-        await self._subscriptions.add(listener)
+        await self._add(listener)
         self._listeners = [*filter(self._subscriptions.__contains__, self._listeners), listener]
         return listener
 
@@ -293,8 +296,7 @@ class AMQPTransport:
         return Deferred.fromCoroutine(self._open_replies(ReplyQueue(self._subscriptions, receiver)))
 
     async def _open_replies(self, replies: ReplyQueue) -> str:
-        await self._connect()
-        await self._subscriptions.add(replies)
+        await self._add(replies)
         self._reply_queues[replies.name] = replies
         return replies.name
 
@@ -302,6 +304,14 @@ class AMQPTransport:
         """Delete a reply queue; see ITransport."""
         replies = self._reply_queues.pop(address, None)
         return succeed(None) if replies is None else Deferred.fromCoroutine(replies.close())
+
+    async def _add(self, subscription: Listener | ReplyQueue) -> None:
+        try:
+            await self._connect()
+            await self._subscriptions.add(subscription)
+        except BaseException:
+            subscription.give_back_name()
+            raise
 
     def _connect(self) -> Deferred[None]:
         """Open the consuming connection once for all callers.

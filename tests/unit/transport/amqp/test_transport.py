@@ -1,5 +1,7 @@
 """Tests for novasvc.transport.amqp.transport and novasvc.transport.amqp.retries."""
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -15,6 +17,7 @@ from novasvc.errors import (
 from novasvc.interfaces import IDelivery, IListener, ITransport
 from novasvc.rpc.target import Target
 from novasvc.transport.amqp import AMQPTransport, BrokerAddress, BrokerOptions, retries
+from novasvc.transport.amqp.private_names import PrivateNames
 from novasvc.transport.amqp.protocol import BODY_LIMIT
 from tests.support.amqp_rig import URL, AMQPCase, Link, Said
 
@@ -43,6 +46,32 @@ class TransportCase(AMQPCase):
         said = self.published()[-1]
         self.out.give_back(said)
         self.out.say(said.channel, "basic.ack", delivery_tag=len(self.published()))
+
+
+class NamesTests(AMQPCase):
+    """Tests for the names of private queues."""
+
+    def test_after_failures(self) -> None:
+        """Reply and fanout queues have their stable names at the first attempt that succeeds."""
+        holder = TemporaryDirectory()
+        self.addCleanup(holder.cleanup)
+        amqp = self.transport(heartbeat=0.0, private_names=PrivateNames(Path(holder.name, "queues"), "h1", "agent"))
+        begin = (lambda: amqp.open_replies(lambda _: None), lambda: amqp.listen(Target("compute"), lambda _: None, 1))
+        self.broker.refusing |= {5672, 5673}
+        for attempt in begin:
+            failing = self.started(attempt())
+            self.wait(2)
+            self.failed(failing, BrokerUnavailableError)
+        self.broker.refusing.clear()
+        self.broker.closing["queue.declare"] = (403, "ACCESS_REFUSED")
+        for attempt in begin:
+            self.failed(attempt(), BrokerUnavailableError)
+        self.broker.closing.clear()
+        self.broker.counts = (0, 0)  # no other process consumes from the queues
+        for attempt in begin:
+            self.done(attempt())
+        declared = " ".join(said.args["queue"] for said in self.broker.link("consuming").all("queue.declare")[2:])
+        self.assertRegex(declared, "reply_h1:agent:.*compute_fanout_h1:agent:")
 
 
 class OpenTests(TransportCase):
