@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from twisted.logger import Logger
 
-from novasvc.transport.amqp.channel import AMQPClosedError
+from novasvc.transport.amqp.channel import AMQPClosedError, Channel
 from novasvc.transport.amqp.options import BrokerOptions
 from novasvc.transport.amqp.reply_codes import NOT_FOUND, PRECONDITION_FAILED
 
@@ -88,13 +89,12 @@ def _forget_missing(options: BrokerOptions, reason: AMQPClosedError) -> bool:
 async def _replaced_by(protocol: "AMQPProtocol", exchange: str) -> str | None:
     """Return the type by which the queues of an exchange are replaced; None if they are not."""
     for kind in KINDS:
-        channel = await protocol.open_channel()
+        marker = marker_exchange(exchange, kind)
         try:
-            await channel.exchange_declare(exchange=marker_exchange(exchange, kind), passive=True)
+            await protocol.on_new_channel(partial(Channel.exchange_declare, exchange=marker, passive=True))
         except AMQPClosedError:
             if protocol.closed:
                 raise
         else:
-            channel.close(AMQPClosedError("done", clean=True))
             return kind
     return None

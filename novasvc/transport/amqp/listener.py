@@ -288,11 +288,9 @@ class Listener:
         if protocol is None:
             return 0
         try:
-            channel = await protocol.open_channel()
-            _, consumers = await topology.count(channel, queue)
+            _, consumers = await protocol.on_new_channel(lambda channel: topology.count(channel, queue))
         except AMQPClosedError:
             return 0
-        channel.close(AMQPClosedError("done", clean=True))
         return consumers
 
     def consumes_from(self, queue: str) -> bool:

@@ -144,9 +144,8 @@ class MessageMover:
 
     async def _declare_quarantine(self) -> None:
         # On a channel of its own: a refused declaration closes the channel, and must not stop the consumers.
-        channel = await self._consuming.channel.client.open_channel()
-        await topology.declare_quarantine(channel, self._consuming.listener.topic)
-        channel.close(AMQPClosedError("done", clean=True))
+        protocol, topic = self._consuming.channel.client, self._consuming.listener.topic
+        await protocol.on_new_channel(lambda channel: topology.declare_quarantine(channel, topic))
 
     def _publish_to_holding_queue(self, queue: str, message: "Message") -> Deferred[None]:
         holding = self._consuming.listener.holding_queue(queue)

@@ -6,8 +6,8 @@ of limits, and bounds. Each defect of txamqp that is avoided here has a test in
 ``tests/unit/transport/amqp``.
 """
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeVar
 
 import attrs
 from twisted.internet.defer import Deferred, fail, succeed
@@ -37,6 +37,8 @@ BODY_LIMIT = 16 * 2**20
 _CLOSE_TIMEOUT = 3.0
 """Seconds to wait for connection.close-ok."""
 _TLS_ALERT = b"\x15\x03"
+
+_T = TypeVar("_T")
 
 
 class ConnectionObserver(Protocol):
@@ -263,6 +265,17 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
         opening.addCallback(lambda _: channel)
         opening.addErrback(self._not_opened, channel)
         return opening
+
+    async def on_new_channel(self, step: Callable[[Channel], Awaitable[_T]]) -> _T:
+        """Take a step on a channel of its own, which is closed when the step has ended, however it ends.
+
+        :raises AMQPClosedError: as :meth:`open_channel`, or the step failed with it.
+        """
+        channel = await self.open_channel()
+        try:
+            return await step(channel)
+        finally:
+            channel.close(AMQPClosedError("done", clean=True))
 
     @staticmethod
     def _not_opened(failure: Failure, channel: Channel) -> Failure:

@@ -596,7 +596,11 @@ class Publisher:
         if protocol is None:
             raise BrokerUnavailableError(self.connection.address.shown(), "the connection is lost")
         channel = await protocol.open_channel()
-        await channel.confirm_select()
+        try:
+            await channel.confirm_select()
+        except BaseException:
+            channel.close(AMQPClosedError("set-up failed"))
+            raise
         confirming = ConfirmChannel(
             channel, self._clock, self._broker_error, ended, self._unroutable, self._message_cancelled, self.sender
         )
@@ -658,14 +662,8 @@ class Publisher:
         protocol = self.connection.protocol
         if protocol is None:
             raise BrokerUnavailableError(self.connection.address.shown(), "the connection is lost")
-
-        async def on_new_channel() -> None:
-            channel = await protocol.open_channel()
-            await declare(channel)
-            channel.close(AMQPClosedError("done", clean=True))
-
         try:
-            await declare_or_accept(protocol, self._exchange, self._options, on_new_channel)
+            await declare_or_accept(protocol, self._exchange, self._options, lambda: protocol.on_new_channel(declare))
         except AMQPClosedError as reason:
             raise self._broker_error(reason) from reason
 

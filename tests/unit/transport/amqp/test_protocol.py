@@ -1,8 +1,9 @@
 """Tests for novasvc.transport.amqp.protocol."""
 
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionDone
 
-from novasvc.transport.amqp.channel import AMQPClosedError, ChannelReceiver
+from novasvc.transport.amqp.channel import AMQPClosedError, Channel, ChannelReceiver
 from novasvc.transport.amqp.frames import HEARTBEAT_FRAME, METHOD, PROTOCOL_HEADER, Deliver, pack_frame
 from novasvc.transport.amqp.protocol import BODY_LIMIT, AMQPProtocol
 from tests.support.amqp_rig import LOGIN, AMQPCase, Link, Owner, pack
@@ -241,6 +242,26 @@ class ChannelsTests(AMQPCase):
         self.assertIn("all 2 channels", str(self.failed(self.protocol.open_channel(), AMQPClosedError)))
         link.say(1, "channel.close", reply_code=404)
         self.assertEqual(self.channel().id, 1)
+
+    def test_on_new_channel(self) -> None:
+        """The channel of a step is closed when the step has ended, failed or was cancelled."""
+        link = self.linked()
+        steps: list[Deferred[int]] = []
+
+        def step(_: Channel) -> Deferred[int]:
+            steps.append(Deferred())
+            return steps[-1]
+
+        running = [self.started(self.protocol.on_new_channel(step)) for _ in range(3)]
+        self.assertEqual(link.all("channel.close"), [])
+        steps[0].callback(1)
+        steps[1].errback(ValueError("x"))
+        running[2].cancel()
+        self.assertEqual(self.done(running[0]), 1)
+        self.failed(running[1], ValueError)
+        self.failed(running[2], CancelledError)
+        self.assertEqual([said.channel for said in link.all("channel.close")], [1, 2, 3])
+        self.assertEqual(list(self.protocol.channels), [0])
 
     def test_half_a_message(self) -> None:
         """A reused channel number starts without the earlier channel's partial message."""

@@ -801,6 +801,16 @@ class ChannelClosedTests(PublisherCase):
         self.wait(5)
         self.assertEqual(len(self.link.all("channel.open")), 1)
 
+    def test_closed_when_it_is_open(self) -> None:
+        """A channel that was opened, and is not in confirm mode yet, is closed with the publisher."""
+        self.broker.unanswered.add("confirm.select")
+        self.link.say(1, "channel.close", reply_code=404, reply_text="gone")
+        self.wait(1)
+        self.assertEqual(self.link.names()[-1], "confirm.select")
+        self.publisher.close()
+        self.settle()
+        self.assertEqual(self.link.names()[-1], "channel.close")
+
     def test_lost_meanwhile(self) -> None:
         """After a lost connection the next one opens its own channel."""
         self.link.say(1, "channel.close", reply_code=404, reply_text="gone")
