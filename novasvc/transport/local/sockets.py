@@ -95,6 +95,8 @@ class HostSockets:
         until = self.reactor.seconds() + _LAST_REPLIES
         while self.broker.is_delivering and self.reactor.seconds() < until:
             await deferLater(self.reactor, 0)
+        if self._users:
+            return  # another transport of this process was opened meanwhile, and uses the sockets
         if self._port is not None and self._socket is not None:
             await self._port.stopListening()
             self._socket.close()  # removes its file, too

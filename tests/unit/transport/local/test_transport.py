@@ -239,6 +239,22 @@ class SharedTests(LocalCase):
         await transports[1].close()
         self.assertEqual(self.sockets(), [])
 
+    async def test_opened_while_the_last_closes(self) -> None:
+        """A transport that is opened while the last one still passes replies on keeps the socket."""
+        sockets = HostSockets(MemoryBroker(), reactor, self.directory)
+        first = LocalTransport(sockets)
+        await self.inbox(first, Target("stock"))
+        address = await first.open_replies(lambda _: None)
+        await first.reply(address, b"reply")
+        self.assertTrue(sockets.broker.is_delivering)
+        closing = first.close()
+        second = LocalTransport(sockets)
+        self.addCleanup(second.close)
+        queue = await self.inbox(second, Target("stock"))
+        await closing
+        await self.process().send(Target("stock"), b"1", None, True)
+        self.assertEqual((await self.next(queue)).body, b"1")
+
 
 class EndTests(LocalCase):
     """Processes that end, hang, or were killed."""
