@@ -3,7 +3,7 @@
 import errno
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -163,20 +163,52 @@ class OtherProcesses:
     addresses: set[str] = attrs.field(factory=set, init=False)
     _connected: dict[Path, OutgoingConnection] = attrs.field(factory=dict, init=False)
     _connecting: dict[Path, Deferred[Any]] = attrs.field(factory=dict, init=False)
+    _hanging: set[Path] = attrs.field(factory=set, init=False)  # did not accept the last connection in time
 
     async def serving(self, target: Target, exchange: str) -> list[OutgoingConnection]:
-        """Return the connections to the processes that have a server for a target, longest unused first."""
-        return [connection for connection in await self.all() if connection.serves(target, exchange)]
+        """Return the connections to the processes that have a server for a target, longest unused first.
+
+        If there are any already, no others are waited for, unless the target is a fanout.
+        """
+        paths = self._dial()
+        serving = [] if target.fanout else self._serving(paths, target, exchange)
+        if not serving:
+            await self._dialled(self._hanging if target.fanout else ())
+            serving = self._serving(paths, target, exchange)
+        return serving
 
     async def all(self) -> list[OutgoingConnection]:
-        """Return the connections to all processes, longest unused first; connect to those that are not connected."""
+        """Return the connections to all processes, longest unused first; connect to those that are not connected.
+
+        A process that did not accept the last connection in time is not waited for.
+        """
+        paths = self._dial()
+        await self._dialled(self._hanging)
+        return self._known(paths)
+
+    def _serving(self, paths: Sequence[Path], target: Target, exchange: str) -> list[OutgoingConnection]:
+        return [connection for connection in self._known(paths) if connection.serves(target, exchange)]
+
+    def _known(self, paths: Sequence[Path]) -> list[OutgoingConnection]:
+        return [self._connected[path] for path in paths if path in self._connected]
+
+    def _dial(self) -> list[Path]:
+        """Begin to connect to the processes that are not connected; return the paths of all."""
         paths = self._paths()
+        self._hanging.intersection_update(paths)
         for path in paths:
             if path not in self._connected and path not in self._connecting:
                 self._connect(path)
-        if self._connecting:
-            await DeferredList([completion(connecting) for connecting in self._connecting.values()])
-        return [self._connected[path] for path in paths if path in self._connected]
+        return paths
+
+    def _dialled(self, without: Collection[Path]) -> Deferred[None]:
+        """Wait until the connections under way are made, or refused.
+
+        :param without: paths that are not waited for.
+        :return: Deferred[None]. Cancelling it leaves the connections alone.
+        """
+        waiting = [connecting for path, connecting in self._connecting.items() if path not in without]
+        return completion(DeferredList(waiting))
 
     def used(self, connection: OutgoingConnection) -> None:
         """Put a connection last, so that the processes of a topic have its messages in turn."""
@@ -225,6 +257,7 @@ class OtherProcesses:
             return connection.known.addTimeout(_CONNECT, self._reactor)
 
         def known(_: object) -> None:
+            self._hanging.discard(path)
             if connection.usable:
                 self._connected[path] = connection
                 connection.gone.addCallback(lost)
@@ -238,6 +271,8 @@ class OtherProcesses:
                 with suppress(OSError):
                     path.unlink()
             else:
+                if failure.check(TimeoutError, DeferTimeoutError):
+                    self._hanging.add(path)
                 connection.abort()
                 _log.debug("the process that listens at {path} is left out: {error}", path=path, error=failure.value)
 

@@ -21,7 +21,8 @@ from novasvc.transport.memory import MemoryTransport
 #
 # A request goes to a queue of this process if a server here consumes from it, as it always did in memory, at no further
 # cost. Otherwise it goes to a process that has told that it has a server for the target, the one that was used longest
-# ago first, so that a process that hangs costs only those who call its own servers. A fanout goes to all that have one.
+# ago first. Others are connected to in the background then, so a process that hangs holds up only those whose target no
+# connected process serves. A fanout goes to all that have a server, and waits once for a process that hangs.
 #
 # A client names its reply addresses to each process that it connects to, and gets its replies over the connection. No
 # address of a socket is on the wire, so a process that only calls, such as the command, needs no socket of its own.
@@ -31,6 +32,9 @@ from novasvc.transport.memory import MemoryTransport
 
 RESTART = 10.0
 """Seconds that a request waits for a server whose node restarts because its code has changed."""
+
+_TTL_FRACTION = 0.95
+"""Fraction of a request's TTL for which it waits, so that the caller gets the reason before its own timeout."""
 
 _INTERVAL = 0.1
 """Seconds between two looks for the server."""
@@ -124,27 +128,36 @@ class LocalTransport:
     async def _send_to_one(self, target: Target, body: bytes, ttl: float | None, *, mandatory: bool) -> None:
         clock: Any = self._sockets.reactor
         began = clock.seconds()
-        while not await self._sent_to_other(target, body, ttl):
+        longest = RESTART if ttl is None else min(RESTART, ttl * _TTL_FRACTION)
+        expires_at = None if ttl is None else began + ttl
+        while not await self._sent_to_other(target, body, expires_at):
             node = restarting(self._sockets.directory, target)
             if node is None:
-                await self._memory.send(target, body, ttl, mandatory)
+                await self._memory.send(target, body, self._left(expires_at), mandatory)
                 return
             waited = clock.seconds() - began
-            if node.ended or waited >= RESTART:
+            if node.ended or waited >= longest:
                 raise ServiceRestartingError(str(target), node.pid, round(waited, 1), node.ended)
-            await deferLater(clock, _INTERVAL)
+            await deferLater(clock, min(_INTERVAL, longest - waited))
             if self._closed:
                 raise TransportClosedError("sending")
 
-    async def _sent_to_other(self, target: Target, body: bytes, ttl: float | None) -> bool:
+    def _left(self, expires_at: float | None) -> float | None:
+        return None if expires_at is None else max(0.0, expires_at - self._sockets.reactor.seconds())
+
+    async def _sent_to_other(self, target: Target, body: bytes, expires_at: float | None) -> bool:
         """Send a request to another process that has a server for it; return False if there is none.
 
+        :param expires_at: seconds on the clock. A request that has expired counts as sent: a queue would drop it.
         :raises TransportFullError: none of them takes it.
         """
         others, full = self._sockets.others, None
         for connection in await others.serving(target, self._exchange):
+            left = self._left(expires_at)
+            if left == 0:
+                return True
             try:
-                await connection.send(target, self._exchange, body, ttl)
+                await connection.send(target, self._exchange, body, left)
             except UndeliverableError:
                 continue
             except TransportFullError as error:
@@ -157,9 +170,11 @@ class LocalTransport:
         return False
 
     async def _send_to_all(self, target: Target, body: bytes, ttl: float | None, *, mandatory: bool) -> None:
+        expires_at = None if ttl is None else self._sockets.reactor.seconds() + ttl
         others = await self._sockets.others.serving(target, self._exchange)
-        sending = [self._memory.send(target, body, ttl, mandatory=True)]
-        sending += [connection.send(target, self._exchange, body, ttl) for connection in others]
+        left = self._left(expires_at)
+        sending = [self._memory.send(target, body, left, mandatory=True)]
+        sending += [connection.send(target, self._exchange, body, left) for connection in others]
         results: list[tuple[bool, Any]] = await DeferredList(sending, consumeErrors=True)
         failures: list[Failure] = [result for success, result in results if not success]
         other = next((failure for failure in failures if not failure.check(UndeliverableError)), None)

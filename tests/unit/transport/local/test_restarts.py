@@ -117,6 +117,18 @@ class SendTests(LocalCase):
             await self.client(self.process(), "stock").call(RequestContext.admin(), "echo", text="hello")
         self.assertIn("stock is restarting, and did not serve within 0.", str(caught.exception))
 
+    async def test_ttl(self) -> None:
+        """A request waits for the node nearly as long as its sender, and reaches it with the time that is left."""
+        file = RestartFile(self.directory, [("stock", "h1")])
+        self.addCleanup(file.close)
+        with self.assertRaises(ServiceRestartingError):
+            await self.process().send(Target("stock"), b"1", 0.2, True)
+        sending = self.process().send(Target("stock"), b"2", 30.0, True)
+        await deferLater(reactor, 0.2)
+        queue = await self.inbox(self.process(), Target("stock"))
+        await sending
+        self.assertTrue(25.0 < (await self.next(queue)).expires_in <= 29.8)
+
     async def test_other_target(self) -> None:
         """A target that the node does not serve has no server, at once."""
         self.addCleanup(RestartFile(self.directory, [("stock", "h1")]).close)

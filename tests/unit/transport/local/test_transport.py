@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred, DeferredQueue
+from twisted.internet.defer import CancelledError, Deferred, DeferredQueue
 from twisted.trial.unittest import TestCase
 from zope.interface.verify import verifyObject
 
@@ -330,6 +330,70 @@ class EndTests(LocalCase):
                 self.directory.with_name("kept").rmdir()
                 client = self.client(self.process(), "till")
                 self.assertEqual(await client.call(RequestContext(), "echo", text="a"), "h1: a")
+
+    def hang(self) -> socket.socket:
+        """Listen as a process that hangs: it accepts no connection."""
+        listening = socket.socket(socket.AF_UNIX)
+        self.addCleanup(listening.close)
+        listening.bind(str(self.directory / "1-other.sock"))
+        listening.listen(2)
+        return listening
+
+    async def test_hanging_newcomer(self) -> None:
+        """A process that hangs holds up no request whose target a connected process serves."""
+        queue = await self.inbox(self.process(), Target("stock"))
+        sending = self.process()
+        await sending.send(Target("stock"), b"1", None, True)
+        self.hang()
+        self.patch(outgoing, "_CONNECT", 10 * PATIENCE)
+        for body in (b"2", b"3"):
+            await sending.send(Target("stock"), body, None, True).addTimeout(PATIENCE, reactor)
+        self.assertEqual([(await self.next(queue)).body for _ in range(3)], [b"1", b"2", b"3"])
+
+    async def test_hanging_fanout(self) -> None:
+        """A fanout waits for a process that hangs once, until the process goes on."""
+        queue = await self.inbox(self.process(), Target("stock"))
+        sending, hanging = self.process(), self.hang()
+        self.patch(outgoing, "_CONNECT", 0.05)
+        await sending.send(Target("stock", fanout=True), b"1", None, True)
+        self.patch(outgoing, "_CONNECT", 10 * PATIENCE)
+        await sending.send(Target("stock", fanout=True), b"2", None, True).addTimeout(PATIENCE, reactor)
+        self.assertEqual([(await self.next(queue)).body for _ in range(2)], [b"1", b"2"])
+        others = sending._sockets.others
+        self.assertEqual([path.name for path in others._hanging], ["1-other.sock"])
+        for _ in range(2):  # the first of them was given up
+            accepted = hanging.accept()[0]
+            self.addCleanup(accepted.close)
+        accepted.sendall(frame(STOCK))
+        await until(lambda: not others._hanging)
+
+    async def test_cancelled_while_connecting(self) -> None:
+        """A request that is cancelled while its process connects to others is not sent."""
+        queue = await self.inbox(self.process(), Target("stock"))
+        self.hang()
+        self.patch(outgoing, "_CONNECT", 0.1)
+        sending = self.process()
+        cancelled = sending.send(Target("stock"), b"1", None, True)
+        cancelled.cancel()
+        await self.assertFailure(cancelled, CancelledError)
+        await sending.send(Target("stock"), b"2", None, True)
+        self.assertEqual((await self.next(queue)).body, b"2")
+        self.assertEqual(queue.pending, [])
+
+    async def test_ttl_while_connecting(self) -> None:
+        """The time in which a process connects to others counts; a request that expires in it is not sent."""
+        queue = await self.inbox(self.process(), Target("stock"))
+        self.hang()
+        self.patch(outgoing, "_CONNECT", 0.2)
+        for target in (Target("stock"), Target("stock", fanout=True)):
+            sending = self.process()
+            expired = sending.send(target, b"1", 0.1, True)
+            await sending.send(target, b"2", 30.0, True)
+            await expired
+            delivery = await self.next(queue)
+            self.assertEqual(delivery.body, b"2")
+            self.assertTrue(25.0 < delivery.expires_in <= 29.8, delivery.expires_in)
+        self.assertEqual(queue.pending, [])
 
     async def test_ends_meanwhile(self) -> None:
         """A request to a process that ends before it takes the request over is unconfirmed."""
