@@ -4,7 +4,7 @@ from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, Generic, TypeVar
 
 import attrs
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
@@ -76,9 +76,10 @@ class CoalescedCalls(Generic[_Key, _Result]):
             return self._waiting[key].wait()
         waiters = self._waiting[key] = Waiters()
         waiter = waiters.wait()
-        # Others share the outcome, so the call must not end with the deadline of the request that came first.
+        # Others share the outcome, so the call must not end with the deadline of the request that came first. One that
+        # raises at once must end like any other, or all later callers would wait for it.
         with without_deadline():
-            calling = self._call(key)
+            calling = maybeDeferred(self._call, key)
         calling.addBoth(self._finish, key)
         return waiter
 
