@@ -82,12 +82,17 @@ class Incarnation:
     @property
     def said(self) -> datetime:
         """When it said its state last, heartbeats left out."""
-        return max(self.since, self.until) if self.state == "starting" and self.until is not None else self.since
+        return said_at(self.state, self.since, self.until)
 
     @property
     def has_ended(self) -> bool:
         """Whether the service said that it does not run any more."""
         return self.state in ENDED
+
+
+def said_at(state: str, since: datetime, until: datetime | None) -> datetime:
+    """Return when a service said its state last; see :class:`Incarnation` for the arguments."""
+    return max(since, until) if state == "starting" and until is not None else since
 
 
 @attrs.frozen(kw_only=True)

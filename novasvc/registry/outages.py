@@ -12,7 +12,7 @@ from typing import Self
 import attrs
 
 from novasvc.config import Settings
-from novasvc.registry.incarnation import ENDED
+from novasvc.registry.incarnation import ENDED, said_at
 from novasvc.registry.record import ServiceRecord
 
 CONDUCTOR_TOPIC = "conductor"
@@ -145,7 +145,9 @@ class Member:
     """What of a row matters to find outages. Times are seconds since 1970 by the database's clock.
 
     :param seen: the last sign of life.
-    :param pauses: times between the last heartbeat and later signs of life that were none, from one to the next.
+    :param pauses: times between the last heartbeat and later signs of life that were none, from one to the next. A
+        service that starts for long tells so now and then, but a row has only the last time, so the time before it is
+        one pause: whether the database or a conductor stalled meanwhile is not known.
     :param started: when it was heard for the first time, as far as is known.
     :param counts: it has not stopped, so it is one of its group.
     :param runs: it should send heartbeats: it is not forced down, either.
@@ -165,9 +167,9 @@ class Member:
 
 
 def last_sign(record: ServiceRecord) -> datetime:
-    """Return when a service was heard last: a heartbeat, or a change of its state."""
+    """Return when a service was heard last: a heartbeat, a change of its state, or that it still starts."""
     sign = record.last_seen_up or record.created_at or _NEVER
-    return sign if record.incarnation is None else max(sign, record.incarnation.since, record.incarnation.started_at)
+    return sign if record.incarnation is None else max(sign, record.incarnation.said, record.incarnation.started_at)
 
 
 def now_of(record: ServiceRecord) -> datetime:
@@ -188,6 +190,7 @@ def members_of(records: Iterable[ServiceRecord]) -> Iterator[Member]:
             created_at=record.created_at,
             state=record.state,
             since=None if incarnation is None else incarnation.since,
+            until=None if incarnation is None else incarnation.until,
             started_at=None if incarnation is None else incarnation.started_at,
             zone=record.zone,
         )
@@ -203,12 +206,14 @@ def make_member(
     created_at: datetime | None,
     state: str | None,
     since: datetime | None,
+    until: datetime | None,
     started_at: datetime | None,
     zone: str | None,
 ) -> Member:
-    """Return what of a row and its incarnation matters; without an incarnation the last four are None."""
+    """Return what of a row and its incarnation matters; without an incarnation the last five are None."""
     beat = seconds_of(last_seen_up or created_at or _NEVER)
-    signs = sorted({beat, *(max(beat, seconds_of(sign)) for sign in (started_at, since) if sign is not None)})
+    said = None if state is None or since is None else said_at(state, since, until)
+    signs = sorted({beat, *(max(beat, seconds_of(sign)) for sign in (started_at, since, said) if sign is not None)})
     seen = signs[-1]
     return Member(
         id=service_id,

@@ -139,8 +139,9 @@ class Judge:
         reason = f"no heartbeat since {_time(sign)}" if record.report_count else "no heartbeat yet"
         if incarnation is not None and incarnation.state == "ready" and incarnation.reason:
             reason += f": {incarnation.reason}"
-        elif incarnation is not None and incarnation.state == "starting" and sign == incarnation.since:
-            reason = f"starting since {_time(incarnation.since)}"
+        elif incarnation is not None and incarnation.state == "starting" and sign == incarnation.said:
+            silent_since = f", and silent since {_time(sign)}" if sign > incarnation.since else ""
+            reason = f"starting since {_time(incarnation.since)}{silent_since}"
         end = seconds_of(sign) + silent
         silent -= stalled(end, self._stalls.get(record.binary, ()), since=seconds_of(sign))
         if silent <= rule.service_down_time:

@@ -53,6 +53,17 @@ class VerdictContract:
         fleet = await judge_all(self.registry, RULE)
         self.assertNotIn("down", [verdict.status for _, verdict in fleet.services])
 
+    async def test_start_that_goes_on(self: Any) -> None:
+        """A service that tells that it still starts is heard at that moment, by readers of rows and of outages."""
+        for number in range(6):
+            record = await self.begin(host=f"h{number}")
+        await self.pass_time(1.4)
+        told = [self.registry.enter(each, 1, "starting", until=0.0) for each in range(record.id - 5, record.id + 1)]
+        await gatherResults(told)
+        self.assertEqual(await self.registry.outages(RULE), Outages())
+        fleet = await judge_all(self.registry, RULE)
+        self.assertEqual([verdict.status for _, verdict in fleet.services], ["alive"] * 6)
+
     async def test_observations(self: Any) -> None:
         """Observations are kept for each observer and service, replaced, and deleted."""
         self.assertEqual(await self.registry.observations("a"), [])

@@ -15,6 +15,7 @@ from sqlalchemy import (
     bindparam,
     case,
     exists,
+    func,
     insert,
     select,
     update,
@@ -50,6 +51,12 @@ COLUMNS = (
 
 ZONE, TAGS = incarnations.c.zone, incarnations.c.tags
 """What queries filter by; the tags are a JSON array."""
+
+SAID = case(
+    (incarnations.c.state == "starting", func.coalesce(incarnations.c.until, incarnations.c.since)),
+    else_=incarnations.c.since,
+)
+"""When a service said its state last; see :attr:`novasvc.registry.incarnation.Incarnation.said`."""
 
 OF_SERVICE = incarnations.c.service_id
 """The id of the row of a service, also after that row was purged."""

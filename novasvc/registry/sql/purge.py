@@ -4,6 +4,7 @@ from sqlalchemy import Connection, bindparam, delete, exists, func, or_, select
 from sqlalchemy import Integer as SQLInteger
 
 from novasvc.registry.purge import PurgedRow, PurgedRows, PurgeRequest
+from novasvc.registry.sql.incarnations import SAID
 from novasvc.registry.sql.schema import database_ago, database_now, incarnations, services
 
 # Note [What a purge keeps]
@@ -19,13 +20,13 @@ _HAS_ENDED = exists().where(
     incarnations.c.state.in_(["stopped", "failed"]),
     incarnations.c.since < _BEFORE,
 )
-_BEGAN_SINCE = exists().where(incarnations.c.service_id == services.c.id, incarnations.c.since >= _BEFORE)
+_SAID_SINCE = exists().where(incarnations.c.service_id == services.c.id, SAID >= _BEFORE)
 _DELETED = (services.c.deleted != 0) & (services.c.deleted_at < _BEFORE)
 _SILENT = (
     (services.c.deleted == 0)
     & ((services.c.last_seen_up < _BEFORE) | (services.c.last_seen_up.is_(None) & _HAS_ENDED))
     & (func.coalesce(services.c.created_at, services.c.last_seen_up, _BEFORE) <= _BEFORE)
-    & ~_BEGAN_SINCE
+    & ~_SAID_SINCE
 )
 _WANTED = or_(_DELETED, _SILENT)
 _SINCE = func.coalesce(services.c.deleted_at, services.c.last_seen_up, services.c.created_at)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Double, bindparam, case, delete, func, insert, null, select
+from sqlalchemy import ColumnElement, Connection, Double, bindparam, case, delete, func, insert, null, select
 
 from novasvc.registry.outage_search import find_outages
 from novasvc.registry.outages import CONDUCTOR_TOPIC, SILENCES_KEPT, Outages, Silence, VerdictRule, make_member
@@ -47,19 +47,35 @@ _MEMBERS_ALONE = select(
     services.c.created_at,
 ).where(services.c.deleted == 0)
 _MEMBERS = _MEMBERS_ALONE.add_columns(
-    incarnations_table.c.state, incarnations_table.c.since, incarnations_table.c.started_at, incarnations_table.c.zone
+    incarnations_table.c.state,
+    incarnations_table.c.since,
+    incarnations_table.c.until,
+    incarnations_table.c.started_at,
+    incarnations_table.c.zone,
 ).select_from(incarnations.JOIN)
 _NOW = select(database_now())
 _SEEN = func.coalesce(services.c.last_seen_up, services.c.created_at)
-_IS_SILENT = (database_ago(bindparam("late", type_=Double)) > _SEEN) & (
-    database_ago(bindparam("longest", type_=Double)) < _SEEN
-)
-_SUMMARY = select(
-    func.coalesce(func.sum(case((_IS_SILENT, 1), else_=0)), 0),
+
+
+def _is_silent(sign: ColumnElement[Any]) -> ColumnElement[bool]:
+    """Return the condition that a last sign of life was in the time in which its service could be suspect."""
+    late, longest = (database_ago(bindparam(name, type_=Double)) for name in ("late", "longest"))
+    return (late > sign) & (longest < sign)
+
+
+_SUMMARY_ALONE = select(
+    func.coalesce(func.sum(case((_is_silent(_SEEN), 1), else_=0)), 0),
     func.max(_SEEN),
     func.max(case((services.c.topic == CONDUCTOR_TOPIC, _SEEN), else_=null())),
     database_now(),
 ).where(services.c.deleted == 0)
+# A service that was lost while it started may have sent its last heartbeat long before. Few are starting, so they are
+# counted by themselves instead of in a join of all rows; those that are counted twice only have the rows read.
+_SUMMARY = _SUMMARY_ALONE.add_columns(
+    select(func.count())
+    .where(incarnations_table.c.state == "starting", _is_silent(incarnations.SAID))
+    .scalar_subquery()
+)
 _ANY_RECENT = _RECENT.limit(1)
 
 _YEAR = 366 * 86400.0
@@ -106,8 +122,9 @@ def read_outages(connection: Connection, rule: VerdictRule, *, ours: bool) -> Ou
             created_at=created_at,
             state=rest[0] if rest else None,
             since=rest[1] if rest else None,
-            started_at=rest[2] if rest else None,
-            zone=rest[3] if rest else None,
+            until=rest[2] if rest else None,
+            started_at=rest[3] if rest else None,
+            zone=rest[4] if rest else None,
         )
         for service_id, binary, topic, forced_down, last_seen_up, created_at, *rest in rows
     ]
@@ -126,8 +143,9 @@ def _is_quiet(connection: Connection, rule: VerdictRule, *, ours: bool) -> bool:
     service became silent in the time for which it could be suspect. Services that died long ago do not matter.
     """
     longest = min(rule.longest + rule.slack, _YEAR)
-    silent, newest, conductors, now = connection.execute(_SUMMARY, {"late": rule.late, "longest": longest}).one()
-    if silent > 1 or newest is None or (now - newest).total_seconds() > rule.slack:
+    summary = connection.execute(_SUMMARY if ours else _SUMMARY_ALONE, {"late": rule.late, "longest": longest}).one()
+    silent, newest, conductors, now, *starting = summary
+    if silent + sum(starting) > 1 or newest is None or (now - newest).total_seconds() > rule.slack:
         return False
     if conductors is not None and (now - conductors).total_seconds() > rule.slack:
         return False

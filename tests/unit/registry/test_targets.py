@@ -3,7 +3,7 @@
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, fail
-from twisted.internet.task import Clock
+from twisted.internet.task import Clock, deferLater
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc import Manager, RequestContext, rpc
@@ -115,6 +115,18 @@ class CallTests(FleetMixin, SynchronousTestCase):
             self.fleet.run(client.prepare(server="c0").call(RequestContext(), "echo", value=1))
         self.fleet.advance(300)
         self.assertIn("no heartbeat since", self.failing("echo.c0").reason)
+
+    def test_long_start(self) -> None:
+        """A service that consumes is called while its post_start_hook runs, however long that takes."""
+
+        class Slow(Echo):
+            async def post_start_hook(self) -> None:
+                await deferLater(self.attachments.reactor, 3 * DOWN_TIME)
+
+        self.fleet.add(Slow, host="c", topic="echo", binary="novasvc-echo").service.start()
+        self.fleet.advance(2 * DOWN_TIME)
+        self.assertEqual(self.fleet.run(self.fleet.call("echo.c", "echo", value=1)), 1)
+        self.fleet.advance(2 * DOWN_TIME)
 
     def test_draining(self) -> None:
         """A service that drains is called: it still takes the calls that belong to operations in progress there."""

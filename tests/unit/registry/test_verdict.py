@@ -34,6 +34,7 @@ class Node:
     state: ServiceState = "ready"
     reason: str | None = None
     since: float = -3600.0
+    until: float | None = None
 
 
 class Fleet:
@@ -96,7 +97,7 @@ class Fleet:
             number=1,
             state=node.state,
             since=_time(node.since),
-            until=None,
+            until=None if node.until is None else _time(node.until),
             reason=node.reason,
             calls=0,
             machine="m",
@@ -454,6 +455,43 @@ class StateTests(SynchronousTestCase):
         self.assertEqual(fleet.verdicts()[node.id].status, "alive")
         verdict = fleet.run(565).verdicts()[node.id]
         self.assertEqual(verdict, Verdict("down", "starting since 2026-11-29 12:08:20 UTC", _time(500)))
+
+    def test_start_that_goes_on(self) -> None:
+        """A service that tells that it still starts is alive, however long that takes; if it is silent, it is down."""
+        fleet = Fleet()
+        node = fleet.add("compute", 9)[0]
+        _dead(node)
+        node.state, node.since = "starting", 20
+        for second in range(40, 600, 20):
+            fleet.run(second)
+            node.until = second
+            self.assertEqual(fleet.count(), {"alive": 9}, second)
+            self.assertFalse(needs_outages(fleet.records()[node.id], RULE))
+        self.assertEqual(fleet.run(640).count(), {"alive": 9})
+        reason = "starting since 2026-11-29 12:00:20 UTC, and silent since 2026-11-29 12:09:40 UTC"
+        self.assertEqual(fleet.run(641).verdicts()[node.id], Verdict("down", reason, _time(580)))
+
+    def test_starts_that_are_cut_off(self) -> None:
+        """Services that start for long and are cut off together are suspect."""
+        fleet = Fleet()
+        for node in fleet.add("compute", 10)[:6]:
+            _dead(node)
+            node.state, node.since, node.until = "starting", 0, 500
+        self.assertEqual(fleet.run(590).count(), {"alive": 4, "suspect": 6})
+
+    def test_conductor_that_starts(self) -> None:
+        """While the only conductor starts, it takes no heartbeats: a small group behind it is not down."""
+        fleet = Fleet()
+        (conductor,) = fleet.add("conductor", 1)
+        for node in [conductor, *fleet.add("compute", 3)]:
+            _dead(node, 100)
+        conductor.state, conductor.since = "starting", 101
+        for second in range(120, 400, 20):
+            fleet.run(second)
+            conductor.until = second
+            verdicts = fleet.verdicts()
+            self.assertEqual(verdicts.pop(conductor.id).status, "alive")
+            self.assertNotIn("down", {verdict.status for verdict in verdicts.values()}, second)
 
     def test_needs_outages(self) -> None:
         """Only for a service that is silent the others matter."""

@@ -83,6 +83,15 @@ class PurgeTests(TestCase):
         await self.begin("h2", beats=0, owner="b")
         self.assertEqual(await self.purge(), [])
 
+    async def test_starting(self) -> None:
+        """A service that tells that it still starts stays, however long ago its start began; one that is lost goes."""
+        starting, lost = await self.begin("h1"), await self.begin("h2")
+        for each in (starting, lost):
+            await self.move(each, 40)
+        await self.registry.enter(starting, 1, "starting", until=0.0)
+        await self.registry.enter(lost, 1, "starting", until=-35 * DAY)
+        self.assertEqual(await self.purge(), [("h2", "silent")])
+
     async def test_never_beat(self) -> None:
         """A service that never sent a heartbeat stays, unless its start has failed, or it has stopped, long ago."""
         silent, failed = await self.begin("h1", beats=0), await self.begin("h2", beats=0)

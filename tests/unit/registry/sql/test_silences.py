@@ -160,6 +160,25 @@ class QuietTests(RegistryCase):
         fleet = await judge_all(registry, VerdictRule())
         self.assertEqual([verdict.status for _, verdict in fleet.services], ["down"] * 4 + ["alive"] * 4)
 
+    async def test_lost_starts(self) -> None:
+        """The rows are read if services that were down for long are lost together while they start."""
+        registry = self.make()
+        for number in range(8):
+            record = await registry.begin(attrs.evolve(START, host=f"h{number}", owner=str(number)))
+            await registry.beat(record.id, 1)
+        self.age_starts()
+        self.execute("UPDATE services SET created_at = '2019-01-01 00:00:00.000000'")
+        self.execute("UPDATE services SET last_seen_up = '2020-01-01 00:00:00.000000' WHERE id < 6")
+        self.assertEqual(len((await self.read(registry))[1]), 2)
+        self.execute(
+            "UPDATE novasvc_incarnations SET until = strftime('%Y-%m-%d %H:%M:%f', 'now', '-70 seconds') || '000' "
+            "WHERE service_id < 6"
+        )
+        (mass,) = (await self.read(registry))[0].masses
+        self.assertEqual((mass.silent, mass.services), (5, 8))
+        fleet = await judge_all(registry, VerdictRule())
+        self.assertEqual([verdict.status for _, verdict in fleet.services], ["suspect"] * 5 + ["alive"] * 3)
+
     async def test_not_quiet(self) -> None:
         """Two that are silent, nobody who is heard, a silent conductor, or a recorded silence: the rows are read."""
         registry = self.make()
