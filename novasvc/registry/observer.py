@@ -145,10 +145,11 @@ class FleetObserver:
         while self._fencing == fencing:
             try:
                 if known is None:
+                    # Before the read: once this number is written, no earlier process changes what is read.
+                    await self.registry.observe(self.name, fencing, [])
                     observations = await self.registry.observations(self.name)
                     known = self._known = {each.service_id: each for each in observations}
                     self._first = not known
-                    await self.registry.observe(self.name, fencing, [])
                 await self._look(fencing)
             except ObserverSupersededError as error:
                 _log.warn("{error}", error=error)

@@ -1,19 +1,20 @@
 """Tests for observers of a fleet, on a Clock."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from novasvc.errors import DatabaseUnavailableError, ObserverError
+from novasvc.errors import DatabaseLockedError, DatabaseUnavailableError, ObserverError
 from novasvc.interfaces import IServiceObserver
 from novasvc.registry.incarnation import ServiceStart
 from novasvc.registry.memory import MemoryRegistry
-from novasvc.registry.observation import StatusChange
+from novasvc.registry.observation import Observation, StatusChange
 from novasvc.registry.observer import FleetObserver
 from novasvc.registry.outages import VerdictRule
 from novasvc.registry.record import ServiceChanges
@@ -45,6 +46,27 @@ class Recorder:
         return self._note("suspect", change)
 
 
+class HeldRegistry(MemoryRegistry):
+    """A registry in which one transaction that writes observations can hold its locks until ``commit`` is called."""
+
+    hold = False
+    held: tuple[Deferred[None], Callable[[], Deferred[None]]] | None = None
+
+    def observe(self, observer: str, fencing: int, observations: Sequence[Observation]) -> Deferred[None]:
+        if self.held is not None:
+            return fail(DatabaseLockedError("memory:", "another transaction holds the row"))
+        if not self.hold or not observations:
+            return super().observe(observer, fencing, observations)
+        self.held = Deferred(), partial(super().observe, observer, fencing, observations)
+        return self.held[0]
+
+    def commit(self) -> None:
+        """Commit the transaction."""
+        assert self.held is not None
+        (committed, write), self.held, self.hold = self.held, None, False
+        write().chainDeferred(committed)
+
+
 class ObserverCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
@@ -69,14 +91,14 @@ class ObserverCase(SynchronousTestCase):
             self.ids.append(record.id)
             self.registry.beat(record.id)
 
-    def observe(self, holder: str = "a", observer: Recorder | None = None) -> FleetObserver:
-        """Start an observer."""
+    def observe(self, holder: str = "a", observer: Recorder | None = None, clock: Clock | None = None) -> FleetObserver:
+        """Start an observer; by default on the clock of the registry."""
         made = FleetObserver(
             name="test",
             observer=observer or self.observer,
             registry=self.registry,
             rule=VerdictRule(),
-            clock=self.clock,
+            clock=clock or self.clock,
             holder=holder,
             random_source=random.Random(1),
         )
@@ -251,6 +273,26 @@ class OnceTests(ObserverCase):
         (observation,) = [each for each in self.successResultOf(self.registry.observations("test")) if not each.told]
         self.assertEqual(observation.service_id, self.ids[0])
         self.stop(first)
+
+    def test_stopped_in_its_transaction(self) -> None:
+        """A process that is stopped while it writes, and goes on, is not repeated by the one that takes over."""
+        self.registry = registry = HeldRegistry(self.clock)
+        self.add(10)
+        own_clock, other = Clock(), Recorder()
+        first, second = self.observe("a", clock=own_clock), self.observe("b", other)
+        registry.hold = True
+        self.silent.add(self.ids[0])
+        while registry.held is None:
+            self.run_for(1)
+            own_clock.advance(1)
+        self.run_for(60)  # the clock of the first one stands still
+        self.assertTrue(second.tells)
+        self.assertEqual((self.observer.told, other.told), ([], []))
+        registry.commit()
+        self.run_for(60)
+        self.assertEqual((self.observer.told, other.told), ([("down", "agent@h0")], []))
+        self.stop(first)
+        self.stop(second)
 
     def test_cancelled_by_stop(self) -> None:
         """A stop cancels what the observer does; it is told again after the restart."""
