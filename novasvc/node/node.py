@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from contextvars import copy_context
 from functools import partial
 from itertools import count
 from typing import Any, TypeVar
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 import attrs
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, maybeDeferred, succeed
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
-from twisted.internet.task import deferLater
+from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger, LogLevel
 
 from novasvc._version import __version__
@@ -88,7 +89,9 @@ class Node:
     # comes first, so that a hook can rely on it, and so that a second start of the service ends before
     # it does anything; messages come after the hooks that prepare for them; the first heartbeat comes
     # when the node can do what it announces. A service that is forced down runs its hooks, and does not
-    # consume until it is let up: see novasvc.node.fence.
+    # consume until it is let up: see novasvc.node.fence. Only heartbeats would tell the node that it was
+    # forced down since it registered, so until the first one its row is read instead: before it
+    # consumes, and while post_start_hook runs.
     #
     # Stop is not simply the reverse. First nothing new is accepted (no runs, and only requests of
     # operations under way, see novasvc.rpc.server.admission). Then everything under way is finished. Only
@@ -216,20 +219,41 @@ class Node:
         await self._hook("pre_start_hook")
 
         self._step = "consumers"
-        if not self.fence.is_fenced:
-            await self._retry_outages("broker", lambda: self._serve(transport))
-        await self._hook("post_start_hook")
-
-        self._step = "heartbeat"
         checks = [self._why_not_consuming, self.why_not_reached]
         clock, identity = self.runtime.reactor, self.identity
-        self.heartbeat = Heartbeat(
+        heartbeat = self.heartbeat = Heartbeat(
             registry, identity, record, clock, self.report_interval, self.fence, checks, self._tell_withheld
         )
-        self.fence.start(partial(getattr, self.heartbeat, "sent_at"))
-        await self.heartbeat.start()
+        await heartbeat.hear()
+        if not self._stays():  # a stop has begun meanwhile
+            raise CancelledError
+        if not self.fence.is_fenced:
+            await self._retry_outages("broker", lambda: self._serve(transport))
+        await self._run_post_start_hook(heartbeat)
+
+        self._step = "heartbeat"
+        self.fence.start(partial(getattr, heartbeat, "sent_at"))
+        await heartbeat.start()
         self._start_tasks()
-        await self.registration.enter(registry, "ready", reason=self.heartbeat.withheld)
+        await self.registration.enter(registry, "ready", reason=heartbeat.withheld)
+
+    async def _run_post_start_hook(self, heartbeat: Heartbeat) -> None:
+        """Call post_start_hook, and read the row meanwhile as often as heartbeats are sent afterwards."""
+        hearing = LoopingCall(copy_context().run, heartbeat.hear)
+        hearing.clock = self.runtime.reactor
+        ended: Deferred[Any] = succeed(None)
+        if self.report_interval:
+            ended = hearing.start(self.report_interval, now=False)
+            ended.addErrback(lambda failure: failure.trap(CancelledError) and None)  # by the stop of the heartbeat
+            ended.addErrback(
+                lambda failure: _log.failure("the row of {node} is not read any more", failure, node=self.identity)
+            )
+        try:
+            await self._hook("post_start_hook")
+        finally:
+            if hearing.running:
+                hearing.stop()
+        await ended
 
     async def _register(self, registry: IServiceRegistry) -> ServiceRecord:
         def wait_for_twin(error: ServiceTwinError) -> None:
@@ -259,7 +283,8 @@ class Node:
         assert self.registry is not None
         record = await self.registration.begin_again(self.registry)
         self.manager.attach(attrs.evolve(self.manager.attachments, incarnation=self.registration.number))
-        await self.registration.enter(self.registry, "ready")
+        if self.lifecycle.state == "running":
+            await self.registration.enter(self.registry, "ready")
         return record
 
     def _tell_withheld(self, reason: str | None) -> None:

@@ -127,6 +127,22 @@ class Heartbeat:
     _due: float = attrs.field(default=0.0, init=False)
     _sending: Deferred[None] | None = attrs.field(default=None, init=False)
 
+    def hear(self) -> Deferred[None]:
+        """Ask the registry, without a heartbeat, whether it would be refused, and tell the owner if so.
+
+        Called before :meth:`start`, for a service that takes in work already, or is about to.
+
+        :return: Deferred[None], fired when the registry has answered, or cannot be read.
+        """
+        self._number = self.record.incarnation_number
+        hearing = self._sending = Deferred.fromCoroutine(self._hear())
+
+        def done(outcome: Failure | None) -> Failure | None:
+            self._sending = None
+            return outcome
+
+        return hearing.addBoth(done)
+
     def start(self) -> Deferred[None]:
         """Send the first heartbeat now, and one every report_interval from now on.
 
@@ -207,23 +223,33 @@ class Heartbeat:
             self._note_failure(describe(error))
             self._log_trouble("the heartbeat failed", error)
 
+    async def _hear(self) -> None:
+        try:
+            try:
+                await self._check()
+            except (ServiceNotFoundError, ServiceSupersededError) as error:
+                await self._register_again(error)
+                await self._check()
+        except (ServiceForcedDownError, ServiceSupersededError, ServiceTwinError, ServiceNotFoundError) as error:
+            self._owner.refused(error)
+        except NovasvcError as error:
+            # A service that cannot reach the registry goes on; its heartbeats say so.
+            _log.debug("the row of {identity} cannot be read: {error}", identity=self._identity, error=error)
+
+    async def _check(self) -> None:
+        """Read the row, and check that a heartbeat would not be refused."""
+        check_beat(await self._registry.get(str(self.record.id)), self._number)
+
     async def _look(self) -> None:
         """Read the row while the service is forced down, and go on if an operator has let it up."""
-        record = await self._registry.get(str(self.record.id))
-        check_beat(record, self._number)
+        await self._check()
         await self._owner.let_up()
 
     async def _send(self) -> None:
         try:
             await self._registry.beat(self.record.id, self._number)
         except (ServiceNotFoundError, ServiceSupersededError) as error:
-            # Deleted by an operator, or lost by a database that was restored from a backup: begin() tells them apart.
-            # Numbers only grow, so a lower one is from a backup, too.
-            if isinstance(error, ServiceSupersededError) and error.latest >= (self._number or 0):
-                raise
-            self.record = await self._owner.begin_again()
-            _log.warn("the registry had lost this start of {identity}; registered it again", identity=self._identity)
-            self._number = self.record.incarnation_number
+            await self._register_again(error)
             await self._registry.beat(self.record.id, self._number)
         self.sent += 1
         self.write_error = None
@@ -237,6 +263,16 @@ class Heartbeat:
             self._withhold(None)
         if self._owner.is_fenced:
             await self._owner.written()
+
+    async def _register_again(self, error: ServiceNotFoundError | ServiceSupersededError) -> None:
+        """Register again after the registry has lost this start; raise the error if it has not."""
+        # Deleted by an operator, or lost by a database that was restored from a backup: begin() tells them apart.
+        # Numbers only grow, so a lower one is from a backup, too.
+        if isinstance(error, ServiceSupersededError) and error.latest >= (self._number or 0):
+            raise error
+        self.record = await self._owner.begin_again()
+        _log.warn("the registry had lost this start of {identity}; registered it again", identity=self._identity)
+        self._number = self.record.incarnation_number
 
     def _withhold(self, reason: str | None) -> None:
         if reason not in {self.withheld, _LATE}:

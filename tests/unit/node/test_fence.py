@@ -3,7 +3,7 @@
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import LogLevel
 
 from novasvc import rpc
@@ -113,7 +113,9 @@ class FenceCase(ServiceTestCase):
         return incarnation
 
     def asked(self, method: str = "sell") -> Deferred[Any]:
-        calling = self.caller.rpc.prepare(topic="shop", server="h1").call(RequestContext(), method)
+        # Without the check, which does not send calls to a service that is down, whether it consumes or not.
+        calls = self.caller.rpc.prepare(topic="shop", server="h1", check_liveness=False)
+        calling = calls.call(RequestContext(), method)
         self.fleet.advance(0)
         return calling
 
@@ -287,6 +289,112 @@ class FenceTests(FenceCase):
         runs = shop.manager.runs
         self.fleet.advance(10)
         self.assertGreater(shop.manager.runs, runs)
+
+    def starting(self, **hooks: Deferred[None]) -> tuple[Any, Deferred[None]]:
+        """Begin to start a shop on h1 whose hooks wait; return it, and the start."""
+        self.make()
+        shop = self.fleet.add(Shop, host="h1", binary="nova-shop", topic="shop")
+        for name, waiting in hooks.items():
+            setattr(shop.manager, name, lambda waiting=waiting: waiting)
+        return shop, shop.service.start()
+
+    def test_forced_down_during_the_start(self) -> None:
+        """A node that is forced down while init_host runs does not consume, and serves when it is let up."""
+        init, post = Deferred[None](), Deferred[None]()
+        _, starting = self.starting(init_host=init, post_start_hook=post)
+        self.fleet.advance(50)
+        self.update(forced_down=True)
+        told = self.told(LogLevel.critical)
+        init.callback(None)
+        self.assertFalse(self.serves())
+        self.assertEqual(len(told), 1)
+        post.callback(None)
+        self.fleet.advance(10)
+        self.successResultOf(starting)
+        self.assertFalse(self.serves())
+        self.update(forced_down=False)
+        self.fleet.advance(10)
+        self.assertTrue(self.serves())
+
+    def test_forced_down_during_post_start_hook(self) -> None:
+        """A node that is forced down while post_start_hook runs takes in nothing within an interval."""
+        post = Deferred[None]()
+        _, starting = self.starting(post_start_hook=post)
+        self.fleet.advance(50)
+        self.assertTrue(self.serves())
+        self.update(forced_down=True)
+        self.fleet.advance(10)
+        self.assertFalse(self.serves())
+        post.callback(None)
+        self.successResultOf(starting)
+        self.assertFalse(self.serves())
+
+    def test_replaced_during_the_start(self) -> None:
+        """A node that is superseded, or whose row is deleted, while init_host runs does not consume."""
+        for replace in (self.supersede, lambda: self.fleet.registry.delete(self.row().id)):
+            init, post = Deferred[None](), Deferred[None]()
+            shop, _ = self.starting(init_host=init, post_start_hook=post)
+            self.fleet.advance(50)
+            replace()
+            init.callback(None)
+            self.assertFalse(self.serves())
+            self.assertTrue(shop.service.node.fence.final)
+            post.callback(None)
+            shop.stop()
+
+    def test_outage_during_the_start(self) -> None:
+        """A node that cannot read its row before it consumes goes on, and so it does while post_start_hook runs."""
+        init, post = Deferred[None](), Deferred[None]()
+        _, starting = self.starting(init_host=init, post_start_hook=post)
+        self.assertFalse(self.serves())
+        self.fleet.registry.outage = DatabaseUnavailableError("memory:", "gone")
+        init.callback(None)
+        self.fleet.advance(30)
+        self.assertTrue(self.serves())
+        self.fleet.registry.outage = None
+        post.callback(None)
+        self.successResultOf(starting)
+
+    def test_row_lost_during_the_start(self) -> None:
+        """A node whose row was lost by the database while it starts registers again, and goes on."""
+        init, post = Deferred[None](), Deferred[None]()
+        shop, starting = self.starting(init_host=init, post_start_hook=post)
+        registry = self.fleet.registry
+        registry._by_id.clear()
+        registry._hosts.clear()
+        registry._incarnations._rows.clear()
+        init.callback(None)
+        self.assertTrue(self.serves())
+        self.assertEqual((self.state(), self.row().incarnation.number), ("starting", 2))
+        self.assertEqual(shop.manager.attachments.incarnation, 2)
+        post.callback(None)
+        self.successResultOf(starting)
+        self.assertEqual((self.state(), self.row().incarnation.number), ("ready", 2))
+
+    def test_stop_while_the_row_is_read(self) -> None:
+        """A stop while the row is read before the node consumes begins no server."""
+        init, reading = Deferred[None](), Deferred[Any]()
+        shop, starting = self.starting(init_host=init)
+        begun: list[Server] = []
+        self.patch(Server, "start", lambda server: begun.append(server) or succeed(None))
+        self.patch(MemoryRegistry, "get", lambda *_: reading)
+        reading.addErrback(lambda _: self.row())  # the registry answers nevertheless
+        init.callback(None)
+        self.successResultOf(shop.service.stop())
+        self.failureResultOf(starting)
+        self.assertEqual(begun, [])
+
+    def test_stop_during_post_start_hook(self) -> None:
+        """A stop while post_start_hook runs reads the row no more."""
+        shop, starting = self.starting(post_start_hook=Deferred[None]())
+        reads: list[Deferred[Any]] = []
+        self.patch(MemoryRegistry, "get", lambda *_: reads.append(Deferred()) or reads[-1])
+        self.fleet.advance(10)
+        self.successResultOf(shop.service.stop())
+        self.failureResultOf(starting)
+        self.assertEqual([reading.called for reading in reads], [True])
+        self.fleet.advance(30)
+        self.assertEqual(len(reads), 1)
 
     def test_fenced_while_it_drains(self) -> None:
         """A node that is forced down while it drains cancels its work, and its stop goes on to the end."""
