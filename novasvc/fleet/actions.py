@@ -49,6 +49,13 @@ class Attempt:
             raise NodeFailedError("its row was deleted") from error
         return record
 
+    async def await_record(self) -> ServiceRecord:
+        """Read the row of the service; wait for the database if it is away. Not within :meth:`Patience.until`.
+
+        :raises NodeFailedError: it was deleted.
+        """
+        return await self.patience.until(self.record, lambda: "the database did not answer")
+
     @property
     def clock(self) -> IReactorTime:
         """The clock of the calls."""
@@ -115,7 +122,7 @@ async def _change(attempt: Attempt, changes: ServiceChanges) -> str:
 
 
 async def _drain(attempt: Attempt) -> str:
-    record = await attempt.record()
+    record = await attempt.await_record()
     before = attempt.node.incarnation
     if not _is_stopped(record, before) and record.state != "draining":
         await attempt.command(record, "drain", "1.0")
@@ -142,7 +149,7 @@ def _is_stopped(record: ServiceRecord, before: int | None) -> bool:
 
 
 async def _restart(attempt: Attempt) -> str:
-    record = await attempt.record()
+    record = await attempt.await_record()
     before = attempt.node.incarnation
     sent = attempt.clock.seconds()
     if before is None or (record.incarnation_number == before and record.state != "draining"):
@@ -176,7 +183,7 @@ async def _restart(attempt: Attempt) -> str:
 
 
 async def _reload(attempt: Attempt) -> str:
-    record = await attempt.record()
+    record = await attempt.await_record()
     before = await attempt.status(record)
     if before is None:
         raise NodeFailedError("it does not answer")

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred
@@ -24,6 +24,7 @@ from novasvc.registry.operation import NodeChange, Operation, OperationNode, Ope
 from novasvc.registry.record import ServiceRecord
 
 _log = Logger()
+_T = TypeVar("_T")
 
 HEARD_INTERVAL = 5.0
 """Seconds between two notes that the command of an operation is there; see RUNNER_TIMEOUT."""
@@ -103,7 +104,7 @@ class OperationRun:
             for node in [node for node in self._nodes.values() if node.state == "running"]:
                 self._begin(node)
             state, reason = await self._proceed()
-            await self._write(lambda: self.store.end(self.operation.id, self._owner, state, reason))
+            await self._retry_outages(lambda: self.store.end(self.operation.id, self._owner, state, reason))
         except CancelledError:
             self._cancel()
             await self._store_interruption()
@@ -112,8 +113,7 @@ class OperationRun:
             self._cancel()
             if hearing.running:
                 hearing.stop()
-        ended: Operation = await self.store.read(self.operation.id)
-        return ended
+        return await self._retry_outages(lambda: self.store.read(self.operation.id))
 
     async def _proceed(self) -> tuple[OperationState, str | None]:
         while True:
@@ -153,12 +153,12 @@ class OperationRun:
         patience = Patience(self.clock, self._limits.timeout)
         incarnation = node.incarnation
         if incarnation is None:
-            incarnation = await patience.until(lambda: self._incarnation(node.service_id), lambda: "no answer")
+            incarnation = await self._incarnation(node.service_id, patience)
         node = attrs.evolve(node, incarnation=incarnation or None)
         # Before the command is sent: who resumes the operation must know which incarnation was to change. So must the
         # other services of the same process, which change with it, when it is their turn.
         others = [
-            attrs.evolve(other, incarnation=await self._incarnation(other.service_id) or None)
+            attrs.evolve(other, incarnation=await self._incarnation(other.service_id, patience) or None)
             for other in (self._nodes[number] for number in self._neighbours.get(node.service_id, ()))
             if other.state == "pending" and other.incarnation is None
         ]
@@ -181,10 +181,14 @@ class OperationRun:
             done, detail = False, describe(error)
         await self._note(attrs.evolve(node, state="done" if done else "failed", detail=detail))
 
-    async def _incarnation(self, service_id: int) -> int:
+    async def _incarnation(self, service_id: int, patience: Patience) -> int:
         """Return the number of a service's incarnation; 0 if it has none, or its row was deleted."""
-        with suppress(ServiceNotFoundError):
+
+        async def read() -> int:
             return (await self.registry.get(str(service_id))).incarnation_number or 0
+
+        with suppress(ServiceNotFoundError):
+            return await patience.until(read, lambda: "the database did not answer")
         return 0
 
     async def _note(self, *nodes: OperationNode) -> None:
@@ -192,7 +196,7 @@ class OperationRun:
             NodeChange(service_id=node.service_id, state=node.state, detail=node.detail, incarnation=node.incarnation)
             for node in nodes
         ]
-        await self._write(lambda: self.store.note(self.operation.id, self._owner, changes))
+        await self._retry_outages(lambda: self.store.note(self.operation.id, self._owner, changes))
         for node in nodes:
             if node.state == "pending" and self._nodes[node.service_id].state != "pending":
                 continue  # it was begun meanwhile
@@ -211,7 +215,7 @@ class OperationRun:
                 if record.id in self._nodes and process is not None:
                     processes.setdefault(process, []).append(record.id)
 
-        await self._write(read)
+        await self._retry_outages(read)
         return {number: services for services in processes.values() if len(services) > 1 for number in services}
 
     def _claim(self, record: ServiceRecord) -> bool:
@@ -221,7 +225,7 @@ class OperationRun:
         self._commanded.update(self._neighbours.get(record.id, [record.id]))
         return True
 
-    async def _write(self, write: Callable[[], Awaitable[Any]]) -> None:
+    async def _retry_outages(self, attempt: Callable[[], Awaitable[_T]]) -> _T:
         """Do something in the database; wait for it if it is away.
 
         :raises DatabaseUnavailableError: it was away for OUTAGE_LIMIT.
@@ -229,13 +233,11 @@ class OperationRun:
         began = self.clock.seconds()
         while True:
             try:
-                await write()
+                return await attempt()
             except DatabaseUnavailableError:
                 if self.clock.seconds() - began > OUTAGE_LIMIT:
                     raise
                 await deferLater(self.clock, LONGEST_DELAY)
-            else:
-                return
 
     # -- the whole -------------------------------------------------------------------------------
 

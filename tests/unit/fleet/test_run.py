@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, fail
 
 from novasvc.errors import DatabaseUnavailableError, OperationStateError
 from novasvc.fleet.patience import OUTAGE_LIMIT
@@ -210,6 +210,23 @@ class Unanswered:
         return lambda *_args, **_given: Deferred()
 
 
+class FailsOnce:
+    """A registry or a store in which every other call fails, as in an outage."""
+
+    def __init__(self, real: Any) -> None:
+        self._real = real
+        self._answers = True
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(self._real, name)
+
+        def call(*args: Any, **given: Any) -> Deferred[Any]:
+            self._answers = not self._answers
+            return real(*args, **given) if self._answers else fail(DatabaseUnavailableError("memory:", "away"))
+
+        return call
+
+
 class ResumeTests(FleetRig):
     """An operation whose command dies, is interrupted, resumed or aborted."""
 
@@ -311,6 +328,22 @@ class ResumeTests(FleetRig):
         self.registry.outage = None
         self.run_on(running)
         self.assertEqual(self.successResultOf(running).counts["done"], 5)
+
+    def test_reads_that_fail(self) -> None:
+        """No read or write that fails once ends an operation, whatever it is for."""
+        for kind in ("disable", "enable", "restart", "reload", "drain"):
+            run = self.begin(kind)
+            run.registry, run.store = FailsOnce(self.registry), FailsOnce(self.store)  # type: ignore[assignment]
+            ended = self.finish(run)
+            self.assertEqual((ended.state, ended.counts["done"]), ("done", 5), kind)
+
+    def test_reads_that_fail_in_one_process(self) -> None:
+        """So it is if several services share a process."""
+        for number in range(2):
+            self.add(f"shared{number}", pid=5, machine="m")
+        run = self.begin("restart", batch=BatchSize(1))
+        run.registry, run.store = FailsOnce(self.registry), FailsOnce(self.store)  # type: ignore[assignment]
+        self.assertEqual(self.finish(run).counts["done"], 7)
 
     def test_bound(self) -> None:
         """An outage has a bound: then the command ends, and the operation can be resumed."""
