@@ -14,6 +14,7 @@ from novasvc.cli.fleet_options import who_operates
 from novasvc.cli.progress import ProgressBar
 from novasvc.cli.service import API_BINARIES
 from novasvc.fleet.actions import KINDS
+from novasvc.fleet.calls import NodeCalls
 from novasvc.fleet.plan import Limits, make_nodes
 from novasvc.fleet.run import OperationRun
 from novasvc.fleet.selection import Selection, others_in_process
@@ -81,7 +82,9 @@ async def operate(
         owner, operator = str(uuid.uuid4()), who_operates()
         stored = {**limits.to_json(), **(options or {})}
         request = OperationRequest(kind=kind, options=stored, owner=owner, operator=operator, nodes=nodes)
-        return await _run(connections, await connections.store.begin(request), display)
+        # First, because an operation that has begun holds its nodes until its command ends it.
+        calls = await _connect(connections, kind)
+        return await _run(connections, await connections.store.begin(request), calls, display)
 
 
 async def resume(connections: FleetConnections, number: int, *, skip_failed: bool, as_json: bool) -> int:
@@ -90,23 +93,34 @@ async def resume(connections: FleetConnections, number: int, *, skip_failed: boo
     :return: the exit status.
     """
     owner = str(uuid.uuid4())
+    calls = await _connect(connections, (await connections.store.read(number)).kind)
     operation = await connections.store.resume(number, owner, who_operates(), skip_failed)
     with ProgressBar(operation.kind) as bar:
-        return await _run(connections, operation, FleetDisplay(as_json, bar), resumed=True)
+        return await _run(connections, operation, calls, FleetDisplay(as_json, bar), resumed=True)
+
+
+async def _connect(connections: FleetConnections, kind: str) -> NodeCalls | None:
+    """Connect to the broker, if operations of this kind call nodes."""
+    return await connections.connect() if KINDS[kind].calls else None
 
 
 async def _run(
-    connections: FleetConnections, operation: Operation, display: FleetDisplay, *, resumed: bool = False
+    connections: FleetConnections,
+    operation: Operation,
+    calls: NodeCalls | None,
+    display: FleetDisplay,
+    *,
+    resumed: bool = False,
 ) -> int:
-    nodes = await connections.store.nodes(operation.id)
-    display.begin(operation, nodes, resumed=resumed)
     try:
+        nodes = await connections.store.nodes(operation.id)
+        display.begin(operation, nodes, resumed=resumed)
         run = OperationRun(
             operation=operation,
             nodes=nodes,
             registry=connections.registry,
             store=connections.store,
-            calls=await connections.connect() if KINDS[operation.kind].calls else None,
+            calls=calls,
             clock=connections.clock,
             service_down_time=connections.settings.service_down_time,
             observer=display,

@@ -5,6 +5,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from typing import Any
 
+import attrs
 import click
 from click.testing import CliRunner
 from twisted.internet.defer import CancelledError, Deferred
@@ -21,7 +22,7 @@ from novasvc.cli.fleet_ping import ping_fleet
 from novasvc.cli.output import Output
 from novasvc.cli.progress import ProgressBar
 from novasvc.config import Settings
-from novasvc.errors import OperationConflictError
+from novasvc.errors import BrokerUnavailableError, OperationConflictError
 from novasvc.fleet.calls import NodeCalls
 from novasvc.fleet.plan import BatchSize, Limits
 from novasvc.fleet.selection import Selection
@@ -205,6 +206,28 @@ class OperateTests(FleetCase):
         self.failureResultOf(running, CancelledError)
         self.assertIn("operation 1 is interrupted; `novasvc fleet resume 1`", self.err.getvalue())
         self.assertEqual(self.result(self.store.read(1)).state, "halted")
+
+    def test_broker_away(self) -> None:
+        """Without the broker no operation begins or is resumed, so none is left behind that holds its nodes."""
+
+        async def refuse() -> NodeCalls:
+            raise BrokerUnavailableError("amqp://broker", "connection refused")
+
+        for number in range(2):
+            self.add(f"h{number}")
+        there, self.connections = self.connections, attrs.evolve(self.connections, connect=refuse)
+        given: Any = {"dry_run": False, "as_json": False, "yes": True}
+        beginning = Deferred.fromCoroutine(operate(self.connections, "restart", Selection(), LIMITS, **given))
+        self.failureResultOf(beginning, BrokerUnavailableError)
+        self.assertEqual(self.result(self.store.list(9)), [])
+        self.assertEqual(self.operate("disable"), 0)  # needs no broker
+        self.processes[0].trouble = "vanishes"
+        self.connections = there
+        self.assertEqual(self.operate(), HALTED)
+        self.connections = attrs.evolve(there, connect=refuse)
+        resuming = Deferred.fromCoroutine(resume(self.connections, 2, skip_failed=True, as_json=False))
+        self.failureResultOf(resuming, BrokerUnavailableError)
+        self.assertEqual(self.result(self.store.read(2)).state, "halted")
 
     def test_no_terminal(self) -> None:
         """Without a terminal to ask on, --yes is needed."""
