@@ -401,7 +401,8 @@ class IServiceRegistry(Interface):
         """Read one page of the live rows, filtered and sorted.
 
         :param ServiceQuery query: filters, sort order, marker and limit.
-        :return: Deferred[ServicePage]; fails with ServiceNotFoundError if the marker row never existed.
+        :return: Deferred[ServicePage]; fails with ServiceNotFoundError if the marker row never existed, unless the
+            marker is an id, and the order that of ids.
         """
 
     def count(query: ServiceQuery) -> Deferred[ServiceTotals]:

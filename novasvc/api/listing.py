@@ -159,7 +159,7 @@ class Listing:
     async def read(self, query: ListQuery) -> bytes:
         """Return the response body: {"services": [item], "services_links": [link]}, the links only if there is more.
 
-        :raises APIError: 400, there never was a service with the marker's id; 503, the registry cannot be reached.
+        :raises APIError: 400, there never was a service with the marker's uuid; 503, the registry cannot be reached.
         """
         if "\0" in f"{query.host}{query.binary}{query.marker}":
             return b'{"services": []}'  # no service has it, and PostgreSQL does not accept it in a parameter

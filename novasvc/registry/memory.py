@@ -170,9 +170,12 @@ class MemoryRegistry:
             rows = sorted(self._matching(query), key=sort_key, reverse=query.descending)
             if query.after is not None:
                 named = [row for row in (*self._rows, *self._deleted) if query.after in {str(row.id), row.uuid}]
-                if not named:
+                if named:
+                    marker_key = sort_key(named[0])
+                elif query.sort == "id" and query.after.isascii() and query.after.isdecimal():
+                    marker_key = (int(query.after),)
+                else:
                     raise ServiceNotFoundError(query.after)
-                marker_key = sort_key(named[0])
                 rows = [
                     row
                     for row in rows

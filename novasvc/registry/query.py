@@ -28,7 +28,7 @@ class ServiceQuery:
         by id.
     :param descending: reverse the order.
     :param after: the marker: only rows after the row with this id in decimal, or this uuid, which may have been
-        deleted since.
+        deleted since. In the order of ids, an id needs no row: it may have been purged since.
     :param limit: the maximum number of rows, >= 0.
     :raises ValueError: unknown sort, or a negative limit.
     """

@@ -281,6 +281,14 @@ class RegistryContract(IncarnationContract, VerdictContract, TestCase):
             error = await self.assert_fails(ServiceNotFoundError, self.registry.page(ServiceQuery(after=name)))
             self.assertEqual(error.args, (name,))
 
+    async def test_page_after_an_id(self) -> None:
+        """In the order of ids an id is a marker without a row, which may have been purged."""
+        ids = [(await self.register(f"h{number}")).id for number in range(3)]
+        after = str(NO_SUCH_ID)
+        for descending, expected in ((False, []), (True, ids[::-1])):
+            page = await self.registry.page(ServiceQuery(sort="id", descending=descending, after=after))
+            self.assertEqual([row.id for row in page.rows], expected)
+
     async def test_disable(self) -> None:
         """Disabling sets the reason; disabling without one, or enabling, clears it."""
         first = await self.register()

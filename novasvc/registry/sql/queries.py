@@ -1,6 +1,7 @@
 """SQL statements for :class:`~novasvc.registry.query.ServiceQuery`: pages of rows, and totals."""
 
 import json
+from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, cast
@@ -49,11 +50,11 @@ _ESCAPE = "/"
 
 
 def rows_statement(
-    query: ServiceQuery, marker: tuple[Any, ...] | None, *, with_incarnations: bool = True
+    query: ServiceQuery, marker: Sequence[Any] | None, *, with_incarnations: bool = True
 ) -> tuple[Select[Any], dict[str, Any]]:
     """Return the statement that reads a query's rows and, with a limit, one row more; and its parameters.
 
-    :param marker: the result of :func:`marker_statement`; None starts at the first row.
+    :param marker: the result of :func:`marker_statement`, or what it would be; None starts at the first row.
     :param with_incarnations: whether there is a table ``novasvc_incarnations``.
     """
     values = _values(query)

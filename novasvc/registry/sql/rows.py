@@ -183,8 +183,10 @@ class ServiceRows:
 
     def page(self, connection: Connection, query: ServiceQuery) -> ServicePage:
         """Read one page of the live rows."""
-        marker = None
-        if query.after is not None:
+        marker: Sequence[Any] | None = None
+        if query.after is not None and query.sort == "id" and is_number(query.after):
+            marker = [int(query.after)]  # its row may have been purged
+        elif query.after is not None:
             with self.readable():
                 marker = connection.execute(marker_statement(query)).first()
             if marker is None:

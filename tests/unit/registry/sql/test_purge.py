@@ -7,9 +7,12 @@ from sqlalchemy.sql import literal
 from twisted.internet import reactor
 from twisted.trial.unittest import TestCase
 
+from novasvc.registry import verdicts
 from novasvc.registry.errors import ServiceNotFoundError
 from novasvc.registry.incarnation import ServiceStart
+from novasvc.registry.outages import VerdictRule
 from novasvc.registry.purge import MAX_BATCH, PurgeRequest
+from novasvc.registry.query import ServicePage, ServiceQuery
 from novasvc.registry.sql import migrate
 from novasvc.registry.sql.schema import database_ago, incarnations, services
 from novasvc.registry.sql.services import connect_registry
@@ -144,6 +147,22 @@ class PurgeTests(TestCase):
         request = PurgeRequest(seconds=30 * DAY, include_nova=True)
         self.assertEqual(len(await self.registry.find_purgeable(request, 0)), MAX_BATCH)
         self.assertEqual([len(await self.registry.purge(request)) for _ in range(3)], [MAX_BATCH, 10, 0])
+
+    async def test_between_two_pages(self) -> None:
+        """A reader of all services goes on if the last row of its page is purged."""
+        self.patch(verdicts, "PAGE", 1)
+        old, _, _ = [await self.begin(host) for host in ("h1", "h2", "h3")]
+        await self.move(old, 40)
+        page = self.registry.page
+
+        async def read(query: ServiceQuery) -> ServicePage:
+            found: ServicePage = await page(query)
+            await self.registry.purge(PurgeRequest(seconds=30 * DAY))
+            return found
+
+        self.patch(self.registry, "page", read)
+        fleet = await verdicts.judge_all(self.registry, VerdictRule())
+        self.assertEqual([record.host for record, _ in fleet.services], ["h1", "h2", "h3"])
 
     def test_age(self) -> None:
         """An age is above 0."""
