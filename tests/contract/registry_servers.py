@@ -13,12 +13,13 @@ from twisted.internet.defer import Deferred, DeferredList, gatherResults
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
-from novasvc.errors import ServiceTwinError
+from novasvc.errors import DatabaseLockedError, ServiceTwinError
 from novasvc.registry.incarnation import ServiceStart
 from novasvc.registry.lease import LeaseRequest
 from novasvc.registry.purge import PurgeRequest
 from novasvc.registry.record import ServiceRecord
 from novasvc.registry.sql import leases, migrate
+from novasvc.registry.sql.engine import Engine
 from novasvc.registry.sql.schema import database_ago, incarnations, metadata, revision, services
 from novasvc.registry.sql.services import ServiceRegistry, connect_registry
 from novasvc.testing.servers import database
@@ -86,6 +87,27 @@ class ServerTests:
             other.rollback()
         await locked
         self.assertEqual([row.report_count for row in await self.registry.list(None, None, None)], [1] * 5)
+
+    async def test_kept_lock(self: Any) -> None:
+        """A wait for a lock that is kept ends in the server, too: its transaction keeps no locks of other rows."""
+        held, wanted = [await self.register(host=host) for host in ("h1", "h2")]
+        address = self.registry._engine.address
+        engine = Engine(address, reactor=reactor, wait_timeout=2.0)
+        self.addCleanup(engine.close)
+        lock = select(services.c.id).with_for_update()
+        other = sqlalchemy.create_engine(address.render())
+        self.addCleanup(other.dispose)
+
+        def lock_both(connection: Connection) -> None:
+            for record in (held, wanted):
+                connection.execute(lock.where(services.c.id == record.id))
+
+        with other.connect() as connection:
+            connection.execute(lock.where(services.c.id == wanted.id))
+            await self.assertFailure(engine.run(lock_both), DatabaseLockedError)
+            began = reactor.seconds()
+            await self.registry.beat(held.id)
+            self.assertLess(reactor.seconds() - began, 1.0)
 
     async def test_race_of_processes(self: Any) -> None:
         """Of starts through several registries, as in several conductors, one wins; those of other services all do."""

@@ -6,6 +6,7 @@ from urllib.parse import quote, unquote
 
 import attrs
 import sqlalchemy
+from sqlalchemy import event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -101,6 +102,8 @@ class DatabaseAddress:
             raise DatabaseRefusedError(self.masked, f"no driver for this URL: {error}") from None
         if self.path is not None:
             sqlite.watch(engine, self.path)
+        elif engine.dialect.name in {"mysql", "mariadb"}:
+            _limit_waits(engine, wait_timeout)
         return engine
 
     def _no_driver(self, error: ImportError) -> DatabaseDriverError:
@@ -108,6 +111,11 @@ class DatabaseAddress:
         requirement = _REQUIREMENTS.get(name)
         remedy = f"`pip install '{requirement}'`" if requirement else f"install the driver of {name}"
         return DatabaseDriverError(self.masked, f"its driver cannot be imported: {error}", remedy)
+
+
+def lock_timeout(wait_timeout: float) -> float:
+    """Return the seconds to wait for a lock: fewer than for a statement, so that the error names the lock."""
+    return wait_timeout * 4 / 5
 
 
 def _connect_args(backend: str, wait_timeout: float) -> dict[str, Any]:
@@ -119,11 +127,29 @@ def _connect_args(backend: str, wait_timeout: float) -> dict[str, Any]:
             # is refused at once if another connection has written since, regardless of the busy timeout.
             return {"timeout": wait_timeout, "isolation_level": "IMMEDIATE"}
         case "postgresql":
-            # The lock timeout is shorter than the statement timeout, so that the error names the lock.
-            bounds = f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds * 4 // 5}"
+            bounds = f"-c statement_timeout={milliseconds} -c lock_timeout={int(lock_timeout(milliseconds))}"
             alive = {"keepalives_idle": seconds, "keepalives_interval": 1, "keepalives_count": 3}
             return {"connect_timeout": seconds, "options": bounds, "tcp_user_timeout": milliseconds, **alive}
         case "mysql" | "mariadb":
             return {"connect_timeout": seconds, "read_timeout": seconds, "write_timeout": seconds}
         case _:
             return {}
+
+
+def _limit_waits(engine: sqlalchemy.Engine, wait_timeout: float) -> None:
+    """Have MySQL or MariaDB end a statement that waits for too long, before the client gives up.
+
+    The server would go on with the statement of a client that has closed its connection, and keep the locks of its
+    transaction: InnoDB waits 50 s for a lock.
+    """
+    seconds = max(1, int(lock_timeout(wait_timeout)))  # InnoDB takes only whole ones
+
+    # Not connect_args: an init_command there would replace that of the URL.
+    @event.listens_for(engine, "connect")
+    def connect(connection: Any, _record: Any) -> None:
+        limits = f"innodb_lock_wait_timeout = {seconds}, lock_wait_timeout = {seconds}"
+        if engine.dialect.is_mariadb:  # type: ignore[attr-defined]
+            limits += f", max_statement_time = {wait_timeout * 9 / 10:g}"
+        cursor = connection.cursor()
+        cursor.execute(f"SET SESSION {limits}")
+        cursor.close()

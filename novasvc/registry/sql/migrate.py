@@ -28,18 +28,20 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from novasvc.registry.errors import DatabaseError, DatabaseLockedError, DatabaseNewerError, DatabaseUnavailableError
 from novasvc.registry.sql import sqlite
-from novasvc.registry.sql.address import DatabaseAddress
+from novasvc.registry.sql.address import DatabaseAddress, lock_timeout
 from novasvc.registry.sql.diagnosis import diagnose
 from novasvc.registry.sql.schema import HEAD, REVISIONS, VERSION_TABLE, metadata, revision, services
 
 WAIT_TIMEOUT = 10.0
 """Seconds that a migration may wait for a connection, a lock or a statement."""
 
+_LOCK_TIMEOUT = lock_timeout(WAIT_TIMEOUT)
+
 _LOCK = {
     "sqlite": "BEGIN IMMEDIATE",
     "postgresql": f"SELECT pg_advisory_xact_lock({int.from_bytes(b'novasvc')})",
-    "mysql": f"SELECT GET_LOCK('{VERSION_TABLE}', {WAIT_TIMEOUT:g})",
-    "mariadb": f"SELECT GET_LOCK('{VERSION_TABLE}', {WAIT_TIMEOUT:g})",
+    "mysql": f"SELECT GET_LOCK('{VERSION_TABLE}', {_LOCK_TIMEOUT:g})",
+    "mariadb": f"SELECT GET_LOCK('{VERSION_TABLE}', {_LOCK_TIMEOUT:g})",
 }
 """The advisory lock that serialises concurrent migrations; released with the connection."""
 
@@ -182,7 +184,7 @@ def _lock(address: DatabaseAddress, connection: Connection) -> None:
     # GET_LOCK belongs to the connection: MySQL commits before each DDL statement, which would release a lock of the
     # transaction. It returns 0 or NULL when it times out, where the others raise.
     if backend in {"mysql", "mariadb"} and taken is not None and taken.scalar() != 1:
-        raise DatabaseLockedError(address.masked, f"another migration has been running for {WAIT_TIMEOUT:g} s")
+        raise DatabaseLockedError(address.masked, f"another migration has been running for {_LOCK_TIMEOUT:g} s")
 
 
 def is_head(address: DatabaseAddress, found: str | None) -> bool:
