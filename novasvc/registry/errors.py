@@ -47,9 +47,9 @@ class CircuitOpenError(DatabaseUnavailableError):
 
 
 class DatabaseReadOnlyError(DatabaseError):
-    """The database file, its directory or the server is read-only."""
+    """The database file, its directory or the server is read-only. Connections to such a server are made again."""
 
-    remedy = "make the file and its directory writable for this user, or set another database_url"
+    remedy = "make the file and its directory writable for this user, or let database_url lead to the primary server"
 
 
 class DatabaseFullError(DatabaseError):

@@ -13,13 +13,13 @@ from twisted.internet.defer import Deferred, DeferredList, gatherResults
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
-from novasvc.errors import DatabaseLockedError, ServiceTwinError
+from novasvc.errors import DatabaseLockedError, DatabaseReadOnlyError, ServiceTwinError
 from novasvc.registry.incarnation import ServiceStart
 from novasvc.registry.lease import LeaseRequest
 from novasvc.registry.purge import PurgeRequest
 from novasvc.registry.record import ServiceRecord
 from novasvc.registry.sql import leases, migrate
-from novasvc.registry.sql.engine import Engine
+from novasvc.registry.sql.engine import SERVER_WORKERS, Engine
 from novasvc.registry.sql.schema import database_ago, incarnations, metadata, revision, services
 from novasvc.registry.sql.services import ServiceRegistry, connect_registry
 from novasvc.testing.servers import database
@@ -108,6 +108,23 @@ class ServerTests:
             began = reactor.seconds()
             await self.registry.beat(held.id)
             self.assertLess(reactor.seconds() - began, 1.0)
+
+    async def test_read_only(self: Any) -> None:
+        """Once a write finds that its connection is read-only, all connections are made again."""
+        record = await self.register()
+        engine = self.registry._engine
+
+        def become_read_only(connection: Connection) -> None:
+            scope = "SESSION CHARACTERISTICS AS" if connection.dialect.name == "postgresql" else "SESSION"
+            connection.exec_driver_sql(f"SET {scope} TRANSACTION READ ONLY")
+
+        await gatherResults([engine.run(become_read_only) for _ in range(SERVER_WORKERS)])
+        await engine.run_statements(become_read_only)
+        await self.assertFailure(self.registry.beat(record.id), DatabaseReadOnlyError)
+        await gatherResults([self.registry.prove_writable() for _ in range(SERVER_WORKERS)])
+        with self.assertRaises(DatabaseReadOnlyError):
+            await self.hold("nightly")
+        await self.hold("nightly")
 
     async def test_race_of_processes(self: Any) -> None:
         """Of starts through several registries, as in several conductors, one wins; those of other services all do."""

@@ -9,7 +9,8 @@ from contextvars import copy_context
 from typing import Any, TypeVar, cast
 
 import sqlalchemy
-from sqlalchemy import Connection
+from sqlalchemy import Connection, event
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import SQLAlchemyError
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, fail, succeed
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
@@ -19,7 +20,7 @@ from twisted.python.failure import Failure
 
 from novasvc._compat import import_alchimia
 from novasvc.reactor.threads import WorkerThread
-from novasvc.registry.errors import DatabaseBusyError, DatabaseError, DatabaseUnavailableError
+from novasvc.registry.errors import DatabaseBusyError, DatabaseError, DatabaseReadOnlyError, DatabaseUnavailableError
 from novasvc.registry.sql.address import DatabaseAddress
 from novasvc.registry.sql.diagnosis import diagnose
 from novasvc.registry.sql.waiting import limit_wait
@@ -84,6 +85,9 @@ class Engine(_TwistedEngine):  # type: ignore[misc, valid-type]
         self._engine = address.make_engine(connections=self._size, wait_timeout=wait_timeout)
         # Connections of their own: to change the mode of one and back again takes round trips, which may fail.
         self._statements = address.make_engine(connections=self._size, wait_timeout=wait_timeout, autocommit=True)
+        if address.path is None:
+            for engine in (self._engine, self._statements):
+                event.listen(engine, "handle_error", self._leave_read_only)
         self._reactor = reactor
         self._queue = queue
         self._timeout = timeout
@@ -91,6 +95,12 @@ class Engine(_TwistedEngine):  # type: ignore[misc, valid-type]
         self._idle: list[WorkerThread] = []
         self._workers: list[WorkerThread] = []
         self._closed = False
+
+    def _leave_read_only(self, context: ExceptionContext) -> None:
+        # After a failover the old primary may run on as a replica: its connections work, but for reading only. So the
+        # whole pool connects again, as after a lost connection, to the server that the URL leads to now.
+        if isinstance(diagnose(self.address, context.original_exception), DatabaseReadOnlyError):
+            context.is_disconnect = True
 
     @property
     def clock(self) -> IReactorTime:
