@@ -98,7 +98,9 @@ def upgrade(url: str) -> str:
 
 
 def create(url: str) -> bool:
-    """Create the tables in a database that has none. Concurrent calls are safe.
+    """Create the tables in a database that has none, or only some, as an interrupted call leaves it.
+
+    Concurrent calls are safe.
 
     :param url: see :func:`upgrade`.
     :return: whether the database has this version's schema now; False if it had other tables.
@@ -108,12 +110,22 @@ def create(url: str) -> bool:
     _make_file(address)
     with _connected(address) as connection:
         _lock(address, connection)
-        if not sqlalchemy.inspect(connection).get_table_names():
+        if _is_unfinished(connection):
             metadata.create_all(connection)
+            for index in (index for table in metadata.sorted_tables for index in table.indexes):
+                index.create(connection, checkfirst=True)
             connection.execute(insert(revision).values(version_num=HEAD))
         made = read_revision(connection) == HEAD
         connection.commit()
     return made
+
+
+def _is_unfinished(connection: Connection) -> bool:
+    """Return whether a database has no tables, or only those that an interrupted :func:`create` has made."""
+    tables = set(sqlalchemy.inspect(connection).get_table_names())
+    if not tables <= set(metadata.tables) or read_revision(connection) is not None:
+        return False
+    return services.name not in tables or is_adoptable(connection)
 
 
 def upgrade_in_child(address: DatabaseAddress, deadline: float) -> None:

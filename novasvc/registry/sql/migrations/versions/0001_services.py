@@ -38,16 +38,18 @@ def upgrade() -> None:
     """Migrate an empty database, or Nova's own, to 0001."""
     if sa.inspect(op.get_bind()).has_table("services"):
         _adopt()
-        return
-    op.create_table(
-        "services",
-        *_COLUMNS,
-        sa.UniqueConstraint("host", "topic", "deleted", name="uniq_services0host0topic0deleted"),
-        sa.UniqueConstraint(*_KEY, name="uniq_services0host0binary0deleted"),
-        mysql_charset="utf8mb4",
-        mariadb_charset="utf8mb4",
-    )
-    op.create_index("services_uuid_idx", "services", ["uuid"], unique=True)
+    else:
+        op.create_table(
+            "services",
+            *_COLUMNS,
+            sa.UniqueConstraint("host", "topic", "deleted", name="uniq_services0host0topic0deleted"),
+            sa.UniqueConstraint(*_KEY, name="uniq_services0host0binary0deleted"),
+            mysql_charset="utf8mb4",
+            mariadb_charset="utf8mb4",
+        )
+    # An interrupted migration may have left the table without it; see Note [Interrupted migrations].
+    if not any(index["column_names"] == ["uuid"] for index in sa.inspect(op.get_bind()).get_indexes("services")):
+        op.create_index("services_uuid_idx", "services", ["uuid"], unique=True)
 
 
 def _adopt() -> None:

@@ -33,4 +33,5 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("topic", "task", name="novasvc_leases_pkc"),
         mysql_charset="utf8mb4",
         mariadb_charset="utf8mb4",
+        if_not_exists=True,
     )

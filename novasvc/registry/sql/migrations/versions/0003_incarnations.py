@@ -40,4 +40,5 @@ def upgrade() -> None:
         sa.UniqueConstraint("host", "binary", name="uniq_novasvc_incarnations0host0binary"),
         mysql_charset="utf8mb4",
         mariadb_charset="utf8mb4",
+        if_not_exists=True,
     )

@@ -31,6 +31,7 @@ def upgrade() -> None:
         sa.Column("ended_at", _MOMENT),
         mysql_charset="utf8mb4",
         mariadb_charset="utf8mb4",
+        if_not_exists=True,
     )
     op.create_table(
         "novasvc_operation_nodes",
@@ -47,4 +48,5 @@ def upgrade() -> None:
         sa.UniqueConstraint("claim", name="uniq_novasvc_operation_nodes0claim"),
         mysql_charset="utf8mb4",
         mariadb_charset="utf8mb4",
+        if_not_exists=True,
     )

@@ -16,7 +16,7 @@ depends_on = None
 
 _MOMENT = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
 _EXACT = sa.String(255).with_variant(mysql.VARCHAR(255, collation="utf8mb4_bin"), "mysql", "mariadb")
-_CHARSET: dict[str, Any] = {"mysql_charset": "utf8mb4", "mariadb_charset": "utf8mb4"}
+_OPTIONS: dict[str, Any] = {"mysql_charset": "utf8mb4", "mariadb_charset": "utf8mb4", "if_not_exists": True}
 
 
 def upgrade() -> None:
@@ -28,15 +28,16 @@ def upgrade() -> None:
         sa.Column("began", _MOMENT, nullable=False),
         sa.Column("ended", _MOMENT, nullable=False),
         sa.PrimaryKeyConstraint("id", name="novasvc_silences_pkc"),
-        **_CHARSET,
+        **_OPTIONS,
     )
-    op.create_index("novasvc_silences_ended_idx", "novasvc_silences", ["ended"])
+    if not sa.inspect(op.get_bind()).get_indexes("novasvc_silences"):
+        op.create_index("novasvc_silences_ended_idx", "novasvc_silences", ["ended"])
     op.create_table(
         "novasvc_observers",
         sa.Column("observer", _EXACT, nullable=False),
         sa.Column("fencing", sa.BigInteger, nullable=False),
         sa.PrimaryKeyConstraint("observer", name="novasvc_observers_pkc"),
-        **_CHARSET,
+        **_OPTIONS,
     )
     op.create_table(
         "novasvc_observations",
@@ -49,5 +50,5 @@ def upgrade() -> None:
         sa.Column("told", sa.Boolean, nullable=False),
         sa.Column("since", _MOMENT),
         sa.PrimaryKeyConstraint("observer", "service_id", name="novasvc_observations_pkc"),
-        **_CHARSET,
+        **_OPTIONS,
     )
