@@ -21,9 +21,12 @@ from novasvc.periodic import TaskRunner
 from novasvc.rpc import Client, EventEmitter
 from novasvc.rpc.blocking import BlockingClient
 
+_GREATEST_VERSION = 2**31 - 1
+"""The largest number that the column ``version`` holds."""
+
 
 class ManagerError(ProblemError):
-    """A manager class cannot be imported or instantiated; the subject is its dotted or bare name."""
+    """A manager class cannot be imported, instantiated or used; the subject is its dotted or bare name."""
 
     about = "manager {!r}"
 
@@ -86,7 +89,9 @@ class Manager:
     """More objects whose exposed methods are served on the manager's topic."""
 
     service_version = 0
-    """Written to the row's ``version``. Raise it when peers must be able to tell this code from older code."""
+    """Written to the row's ``version``: a whole number, at most 2,147,483,647. Raise it when peers must be able to tell
+    this code from older code.
+    """
 
     attachments: ManagerResources
 
@@ -150,7 +155,8 @@ def make_manager(manager: str | Callable[..., Any], *args: Any, **kwargs: Any) -
     :param args: for the constructor.
     :param kwargs: for the constructor.
     :return: a provider of :class:`novasvc.interfaces.IManager`.
-    :raises ManagerError: the manager cannot be imported or made, or does not provide IManager.
+    :raises ManagerError: the manager cannot be imported or made, does not provide IManager, or its service_version
+        cannot be stored.
     """
     factory = _load(manager) if isinstance(manager, str) else manager
     path = manager if isinstance(manager, str) else f"{factory.__module__}.{factory.__qualname__}"
@@ -172,6 +178,10 @@ def make_manager(manager: str | Callable[..., Any], *args: Any, **kwargs: Any) -
             f"it made a {type(made).__name__}, which does not provide IManager",
             "derive the class from novasvc.Manager",
         )
+    version = getattr(made, "service_version", 0)
+    if not isinstance(version, int) or not 0 <= version <= _GREATEST_VERSION:
+        problem = f"its service_version is {version!r:.100}"
+        raise ManagerError(path, problem, f"give a whole number from 0 to {_GREATEST_VERSION}")
     return made
 
 

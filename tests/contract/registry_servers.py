@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred, DeferredList, gatherResults
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
-from novasvc.errors import DatabaseLockedError, DatabaseReadOnlyError, ServiceTwinError
+from novasvc.errors import DatabaseError, DatabaseLockedError, DatabaseReadOnlyError, ServiceTwinError
 from novasvc.registry.incarnation import ServiceStart
 from novasvc.registry.lease import LeaseRequest
 from novasvc.registry.purge import PurgeRequest
@@ -148,6 +148,14 @@ class ServerTests:
             self.assertEqual([record.incarnation.number for record in won], [turn])
             self.assertEqual({type(outcome.value) for done, outcome in outcomes if not done}, {ServiceTwinError})
             await self.registry.enter(won[0].id, turn, "stopped")
+
+    async def test_refused_start(self: Any) -> None:
+        """A start with a value that the database refuses fails alone, also if others come at the same time."""
+        starts = [attrs.evolve(START, host=host, owner=host) for host in ("h1", "h2", "h3")]
+        starts[1] = attrs.evolve(starts[1], version=2**31)
+        outcomes = await DeferredList([self.registry.begin(start) for start in starts], consumeErrors=True)
+        self.assertEqual([done for done, _ in outcomes], [True, False, True])
+        self.assertIs(type(outcomes[1][1].value), DatabaseError)
 
     async def test_purge(self: Any) -> None:
         """Rows that were deleted, or are silent, for long are deleted for good; others stay."""

@@ -118,6 +118,17 @@ class MakeManagerTests(SynchronousTestCase):
             self.problem("some_managers.NoManager"),
         )
 
+    def test_service_version(self) -> None:
+        """A service_version that no registry can store is refused, before the service starts."""
+        self.patch(Good, "service_version", 2**31 - 1)
+        make_manager(Good, host="h1")
+        for version in (20260921001, -1, "2"):
+            self.patch(Good, "service_version", version)
+            self.assertIn(
+                f"its service_version is {version!r}; give a whole number from 0 to 2147483647",
+                self.problem(Good),
+            )
+
     def test_constructor_that_raises(self) -> None:
         """A constructor that raises is reported with the error and the names, not the values, of its arguments."""
         text = self.problem("some_managers.Good", colour="hunter2")

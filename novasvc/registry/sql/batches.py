@@ -7,12 +7,20 @@ import attrs
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorTime
 
-from novasvc.registry.errors import DatabaseBusyError
+from novasvc.registry.errors import (
+    DatabaseBusyError,
+    DatabaseFullError,
+    DatabaseReadOnlyError,
+    DatabaseUnavailableError,
+)
 from novasvc.registry.sql.engine import TIMEOUT
 from novasvc.registry.sql.waiting import limit_wait
 
 QUEUE_LIMIT = 10_000
 """Items that may wait. A longer queue would only hide that the database is too slow."""
+
+OF_ALL = (DatabaseUnavailableError, DatabaseReadOnlyError, DatabaseFullError)
+"""Errors of a batch that each of its items would have had alone; but see DatabaseLockedError, which is one of them."""
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")

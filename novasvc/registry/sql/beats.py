@@ -9,15 +9,9 @@ from twisted.internet.defer import Deferred, DeferredSemaphore, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-from novasvc.registry.errors import (
-    DatabaseFullError,
-    DatabaseLockedError,
-    DatabaseReadOnlyError,
-    DatabaseUnavailableError,
-    ServiceNotFoundError,
-)
+from novasvc.registry.errors import DatabaseLockedError, ServiceNotFoundError
 from novasvc.registry.sql import silences
-from novasvc.registry.sql.batches import Batches
+from novasvc.registry.sql.batches import OF_ALL, Batches
 from novasvc.registry.sql.incarnations import NUMBER
 from novasvc.registry.sql.rows import BEAT
 from novasvc.registry.sql.schema import GREATEST_ID, services
@@ -30,9 +24,6 @@ LARGEST_BATCH = 500
 
 AT_A_TIME = 2
 """Heartbeats that are written alone at a time. Each may wait for a lock in a thread, and others need threads, too."""
-
-_OF_ALL = (DatabaseUnavailableError, DatabaseReadOnlyError, DatabaseFullError)
-"""Errors of a batch that each of its heartbeats would have had alone."""
 
 _OF_IDS = services.c.id.in_(bindparam("ids", expanding=True)) & (services.c.deleted == 0)
 # Rows that another transaction has locked are left out, not waited for: the heartbeats of all others would wait, too,
@@ -147,7 +138,7 @@ class BeatBatches:
 def _is_of_all(failure: Failure, batch: _Batch) -> bool:
     if failure.check(DatabaseLockedError):
         return len(batch) == 1
-    return failure.check(*_OF_ALL) is not None
+    return failure.check(*OF_ALL) is not None
 
 
 def _count_one(_: None) -> None:

@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 from novasvc.registry.errors import DatabaseConflictError, DatabaseLockedError
 from novasvc.registry.incarnation import ServiceStart
 from novasvc.registry.record import ServiceRecord
-from novasvc.registry.sql.batches import Batches
+from novasvc.registry.sql.batches import OF_ALL, Batches
 from novasvc.registry.sql.engine import WAIT_TIMEOUT
 from novasvc.registry.sql.starts import Outcome
 from novasvc.registry.sql.waiting import answer
@@ -32,8 +32,8 @@ _Batch = dict[Deferred[ServiceRecord], ServiceStart]
 class StartBatches:
     """Begin incarnations: each caller is answered when its own is committed.
 
-    A start in conflict with another process, and each start of a batch that fails as a whole because of a conflict, is
-    tried alone. If another process keeps a lock, all fail.
+    A start in conflict with another process is tried alone. If a batch fails as a whole, so is each of its starts,
+    unless the error concerns all of them, or another process keeps a lock: then all fail.
 
     :param clock: provides the turns of the reactor.
     :param write: begins starts in one transaction; takes also what tells whether the caller of a start, by its place,
@@ -67,9 +67,8 @@ class StartBatches:
 
     def _written(self, outcomes: list[Outcome] | Failure, batch: _Batch, began: float) -> None:
         if isinstance(outcomes, Failure):
-            kept = outcomes.check(DatabaseLockedError) and self._clock.seconds() - began >= LONG_WAIT
-            in_conflict = not kept and outcomes.check(DatabaseConflictError, DatabaseLockedError)
-            outcomes = [None if in_conflict else outcomes.value] * len(batch)  # type: ignore[list-item]
+            may_help = self._may_begin_alone(outcomes, len(batch), self._clock.seconds() - began)
+            outcomes = [None if may_help else outcomes.value] * len(batch)  # type: ignore[list-item]
         for (waiting, start), outcome in zip(batch.items(), outcomes, strict=True):
             if waiting.called:
                 continue
@@ -77,6 +76,16 @@ class StartBatches:
                 self._begin_alone(start, partial(_is_unanswered, waiting)).addBoth(answer, waiting)
             else:
                 answer(Failure(outcome) if isinstance(outcome, Exception) else outcome, waiting)
+
+    @staticmethod
+    def _may_begin_alone(failure: Failure, starts: int, seconds: float) -> bool:
+        """Return whether starts of a batch that has failed after some seconds may begin if each is tried alone."""
+        if failure.check(DatabaseLockedError):
+            return seconds < LONG_WAIT
+        if failure.check(DatabaseConflictError):
+            return True
+        # The database may refuse a value of one of them, such as one that is too long.
+        return starts > 1 and not failure.check(*OF_ALL)
 
 
 def _is_unanswered(waiting: Deferred[ServiceRecord]) -> bool:

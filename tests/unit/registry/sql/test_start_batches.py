@@ -10,6 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.errors import (
     DatabaseConflictError,
+    DatabaseError,
     DatabaseLockedError,
     DatabaseReadOnlyError,
     ServiceNotFoundError,
@@ -87,6 +88,18 @@ class StartBatchesTests(SynchronousTestCase):
         self.transactions.pop(0).errback(Failure(DatabaseConflictError(URL, "twice")))
         self.assertEqual([self.successResultOf(each).host for each in starts], ["h3", "h4"])
         self.assertEqual(self.alone, ["h1", "h3", "h4"])
+
+    def test_refused_value(self) -> None:
+        """If the database refuses a value of one start, the others of its batch begin; alone it fails at once."""
+        starts = [self.begin("h1"), self.begin("h2")]
+        self.clock.advance(0)
+        self.transactions.pop(0).errback(Failure(DatabaseError(URL, "integer out of range")))
+        self.assertEqual([self.successResultOf(each).host for each in starts], ["h1", "h2"])
+        self.assertEqual(self.alone, ["h1", "h2"])
+        start = self.begin("h3")
+        self.clock.advance(0)
+        self.transactions.pop(0).errback(Failure(DatabaseError(URL, "integer out of range")))
+        self.failureResultOf(start, DatabaseError)
 
     def test_given_up(self) -> None:
         """A transaction can tell which callers have given up while it waits for the database."""
