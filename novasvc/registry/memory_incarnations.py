@@ -14,6 +14,7 @@ from novasvc.registry.incarnation import (
     check_twin,
 )
 from novasvc.registry.record import ServiceRecord
+from novasvc.registry.text import storable
 
 
 @attrs.frozen
@@ -70,7 +71,7 @@ class MemoryIncarnations:
             until=None,
             reason=None,
             calls=0,
-            machine=start.machine[:LONGEST],
+            machine=storable(start.machine, LONGEST),
             pid=start.pid,
             started_at=now,
             zone=start.zone,
@@ -87,6 +88,6 @@ def entered(
         state=state,
         since=incarnation.since if state == incarnation.state else now,
         until=None if until is None else now + timedelta(seconds=until),
-        reason=None if reason is None else reason[:LONGEST],
+        reason=None if reason is None else storable(reason, LONGEST),
         calls=calls,
     )

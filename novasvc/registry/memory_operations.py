@@ -15,6 +15,7 @@ from novasvc.interfaces import IOperationStore
 from novasvc.registry.errors import OperationNotFoundError
 from novasvc.registry.operation import (
     KEPT,
+    LONGEST,
     NodeChange,
     Nodes,
     NodeState,
@@ -25,6 +26,7 @@ from novasvc.registry.operation import (
     OperationState,
 )
 from novasvc.registry.operation_rules import check_abort, check_owner, check_resume, conflict
+from novasvc.registry.text import storable
 
 _T = TypeVar("_T")
 
@@ -123,7 +125,7 @@ class MemoryOperations:
                 row.nodes[change.service_id] = attrs.evolve(
                     row.nodes[change.service_id],
                     state=change.state,
-                    detail=change.detail,
+                    detail=None if change.detail is None else storable(change.detail, LONGEST),
                     incarnation=change.incarnation,
                 )
 
@@ -154,7 +156,8 @@ class MemoryOperations:
         return maybeDeferred(answer)
 
     def _end(self, row: _Row, state: OperationState, reason: str | None) -> None:
-        row.state, row.reason, row.owner = state, reason, None
+        row.state, row.owner = state, None
+        row.reason = None if reason is None else storable(reason, LONGEST)
         row.ended = row.heard = self._clock.seconds()
 
     def _row(self, number: int) -> _Row:

@@ -12,6 +12,9 @@ NodeState = Literal["pending", "running", "done", "failed", "skipped"]
 RUNNER_TIMEOUT = 30.0
 """Seconds without a word of the command that runs an operation, after which another command may resume it."""
 
+LONGEST = 10_000
+"""Characters of a detail or a reason that are stored. MariaDB's TEXT has 64 KiB."""
+
 KEPT = 30 * 86400.0
 """Seconds for which an operation that has ended is kept."""
 

@@ -323,6 +323,15 @@ class IncarnationContract:
         self.assertEqual({record.incarnation.number for record in records}, {1})
         self.assertEqual(len({record.id for record in records}), MANY)
 
+    async def test_texts_of_errors(self: Any) -> None:
+        """What a database would refuse in a reason, or in a machine's name, is escaped: NULs and lone surrogates."""
+        record = await self.begin("a", machine="m\udcff")
+        await self.registry.enter(record.id, 1, "failed", reason="no file 'a\udcff\0b'" + "x" * 300)
+        found = (await self.registry.get(str(record.id))).incarnation
+        self.assertEqual(found.machine, "m\\udcff")
+        self.assertTrue(found.reason.startswith("no file 'a\\udcff\\x00b'"), found.reason)
+        self.assertEqual((found.state, len(found.reason)), ("failed", 255))
+
     async def test_long_texts(self: Any) -> None:
         """A machine's name that is longer than the column is cut."""
         record = await self.begin(machine="m" * 1000, tags=tuple(f"tag{number}" for number in range(200)))

@@ -9,7 +9,7 @@ from zope.interface.verify import verifyObject
 
 from novasvc.errors import OperationConflictError, OperationNotFoundError, OperationStateError
 from novasvc.interfaces import IOperationStore
-from novasvc.registry.operation import KEPT, NodeChange, Operation, OperationNode, OperationRequest
+from novasvc.registry.operation import KEPT, LONGEST, NodeChange, Operation, OperationNode, OperationRequest
 
 Fixture = Callable[[TestCase], Awaitable[tuple[Any, Callable[[float], Awaitable[None]]]]]
 """Takes the running test; returns an empty store, and a function that lets seconds pass on the database's clock."""
@@ -83,6 +83,18 @@ class OperationContract(TestCase):
         self.assertEqual((node.state, node.detail, node.incarnation), ("failed", "no answer", 2**40))
         counts = (await self.store.read(operation.id)).counts
         self.assertEqual(counts, {"pending": 2, "running": 0, "done": 0, "failed": 1, "skipped": 0})
+
+    async def test_texts_of_errors(self) -> None:
+        """What a database would refuse in a detail, or in a reason, is escaped or cut."""
+        operation = await self.begin(1)
+        text = "no file 'a\udcff\0b'"
+        change = NodeChange(service_id=1, state="failed", detail=text + "€" * 70_000)
+        await self.store.note(operation.id, "a", [change])
+        await self.store.end(operation.id, "a", "halted", text)
+        detail = (await self.store.nodes(operation.id))[0].detail
+        self.assertTrue(detail.startswith("no file 'a\\udcff\\x00b'€€€"), detail[:30])
+        self.assertEqual(len(detail), LONGEST)
+        self.assertEqual((await self.store.read(operation.id)).reason, "no file 'a\\udcff\\x00b'")
 
     async def test_conflict(self) -> None:
         """A node belongs to one operation that runs; the error names that operation, its operator and the nodes."""

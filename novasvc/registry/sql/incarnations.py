@@ -25,6 +25,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from novasvc.registry.errors import ServiceForcedDownError, ServiceNotFoundError
 from novasvc.registry.incarnation import LONGEST, Incarnation, ServiceStart, ServiceState
 from novasvc.registry.sql.schema import database_ago, database_now, incarnations, services
+from novasvc.registry.text import storable
 
 # Note [Two starts want one number]
 #
@@ -172,7 +173,7 @@ def values_of(start: ServiceStart, service_id: int, name: tuple[str, str], numbe
         "of_id": service_id,
         "new_owner": start.owner,
         "new_lock": start.lock,
-        "new_machine": start.machine[:LONGEST],
+        "new_machine": storable(start.machine, LONGEST),
         "new_pid": start.pid,
         "new_zone": start.zone,
         "new_tags": _json(start.tags),
@@ -223,7 +224,7 @@ def enter(
         "of_number": number,
         "new_state": state,
         "minus": None if until is None else -until,  # NULL minus NULL seconds is NULL
-        "new_reason": None if reason is None else reason[:LONGEST],
+        "new_reason": None if reason is None else storable(reason, LONGEST),
         "new_calls": calls,
     }
     return bool(connection.execute(_ENTER, values).rowcount)

@@ -15,6 +15,7 @@ from novasvc.interfaces import IOperationStore
 from novasvc.registry.errors import DatabaseConflictError, DatabaseLockedError, OperationNotFoundError
 from novasvc.registry.operation import (
     KEPT,
+    LONGEST,
     NodeChange,
     Nodes,
     NodeState,
@@ -27,6 +28,7 @@ from novasvc.registry.operation import (
 from novasvc.registry.operation_rules import check_abort, check_owner, check_resume, conflict
 from novasvc.registry.sql.engine import Engine
 from novasvc.registry.sql.schema import database_ago, database_now, operation_nodes, operations
+from novasvc.registry.text import storable
 
 _Result = TypeVar("_Result")
 
@@ -153,7 +155,7 @@ def _begin(connection: Connection, request: OperationRequest) -> Operation:
             kind=request.kind,
             options=json.dumps(dict(request.options)),
             owner=request.owner,
-            operator=request.operator[:255],
+            operator=storable(request.operator, 255),
             state="running",
             reason=None,
             created_at=database_now(),
@@ -180,7 +182,12 @@ def _resume(connection: Connection, number: int, owner: str, operator: str, agai
         update(operations)
         .where(_OF_ID, same, operations.c.state == found.state)
         .values(
-            owner=owner, operator=operator[:255], state="running", reason=None, heard_at=database_now(), ended_at=None
+            owner=owner,
+            operator=storable(operator, 255),
+            state="running",
+            reason=None,
+            heard_at=database_now(),
+            ended_at=None,
         ),
         {"of_id": number},
     )
@@ -221,6 +228,7 @@ def _check_owned(connection: Connection, number: int, owner: str) -> None:
 
 
 def _end(connection: Connection, number: int, state: OperationState, reason: str | None) -> None:
+    reason = None if reason is None else storable(reason, LONGEST)
     connection.execute(
         update(operations)
         .where(_OF_ID)
@@ -252,7 +260,7 @@ def _change_values(number: int, change: NodeChange) -> dict[str, Any]:
         "of_id": number,
         "of_service": change.service_id,
         "new_state": change.state,
-        "new_detail": change.detail,
+        "new_detail": None if change.detail is None else storable(change.detail, LONGEST),
         "new_incarnation": change.incarnation,
         "new_claim": change.service_id if change.state in {"pending", "running"} else None,
     }
