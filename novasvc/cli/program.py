@@ -124,6 +124,10 @@ def _failed(error: Exception) -> int:
             text = printable(with_origin(error, str(error)))
         case NovasvcError():
             text = printable_lines(with_origin(error, str(error)))
+        case UnicodeEncodeError():
+            # Octets of an argument that are not UTF-8 arrive as lone surrogates (PEP 383).
+            status = _USAGE
+            text = f"an argument is not valid UTF-8: it has {error.object[error.start : error.end]!r}"
         case OSError():
             _discard_output()
             text = f"{error.strerror}: {error.filename}" if error.filename else f"output: {error.strerror}"

@@ -209,6 +209,8 @@ class ServiceRows:
         """Read values within this block: one that cannot be read is a DatabaseCorruptError."""
         try:
             yield
+        except UnicodeEncodeError:
+            raise  # by a driver: a parameter of the statement has a lone surrogate
         except ValueError as error:
             # SQLite stores a value of any type, and SQLAlchemy cannot parse it as a time stamp.
             problem = f"the table services has a value that cannot be read: {error}"

@@ -17,6 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc import Manager, __version__
 from novasvc.cli.program import run
+from novasvc.registry.sql import migrate
 
 
 class Ran(NamedTuple):
@@ -52,6 +53,14 @@ class ProgramCase(SynchronousTestCase):
 
 class RunTests(ProgramCase):
     """Tests for novasvc.cli.program.run."""
+
+    def test_not_unicode(self) -> None:
+        """An argument with an octet that is not UTF-8 is a usage error, which shows the octet."""
+        url = f"sqlite:///{self.directory}/novasvc.sqlite"
+        migrate.create(url)
+        for arguments in (["list", "--host", "h\udcff"], ["show", "h\udcff"]):
+            ran = self.run_program("--database-url", url, "service", *arguments)
+            self.assertEqual(ran, (2, "", "novasvc: an argument is not valid UTF-8: it has '\\udcff'\n"))
 
     def test_version(self) -> None:
         """--version prints the version."""

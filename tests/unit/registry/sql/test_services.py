@@ -211,6 +211,17 @@ class ForeignRowTests(RegistryCase):
         error = await self.assertFailure(self.make().list(None, None, None), DatabaseCorruptError)
         self.assertIn("yesterday", str(error))
 
+    async def test_invalid_argument(self) -> None:
+        """An argument that is not Unicode is not taken for a corrupt table."""
+        registry = self.make()
+        for reading in (
+            registry.list("h\udcff", None, None),
+            registry.get("\udcff"),
+            registry.page(ServiceQuery(text="\udcff")),
+            registry.page(ServiceQuery(after="\udcff")),
+        ):
+            await self.assertFailure(reading, UnicodeEncodeError)
+
 
 class AgeTests(RegistryCase):
     """Tests for ages, by the database's clock."""
