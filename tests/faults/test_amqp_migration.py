@@ -263,16 +263,19 @@ class SettingsTests(MigrationCase):
     @pytest.mark.long
     async def test_missed_the_end(self) -> None:
         """A node that was released, and missed the rest, finds out by itself that the replacement is over."""
-        server = await self.serve()
+        transport, events = await self.connect(), f"{TOPIC}_events"
+        server = await self.serve(transport)
+        await transport.subscribe(events, ["notifications.info"], lambda delivery: delivery.ack(), 10)
         self.end_at = "replacing the old queues"
         with self.assertRaises(EndedError):
             await self.migrate()
-        for queue in (TOPIC, OWN):
+        for queue in (TOPIC, OWN, events):
             self.broker.delete_queue(self.vhost, f"{queue}_interim")
         client = await self.client(patience=1.0)
         await self.until(lambda: not self.broker.consumers(self.vhost)[TOPIC])
         for _ in range(3):
             self.assertEqual((await server.verify(PATIENCE)).problem, None)
+        await self.until(lambda: bool(self.broker.consumers(self.vhost)[events]))
         await self.assert_serves(client)
         await self.assert_serves(client.prepare(server="h1"))
 

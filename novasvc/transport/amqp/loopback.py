@@ -8,11 +8,10 @@ import attrs
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from novasvc.interfaces import Reachability, WriteProbe
 from novasvc.transport.amqp import topology
-from novasvc.transport.amqp.channel import AMQPClosedError, Channel
+from novasvc.transport.amqp.channel import Channel
 from novasvc.transport.amqp.content import PROBE
 from novasvc.transport.amqp.options import BrokerOptions
 from novasvc.transport.amqp.publisher import Message
@@ -168,13 +167,10 @@ class Loopback:
 
     def _check_replacements(self, timeout: float) -> Deferred[Reachability]:
         """Make no binding, and send no probe: while queues are replaced, that is the operator's to do."""
-        checking = Deferred.fromCoroutine(self.listener.subscriptions.replacements.check(self.listener))
-        checking.addTimeout(timeout, self.listener.clock, onTimeoutCancel=lambda *_: None)
-        return checking.addCallbacks(lambda _: Reachability(), self._check_failed)
-
-    def _check_failed(self, failure: Failure) -> Reachability:
-        failure.trap(AMQPClosedError)
-        return Reachability()  # the channel is restored, and with it the consumers
+        listener = self.listener
+        checking = Deferred.fromCoroutine(listener.subscriptions.replacements.check(listener.publisher))
+        checking.addTimeout(timeout, listener.clock, onTimeoutCancel=lambda *_: None)
+        return checking.addCallback(lambda _: Reachability())
 
     def _raise_if_blocked(self) -> None:
         """Raise BrokerBlockedError if the broker blocks publishing: the probe's absence then proves nothing."""

@@ -21,6 +21,7 @@ from novasvc.transport.errors import BrokerError
 
 if TYPE_CHECKING:
     from novasvc.transport.amqp.listener import Listener
+    from novasvc.transport.amqp.publisher import Publisher
 
 _log = Logger()
 
@@ -186,8 +187,12 @@ class Replacements:
             _log.info(
                 "an operator replaces {queue} by a {kind} queue: {stage}", queue=queue, kind=order.kind, stage=order.do
             )
+        await self._apply(queue, listener, keep=order.kind == "classic")
+
+    async def _apply(self, queue: str, listener: "Listener", *, keep: bool) -> None:
+        """Start and stop a listener's consumers by the queue's stage."""
         try:
-            await listener.interim.apply(queue, self._stages.get(queue), keep=order.kind == "classic")
+            await listener.interim.apply(queue, self._stages.get(queue), keep=keep)
         except AMQPClosedError as reason:
             # The channel's loss restores the consumers, by the new stage; the answer says what is consumed by now.
             _log.warn("{queue}: cannot change its consumers: {reason}", queue=queue, reason=reason)
@@ -201,18 +206,22 @@ class Replacements:
         answer["keys"] = list(listener.routing_keys(queue))
         answer["auto_delete"] = listener.subscriptions.options.auto_delete
 
-    async def check(self, listener: "Listener") -> None:
+    async def check(self, publisher: "Publisher") -> None:
         """End the replacements that are over without our knowing: their interim queues do not exist any more.
 
-        A process that was cut off from the broker misses orders.
+        A process that was cut off from the broker misses orders. All queues are checked, also one whose listener is
+        closed: as long as one has a stage, no listener of the transport proves that messages reach it.
+
+        :param publisher: asks the broker.
         """
-        for queue in listener.request_queues():
-            if queue not in self._stages:
-                continue
+        for queue in list(self._stages):
             try:
-                await listener.publisher.count(interim_queue(queue))
+                await publisher.count(interim_queue(queue))
             except BrokerError as error:
-                if type(error) is BrokerError and _NO_QUEUE.search(error.problem):
-                    self._stages.pop(queue, None)
-                    _log.info("the replacement of {queue} has ended", queue=queue)
-                    await listener.interim.apply(queue, None, keep=False)
+                if type(error) is not BrokerError or not _NO_QUEUE.search(error.problem):
+                    continue
+                self._stages.pop(queue, None)
+                _log.info("the replacement of {queue} has ended", queue=queue)
+                for each, listener in self._queues():
+                    if each == queue:
+                        await self._apply(queue, listener, keep=False)

@@ -1,9 +1,14 @@
 """Tests for orders to replace queues; tests/faults/test_amqp_migration.py has the rest, with a real broker."""
 
+from typing import Any
+
 from twisted.trial.unittest import SynchronousTestCase
 
+from novasvc.interfaces import Reachability
 from novasvc.transport.amqp.channel import AMQPClosedError
+from novasvc.transport.amqp.content import PROBE
 from novasvc.transport.amqp.replacement import FINISH, REPORT, Order, Replacements, Stage
+from tests.unit.transport.amqp.test_loopback import LoopbackCase
 
 
 class OrderTests(SynchronousTestCase):
@@ -46,3 +51,51 @@ class ReplacementsTests(SynchronousTestCase):
         self.assertEqual((self.replacements.stage("a"), self.replacements.destination("a")), (None, "a"))
         self.replacements.adapt(AMQPClosedError("NOT_FOUND - no queue 'a' in vhost '/'", code=404))
         self.assertFalse(self.replacements)
+
+
+class OrderedCase(LoopbackCase):
+    """A listener of compute.h1 that gets orders by its fanout queue."""
+
+    def order(self, do: str, *queues: str) -> None:
+        """Send an order."""
+        body = Order(do=do, queues=queues, kind="quorum", number=1).encode()
+        (said,) = [one for one in self.link.all("basic.consume") if one.args["queue"] == self.own][-1:]
+        properties = {"headers": {PROBE: "reply_of_the_command"}}
+        self.link.deliver(said.channel, body, consumer=said.args["consumer_tag"], properties=properties)
+        self.settle()
+
+
+class MissedEndTests(OrderedCase):
+    """Tests for a process that is cut off from the broker at the end of a replacement."""
+
+    def subscribe(self) -> Any:
+        return self.done(self.amqp.subscribe("compute_events", ["notifications.info"], self.got.append, 10))
+
+    def assert_over(self) -> None:
+        """See that a verification ends the replacement, and that the next one sends a probe again."""
+        self.broker.closing["queue.declare"] = (404, "NOT_FOUND - no queue 'compute_interim' in vhost '/'")
+        verifying = self.verify()
+        self.wait(1)
+        self.assertEqual(self.successResultOf(verifying), Reachability())
+        self.broker.closing.clear()
+        self.assertEqual(self.probes(), [])
+        self.verify()
+        self.assertEqual(len(self.probes()), 1)
+
+    def test_all_listeners(self) -> None:
+        """One listener's verification ends the replacements of all: they consume again."""
+        events = self.subscribe()
+        queues = "compute", "compute.h1", "compute_events"
+        self.order(Stage.FOLLOWING, *queues)
+        self.order(Stage.RELEASED, *queues)
+        self.assertFalse(events.consumes_from("compute_events"))
+        self.assert_over()
+        self.assertTrue(events.consumes_from("compute_events"))
+        self.assertTrue(self.listener.consumes_from("compute"))
+
+    def test_listener_closed(self) -> None:
+        """A queue whose listener was closed does not keep the others from being verified."""
+        events = self.subscribe()
+        self.order(Stage.FOLLOWING, "compute_events")
+        self.done(events.close())
+        self.assert_over()
