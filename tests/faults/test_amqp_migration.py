@@ -190,19 +190,43 @@ class LiveMigrationTests(MigrationCase):
     async def test_requests_in_progress(self) -> None:
         """A queue whose request runs is not deleted; the command says what it waits for, and goes on when run again."""
         await self.serve()
+        running = await self.hang()
+        error = await self.assertFailure(self.migrate(timeout=0.5), MigrationStalledError)
+        await self.assert_serves(await self.client())
+        await self.assert_waits_for(running, error)
+        self.assertEqual(self.diary.calls.count("long"), 1)
+
+    async def test_draining(self) -> None:
+        """A draining server takes part: its queues are replaced when it has settled what it got from them."""
+        server, running = await self.serve(), await self.hang()
+        await server.drain()
+        error = await self.assertFailure(self.migrate(timeout=0.5), MigrationStalledError)
+        await self.assert_waits_for(running, error)
+
+    async def test_drained_meanwhile(self) -> None:
+        """So does one that begins to drain while its queues are replaced."""
+        server, running = await self.serve(), await self.hang()
+        migrating = self.migrate(timeout=1.0)
+        await self.until(lambda: "emptying the old queues" in self.steps)
+        await server.drain()
+        await self.assert_waits_for(running, await self.assertFailure(migrating, MigrationStalledError))
+
+    async def hang(self) -> Deferred[Any]:
+        """Make an idempotent call that runs until the test lets it go."""
         client = await self.client()
         running = client.prepare(idempotent=True).call(CONTEXT, "hang_again", what="long")
         await self.until(lambda: bool(self.diary.hanging))
-        error = await self.assertFailure(self.migrate(timeout=0.5), MigrationStalledError)
+        return running
+
+    async def assert_waits_for(self, running: Deferred[Any], error: Exception) -> None:
+        """See that the command has ended because of a call, and goes on when run again at its end."""
         self.assertIn("requests in progress: 1 ", str(error))
         self.assertEqual(self.types()[TOPIC], "classic")
-        await self.assert_serves(client)
         migrating = self.migrate()
         self.diary.let_go()
         self.assertEqual(await running, "long")
         await migrating
         self.assert_replaced()
-        self.assertEqual(self.diary.calls.count("long"), 1)
 
     async def test_messages_of_a_host_that_is_down(self) -> None:
         """What waits for a host that is down waits in the new queue, and is run once when the host is back."""

@@ -232,17 +232,17 @@ class ConsumerChannel(ChannelReceiver):
             await self.channel.basic_qos(prefetch_count=consumers.prefetch)
         self._stopped[queue] = set(self._unsettled)
 
-    async def resume(self, queue: str, *, old: bool, low_priority: bool) -> None:
-        """Consume from a queue again that was released.
+    async def resume(self, queue: str, *, old: bool) -> None:
+        """Consume from a queue again that was released, unless the listener drains.
 
         :param old: it is the same queue, not a new one of the same name.
         """
-        consumers = self.consumers
+        listener = self.listener
         self._stopped.pop(queue, None)
         if old:
             self._kept.discard(queue)
-        if not consumers.has(queue) and (low_priority or not consumers.is_draining()):
-            await consumers.consume(queue, low_priority=low_priority)
+        if queue in listener.consumed_queues() and not self.consumers.has(queue):
+            await self.consumers.consume(queue, low_priority=listener.is_narrowed)
 
     def left_of(self, queue: str) -> int:
         """Return how many of the deliveries that were unsettled when a queue was released still are.
@@ -253,7 +253,8 @@ class ConsumerChannel(ChannelReceiver):
 
     def waits_for_end_of(self, queue: str) -> bool:
         """Return whether a kept consumer was not ended yet by the deletion of its queue."""
-        return queue in self._kept
+        # A drain cancels the kept consumer, and the broker reports the end of a queue to its consumers only.
+        return queue in self._kept and self.consumers.has(queue)
 
     # -- settling ------------------------------------------------------------------------------
 
@@ -366,7 +367,11 @@ class ConsumerChannel(ChannelReceiver):
             _log.warn("dropped a message from {queue}: {error}", queue=origin.queue, error=error)
             self.reject(tag, requeue=False)
             return
-        if (read.probe or origin.watched) and listener.loopback.handle_probe(origin.queue, body, read.probe):
+        if (read.probe or origin.watched) and (
+            listener.loopback.handle_probe(origin.queue, body, read.probe)
+            # A draining server reads only orders from its fanout queue; each other server has its own copy of a fanout.
+            or (origin.sent_to == "fanout" and listener.is_narrowed)
+        ):
             self.ack(tag)
             return
         delivery = Delivery(self, tag, origin, body, read, redelivered=deliver.redelivered)

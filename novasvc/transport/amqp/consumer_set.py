@@ -88,15 +88,16 @@ class ConsumerSet:
         """Return whether the consumers of all shared queues were cancelled."""
         return self._cancelled or self._narrowed
 
-    async def narrow(self, queue: str | None, prefetch: int) -> None:
+    async def narrow(self, queue: str | None, prefetch: int, keep: str | None = None) -> None:
         """Consume from one queue only, at a lower consumer priority; cancel the other consumers.
 
         :param queue: None cancels all consumers.
         :param prefetch: unacknowledged messages from now on.
+        :param keep: a queue whose consumer stays as it is.
         """
         self._narrowed = True
-        before = list(self.origins)
-        self._consumers.clear()
+        before = [tag for tag, origin in self.origins.items() if origin.queue != keep]
+        self._consumers = {name: consumer for name, consumer in self._consumers.items() if name == keep}
         self.prefetch = prefetch
         if queue is not None:
             # Start the new consumer before the old ones are cancelled, so that the queue always has one.

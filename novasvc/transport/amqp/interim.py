@@ -119,24 +119,26 @@ class InterimConsumers:
     async def apply(self, queue: str, stage: Stage | None, *, keep: bool) -> None:
         """Start and stop the consumers of a queue that is being replaced, and of its interim queue.
 
+        No consumer is started for a queue that the listener no longer consumes, because it drains. :meth:`left_of`
+        still counts what is unsettled of it.
+
         :param stage: None: the replacement is over.
         :param keep: keep the consumer of a released queue until the queue is deleted.
         :raises AMQPClosedError: the channel was lost meanwhile.
         """
+        listener = self._listener
         if stage is None:
             self.close(queue)
-        elif stage.with_interim:
-            await self.start(queue, interim_queue(queue))
-        else:
+        elif not stage.with_interim:
             await self.stop(queue)
-        listener = self._listener
-        if listener.consuming is None or queue not in listener.request_queues():
+        elif queue in listener.consumed_queues():
+            await self.start(queue, interim_queue(queue))
+        if listener.consuming is None:
             return
         if stage is Stage.RELEASED:
             await listener.consuming.release(queue, keep=keep)
         else:
-            old = stage is Stage.FOLLOWING
-            await listener.consuming.resume(queue, old=old, low_priority=listener.is_narrowed)
+            await listener.consuming.resume(queue, old=stage is Stage.FOLLOWING)
         listener.held_count_changed()
 
     def left_of(self, queue: str) -> int:

@@ -256,7 +256,14 @@ class Listener:
         return own if narrowed else [self.topic, *own]
 
     def request_queues(self) -> list[str]:
-        """Return the queues of requests that are consumed: those that other programs declare, too."""
+        """Return the queues of requests: those that other programs declare, too.
+
+        A draining listener may have unsettled deliveries also of those that it does not consume any more.
+        """
+        return self._queues(narrowed=False)
+
+    def consumed_queues(self) -> list[str]:
+        """Return the queues of requests that are consumed, unless an operator replaces them."""
         return [] if self._cancelled else self._queues(narrowed=self._narrowed)
 
     @property
@@ -266,7 +273,7 @@ class Listener:
 
     @property
     def is_narrowed(self) -> bool:
-        """Whether only the server's own queue is consumed, at a lower priority."""
+        """Whether of the queues of requests only the server's own is consumed, at a lower priority."""
         return self._narrowed
 
     def routing_keys(self, queue: str) -> Sequence[str]:
@@ -348,7 +355,9 @@ class Listener:
 
     def _narrow(self, consuming: ConsumerChannel) -> Coroutine[Deferred[Any], Any, None]:
         own = None if self.target.server is None else topology.request_address(self.target)
-        return consuming.consumers.narrow(own, self.prefetch)
+        # Orders to replace queues arrive by the fanout queue: until what came from a queue is settled, the operator's
+        # command must not delete it.
+        return consuming.consumers.narrow(own, self.prefetch, self._fanout_queue)
 
     def cancel(self) -> Deferred[None]:
         """Stop all deliveries; see IListener."""

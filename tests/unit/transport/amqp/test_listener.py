@@ -543,14 +543,24 @@ class NarrowTests(ListenerCase):
         listener = self.listen()
         self.link.seen.clear()
         self.done(listener.cancel_topic(100))
-        self.assertEqual(self.link.names(), ["basic.qos", "basic.consume", *["basic.cancel"] * 3])
+        self.assertEqual(self.link.names(), ["basic.qos", "basic.consume", *["basic.cancel"] * 2])
         self.assertEqual(self.link.last("basic.qos").args["prefetch_count"], 100)
         self.assertEqual(self.consumed(), [("compute.h1", {"x-priority": -1})])
-        self.assertEqual([said.args["consumer_tag"] for said in self.link.all("basic.cancel")], ["1", "2", "3"])
-        self.deliver(b"x")
+        self.assertEqual([said.args["consumer_tag"] for said in self.link.all("basic.cancel")], ["2", "3"])
+        self.deliver(b"x", consumer="4")
         self.assertEqual(self.got[-1].sent_to, "server")
         self.done(listener.cancel())
-        self.assertEqual(self.link.last("basic.cancel").args["consumer_tag"], "4")
+        self.assertEqual([said.args["consumer_tag"] for said in self.link.all("basic.cancel")[2:]], ["1", "4"])
+
+    def test_fanout(self) -> None:
+        """A fanout is acknowledged and dropped: of the fanout queue a draining server reads orders only."""
+        listener = self.listen()
+        fanout_consumer = self.link.consumer("compute_fanout_")
+        self.deliver(b"before", consumer=fanout_consumer)
+        self.done(listener.cancel_topic(100))
+        self.deliver(b"after", consumer=fanout_consumer)
+        self.assertEqual([one.body for one in self.got], [b"before"])
+        self.assertEqual(self.settled(), [("ack", 2, False)])
 
     def test_alarm(self) -> None:
         """An unstarted message is rejected with requeue, if the broker is blocked and others consume its queue."""
@@ -585,11 +595,11 @@ class NarrowTests(ListenerCase):
         self.assertEqual(len([line for line in self.log if "cannot move messages to compute" in line]), 1)
 
     def test_without_a_server(self) -> None:
-        """A narrowed listener without a server consumes nothing, and is not re-established."""
+        """A narrowed listener without a server consumes no requests, and is not re-established."""
         self.target = Target("compute")
         listener = self.listen()
         self.done(listener.cancel_topic(100))
-        self.assertEqual(len(self.link.all("basic.cancel")), 2)
+        self.assertEqual(len(self.link.all("basic.cancel")), 1)
         self.link.lose()
         self.wait(5)
         self.assertEqual(self.consumed(), [])
@@ -627,7 +637,7 @@ class NarrowTests(ListenerCase):
         self.link.say(channel, "basic.consume-ok", consumer_tag="1")
         self.wait(1)
         self.assertEqual(self.consumed()[-1], ("compute.h1", {"x-priority": -1}))
-        self.assertEqual([said.args["consumer_tag"] for said in self.link.all("basic.cancel")], ["1", "2", "3"])
+        self.assertEqual([said.args["consumer_tag"] for said in self.link.all("basic.cancel")], ["2", "3"])
 
     def test_refused_while_it_is_established(self) -> None:
         """If that closes its channel, it is not live until it is re-established."""

@@ -1,5 +1,6 @@
 """Tests for orders to replace queues; tests/faults/test_amqp_migration.py has the rest, with a real broker."""
 
+import json
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -56,13 +57,17 @@ class ReplacementsTests(SynchronousTestCase):
 class OrderedCase(LoopbackCase):
     """A listener of compute.h1 that gets orders by its fanout queue."""
 
-    def order(self, do: str, *queues: str) -> None:
-        """Send an order."""
+    def order(self, do: str, *queues: str) -> Any:
+        """Send an order; return the last answer: what it says by queue."""
         body = Order(do=do, queues=queues, kind="quorum", number=1).encode()
         (said,) = [one for one in self.link.all("basic.consume") if one.args["queue"] == self.own][-1:]
         properties = {"headers": {PROBE: "reply_of_the_command"}}
         self.link.deliver(said.channel, body, consumer=said.args["consumer_tag"], properties=properties)
         self.settle()
+        return json.loads(self.published()[-1].body or b"")["queues"]
+
+    def consumed(self) -> list[str]:
+        return [said.args["queue"] for said in self.link.all("basic.consume")]
 
 
 class MissedEndTests(OrderedCase):
@@ -99,3 +104,46 @@ class MissedEndTests(OrderedCase):
         self.order(Stage.FOLLOWING, "compute_events")
         self.done(events.close())
         self.assert_over()
+
+
+class DrainTests(OrderedCase):
+    """Tests for a process that drains while queues are replaced."""
+
+    def test_unsettled(self) -> None:
+        """A draining server says what it has not settled of a queue that it does not consume any more."""
+        self.deliver(b"1")
+        self.done(self.listener.cancel_topic(10))
+        self.assertEqual(self.order(REPORT)["compute"]["consumes"], 0)
+        answer = self.order(Stage.RELEASED, "compute")["compute"]
+        self.assertEqual((answer["stage"], answer["left"]), ("released", 1))
+        self.got[0].ack()
+        self.settle()
+        self.assertEqual(self.order(Stage.RELEASED, "compute")["compute"]["left"], 0)
+
+    def test_events(self) -> None:
+        """So it does of events, which it has stopped to consume first."""
+        events = self.done(self.amqp.subscribe("compute_events", ["notifications.info"], self.got.append, 10))
+        said = self.link.last("basic.consume")
+        self.link.deliver(said.channel, b"1", consumer=said.args["consumer_tag"])
+        self.done(events.cancel())
+        self.done(self.listener.cancel_topic(10))
+        self.assertEqual(self.order(Stage.RELEASED, "compute_events")["compute_events"]["left"], 1)
+
+    def test_consumers(self) -> None:
+        """No order makes a draining server consume from its topic; its own queue is replaced as ever."""
+        self.done(self.listener.cancel_topic(10))
+        before = len(self.consumed())
+        for stage in (Stage.FOLLOWING, Stage.RELEASED, Stage.RETURNED, Stage.FINISHING, FINISH):
+            self.order(stage, "compute", "compute.h1")
+        self.assertEqual(self.consumed()[before:], ["compute.h1_interim", "compute.h1"])
+        self.done(self.listener.cancel())
+        self.assertFalse(self.listener.consumes_from("compute.h1"))
+
+    def test_kept_consumer(self) -> None:
+        """A drain ends the wait for the deletion of an old quorum queue, whose consumer was kept until then."""
+        body = Order(do=Stage.RELEASED, queues=("compute",), kind="classic", number=1).encode()
+        replacements = self.listener.subscriptions.replacements
+        self.done(replacements.receive(body))
+        self.assertTrue(json.loads(self.done(replacements.receive(body)))["queues"]["compute"]["waits"])
+        self.done(self.listener.cancel_topic(10))
+        self.assertFalse(json.loads(self.done(replacements.receive(body)))["queues"]["compute"]["waits"])
