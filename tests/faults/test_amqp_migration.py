@@ -338,6 +338,23 @@ class RefusalTests(MigrationCase):
         await first
         self.assert_replaced()
 
+    async def test_turned_back_too_early(self) -> None:
+        """An interrupted command has to be finished before the queues get their old type again."""
+        await self.serve()
+        for step in ("emptying the old queues", "leading new messages to the new queues"):
+            self.end_at = step
+            with self.assertRaises(EndedError):
+                await self.migrate()
+            self.end_at, types = "", self.types()
+            for dry_run in (True, False):
+                error = await self.assertFailure(self.migrate("classic", dry_run=dry_run), NothingToMigrateError)
+                self.assertIn("--to quorum", str(error))
+            self.assertEqual(self.types(), types)
+            await self.migrate()
+            self.assert_replaced()
+            await self.migrate("classic")
+            self.assert_replaced("classic")
+
     @pytest.mark.long
     async def test_connection_lost(self) -> None:
         """A command that loses its connection ends; run again, it goes on."""

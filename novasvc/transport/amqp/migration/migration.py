@@ -45,7 +45,8 @@ class Migration:
         :raises UnknownConsumersError: programs consume that do not take part; nothing was changed for their topic.
         :raises MigrationStalledError: a step did not end in time.
         :raises OtherArgumentsError: a queue differs in more than its type.
-        :raises NothingToMigrateError: the control exchange does not exist, or no topic is known.
+        :raises NothingToMigrateError: the control exchange does not exist, no topic is known, or a queue cannot be
+            replaced now.
         """
         request = self._request
         if not request.hosts:

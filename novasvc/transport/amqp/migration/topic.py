@@ -7,6 +7,7 @@ from typing import Any
 import attrs
 
 from novasvc.transport.amqp.channel import AMQPClosedError, Channel
+from novasvc.transport.amqp.existing import KINDS
 from novasvc.transport.amqp.migration.leftovers import move_leftovers
 from novasvc.transport.amqp.migration.orders import Answer, Orders
 from novasvc.transport.amqp.migration.request import Request, Step
@@ -83,8 +84,7 @@ class TopicMigration:
     async def _replace_some(self, names: Sequence[str]) -> None:
         session, old, begun = self._session, [], []
         for queue in names:
-            route = self._routes[queue]
-            exists, in_progress = await session.exists(queue), await session.exists(route.interim)
+            exists, in_progress = await session.exists(queue), await self._is_in_progress(queue)
             if exists and not await session.is_replaced(queue):
                 old.append(queue)
                 begun.append(queue)
@@ -106,6 +106,21 @@ class TopicMigration:
         left = {queue for queue in names for answer in self._orders.answers(queue) if answer["stage"]}.difference(begun)
         if left:
             await self._tell(FINISH, left, lambda answer: not answer["stage"])
+
+    async def _is_in_progress(self, queue: str) -> bool:
+        """Return whether an interrupted command has begun to replace a queue, and not ended.
+
+        :raises NothingToMigrateError: it was replacing the queue by one of another type.
+        """
+        interim = interim_queue(queue)
+        if not await self._session.exists(interim):
+            return False
+        if not await self._session.is_replaced(interim):
+            # To turn back would need another interim queue: this one has the wrong type, and may have messages.
+            other = next(kind for kind in KINDS if kind != self._request.kind)
+            problem = f"an interrupted command has begun to replace it by a {other} queue"
+            raise NothingToMigrateError(f"queue {queue}", problem, f"finish that first: --to {other}")
+        return True
 
     async def _describe(self, names: Sequence[str], old: Collection[str], begun: Collection[str]) -> None:
         kind = self._request.kind
