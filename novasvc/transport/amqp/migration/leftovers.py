@@ -5,8 +5,8 @@ from typing import Any
 import attrs
 
 from novasvc.transport.amqp.channel import AMQPClosedError, Channel, ChannelReceiver
-from novasvc.transport.amqp.codec import decode_properties, encode_properties
-from novasvc.transport.amqp.content import DELIVERIES
+from novasvc.transport.amqp.codec import CodecError, decode_properties, encode_properties
+from novasvc.transport.amqp.content import DELIVERIES, read_properties
 from novasvc.transport.amqp.frames import MULTIPLE, SINGLE, Deliver, ack_packer, pack_content, pack_publish
 from novasvc.transport.amqp.migration.session import Session
 
@@ -42,10 +42,7 @@ class _Mover(ChannelReceiver):
             return
         if deliver.redelivered:
             # The copy is new to the broker. Its request may have begun, which the receiver has to know.
-            values = decode_properties(properties)
-            headers = dict(values.get("headers") or {})
-            headers[DELIVERIES] = max(1, int(headers.get(DELIVERIES) or 0))
-            properties = encode_properties({**values, "headers": headers})
+            properties = mark_redelivered(properties)
         # Copies and confirms are counted alike: the delivery tags of both begin at 1 on a channel, and ascend.
         self.copied += 1
         self.unconfirmed.add(self.copied)
@@ -68,6 +65,19 @@ class _Mover(ChannelReceiver):
     def channel_closed(self, reason: AMQPClosedError) -> None:
         """Note the reason; see ChannelReceiver."""
         self.failed = reason
+
+
+def mark_redelivered(properties: bytes) -> bytes:
+    """Return a message's properties with a header that counts one delivery at least.
+
+    Properties that cannot be read or written are returned unchanged: one strange message must not end the migration.
+    """
+    try:
+        values = decode_properties(properties)
+        headers = {**(values.get("headers") or {}), DELIVERIES: max(1, read_properties(properties).deliveries)}
+        return encode_properties({**values, "headers": headers})
+    except CodecError:
+        return properties
 
 
 async def move_leftovers(session: Session, queue: str, to: str) -> int:
