@@ -44,7 +44,7 @@ class Failures:
         (what, first), *others = self._seen
         self._seen = []
         more = f", and {len(others)} more" if others else ""
-        problem = f"it raised {type(first).__name__}: {first}{more}"
+        problem = f"it failed with {type(first).__name__}: {first}{more}"
         remedy = "mend it; or, if the test expects that, call fleet.flush_failures()"
         raise UnseenFailureError(what, problem, remedy) from first
 

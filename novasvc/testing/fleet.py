@@ -197,9 +197,10 @@ class Fleet(FleetCalls):
         return self._metrics.read(name, labels)
 
     def flush_failures(self, *kinds: type[BaseException]) -> list[BaseException]:
-        """Return what handlers of events and periodic tasks have raised so far, and forget it.
+        """Return the errors of handlers of events and of periodic tasks so far, and forget them.
 
-        Nobody else sees these exceptions. The pytest fixture ``fleet`` fails a test that leaves some.
+        An event whose payload a handler's annotations refuse is an InvalidArgumentsError. Nobody else sees these
+        errors. The pytest fixture ``fleet`` fails a test that leaves some.
 
         :param kinds: only these classes.
         """
@@ -208,8 +209,11 @@ class Fleet(FleetCalls):
     def check_failures(self) -> None:
         """Check that no handler of an event and no periodic task has failed, except for what was flushed.
 
+        What is due now is done first: events are delivered, and tasks with ``run_immediately`` run.
+
         :raises UnseenFailureError: one has; its cause is the exception.
         """
+        self.advance(0)
         self._failures.check()
 
     def under_way(self) -> list[str]:

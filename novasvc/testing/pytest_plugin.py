@@ -70,7 +70,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 def fleet() -> "Iterator[Fleet]":
     """Run managers together in memory, on a clock that the test advances; see :class:`novasvc.testing.Fleet`.
 
-    A test fails if a handler of an event or a periodic task has raised, unless it calls ``fleet.flush_failures()``.
+    A test fails if a handler of an event or a periodic task has failed, unless it calls ``fleet.flush_failures()``.
     """
     from novasvc.testing.fleet import Fleet  # noqa: PLC0415 - see the module's docstring
 

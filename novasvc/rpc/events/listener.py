@@ -261,7 +261,7 @@ class EventListener:
         names, last = [each for each, _ in failed], failed[-1][1]
         what = f"{type(last.value).__name__}: {last.getErrorMessage()}"
         if len(invalid) == len(failed):
-            self._quarantine(handling, names, what)  # No further attempt would end otherwise.
+            self._quarantine(handling, names, what, last)  # No further attempt would end otherwise.
             return
         if attempt >= self._attempts:
             self._quarantine(handling, names, f"attempt {attempt} of {self._attempts} failed with {what}", last)
@@ -299,7 +299,8 @@ class EventListener:
         for each in handlers:
             metrics.events_handled.at(self._topic, each.name, "quarantined").value += 1
         if failure is not None:
-            _log.failure("traceback of the last attempt", failure, level=LogLevel.debug)
+            # Tests look for it too: of a payload that no handler accepts, this is the only failure in the log.
+            _log.failure("the last error of {handler}", failure, level=LogLevel.debug, handler=_names(handlers))
         _log.error(
             "quarantined {event} in {queue}_quarantine: {handler}: {reason}",
             event=str(handling.notification),

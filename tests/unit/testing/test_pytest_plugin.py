@@ -62,10 +62,11 @@ class PluginTests(TestCase):
         self.assertEqual(json.loads(done.stdout), expected, done.stderr)
 
     def test_failures(self) -> None:
-        """A test whose handler or task raises fails, unless it looks; what a caller gets is its own affair."""
+        """A test whose handler or task fails does so too, unless it looks; what a caller gets is its own affair."""
         outcomes, output = self.pytest(
             """
             from novasvc import periodic_task
+            from novasvc.errors import InvalidArgumentsError
 
             class Sweeper(Manager):
                 @periodic_task(spacing=10)
@@ -75,6 +76,10 @@ class PluginTests(TestCase):
                 @rpc.event("tea.sold")
                 def count(self, context: RequestContext, payload: object) -> None:
                     raise LookupError("no tea")
+
+                @rpc.event("tea.packed")
+                def weigh(self, context: RequestContext, payload: int) -> None:
+                    pass
 
                 @rpc.expose
                 def fail(self, context: RequestContext) -> None:
@@ -89,6 +94,30 @@ class PluginTests(TestCase):
                 fleet.run(fleet.emit("tea.sold", {}))
                 fleet.advance(1)
 
+            def test_payload(fleet: Fleet) -> None:
+                fleet.start(Sweeper, periodic_enable=False)
+                fleet.run(fleet.emit("tea.packed", "much"))
+                fleet.settle()
+
+            def test_not_settled(fleet: Fleet) -> None:
+                fleet.start(Sweeper, periodic_enable=False)
+                fleet.run(fleet.emit("tea.sold", {}))
+
+            class Opener(Manager):
+                @periodic_task(spacing=10, run_immediately=True)
+                def open(self, context: RequestContext) -> None:
+                    raise KeyError("door")
+
+            def test_first_run(fleet: Fleet) -> None:
+                fleet.start(Opener)
+
+            def test_payload_expected(fleet: Fleet) -> None:
+                fleet.start(Sweeper, periodic_enable=False)
+                fleet.run(fleet.emit("tea.packed", "much"))
+                fleet.settle()
+                (error,) = fleet.flush_failures(InvalidArgumentsError)
+                assert "payload: expected int, got str" in str(error)
+
             def test_expected(fleet: Fleet) -> None:
                 fleet.start(Sweeper, periodic_fuzzy_delay=0)
                 fleet.advance(15)
@@ -101,15 +130,15 @@ class PluginTests(TestCase):
                     fleet.run(fleet.call("sweeper", "fail"))
             """
         )
-        self.assertIn("sweep: it raised KeyError: 'shelf 7'", output)
-        self.assertRegex(output, "count.*: it raised LookupError: no tea")
+        self.assertIn("sweep: it failed with KeyError: 'shelf 7'", output)
+        self.assertIn("count: it failed with LookupError: no tea", output)
+        self.assertRegex(output, "weigh: it failed with .*payload: expected int, got str")
         # A test whose teardown fails has passed before that.
         errors = {line.split("::")[1].split(" ")[0] for line in output.splitlines() if line.startswith("ERROR test_it")}
-        self.assertEqual(errors, {"test_task", "test_handler"})
-        self.assertEqual(
-            {name: outcomes[name] for name in ("test_expected", "test_caller")},
-            {"test_expected": "PASSED", "test_caller": "PASSED"},
-        )
+        unseen = {"test_task", "test_handler", "test_payload", "test_not_settled", "test_first_run"}
+        self.assertEqual(errors, unseen)
+        seen = ("test_expected", "test_payload_expected", "test_caller")
+        self.assertEqual({name: outcomes[name] for name in seen}, dict.fromkeys(seen, "PASSED"), output)
 
     def test_async(self) -> None:
         """Tests that have a fleet may be async, also as methods and with parameters; other tests are left alone."""

@@ -287,6 +287,7 @@ class FailureTests(EventCase):
         ((_, reason),) = self.broker.quarantine
         self.assertIn("payload.amount: expected int, got str", reason)
         self.assertEqual((self.seen(), self.outcomes()), ([], {"invalid": 1, "quarantined": 1}))
+        self.assertEqual(len(self.flushLoggedErrors(InvalidArgumentsError)), 1)
 
     def test_invalid_call(self) -> None:
         """A handler whose own call has wrong arguments is called again: it may be the other side that is wrong."""
