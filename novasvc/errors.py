@@ -159,9 +159,23 @@ def describe(error: BaseException) -> str:
     return what if place is None else f"{what} ({place.filename}:{place.lineno} in {place.name})"
 
 
+def add_remedy(error: BaseException | None) -> None:
+    """Add to the text of asyncio's "no running event loop" what to do; leave any other error as it is.
+
+    Called with what a manager's code has raised, before it is logged or sent.
+    """
+    if type(error) is RuntimeError and error.args == (_NO_LOOP,):
+        error.args = (_NO_LOOP + _NO_LOOP_REMEDY,)
+
+
 def _is_import(filename: str) -> bool:
     return filename.startswith("<frozen") or filename.endswith("/importlib/__init__.py")
 
 
+_NO_LOOP = "no running event loop"
+_NO_LOOP_REMEDY = (
+    "; async methods run on Twisted, not on asyncio: await a Deferred, such as deferLater(self.attachments.reactor, 1),"
+    " or run a coroutine of asyncio in a thread: await self.attachments.run_blocking(asyncio.run, coroutine)"
+)
 _PACKAGE = __file__.rpartition("/")[0] + "/"
 _PASSWORD = re.compile(r"(://[^:/@\s]*:)[^@/\s]*@")

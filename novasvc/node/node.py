@@ -15,7 +15,7 @@ from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger, LogLevel
 
 from novasvc._version import __version__
-from novasvc.errors import NovasvcError, describe
+from novasvc.errors import NovasvcError, add_remedy, describe
 from novasvc.interfaces import IServiceRegistry, ITransport
 from novasvc.manager import Manager
 from novasvc.middleware import Chain
@@ -187,6 +187,7 @@ class Node:
             if isinstance(error, CancelledError | TransportClosedError) and self.lifecycle.state == "draining":
                 raise CancelledError from error  # a stop interrupted the start
             known = isinstance(error, NovasvcError)
+            add_remedy(error)
             failed = StartError(str(self.identity), self._step, str(error) if known else describe(error))
             _log.critical("{error}", error=failed)
             if not known:

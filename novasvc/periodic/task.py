@@ -12,6 +12,7 @@ from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
 from novasvc.context import RequestContext, current_context, earlier
+from novasvc.errors import add_remedy
 from novasvc.interfaces import IElection
 from novasvc.middleware import Chain, Invocation
 from novasvc.middleware.invocation import TASK
@@ -353,6 +354,7 @@ class Task:
         metrics.tasks.at(*self._labels, _outcome_label(run, outcome)).value += 1
         if isinstance(outcome, Failure) and not (run.cancelled and outcome.check(CancelledError)):
             self._failures += 1
+            add_remedy(outcome.value)
             run.run_in_context(
                 _log.failure, "periodic task {task} failed", failure=outcome, level=LogLevel.error, task=self.name
             )

@@ -1,10 +1,12 @@
 """How errors are written for those who read them."""
 
+import asyncio
 import importlib
+from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc import errors
+from novasvc import Manager, RequestContext, errors, periodic_task
 from novasvc.errors import (
     ConfigurationError,
     DeclarationError,
@@ -13,9 +15,12 @@ from novasvc.errors import (
     ProblemError,
     RPCTimeoutError,
     SettingError,
+    StartError,
+    add_remedy,
     describe,
 )
-from novasvc.rpc import expose
+from novasvc.rpc import event, expose
+from novasvc.testing import FleetMixin
 
 
 class DescribeTests(SynchronousTestCase):
@@ -48,6 +53,66 @@ class DescribeTests(SynchronousTestCase):
         text = describe(ValueError("no way to postgresql://u:s3cret@h/d"))
         self.assertNotIn("s3cret", text)
         self.assertIn("postgresql://u:***@h/d", text)
+
+
+class RemedyTests(FleetMixin, SynchronousTestCase):
+    """Tests for novasvc.errors.add_remedy."""
+
+    class Sleeper(Manager):
+        """Waits by asyncio, in each kind of method."""
+
+        @expose
+        async def call(self, context: RequestContext) -> None:
+            await asyncio.sleep(1)
+
+        @event("bed.made")
+        async def handle(self, context: RequestContext, payload: Any) -> None:
+            await asyncio.sleep(1)
+
+        @periodic_task(spacing=10)
+        async def look(self, context: RequestContext) -> None:
+            await asyncio.sleep(1)
+
+        @expose
+        async def in_thread(self, context: RequestContext) -> str:
+            return str(await self.attachments.run_blocking(asyncio.run, asyncio.sleep(0, "slept")))
+
+        @expose(blocking=True)
+        def blocking(self, context: RequestContext) -> str:
+            return asyncio.run(asyncio.sleep(0, "slept"))
+
+    def test_asyncio(self) -> None:
+        """What awaits asyncio without its event loop fails with a text that says what to await, wherever it runs."""
+        node = self.fleet.start(self.Sleeper)
+        error = self.assertRaises(RuntimeError, self.fleet.run, node.call("call"))
+        self.assertIn("await self.attachments.run_blocking(asyncio.run, coroutine)", str(error))
+        self.assertRaises(RuntimeError, self.fleet.run, node.run_task("look"))
+        self.fleet.run(self.fleet.emit("bed.made", None))
+        self.fleet.advance(0)
+        logged = [failure.getErrorMessage() for failure in self.flushLoggedErrors(RuntimeError)]
+        self.assertEqual(logged, [str(error)] * 3)
+
+    def test_hook(self) -> None:
+        """The error of a start has the remedy too."""
+
+        class Early(Manager):
+            async def init_host(self) -> None:
+                await asyncio.sleep(1)
+
+        self.assertRaisesRegex(StartError, "no running event loop; async methods run on", self.fleet.start, Early)
+        self.flushLoggedErrors(RuntimeError)
+
+    def test_remedy(self) -> None:
+        """What the text says instead works."""
+        node = self.fleet.start(self.Sleeper)
+        self.assertEqual([self.fleet.run(node.call(name)) for name in ("in_thread", "blocking")], ["slept"] * 2)
+
+    def test_others(self) -> None:
+        """Any other error keeps its text."""
+        for error in (RuntimeError("no loop"), RuntimeError(), ValueError("no running event loop")):
+            before = error.args
+            add_remedy(error)
+            self.assertEqual(error.args, before)
 
 
 class ErrorTests(SynchronousTestCase):

@@ -12,6 +12,7 @@ from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
 from novasvc.context import current_context
+from novasvc.errors import add_remedy
 from novasvc.interfaces import IDelivery, IListener, ITransport
 from novasvc.middleware import Chain
 from novasvc.reactor.coalesce import Waiters
@@ -258,6 +259,7 @@ class EventListener:
             outcome = "invalid" if each in invalid else "failed"
             metrics.events_handled.at(self._topic, each.name, outcome).value += 1
             note("event", f"{each.name} failed {type(failure.value).__name__}")
+            add_remedy(failure.value)
         names, last = [each for each, _ in failed], failed[-1][1]
         what = f"{type(last.value).__name__}: {last.getErrorMessage()}"
         if len(invalid) == len(failed):

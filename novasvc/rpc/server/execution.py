@@ -14,6 +14,7 @@ from twisted.python.failure import Failure
 from twisted.python.reflect import safe_repr, safe_str
 
 from novasvc.context import RequestContext, current_context
+from novasvc.errors import add_remedy
 from novasvc.interfaces import ITransport
 from novasvc.middleware import Chain, Invocation
 from novasvc.middleware.invocation import SERVE
@@ -280,6 +281,7 @@ class Execution:
 
     def _method_failed(self, failure: Failure, call: Call, metrics: MethodMetrics) -> None:
         error = cast(BaseException, failure.value)
+        add_remedy(error)
         note("call", f"{call.method.name} failed {call.request_id} {type(error).__name__}")
         if not call.answered:
             outcome = metrics.expected if failure.check(*call.method.exposure.expected) else metrics.failed
