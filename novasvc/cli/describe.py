@@ -118,7 +118,8 @@ def _type_name(field: dict[str, Any]) -> str:
         return " | ".join(map(_type_name, field["anyOf"]))
     if field.get("type") == "array" and isinstance(field.get("items"), dict):
         return f"[{_type_name(field['items'])}]"
-    return str(field.get("format") or field.get("type") or "any")
+    # "date-time-local" has no offset, and is in UTC: people would read "local" as the time of their zone.
+    return str(field.get("format") or field.get("type") or "any").removesuffix("-local")
 
 
 def _schedule(task: dict[str, Any]) -> str:

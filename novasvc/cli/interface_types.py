@@ -12,6 +12,7 @@ WIDTH = 88
 """Columns of a line, the default of formatters."""
 
 _FORMATS = {
+    "date-time-local": ("datetime", "datetime"),
     "date-time": ("datetime", "datetime"),
     "date": ("datetime", "date"),
     "time": ("datetime", "time"),

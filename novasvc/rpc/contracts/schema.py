@@ -24,11 +24,16 @@ from novasvc.rpc.contracts.shape import ITEMS, members
 Schema = dict[str, Any]
 """A JSON Schema (2020-12)."""
 
+_IN_UTC = "A time in UTC, without an offset."
+
 _OBJECTS = (StructType, DataclassType, TypedDictType)
 
 
 def add_time_formats(kind: Any, schema: Schema, shared: dict[str, Schema]) -> None:
-    """Add the format "date-time" to the schema of a type; msgspec adds it only to times that must have an offset.
+    """Say in the schema of a type how its times are written; msgspec says nothing, or that they have an offset.
+
+    JSON Schema's "date-time" (RFC 3339 5.6) has an offset, which times on the wire have not. OpenAPI's registry of
+    formats calls such a time "date-time-local".
 
     :param kind: the type that msgspec made the schema of.
     :param schema: changed in place, as its ``shared`` definitions by name.
@@ -44,7 +49,9 @@ def _add(info: Any, schema: Schema, shared: dict[str, Schema], seen: set[str]) -
         seen.add(name)
         schema = shared[name]
     if isinstance(info, DateTimeType):
-        schema["format"] = "date-time"
+        schema["format"] = "date-time-local"
+        if info.tz is not False:
+            schema.setdefault("description", _IN_UTC)
     for part, of_part in _parts(info, schema):
         _add(part, of_part, shared, seen)
 
@@ -82,7 +89,7 @@ def _is_of(info: Any, entry: Schema) -> bool:
     if name:
         return isinstance(info, (*_OBJECTS, NamedTupleType)) and name.rpartition(".")[2] == info.cls.__name__
     kinds: dict[str, Any] = {"string": DateTimeType, "array": (*ITEMS, TupleType), "object": DictType}
-    return isinstance(info, kinds.get(str(entry.get("type")), ())) and entry.get("format") is None
+    return isinstance(info, kinds.get(str(entry.get("type")), ())) and entry.get("format") in {None, "date-time"}
 
 
 def tagged(part: Any) -> Iterator[tuple[str, str, str]]:

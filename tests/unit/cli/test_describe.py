@@ -1,6 +1,7 @@
 """Tests for `novasvc describe`, and for what a node tells for it."""
 
 import dataclasses
+from datetime import datetime
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -36,6 +37,7 @@ class Line:
 @dataclasses.dataclass
 class Order:
     number: int
+    due: datetime | None = None
 
 
 class Stock(Manager):
@@ -77,7 +79,8 @@ class DescribeTests(FleetMixin, SynchronousTestCase):
             "  drop()\n      version 1.2; needs the identity admin\n"
             "  reserve(line: Line, *, note: str = '') -> int\n      Reserve an amount of an item.\n"
             "      version 1.2; raises LookupError, OutOfStock, Closed; idempotent; timeout 5 s\n\n"
-            "types\n  Line  {item: string, amount: integer = 1}\n  Order  {number: integer}\n\n"
+            "types\n  Line  {item: string, amount: integer = 1}\n"
+            "  Order  {number: integer, due: date-time | null = null}\n\n"
             "errors\n  OutOfStock(item: str, left: int = 0)  shop.errors\n      An item is out of stock.\n"
             f"  Closed  {__name__}\n\n"
             "events\n  order.*, order  on_order\n      Reserve what was ordered.\n\n"

@@ -8,7 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc import Manager, RequestContext, rpc
 from novasvc.cli.interface_source import write_interface
-from novasvc.cli.interface_types import identifier, member_names
+from novasvc.cli.interface_types import TypeWriter, identifier, member_names
 from novasvc.errors import MessageFormatError
 from novasvc.rpc.contracts.description import describe_methods
 from tests.support.wild_manager import Line as OtherLine
@@ -173,6 +173,11 @@ class PeerTests(SynchronousTestCase):
 
 
 class NameTests(SynchronousTestCase):
+    def test_times(self) -> None:
+        """A time is a datetime, also that of an earlier service, which promised an offset."""
+        for name in ("date-time-local", "date-time"):
+            self.assertEqual(TypeWriter({}, ()).type({"type": "string", "format": name}), "datetime")
+
     def test_identifier(self) -> None:
         """Any text becomes an identifier."""
         for text, name in (("a-b", "a_b"), ("7x", "_7x"), ("", "Type"), ("shop.Line", "shop_Line"), ("é", "Type")):

@@ -291,16 +291,25 @@ class TimeTests(ContractCase):
         self.assertEqual(loads(dumps(plain, "value")), ["2026-11-29T12:00:00.000000"] * 3)
 
     def test_schema(self) -> None:
-        """Times have their format in the schemas, wherever they are."""
+        """Times have their format in the schemas, wherever they are: that of times without an offset."""
+        aware, naive = (Annotated[dt.datetime, msgspec.Meta(tz=tz)] for tz in (True, False))
 
-        def read(
-            self: Any, context: Any, at: dt.datetime | None, many: list[dt.datetime], order: Order | list[dt.datetime]
+        def read(  # type: ignore[valid-type]
+            self: Any,
+            context: Any,
+            at: dt.datetime | None,
+            many: list[dt.datetime],
+            order: Order | list[dt.datetime],
+            zoned: aware | None,
+            bare: naive,
         ) -> tuple[int, dt.datetime]: ...
 
         schema = self.contract(read).schema()
-        time = {"type": "string", "format": "date-time"}
+        time = {"type": "string", "format": "date-time-local", "description": "A time in UTC, without an offset."}
         given = schema["$defs"]["m_arguments"]["properties"]
         self.assertIn(time, given["at"]["anyOf"])
+        self.assertIn(time, given["zoned"]["anyOf"])
+        self.assertEqual(given["bare"], {"type": "string", "format": "date-time-local"})
         self.assertEqual(given["many"]["items"], time)
         self.assertIn({"type": "array", "items": time}, given["order"]["anyOf"])
         self.assertIn(time, schema["$defs"]["Order"]["properties"]["due"]["anyOf"])
