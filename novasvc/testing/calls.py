@@ -6,8 +6,9 @@ from twisted.python.failure import Failure
 
 from novasvc import rpc
 from novasvc.context import RequestContext
+from novasvc.listing import list_some
 from novasvc.node.manager_resources import make_client
-from novasvc.rpc.errors import RPCTimeoutError
+from novasvc.rpc.errors import MethodTimeoutError, RPCTimeoutError
 from novasvc.testing.client import FleetClient
 from novasvc.testing.hosts import FleetHosts
 from novasvc.testing.node import FleetNode
@@ -19,6 +20,8 @@ CALLER = "test"
 """The host of the test's own calls."""
 
 _REQUESTS = "call", "cast", "fanout"
+_MOST_LOST = 3
+"""Most calls of a method that the note on its timeout names."""
 
 
 class FleetCalls(FleetHosts):
@@ -102,11 +105,26 @@ class FleetCalls(FleetHosts):
         return transport
 
     def _explain(self, failure: Failure) -> Failure:
-        """Add to the error of a call that timed out what became of its message."""
+        """Add to the error of a call that timed out what became of its message, and what its method waited for."""
         error = failure.value
-        if isinstance(error, RPCTimeoutError):
-            topic = error.target.partition(".")[0]
+        if isinstance(error, RPCTimeoutError | MethodTimeoutError):
+            topic = error.target.partition(".")[0] if isinstance(error, RPCTimeoutError) else ""
             sent = [message for message in self.messages(None, error.method) if message.topic.startswith(topic)]
             if sent:
-                error.add_note(f"In the fleet: {sent[-1]!r}. A manager must wait on self.attachments.reactor.")
+                error.add_note(f"In the fleet: {sent[-1]!r}. {self._what_it_waited_for(sent[-1])}".rstrip())
         return failure
+
+    def _what_it_waited_for(self, call: SentMessage) -> str:
+        """Return a sentence: which calls of a method got no answer, or on which clock it must wait; "" if neither."""
+        calls = [message for message in self.messages() if message.kind == "call" and message.sent_at >= call.sent_at]
+        lost = [
+            repr(message)
+            for message in calls
+            if message is not call
+            and message.context.request_id == call.context.request_id
+            and (message.answered_by is None or message.faults)
+        ]
+        if lost:
+            return f"It waited for {list_some(lost, _MOST_LOST)}."
+        # If its own message or reply was lost, the method did not take too long.
+        return "" if call.faults or not call.received_by else "A manager must wait on self.attachments.reactor."

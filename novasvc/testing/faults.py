@@ -170,8 +170,11 @@ class Faults:
             fault.remove()
 
     def find(self, message: SentMessage, host: str | None = None, *, reply: bool = False) -> Fault | None:
-        """Return the fault to apply to a message, or None; see :meth:`Fault.hit`."""
-        return next((fault for fault in self._faults if fault.hit(message, host, reply=reply)), None)
+        """Return the fault to apply to a message, and note it there; None if there is none. See :meth:`Fault.hit`."""
+        found = next((fault for fault in self._faults if fault.hit(message, host, reply=reply)), None)
+        if found is not None:
+            message.faults.append(str(found))
+        return found
 
     def check_used(self) -> None:
         """Check that each fault was applied; see :meth:`Fault.check_used`."""

@@ -30,6 +30,7 @@ class SentMessage:
     :param sender: the host that sent it.
     :param sent_at: seconds on the fleet's clock.
     :ivar received_by: the hosts that it was delivered to, in order; more than one for a fanout or after a fault.
+    :ivar faults: the faults that were applied to it, or to its reply, as text.
     :ivar answered_by: the host that answered it; None without an answer. The answer may be lost on its way.
     :ivar result: the result, JSON values.
     :ivar error: the error that it was answered with, as "OutOfStockError: no tea"; None if with a result.
@@ -44,6 +45,7 @@ class SentMessage:
     sender: str
     sent_at: float
     received_by: list[str] = attrs.field(factory=list, init=False)
+    faults: list[str] = attrs.field(factory=list, init=False)
     answered_by: str | None = attrs.field(default=None, init=False)
     result: Any = attrs.field(default=None, init=False)
     error: str | None = attrs.field(default=None, init=False)
@@ -58,11 +60,14 @@ class SentMessage:
     @property
     def fate(self) -> str:
         """What became of it, in words."""
-        received = f"received by {', '.join(self.received_by)}" if self.received_by else "received by no host"
+        fate = f"received by {', '.join(self.received_by)}" if self.received_by else "received by no host"
         if self.answered_by is not None:
             outcome = "a result" if self.error is None else f"an error ({self.error})"
-            return f"{received}, answered by {self.answered_by} with {outcome}"
-        return f"{received}, not answered" if self.kind == "call" else received
+            fate += f", answered by {self.answered_by} with {outcome}"
+        elif self.kind == "call":
+            fate += ", not answered"
+        faults = "".join(f", fault {fault}" for fault in dict.fromkeys(self.faults))
+        return fate + faults
 
 
 @attrs.define(eq=False)

@@ -12,6 +12,7 @@ from novasvc.errors import (
     DatabaseUnavailableError,
     InvalidArgumentsError,
     InvalidTargetError,
+    MethodTimeoutError,
     NoSuchMethodError,
     NotSettledError,
     RPCTimeoutError,
@@ -270,6 +271,41 @@ class CallTests(FleetCase):
         self.fleet.start(Stock, host="a")
         error = self.assertRaises(RPCTimeoutError, self.fleet.run, self.fleet.call("stock", "hang"))
         self.assertIn("<call 'hang' to stock, sent by test at 0 s, received by a", error.__notes__[0])
+        self.assertIn("A manager must wait on self.attachments.reactor", error.__notes__[0])
+
+    def test_timeout_note_lost(self) -> None:
+        """If the method waited for a call that a fault has lost, the note names that call and the fault instead."""
+        self.fleet.start(Stock, host="a")
+        self.fleet.start(Orders, host="b")
+        self.fleet.faults.drop("stock", "reserve")
+        other = self.fleet.call("stock", "hang")  # another operation, which has no answer either
+        error = self.assertRaises(RPCTimeoutError, self.fleet.run, self.fleet.call("orders", "place"))
+        (note,) = error.__notes__
+        self.assertRegex(
+            note,
+            r"^In the fleet: <call 'place' to orders, .*>\. It waited for <call 'reserve' to stock, sent by b at 0 s, "
+            r"received by no host, not answered, fault drop\(topic='stock', method='reserve'\)>\.$",
+        )
+        self.failureResultOf(other, RPCTimeoutError)
+
+    def test_timeout_note_reply(self) -> None:
+        """If the reply to the call itself was lost, the note names the fault, and blames no manager."""
+        self.fleet.start(Stock, host="a")
+        self.fleet.faults.drop("stock", "count", replies=True)
+        error = self.assertRaises(RPCTimeoutError, self.fleet.run, self.fleet.call("stock", "count"))
+        self.assertRegex(error.__notes__[0], r"answered by a with a result, fault drop\(.*replies=True\)>\.$")
+
+    def test_timeout_note_own_limit(self) -> None:
+        """The error of a method that was cancelled at its own time limit has the note too."""
+
+        class Slow(Manager):
+            @rpc.expose(timeout=5)
+            def hang(self, context: RequestContext) -> Deferred[None]:
+                return Deferred()
+
+        self.fleet.start(Slow)
+        error = self.assertRaises(MethodTimeoutError, self.fleet.run, self.fleet.call("slow", "hang"))
+        self.assertIn("A manager must wait on self.attachments.reactor", error.__notes__[-1])
 
     def test_parallel(self) -> None:
         """A manager's calls to several hosts are under way at the same time."""
