@@ -59,8 +59,9 @@ class RequestContext:
     def progress(self, fraction: float, text: str = "") -> None:
         """Report how far the method is: to its caller, if that asked for it, and to the page of its service.
 
-        The caller gets at most two reports a second, and the latest one. A report counts as a keepalive. May be called
-        from any thread. In a context that no RPC server made, such as that of a periodic task, it has no effect.
+        The caller gets at most two reports a second: of those between, only the latest. One that still waits when the
+        method ends is dropped. A report counts as a keepalive. May be called from any thread. In a context that no RPC
+        server made, such as that of a periodic task, it has no effect.
 
         :param fraction: from 0 to 1.
         :param text: what the method does now; cut after 200 characters.
