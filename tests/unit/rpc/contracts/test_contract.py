@@ -272,7 +272,7 @@ class TimeTests(ContractCase):
 
         self.assertEqual(self.converted(take, {"at": "2026-11-29T12:00:00"}), {"at": NOON})
         given = self.contract(take).schema()["$defs"]["m_arguments"]["properties"]
-        self.assertIn({"description": "d", "type": "string", "format": "date-time"}, given["at"]["anyOf"])
+        self.assertIn({"description": "d", "type": "string", "format": "date-time-local"}, given["at"]["anyOf"])
 
     def test_naive(self) -> None:
         """A method that asks for naive times gets them."""
