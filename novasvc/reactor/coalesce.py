@@ -119,7 +119,8 @@ class CoalescingCache(Generic[_Result]):
             self._calling = True
             # Others share the result, so it must not end with the deadline of the request that came first.
             with without_deadline():
-                calling = self._call()
+                # A call that raises at once must end like any other, or all later callers would wait for it.
+                calling = maybeDeferred(self._call)
             calling.addBoth(self._finish)
         return waiter
 

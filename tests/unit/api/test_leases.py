@@ -1,5 +1,6 @@
 """Tests for the leases in the API and on the page."""
 
+from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.errors import DatabaseUnavailableError
@@ -84,6 +85,15 @@ class LeasesTests(SynchronousTestCase):
         page = rig.ask("GET", "/leases")
         self.assertEqual(page.status, 503)
         self.assertIn(b"database u: away", page.body)
+
+    def test_page_not_connected(self) -> None:
+        """Before the registry is connected the page says so, and shows the leases once it is."""
+        rig = self.make()
+        self.successResultOf(Deferred.fromCoroutine(rig.backend.close()))
+        self.assertEqual(rig.ask("GET", "/leases").status, 503)
+        rig.backend.open()
+        rig.clock.advance(0)
+        self.assertEqual(rig.ask("GET", "/leases").status, 200)
 
     def test_page(self) -> None:
         """The page shows who has which lease, since when, and which are free, in a part that updates itself."""

@@ -146,6 +146,20 @@ class CoalescingCacheTests(SynchronousTestCase):
         self.asked[1].callback("yes")
         self.assertEqual(self.successResultOf(again), "yes")
 
+    def test_raises(self) -> None:
+        """An exception that the function raises itself is a failure as well, and the next caller calls it again."""
+        broken = True
+
+        def call() -> Deferred[str]:
+            if broken:
+                raise ValueError("x")
+            return succeed("yes")
+
+        cache = CoalescingCache(call, self.clock)
+        self.failureResultOf(cache.get(), ValueError)
+        broken = False
+        self.assertEqual(self.successResultOf(cache.get()), "yes")
+
     def test_asks_after_failure(self) -> None:
         """A call made in the errback of a failure begins a new call, and does not get the same failure again."""
         waiting = self.cache.get().addErrback(lambda _: self.cache.get())
