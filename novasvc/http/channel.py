@@ -18,7 +18,7 @@ from zope.interface import implementer
 from novasvc._compat import set_request_in_progress
 from novasvc.http.body import Body
 from novasvc.http.errors import HTTPError, error_body, error_head
-from novasvc.http.head import Head, check_partial_head, read_head, request_line
+from novasvc.http.head import Head, PartialHead, read_head, request_line
 from novasvc.http.teardown import CONTINUE, TeardownChannel
 from novasvc.interfaces import IDrainable
 
@@ -47,6 +47,7 @@ class LimitedChannel(TeardownChannel):
         self._input = b""
         self._step: Any = self._read_head
         self._advancing = False
+        self._partial_head: PartialHead | None = None
         self._body: Body | None = None
         self._soon: Any = None
         self._between_requests = True
@@ -129,10 +130,14 @@ class LimitedChannel(TeardownChannel):
                 return self._skip_empty_line()
             self._between_requests = False
             self._deadlines.input_due = self._clock() + self._limits.head_timeout
-        end = data.find(b"\r\n\r\n")
+        partial = self._partial_head
+        end = data.find(b"\r\n\r\n", 0 if partial is None else max(0, partial.checked - 3))
         if end < 0:
-            check_partial_head(data, self._limits)
+            if partial is None:
+                partial = self._partial_head = PartialHead(self._limits)
+            partial.check(data)
             return False
+        self._partial_head = None
         head = read_head(data[: end + 2], self._limits)
         if head.scheme == b"https" and not self.secure:
             # A server must not answer for https over an insecure connection (RFC 9110, 7.4).

@@ -81,7 +81,8 @@ def read_head(text: bytes, limits: Limits) -> Head:
         raise HTTPError(505, "this server supports HTTP/1.0 and HTTP/1.1")
     fields = FIELD_LINE.findall(text, line_end + 2)
     if len(text) - line_end > limits.max_header_line or len(fields) > limits.max_headers:
-        check_field_limits(text[line_end + 2 :], limits)
+        lines = text[line_end + 2 :].split(b"\r\n")
+        check_field_limits(lines, len(lines) - 1, len(text) - line_end - 2, limits)
     # Each line must match: findall() skips one that does not, and another parser might take it for a field.
     if len(fields) != text.count(b"\n") - 1:
         raise field_line_error(text[line_end + 2 :])
@@ -95,24 +96,46 @@ def read_head(text: bytes, limits: Limits) -> Head:
     return head
 
 
-def check_partial_head(text: bytes, limits: Limits) -> None:
-    """Reject an incomplete head as soon as it cannot become a valid one.
+@attrs.define(eq=False)
+class PartialHead:
+    """The checks of an incomplete head.
 
-    :param text: the part that has arrived, without the empty line that would end the head.
-    :raises HTTPError: it is malformed already, or exceeds a limit.
+    Input is checked once, so that a client that sends a byte at a time costs little more than others.
+
+    :ivar checked: bytes of the head that were checked.
     """
-    if text.endswith(b"\r"):
-        text = text[:-1]  # its LF may be on the way
-    if INVALID_LINE_ENDING.search(text):
-        raise line_ending_error(text)
-    line_end = text.find(b"\r\n")
-    if line_end == 0:
-        raise request_line_error(b"", limits)
-    if line_end < 0:
-        if len(text) > limits.max_url_len + LINE_REST:
-            raise url_too_long(limits)
-    else:
-        check_field_limits(text[line_end + 2 :], limits)
+
+    _limits: Limits
+    checked: int = attrs.field(default=0, init=False)
+    _fields_begin: int = attrs.field(default=0, init=False)  # 0 until the request line is complete
+    _line_begin: int = attrs.field(default=0, init=False)  # of the incomplete line
+    _complete: int = attrs.field(default=0, init=False)  # header lines
+
+    def check(self, text: bytes) -> None:
+        """Reject an incomplete head as soon as it cannot become a valid one.
+
+        :param text: all that has arrived, without the empty line that would end the head. It begins with what was
+            checked before.
+        :raises HTTPError: it is malformed already, or exceeds a limit.
+        """
+        if text.endswith(b"\r"):
+            text = text[:-1]  # its LF may be on the way
+        if INVALID_LINE_ENDING.search(text, self.checked):
+            raise line_ending_error(text)
+        self.checked = len(text)
+        lines = text[self._line_begin :].split(b"\r\n")
+        self._line_begin = len(text) - len(lines[-1])
+        if not self._fields_begin:
+            line = lines.pop(0)
+            if not lines:
+                if len(line) > self._limits.max_url_len + LINE_REST:
+                    raise url_too_long(self._limits)
+                return
+            if not line:
+                raise request_line_error(line, self._limits)
+            self._fields_begin = len(line) + 2
+        self._complete += len(lines) - 1
+        check_field_limits(lines, self._complete, len(text) - self._fields_begin, self._limits)
 
 
 def request_line(text: bytes) -> bytes:

@@ -1,5 +1,7 @@
 """What is wrong with a head that head.py rejects: the status, and a message that tells the client what to change."""
 
+from collections.abc import Sequence
+
 from novasvc.http.errors import HTTPError
 from novasvc.http.grammar import FIELD_LINE, INVALID_LINE_ENDING
 from novasvc.http.limits import Limits
@@ -10,18 +12,19 @@ _TLS_HANDSHAKE = b"\x16\x03"
 """The first bytes of a TLS ClientHello (RFC 8446, 5.1): the client speaks https to a port of http."""
 
 
-def check_field_limits(text: bytes, limits: Limits) -> None:
+def check_field_limits(lines: Sequence[bytes], count: int, size: int, limits: Limits) -> None:
     """Reject header lines that exceed a limit.
 
-    :param text: the header lines, without the request line.
+    :param lines: those whose lengths were not checked yet, without their CRLF.
+    :param count: of all complete header lines.
+    :param size: bytes of all header lines.
     :raises HTTPError: 431 (RFC 6585, 5), naming the limit.
     """
-    lines = text.split(b"\r\n")
-    if len(lines) - 1 > limits.max_headers:
+    if count > limits.max_headers:
         raise HTTPError(431, f"the request has more than {limits.max_headers} header lines")
     if any(len(line) > limits.max_header_line for line in lines):
         raise HTTPError(431, f"a header line is longer than {limits.max_header_line} bytes")
-    if len(text) > limits.max_head:
+    if size > limits.max_head:
         raise HTTPError(431, f"the headers are longer than {limits.max_head} bytes in total")
 
 

@@ -1,6 +1,7 @@
 """Tests for novasvc.http.channel, deadlines and teardown."""
 
 import json
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,23 @@ class RequestTests(SynchronousTestCase):
         data = b"\r\nPOST /x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
         wire.send(*[bytes([byte]) for byte in data * 2])
         self.assertEqual([answer.body for answer in wire.answers()], [b"POST /x abc"] * 2)
+
+    def test_slow_head(self) -> None:
+        """The time that a slow client costs grows with the length of its head, not with the square of it."""
+
+        def seconds(length: int) -> float:
+            wire = Wire()
+            head = b"GET / HTTP/1.1\r\nHost: x\r\n" + (b"A: " + b"b" * 495 + b"\r\n") * (length // 500)
+            pieces = [bytes([byte]) for byte in head]
+            began = time.thread_time()
+            wire.send(*pieces)
+            spent = time.thread_time() - began
+            wire.send(b"\r\n")
+            self.assertEqual(wire.answers()[0].status, 200)
+            return spent
+
+        # Linear is 8 times as long; quadratic, 64 times.
+        self.assertLess(min(seconds(32_000) for _ in range(3)), 24 * min(seconds(4_000) for _ in range(3)))
 
     def test_empty_line(self) -> None:
         """One empty line before a request is ignored; anything else is rejected."""

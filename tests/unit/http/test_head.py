@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.http.errors import HTTPError
-from novasvc.http.head import Head, check_partial_head, read_head
+from novasvc.http.head import Head, PartialHead, read_head
 from novasvc.http.limits import Limits
 
 LIMITS = Limits(max_url_len=100, max_header_line=200, max_head=1000, max_headers=10)
@@ -210,7 +210,7 @@ class HeadTests(SynchronousTestCase):
     def test_partial(self) -> None:
         """Input that cannot become a valid head is rejected before it is complete."""
         for text in (b"GET /", b"GET / HTTP/1.1\r", b"GET / HTTP/1.1\r\nHost: x\r\n\r", b""):
-            check_partial_head(text, LIMITS)
+            PartialHead(LIMITS).check(text)
         for status, text in (
             (414, b"GET /" + b"a" * 200),
             (431, b"GET / HTTP/1.1\r\nA: " + b"b" * 200),
@@ -220,7 +220,36 @@ class HeadTests(SynchronousTestCase):
             (400, b"\x16\x03\x01\x00\xa5\x01\x00\n"),
             (400, b"\r\nGET"),
         ):
-            self.assertEqual(self.assertRaises(HTTPError, check_partial_head, text, LIMITS).status, status, text)
+            self.assertEqual(self.assertRaises(HTTPError, PartialHead(LIMITS).check, text).status, status, text)
+
+    def test_checked_once(self) -> None:
+        """What has arrived is not checked again with what follows."""
+        for begin in (b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nHost: x\r\n"):
+            partial = PartialHead(LIMITS)
+            partial.check(begin)
+            self.assertEqual(partial.checked, len(begin))
+            partial.check(b"\n" * len(begin) + b"A: b\r\n")
+            self.assertEqual(partial.checked, len(begin) + 6)
+
+    @given(st.lists(st.sampled_from([b"\r", b"\n", b"\r\n", b"\0", b"A: b", b"a" * 150, b"GET / HTTP/1.1\r\n"])))
+    def test_in_pieces(self, pieces: list[bytes]) -> None:
+        """A head that arrives in pieces is rejected at the same byte, and with the same error, as one that is whole."""
+        partial, text = PartialHead(LIMITS), b""
+        for piece in pieces:
+            text += piece
+            if b"\r\n\r\n" in text:
+                break
+            found = [self.reason(each, text) for each in (partial, PartialHead(LIMITS))]
+            self.assertEqual(found[0], found[1], text)
+            if found[0]:
+                break
+
+    def reason(self, partial: PartialHead, text: bytes) -> str:
+        try:
+            partial.check(text)
+        except HTTPError as error:
+            return error.message
+        return ""
 
     @given(st.binary(max_size=300))
     def test_anything(self, text: bytes) -> None:
