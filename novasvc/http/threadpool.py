@@ -91,6 +91,18 @@ class ThreadPool:
             self._wake_call = self._reactor.callLater(0, self._wake_soon)
         return True
 
+    def cancel(self, work: Callable[[], None]) -> bool:
+        """Take work out of the queue. Called in the reactor's thread.
+
+        :return: whether it was there; False if a thread runs it, or has run it.
+        """
+        with self._lock:
+            try:
+                self._work.remove(work)
+            except ValueError:
+                return False
+            return True
+
     @property
     def busy(self) -> int:
         """The number of threads that run work."""

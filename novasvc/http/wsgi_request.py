@@ -15,8 +15,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from contextvars import copy_context
-from functools import partial
+from contextvars import Context, copy_context
 from threading import Event
 from types import TracebackType
 from typing import IO, Any
@@ -68,6 +67,7 @@ class WSGIRequest:
         self._channel = channel
         self.began = site.reactor.seconds()
         self._content: IO[bytes] | None = None
+        self._context: Context | None = None
         # Set by the application's thread:
         self._response: ResponseHead | None = None
         self._committed = False  # PEP 3333: from now on start_response() cannot replace the head
@@ -90,16 +90,19 @@ class WSGIRequest:
     def received(self, content: IO[bytes] | None) -> None:
         """Queue the request for a thread. Called by the channel when it is complete."""
         self._content = content
-        # Middleware may have set context variables for the application, such as the current span.
-        run = self._run if self._site.around is None else partial(copy_context().run, self._run)
-        if not self._site.pool.submit(run):
+        if self._site.around is not None:
+            # Middleware may have set context variables for the application, such as the current span.
+            self._context = copy_context()
+        if not self._site.pool.submit(self._run):
             message = "this server is busy: all threads are in use, and the queue is full"
             self._respond_with_error(503, message, [("Retry-After", "1")])
             self._flush()
 
     def connectionLost(self, reason: Failure) -> None:
-        """Have the thread end: the client has disconnected."""
+        """Leave the queue, or have the thread end: the client has disconnected."""
         self._client_gone = True
+        if self._site.pool.cancel(self._run):
+            self._close_content()
         self._wake_thread()
         self._report_end()
 
@@ -185,18 +188,24 @@ class WSGIRequest:
 
     def _run(self) -> None:
         """Run the application."""
-        content = self._content
         try:
-            if not self._client_gone:
-                self._call(self._site.app, content)
+            if self._client_gone:
+                pass
+            elif self._context is None:
+                self._call(self._site.app, self._content)
+            else:
+                self._context.run(self._call, self._site.app, self._content)
         except _ClientGoneError:
             pass
         except BaseException:  # noqa: BLE001 - not even SystemExit may end the thread, or the process
             self._failed()
         finally:
-            if content is not None:
-                with suppress(OSError):  # closing flushes a temporary file, and the disk may be full
-                    content.close()
+            self._close_content()
+
+    def _close_content(self) -> None:
+        if self._content is not None:
+            with suppress(OSError):  # closing flushes a temporary file, and the disk may be full
+                self._content.close()
 
     def _call(self, app: App, content: IO[bytes] | None) -> None:
         environ = make_environ(self._channel.common, self.head, content)

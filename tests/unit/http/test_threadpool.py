@@ -110,6 +110,28 @@ class ThreadPoolTests(SynchronousTestCase):
         self.assertEqual([self.submit(pool, work) for _ in range(3)], [True, True, False])
         go.set()
 
+    def test_cancel(self) -> None:
+        """Work that no thread has begun can be cancelled, and leaves its place in the queue to other work."""
+        pool = self.pool(1, queue=1)
+        go = threading.Event()
+        begun = threading.Event()
+        done: Queue[str] = Queue()
+
+        def work() -> None:
+            begun.set()
+            go.wait(10)
+
+        def queued() -> None:
+            done.put("queued")
+
+        self.submit(pool, work)
+        begun.wait(10)
+        self.assertTrue(self.submit(pool, queued))
+        self.assertEqual([pool.cancel(each) for each in (work, queued, queued)], [False, True, False])
+        self.assertTrue(self.submit(pool, lambda: done.put("other")))
+        go.set()
+        self.assertEqual((done.get(timeout=10), done.empty()), ("other", True))
+
     def test_close(self) -> None:
         """Idle threads end when the pool is closed."""
         pool = self.pool(1)

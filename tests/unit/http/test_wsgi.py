@@ -8,7 +8,7 @@ from typing import Any
 from wsgiref.validate import validator
 
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.error import ConnectionLost
 from twisted.internet.threads import deferToThread
 from twisted.logger import LogLevel, capturedLogs, formatEvent
@@ -581,7 +581,7 @@ class ThreadTests(HTTPCase):
         await first.gone
 
     async def test_gone_before(self) -> None:
-        """A queued request whose client has disconnected is not run."""
+        """A queued request whose client has disconnected is not run, and leaves its place to another."""
         go = threading.Event()
         paths = []
 
@@ -591,7 +591,7 @@ class ThreadTests(HTTPCase):
             start("200 OK", PLAIN)
             return [b""]
 
-        port = self.serve(app, threads=1)
+        port = self.serve(app, threads=1, queue=1)
         first = await connect(port)
         first.transport.write(LAST)
         while not paths:
@@ -603,7 +603,12 @@ class ThreadTests(HTTPCase):
         second.transport.abortConnection()
         while len(self.site.channels) > 1:
             await deferToThread(lambda: None)
+        self.assertEqual(len(self.site.pool._work), 0)
+        third = await connect(port)
+        third.transport.write(LAST.replace(b"/ ", b"/third "))
+        while not self.site.pool._work and not third.data:
+            await deferToThread(lambda: None)
         go.set()
-        await first.gone
-        await ask(port, LAST.replace(b"/ ", b"/third "))
+        await gatherResults([first.gone, third.gone])
+        self.assertEqual([responses(each.data)[0].status for each in (first, third)], [200, 200])
         self.assertEqual(paths, ["/", "/third"])
