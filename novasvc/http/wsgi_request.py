@@ -243,6 +243,9 @@ class WSGIRequest:
     def write(self, part: bytes) -> None:
         """Send a part of the body; block while the client is too far behind. PEP 3333 calls this function write."""
         self._check_part(part)
+        if self._ended:
+            # The client would take it for the begin of the next response.
+            raise ResponseError("write() was called after the end of the response")
         if self._client_gone:
             raise _ClientGoneError
         self._add(part)

@@ -14,6 +14,7 @@ from twisted.internet.threads import deferToThread
 from twisted.logger import LogLevel, capturedLogs, formatEvent
 
 from novasvc.http import AccessLog
+from novasvc.http.response_head import ResponseError
 from tests.support.http_rig import GET, LAST, HTTPCase, ask, connect, responses
 
 Environ = dict[str, Any]
@@ -434,6 +435,31 @@ class FailedTests(HTTPCase):
         caller.transport.write(GET.replace(b"/ ", b"/4 "))
         await caller.gone.addTimeout(30, reactor)
         self.assertTrue(caller.data.endswith(b"\r\n\r\nabc"))
+
+    async def test_write_after_end(self) -> None:
+        """write() raises after the end of the response: a client would take the data for the next response."""
+
+        class Late(Closing):
+            def close(self) -> None:
+                try:
+                    write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")
+                finally:
+                    super().close()
+
+        def app(environ: Environ, start: Start) -> Iterable[bytes]:
+            nonlocal write
+            write = start("200 OK", PLAIN)
+            return late if environ["PATH_INFO"] == "/late" else [b"c"]
+
+        write: Any = None
+        late = Late([b"a", b"b"])
+        caller = await connect(self.serve(app, threads=1))
+        caller.transport.write(GET.replace(b"/ ", b"/late "))
+        await late.closed
+        caller.transport.write(LAST)
+        await caller.gone
+        self.assertEqual([answer.body for answer in responses(caller.data)], [b"ab", b"c"])
+        self.assertEqual(len(self.flushLoggedErrors(ResponseError)), 1)
 
     async def test_close(self) -> None:
         """close() is called once, whatever happens; what it raises is logged, and the response stands."""
