@@ -7,6 +7,7 @@ from urllib.parse import unquote_to_bytes
 
 from twisted.python.failure import Failure
 from twisted.web.resource import IResource
+from werkzeug.exceptions import BadHost
 from zope.interface import implementer
 
 from novasvc.api.access import Access
@@ -71,7 +72,11 @@ class APIRoot:
             error = APIError(404, f"there is nothing at {path}; /openapi.json lists all paths")
             return json_error_response(self, request, Failure(error))
         request.route = f"/{segment.decode()}"  # the label in the metrics; a resource may be more precise
-        return resource.render(request)
+        try:
+            return resource.render(request)
+        except BadHost:  # of Klein's routing, before its own error handling
+            error = APIError(400, "the name in the Host header is not a valid host name")
+            return json_error_response(self, request, Failure(error))
 
     def fast_handler(self, head: Head) -> Handler | None:
         """Ask the resource of the first segment whether it claims the request; see IFastPath."""

@@ -299,3 +299,11 @@ class AccessTests(TestCase):
         for path in ("/v1/rpc/%ff/x", "/%ff", "/v2.1/os-services/%ff", "/node/%c3%28"):
             answer = rig.ask("POST", path, {})
             self.assertEqual((answer.status, answer.document["error"]["code"]), (400, 400), path)
+
+    def test_host_that_is_no_name(self) -> None:
+        """A Host header that is valid HTTP, but not a host name, gets a JSON error."""
+        rig = APIRig(self)
+        for host in ("a..b", "x" * 64, "."):
+            for path in ("/healthz", "/leases", "/v1/leases"):
+                answer = rig.get(path, Host=host)
+                self.assertEqual((answer.status, answer.document["error"]["code"]), (400, 400), path)
