@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import attrs
+from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 
 from novasvc.api.access import Access, audit
@@ -191,6 +192,8 @@ class Gateway:
         self._calls += 1
         try:
             return await self._send(client, topic, method, call)
+        except CancelledError:  # the client has disconnected: no error of the call
+            raise
         except Exception as error:  # a method may raise anything, and the client raises it again
             raise gateway_error(error) from error
         finally:

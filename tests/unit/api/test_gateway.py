@@ -4,6 +4,7 @@ from unittest import TestCase
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
+from twisted.logger import capturedLogs, formatEvent
 from twisted.python.failure import Failure
 
 from novasvc import Manager, RequestContext, rpc
@@ -195,13 +196,17 @@ class GatewayTests(TestCase):
         self.assertAlmostEqual(self.manager.contexts[-1].deadline or 0, began + 3, delta=0.5)
 
     def test_cancelled(self) -> None:
-        """A client that disconnects cancels the method."""
+        """A client that disconnects cancels the method. That is audited, and is no error."""
         asking = self.rig.send("POST", "/v1/rpc/greeter/wait", {}, X_Auth_Token=ADMINS)
         self.rig.clock.pump([0.1] * 5)
-        asking.protocol.connectionLost(Failure(ConnectionDone()))
-        self.rig.clock.pump([0.1] * 5)
+        with capturedLogs() as events:
+            asking.protocol.connectionLost(Failure(ConnectionDone()))
+            self.rig.clock.pump([0.1] * 5)
         (waiting,) = self.manager.waiting
         self.assertTrue(waiting.called)
+        (line,) = [str(formatEvent(event)) for event in events if event.get("audit")]
+        self.assertIn("call greeter.wait: cancelled by the client", line)
+        self.assertEqual([formatEvent(event) for event in events if "log_failure" in event], [])
 
     def test_given_up(self) -> None:
         """A call whose client disconnects is cancelled, and no longer counts."""
