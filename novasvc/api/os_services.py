@@ -10,7 +10,7 @@ from urllib.parse import unquote_to_bytes
 import attrs
 from twisted.internet.defer import CancelledError, Deferred
 
-from novasvc.api.access import Access, Caller, audit
+from novasvc.api.access import CANCELLED_CHANGE, Access, Caller, audit
 from novasvc.api.backend import Backend
 from novasvc.api.changes import NEW_CHANGE, OLD_CHANGE, describe_changes, read_body, read_new, read_old
 from novasvc.api.errors import APIError
@@ -240,7 +240,7 @@ async def _audited(request: Any, caller: Caller, action: str, target: str, chang
     try:
         done = await change()
     except CancelledError:
-        audit(request, caller, action, target, "cancelled by the client; the change may have been made")
+        audit(request, caller, action, target, CANCELLED_CHANGE)
         raise
     except Exception as error:
         audit(request, caller, action, target, str(error))

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from twisted.internet.defer import Deferred, DeferredSemaphore, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults
 
-from novasvc.api.access import Access, Caller, audit
+from novasvc.api.access import CANCELLED_CHANGE, Access, Caller, audit
 from novasvc.api.backend import Backend
 from novasvc.api.errors import APIError, as_api_error
 from novasvc.api.openapi import FORM_RESPONSES, PAGE_RESPONSES, operation
@@ -66,6 +66,7 @@ class BulkPages:
         else:
             chosen = self._find(text.decode("latin-1") for text in request.args.get(b"id", []))
         if not chosen:
+            self._check_known()
             raise APIError(400, "no service is selected; select some in the list, or all that match")
         if len(chosen) > MAX_SERVICES:
             problem = f"{len(chosen):,} services are selected; at most {MAX_SERVICES:,} can be changed at once"
@@ -86,18 +87,39 @@ class BulkPages:
             audit(request, caller, action.name, f"{len(numbers)} services", error.message)
             raise
         fields = {"reason": read_field(request, "reason", MAX_FIELDS["reason"])}
+        await self._watch.wait_fresh()
         chosen = self._find(numbers[:MAX_SERVICES])
-        slots = DeferredSemaphore(_AT_ONCE)
-        acting = [
-            slots.run(Deferred.fromCoroutine, self._act_on(request, caller, action, service, fields))
-            for service in chosen
-        ]
-        problems = await gatherResults(acting)
+        gone = len(numbers) - len(chosen)
+        if gone:
+            self._check_known()
+        problems = await self._act_on_all(request, caller, action, chosen, fields)
         await self._watch.reread()
         failed = [(service, problem) for service, problem in zip(chosen, problems, strict=True) if problem]
-        gone = len(numbers) - len(chosen)
         back = Query.read(request.args).url
         return self._page(request, "bulk_done.html", caller, action, chosen, failed=failed, gone=gone, back=back)
+
+    async def _act_on_all(
+        self, request: Any, caller: Caller, action: Action, services: Sequence[ServiceStatus], fields: dict[str, str]
+    ) -> list[str]:
+        """Perform the action on each service, some at a time; return why each failed, or ""."""
+        problems: dict[int, str] = {}
+        waiting = iter(services)
+
+        async def act() -> None:
+            for service in waiting:
+                problems[service.record.id] = await self._act_on(request, caller, action, service, fields)
+
+        acting = [Deferred.fromCoroutine(act()) for _ in range(_AT_ONCE)]
+        try:
+            await gatherResults(acting, consumeErrors=True)
+        except FirstError as first:
+            # The client has disconnected, or there is a bug. What was begun has audit lines of its own.
+            error = first.subFailure.value
+            if left := len([*waiting]):
+                why = f"not begun: {str(error) or 'cancelled by the client'}"
+                audit(request, caller, action.name, f"{left} other services", why)
+            raise error from None
+        return [problems[service.record.id] for service in services]
 
     async def _act_on(
         self, request: Any, caller: Caller, action: Action, service: ServiceStatus, fields: dict[str, str]
@@ -106,11 +128,22 @@ class BulkPages:
         problem = ""
         try:
             await action.perform(self._backend, service.record, fields)
+        except CancelledError:
+            audit(request, caller, action.name, service.name, CANCELLED_CHANGE)
+            raise
         except NovasvcError as error:
             known = as_api_error(error)
             problem = str(error) if known is None else known.message
         audit(request, caller, action.name, service.name, *([problem] if problem else []))
         return problem
+
+    def _check_known(self) -> None:
+        """Reject a request for services that are missing because the fleet could not be read.
+
+        :raises APIError: 503.
+        """
+        if self._watch.trouble:
+            raise APIError(503, f"the services are not known now: {self._watch.trouble}", {"Retry-After": "5"})
 
     def _find(self, numbers: Any) -> list[ServiceStatus]:
         """Return the services with these numbers; others are left out."""

@@ -1,12 +1,19 @@
 import re
 from typing import Any
+from urllib.parse import urlencode
 
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
+from twisted.internet.task import deferLater
+from twisted.logger import capturedLogs, formatEvent
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from novasvc.api.access import CANCELLED_CHANGE
 from novasvc.api.page.bulk import MAX_SERVICES
 from novasvc.errors import DatabaseUnavailableError
 from novasvc.registry.record import ServiceChanges, ServiceRecord
-from tests.support.page_rig import READERS, TOKENS, PageRig
+from tests.support.page_rig import READERS, TOKENS, Connection, PageRig
 
 
 class BulkTests(SynchronousTestCase):
@@ -70,6 +77,60 @@ class BulkTests(SynchronousTestCase):
         self.assertIn("done for 0 of 3", answer.text)
         self.assertIn("it is gone", answer.text)
         self.assertIn("1 no longer registered", answer.text)
+
+    def test_given_up(self) -> None:
+        """If the client disconnects, every service is in the audit log, or in the number of those not begun."""
+        for number in range(6, 31):
+            self.rig.add(f"h{number}")
+        self.rig.see()
+        registry = self.rig.registry
+
+        class Slow:
+            """The registry, whose updates take a second."""
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(registry, name)
+
+            def update(self, service_id: int, changes: ServiceChanges) -> Deferred[ServiceRecord]:
+                return deferLater(clock, 1.0, registry.update, service_id, changes)
+
+        clock = self.rig.clock
+        self.rig.backend._registry = Slow()  # type: ignore[assignment]
+        form = urlencode({"mark": self.rig.mark(), "ids": ",".join(str(number) for number in range(1, 31))})
+        headers = {"Content-Type": "application/x-www-form-urlencoded", "Content-Length": str(len(form))}
+        connection = Connection(self.rig)
+        with capturedLogs() as events:
+            connection.send("POST", "/bulk/disable", headers, form)
+            clock.pump([1.0, 0.5])
+            connection.protocol.connectionLost(Failure(ConnectionDone()))
+            clock.pump([1.0] * 5)
+        outcomes = [(event["target"], event["outcome"]) for event in events if event.get("audit")]
+        self.assertEqual(sorted(target for target, outcome in outcomes if outcome == "done"), self.names(1, 10))
+        began = sorted(target for target, outcome in outcomes if outcome == CANCELLED_CHANGE)
+        self.assertEqual(began, self.names(11, 20))
+        self.assertIn(("10 other services", "not begun: cancelled by the client"), outcomes)
+        self.assertEqual([formatEvent(event) for event in events if "log_failure" in event], [])
+
+    def names(self, first: int, last: int) -> list[str]:
+        return sorted(f"novasvc-agent@h{number}" for number in range(first, last + 1))
+
+    def test_not_read(self) -> None:
+        """A process that has not read the fleet reads it, and says so if it cannot, not that services are gone."""
+        for outage in (None, DatabaseUnavailableError("mysql://db", "it is gone")):
+            rig = PageRig(self, api_watch_interval=0)
+            rig.add("h1")
+            rig.registry.outage = outage
+            asked = rig.ask("/bulk/disable?id=1")
+            rig = PageRig(self, api_watch_interval=0)
+            rig.add("h1")
+            rig.registry.outage = outage
+            done = rig.ask("/bulk/disable", {"mark": rig.mark(), "ids": "1"})
+            if outage is None:
+                self.assertEqual((asked.status, done.status), (200, 200))
+                self.assertIn("done for 1 of 1", done.text)
+            else:
+                self.assertEqual((asked.status, done.status), (503, 503))
+                self.assertIn("it is gone", done.text)
 
     def test_refused(self) -> None:
         """Nothing is changed without a selection, with too many, with an unknown action or a wrong CSRF token."""
