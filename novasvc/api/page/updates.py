@@ -19,8 +19,9 @@ _SHOWN = 30
 # An update has what changed since the version of the watch that the viewer has. This version is the id of the last
 # message, which the browser sends back as Last-Event-ID (HTML Standard, "Server-sent events"). So a viewer that was
 # disconnected, or did not read for a while, catches up with one message, and the server keeps no state for it. An id
-# with another epoch is of a process that is gone: its viewer gets the whole page. "layout" and "shape" are digests of
-# the list and of the map: if the page has others, it loads these parts again.
+# with another epoch is of another process, which may be gone: its viewer gets everything, but of the map only the
+# squares that are not up. If the page has others that are not up, they have changed, and it loads the map. "layout" and
+# "shape" are digests of the list and of the map: if the page has others, it loads these parts again.
 
 
 def make_update(
@@ -33,8 +34,8 @@ def make_update(
     :param last_entry: the number of the newest timeline entry that the viewer has.
     :return: JSON: {"id": str, "old": seconds or None, "trouble": str, "totals": {name: int}, "headline": str,
         "wrong": number of problems, "problems": HTML, or None if they are those that the viewer has, "layout": str,
-        "cells": [[id, state, disabled, age], ...], "shape": str, "squares": [[id, class, title], ...], "entry": int,
-        "entries": HTML of the new ones, newest first}.
+        "cells": [[id, state, disabled, age], ...], "shape": str, "whole": bool, "squares": [[id, class, title], ...],
+        "entry": int, "entries": HTML of the new ones, newest first}.
     """
     fresh = [*islice(watch.timeline.after(last_entry), _SHOWN)] if since else []
     headline = overview.headline
@@ -52,15 +53,14 @@ def make_update(
             for service in view.services
             if service.changed > since
         ],
-        # A viewer that has no version has no map either: it loads the map, so it needs no squares.
-        "shape": view.shape if since else "",
+        "shape": view.shape,
+        # A map that another process has drawn may be current: all squares would be most of the page, once more.
+        "whole": not since,
         "squares": [
             [service.record.id, CODES[service.look], square_title(service)]
             for service in view.matching
-            if service.turned > since
-        ]
-        if since
-        else [],
+            if (service.turned > since if since else service.look != "up")
+        ],
         "entry": watch.timeline.newest,
         "entries": renderer.text("entries.html", entries=fresh) if fresh else "",
     }

@@ -5,6 +5,7 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from math import ceil
+from typing import Any
 from zlib import crc32
 
 import attrs
@@ -31,6 +32,9 @@ class View:
     :param matching: the services that match, by host and binary.
     :param services: the services of this page, in the order of the query.
     :param shape: a digest of which services match; it stays the same while only their states change.
+
+    The digests are the same in all API processes: the script compares those of its parts, which one process has made,
+    with those of updates from another.
     """
 
     query: Query
@@ -63,7 +67,7 @@ class View:
     @property
     def layout(self) -> str:
         """A digest of all that this page shows of its services, without their heartbeats."""
-        shown = [self.found, *((service.record.id, service.turned) for service in self.services)]
+        shown = [self.found, bool(self.zones), *map(_shown, self.services)]
         return f"{crc32(repr(shown).encode()):08x}"
 
 
@@ -78,6 +82,7 @@ class Views:
         self._services: list[ServiceStatus] = []
         self._order: list[int] = []
         self._members = 0
+        self._members_digest = 0
         self._names: tuple[tuple[str, ...], tuple[str, ...]] = (), ()
         self._views: dict[Query, View] = {}
         self._version = 0
@@ -100,6 +105,8 @@ class Views:
         if self._members != self._watch.members:
             self._members = self._watch.members
             self._order = [service.record.id for service in sorted(services.values(), key=_by_host)]
+            zones = [(number, services[number].zone) for number in self._order]
+            self._members_digest = crc32(repr(zones).encode())
             self._names = (
                 tuple(sorted({service.record.binary for service in services.values()})),
                 tuple(sorted({service.zone for service in services.values()} - {""})),
@@ -112,9 +119,24 @@ class Views:
         query = attrs.evolve(query, page=min(query.page, pages))
         begin = (query.page - 1) * SERVICES
         page = tuple(_sorted(matching, query.sort)[begin : begin + SERVICES])
-        numbers = array("q", [self._members, *(service.record.id for service in matching)])
+        numbers = array("q", [self._members_digest, *(service.record.id for service in matching)])
         shape = f"{crc32(numbers.tobytes()):08x}"
         return View(query, *self._names, matching, page, shape)
+
+
+def _shown(service: ServiceStatus) -> tuple[Any, ...]:
+    """Return what the list shows of a service, without its heartbeat."""
+    record = service.record
+    return (
+        record.id,
+        service.zone,
+        service.tags,
+        service.look,
+        service.reason,
+        record.disabled,
+        record.disabled_reason,
+        record.last_seen_up is None,
+    )
 
 
 def _sorted(services: list[ServiceStatus], sort: str) -> Sequence[ServiceStatus]:

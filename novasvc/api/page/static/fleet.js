@@ -3,7 +3,7 @@
 import { say, sayLive } from "./banner.js";
 import { watchPicking } from "./picking.js";
 import { Source } from "./source.js";
-import { startMap, setSquares } from "./map.js";
+import { areOthersUp, setSquares, startMap } from "./map.js";
 import { now, span } from "./time.js";
 
 const ENTRIES = 100;
@@ -117,7 +117,8 @@ function takeNews(news) {
     sayLive(true, "live");
   }
   if (document.getElementById("services").dataset.layout !== news.layout) loadPart("services");
-  if (document.getElementById("map").dataset.shape !== news.shape) loadPart("map");
+  const shape = document.getElementById("map").dataset.shape;
+  if (shape !== news.shape || (news.whole && !areOthersUp(news.squares))) loadPart("map");
 }
 
 export function watchFleet() {

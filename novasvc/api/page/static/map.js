@@ -41,3 +41,9 @@ export function setSquares(changed) {
     square.title = title;
   }
 }
+
+// Whether all squares are up but those of this list.
+export function areOthersUp(told) {
+  const ids = new Set(told.map(([id]) => String(id)));
+  return [...squares].every(([id, square]) => !square.className || ids.has(id));
+}

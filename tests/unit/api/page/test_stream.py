@@ -112,6 +112,30 @@ class StreamTests(SynchronousTestCase):
             self.assertEqual(stream.first["cells"][0][0], 1, known)
             self.assertEqual(stream.first["entries"], "")
 
+    def test_other_process(self) -> None:
+        """A page that another API process has made loads its list and its map again only if they differ."""
+        other = PageRig(self)
+        for rig in (self.rig, other):
+            if rig is other:
+                rig.add("h1")
+            rig.add("h2")
+            rig.registry.update(2, ServiceChanges(forced_down=True))
+        other.see()
+        for _ in range(3):  # this process has been running for longer
+            self.rig.see()
+        text = other.ask("/").text
+        (since,) = re.findall(r'data-since="([^"]+)"', text)
+        news = json.loads(self.rig.ask(f"/events?poll=1&since={since}-0").text)
+        self.assertEqual(re.findall(r'data-(?:layout|shape)="([^"]+)"', text), [news["shape"], news["layout"]])
+        self.assertEqual((news["whole"], news["squares"]), (True, [[2, "f", "h2: forced down, by an operator"]]))
+        known = json.loads(self.rig.ask(f"/events?poll=1&since={news['id']}").text)
+        self.assertEqual((known["whole"], known["squares"]), (False, []))
+        self.rig.add("h3")
+        self.rig.see()
+        news = json.loads(self.rig.ask(f"/events?poll=1&since={since}-0").text)
+        self.assertNotIn(news["shape"], text)
+        self.assertNotIn(news["layout"], text)
+
     def test_own_view(self) -> None:
         """An update has only cells of the viewer's own page."""
         self.rig.add("other")
