@@ -156,19 +156,25 @@ def _age_of(record: ServiceRecord, moment: datetime) -> float | None:
 
 
 def status_of(
-    record: ServiceRecord, assessment: Assessment, before: ServiceStatus | None, now: float, version: int
+    record: ServiceRecord,
+    assessment: Assessment,
+    before: ServiceStatus | None,
+    now: float,
+    version: int,
+    *,
+    is_baseline: bool,
 ) -> ServiceStatus:
     """Return the status of a service, which is ``before`` if nothing visible has changed.
 
     :param before: its status at the previous read; None if it is new.
     :param now: when the registry was read, in seconds since 1970.
     :param version: the version of this read.
+    :param is_baseline: nobody knows what changed before this read: what is so now has begun at an unknown time.
     """
-    first = version == 1  # what was so at the first read has begun at an unknown time
     state, reason = assessment.state, assessment.reason
     if before is None:
         since = disabled_since = turned = None
-        if not first:
+        if not is_baseline:
             since, disabled_since = now, now if record.disabled else None
         turned = version
     else:

@@ -237,7 +237,9 @@ class Watch(Service):
         events: list[Event] = []
         for record in records:
             seen = before.get(record.id)
-            service = status_of(record, self._assess(record), seen, self._read_at, self.version)
+            service = status_of(
+                record, self._assess(record), seen, self._read_at, self.version, is_baseline=is_baseline
+            )
             after[record.id] = service
             if service.turned == self.version:
                 events += ((kind, service, why) for kind, why in events_of(seen, service))

@@ -33,7 +33,7 @@ def record(number: int = 1, state: str | None = None, *, age: float = 5.0, **fie
 
 
 def status(row: ServiceRecord) -> ServiceStatus:
-    return status_of(row, ASSESS(row), None, 1_000.0, 1)
+    return status_of(row, ASSESS(row), None, 1_000.0, 1, is_baseline=True)
 
 
 class AssessTests(SynchronousTestCase):
@@ -73,14 +73,14 @@ class AssessTests(SynchronousTestCase):
     def test_since(self) -> None:
         """A time that the row tells is kept from read to read; one that it does not tell is when it was seen."""
         row = record(age=70)
-        first = status_of(row, ASSESS(row), None, 1000.0, 1)
+        first = status_of(row, ASSESS(row), None, 1000.0, 1, is_baseline=True)
         self.assertEqual(first.since, 930.0)
         later = attrs.evolve(row, age=72.01)
-        self.assertEqual(status_of(later, ASSESS(later), first, 1002.0, 2).since, 930.0)
+        self.assertEqual(status_of(later, ASSESS(later), first, 1002.0, 2, is_baseline=False).since, 930.0)
         forced = attrs.evolve(row, forced_down=True)
-        unknown = status_of(forced, ASSESS(forced), None, 1000.0, 1)
+        unknown = status_of(forced, ASSESS(forced), None, 1000.0, 1, is_baseline=True)
         self.assertIsNone(unknown.since)
-        seen = status_of(forced, ASSESS(forced), first, 1002.0, 2)
+        seen = status_of(forced, ASSESS(forced), first, 1002.0, 2, is_baseline=False)
         self.assertEqual((seen.since, seen.turned), (1002.0, 2))
 
     def test_place(self) -> None:
