@@ -58,6 +58,8 @@ class Watch(Service):
         """Since when it has known of all changes, in seconds since 1970."""
         self._services: dict[int, ServiceStatus] = {}
         self._read_at = 0.0
+        self._not_before = 0.0
+        """When the next read may begin: that bounds the load, whoever asks."""
         self._asked_at = float("-inf")
         self._listeners: list[Callable[[], None]] = []
         self._next: IDelayedCall | None = None
@@ -114,7 +116,8 @@ class Watch(Service):
         if not self.running or (self.age <= WATCHED and not self.trouble):
             return
         self._read_sooner()
-        await self._next_read(max_wait)
+        if self._next is None or self._next.getTime() - self._clock.seconds() <= max_wait:
+            await self._next_read(max_wait)
 
     async def reread(self, max_wait: float = 1.0) -> None:
         """Read now, after a change, and wait for it.
@@ -166,7 +169,7 @@ class Watch(Service):
         """Move the next read forward to the pace for viewers."""
         if not self.running or self._reading is not None:
             return
-        due = max(0.0, self._read_at + WATCHED - self._clock.seconds())
+        due = max(0.0, self._not_before - self._clock.seconds())
         if self._next is None or due < self._next.getTime() - self._clock.seconds():
             self._schedule(due)
 
@@ -183,10 +186,12 @@ class Watch(Service):
 
         def ended(_: object) -> None:
             self._reading = None
+            now = self._clock.seconds()
+            self._not_before = now + max(WATCHED, _PAUSE_FACTOR * (now - began))
             if self.running and (self._unwatched or self.is_viewed):
                 # While reads fail, the pace stays that for viewers, so that the page recovers soon after the registry.
-                pause = WATCHED if self.is_viewed or self.trouble else self._unwatched
-                self._schedule(max(pause, _PAUSE_FACTOR * (self._clock.seconds() - began)))
+                pause = 0.0 if self.is_viewed or self.trouble else self._unwatched
+                self._schedule(max(pause, self._not_before - now))
             else:
                 self._is_baseline = True
             self._answer_waiting()

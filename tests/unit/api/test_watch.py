@@ -2,7 +2,7 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.task import Clock
+from twisted.internet.task import Clock, deferLater
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.api.timeline import Entry
@@ -281,6 +281,33 @@ class FreshTests(WatchTestCase):
         self.assertNoResult(fresh)
         self.clock.advance(0.1)
         self.successResultOf(fresh)
+
+    def test_slow_reads(self) -> None:
+        """Requests for a fresh state do not shorten the pause after a slow read, and do not wait for its end."""
+
+        async def read() -> list[ServiceRecord]:
+            self.reads += 1
+            await deferLater(self.clock, 3.0, lambda: None)
+            return []
+
+        self.watch = Watch(read, self.clock, assess_alone(60.0), UNWATCHED)
+        self.start()
+        self.clock.advance(3)
+        for _ in range(29):
+            self.clock.advance(1)
+            waiting = self.wait_fresh()
+            self.assertEqual((waiting.called, self.reads), (self.clock.seconds() < 1_000_032, 1))
+        self.clock.advance(1)
+        self.assertEqual(self.reads, 2)
+
+    def test_failing_reads(self) -> None:
+        """While reads fail, requests for a fresh state begin no more of them than the pace for viewers allows."""
+        self.start()
+        self.registry.outage = DatabaseUnavailableError("mysql://db", "it is gone")
+        for _ in range(100):
+            self.wait_fresh()
+            self.clock.advance(0.1)
+        self.assertLessEqual(self.reads, 6)
 
     def test_given_up(self) -> None:
         """A cancelled wait leaves nothing behind."""
