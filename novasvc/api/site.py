@@ -62,9 +62,11 @@ class APIRoot:
     def _render(self, request: Any) -> Any:
         begin_request(request)
         try:
-            unquote_to_bytes(request.path).decode()
+            path = unquote_to_bytes(request.path).decode()
         except UnicodeDecodeError:  # Klein would respond with HTML, and log it as a failure of ours
             return json_error_response(self, request, Failure(APIError(400, "the path is not valid UTF-8")))
+        if "\0" in path:  # PostgreSQL has no such text, and fails if it is asked for one
+            return json_error_response(self, request, Failure(APIError(400, "the path contains a NUL")))
         segment = request.path.split(b"/", 2)[1] if request.path.startswith(b"/") else b""
         resource = self.resources.get(request.path[1:]) or self.resources.get(segment)
         if resource is None:

@@ -210,13 +210,14 @@ def read_field(request: Any, name: str, longest: int) -> str:
     """Return a form field as one line.
 
     :param longest: characters.
-
-    :raises APIError: 400, it is not valid UTF-8, or too long.
+    :raises APIError: 400, it is not valid UTF-8, contains a NUL, or is too long.
     """
     try:
         text: str = " ".join(request.args.get(name.encode(), [b""])[0].decode().split())
     except UnicodeDecodeError:
         raise APIError(400, f"the {name} is not valid UTF-8") from None
+    if "\0" in text:  # PostgreSQL cannot store it
+        raise APIError(400, f"the {name} contains a NUL")
     if len(text) > longest:
         raise APIError(400, f"the {name} has {len(text)} characters; the maximum is {longest}")
     return text

@@ -294,9 +294,9 @@ class AccessTests(TestCase):
             self.assertIn(rig.get(path).status, {404, 405}, path)
 
     def test_path_that_is_no_text(self) -> None:
-        """A path that is not valid UTF-8 gets a JSON error."""
+        """A path that is not valid UTF-8, or that a database cannot store, gets a JSON error."""
         rig = APIRig(self)
-        for path in ("/v1/rpc/%ff/x", "/%ff", "/v2.1/os-services/%ff", "/node/%c3%28"):
+        for path in ("/v1/rpc/%ff/x", "/%ff", "/v2.1/os-services/%ff", "/node/%c3%28", "/node/%00", "/action/ping/%00"):
             answer = rig.ask("POST", path, {})
             self.assertEqual((answer.status, answer.document["error"]["code"]), (400, 400), path)
 

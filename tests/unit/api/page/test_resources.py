@@ -346,6 +346,7 @@ class ActionTests(SynchronousTestCase):
             ("/action/explode/" + self.uuid, {}, 404),
             ("/action/disable/nobody", {}, 404),
             (f"/action/disable/{self.uuid}", {"reason": "x" * 256}, 400),
+            (f"/action/disable/{self.uuid}", {"reason": "a\0b"}, 400),
         ):
             answer = self.rig.ask(path, {"mark": self.rig.mark(), **form})
             self.assertEqual(answer.status, status)
