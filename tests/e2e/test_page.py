@@ -419,6 +419,30 @@ class FleetTests(BrowserTestCase):
         press("by hand", Keys.ENTER)
         browser.says(".message", "It is disabled.")
 
+    def test_place(self) -> None:
+        """Updates move neither the focus nor what was scrolled: on the map, and in the tables of a node."""
+        browser = self.browser
+        browser.open("/")
+        focused = "return document.activeElement.getAttribute('href')"
+        browser.says("#live", "live")
+        browser.until(lambda: "node7" in self.hosts(), "the fleet was read")
+        browser.script("document.querySelectorAll('#map .squares a')[3].focus()")
+        square = browser.script(focused)
+        squares = len(browser.all("#map .squares a"))
+        self.folder.seed([{"host": "latecomer"}])
+        browser.until(lambda: len(browser.all("#map .squares a")) > squares, "the map was loaded again")
+        self.assertEqual(browser.script(focused), square)
+        browser.size(360, 740)
+        browser.open("/?q=alive")
+        browser.click(self.cell("alive", "novasvc-greeter"))
+        browser.says("#tasks", "report")
+        rows = "document.getElementById('tasks-rows')"
+        browser.script(f"{rows}.focus(); {rows}.scrollLeft = 20; {rows}.append('different')")
+        self.assertEqual(browser.script(f"return {rows}.scrollLeft"), 20)
+        browser.until(lambda: "different" not in browser.text("#tasks"), "the table was replaced")
+        self.assertEqual(browser.script("return document.activeElement.id"), "tasks-rows")
+        self.assertEqual(browser.script(f"return {rows}.scrollLeft"), 20)
+
     def test_without_scripts(self) -> None:
         """Without JavaScript fleet, filters, node page and confirmed actions work."""
         browser = self.browser

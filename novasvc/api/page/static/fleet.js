@@ -2,6 +2,7 @@
 
 import { say, sayLive } from "./banner.js";
 import { watchPicking } from "./picking.js";
+import { replacePart } from "./replace.js";
 import { Source } from "./source.js";
 import { areOthersUp, setSquares, startMap } from "./map.js";
 import { now, span } from "./time.js";
@@ -85,13 +86,11 @@ async function loadPart(id) {
     const fresh = new DOMParser().parseFromString(await response.text(), "text/html").getElementById(id);
     const old = document.getElementById(id);
     if (!fresh) return;
-    const focused = old.contains(document.activeElement) ? document.activeElement.id : "";
     const picked = [...old.querySelectorAll("input:checked")].map((box) => box.id);
-    old.replaceWith(fresh);
+    replacePart(old, fresh);
     for (const box of picked) document.getElementById(box)?.toggleAttribute("checked", true);
     noteAges(fresh);
     if (id === "map") startMap();
-    if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
     document.dispatchEvent(new Event("picked"));
   } catch {
     // The next update tries again.

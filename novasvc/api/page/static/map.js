@@ -9,11 +9,10 @@ function number(square) {
 export function startMap() {
   squares = new Map();
   for (const group of document.querySelectorAll("#map .squares")) {
-    let first = true;
+    const stop = group.contains(document.activeElement) ? document.activeElement : group.firstElementChild;
     for (const square of group.children) {
       squares.set(number(square), square);
-      if (!first) square.tabIndex = -1;
-      first = false;
+      if (square !== stop) square.tabIndex = -1;
     }
     group.addEventListener("keydown", walk);
   }

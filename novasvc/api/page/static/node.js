@@ -1,6 +1,7 @@
 // Keeps the pages of a node and of the leases up to date: loads the page every few seconds, and replaces the parts that have changed.
 
 import { say, sayLive } from "./banner.js";
+import { replacePart } from "./replace.js";
 
 const EVERY = 2000;
 
@@ -8,9 +9,7 @@ function replace(page) {
   for (const fresh of page.querySelectorAll("[data-live]")) {
     const old = document.getElementById(fresh.id);
     if (!old || old.innerHTML === fresh.innerHTML) continue;
-    const focused = old.contains(document.activeElement) ? document.activeElement.id : "";
-    old.replaceWith(fresh);
-    if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
+    replacePart(old, fresh);
   }
 }
 
