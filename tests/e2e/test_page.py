@@ -356,6 +356,19 @@ class FleetTests(BrowserTestCase):
         browser.says("#leases", "h7 worker 2")
         browser.screenshot("leases")
 
+    def test_node_pauses(self) -> None:
+        """A node's page says that it does not update itself while text is selected, or a confirmation is open."""
+        browser = self.browser
+        browser.open("/?q=alive")
+        browser.click(self.cell("alive", "novasvc-greeter"))
+        browser.says("#live", "live")
+        browser.script("getSelection().selectAllChildren(document.getElementById('name'))")
+        browser.says("#live", "paused")
+        browser.script("getSelection().empty()")
+        browser.until(lambda: browser.text("#live") == "live", "it goes on")
+        browser.click("#do-ping")
+        browser.says("#live", "paused")
+
     def test_silent_node(self) -> None:
         """The page of a node that does not respond says so, and shows its row."""
         browser = self.browser
@@ -493,6 +506,32 @@ class OutageTests(BrowserTestCase):
         browser.says("#live", "live")
         self.assertTrue(browser.script("return window.unbroken"))
         again.stop()
+
+
+class RefusedTests(BrowserTestCase):
+    """Tests with a server whose responses are errors."""
+
+    expected_on_console = ("404 (Not Found)", "503 (Service Unavailable)", "500 (Internal Server Error)")
+
+    def test_node(self) -> None:
+        """A node's page shows the reason of the server when it cannot be loaded again."""
+        browser = self.browser
+        folder = Folder(self)
+        _, address = folder.api(*FAST)
+        browser.address = address.rstrip("/")
+        folder.seed([{"host": "mute"}])
+        browser.open("/?q=mute")
+        browser.until(lambda: len(browser.all("#services tbody th a")) == 1, "it is there")
+        browser.click("#services tbody th a")
+        browser.says("#live", "live")
+        folder.execute("ALTER TABLE services RENAME TO moved", [{}])
+        browser.says("#banner", "This state is old: database ")
+        browser.says("#live", "not live")
+        folder.execute("ALTER TABLE moved RENAME TO services", [{}])
+        browser.until(lambda: not browser.text("#banner"), "the banner is gone")
+        self.assertEqual(browser.text("#live"), "live")
+        folder.execute("DELETE FROM services WHERE host = 'mute'", [{}])
+        browser.says("#banner", "could not be found")
 
 
 class LoginTests(BrowserTestCase):

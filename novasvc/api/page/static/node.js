@@ -22,7 +22,11 @@ function address() {
 }
 
 async function load() {
-  if (document.hidden || document.getElementById("dialog").open || String(getSelection())) return;
+  if (document.hidden) return;
+  if (document.getElementById("dialog").open || String(getSelection())) {
+    sayLive(false, "paused");
+    return;
+  }
   try {
     const response = await fetch(address(), { signal: AbortSignal.timeout(6000) });
     if (response.redirected) {
@@ -30,14 +34,19 @@ async function load() {
       sayLive(false, "not live");
       return;
     }
-    if (response.status >= 500) throw new Error(`${response.status}`);
-    replace(new DOMParser().parseFromString(await response.text(), "text/html"));
-    say(response.ok ? "" : "This service is no longer registered.");
-    sayLive(response.ok, response.ok ? "live" : "not live");
+    const page = new DOMParser().parseFromString(await response.text(), "text/html");
+    if (response.ok) {
+      replace(page);
+      say("");
+      sayLive(true, "live");
+      return;
+    }
+    const why = page.querySelector("main .card p")?.textContent ?? `the server answered ${response.status}`;
+    say(`This state is old: ${why}`);
   } catch {
     say("The server does not respond. This state is old; the page keeps trying.");
-    sayLive(false, "not live");
   }
+  sayLive(false, "not live");
 }
 
 export function watchNode() {
