@@ -83,15 +83,15 @@ class BulkPages:
         try:
             self._access.require(request, ADMIN)
             self._access.check_csrf_token(caller, read_field(request, "mark", MAX_CSRF_TOKEN))
+            fields = {"reason": read_field(request, "reason", MAX_FIELDS["reason"])}
+            await self._watch.wait_fresh()
+            chosen = self._find(numbers[:MAX_SERVICES])
+            gone = len(numbers) - len(chosen)
+            if gone:
+                self._check_known()
         except APIError as error:
             audit(request, caller, action.name, f"{len(numbers)} services", error.message)
             raise
-        fields = {"reason": read_field(request, "reason", MAX_FIELDS["reason"])}
-        await self._watch.wait_fresh()
-        chosen = self._find(numbers[:MAX_SERVICES])
-        gone = len(numbers) - len(chosen)
-        if gone:
-            self._check_known()
         problems = await self._act_on_all(request, caller, action, chosen, fields)
         await self._watch.reread()
         failed = [(service, problem) for service, problem in zip(chosen, problems, strict=True) if problem]
@@ -114,11 +114,11 @@ class BulkPages:
             await gatherResults(acting, consumeErrors=True)
         except FirstError as first:
             # The client has disconnected, or there is a bug. What was begun has audit lines of its own.
-            error = first.subFailure.value
+            failure = first.subFailure
             if left := len([*waiting]):
-                why = f"not begun: {str(error) or 'cancelled by the client'}"
+                why = f"not begun: {str(failure.value) or 'cancelled by the client'}"
                 audit(request, caller, action.name, f"{left} other services", why)
-            raise error from None
+            failure.raiseException()
         return [problems[service.record.id] for service in services]
 
     async def _act_on(

@@ -143,7 +143,19 @@ class BulkTests(SynchronousTestCase):
             answer = self.rig.ask(path)
             self.assertIn(answer.status, {400, 404})
             self.assertIn(said, answer.text)
-        self.assertEqual(self.rig.ask("/bulk/disable", {"mark": "x", "ids": "1"}).status, 403)
+        mark = self.rig.mark()
+        with capturedLogs() as events:
+            self.assertEqual(self.rig.ask("/bulk/disable", {"mark": "x", "ids": "1"}).status, 403)
+            form = {"mark": mark, "ids": "1", "reason": "x" * 256}
+            self.assertEqual(self.rig.ask("/bulk/disable", form).status, 400)
+        told = [event["outcome"] for event in events if event.get("audit")]
+        self.assertEqual(
+            told,
+            [
+                "this form does not belong to your session; reload the page",
+                "the reason has 256 characters; the maximum is 255",
+            ],
+        )
         self.assertFalse(self.row(1).disabled)
 
     def test_too_many(self) -> None:
