@@ -21,9 +21,9 @@ _SAFE = frozenset({b"GET", b"HEAD", b"OPTIONS"})
 """Methods that change nothing (RFC 9110, 9.2.1)."""
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _MAX_LOGGED = 300
+"""Characters of callers' text in a log line."""
 CANCELLED_CHANGE = "cancelled by the client; the change may have been made"
 """The outcome in the audit log if a client disconnects during a change."""
-"""Characters of callers' text in a log line."""
 
 
 @attrs.frozen
