@@ -29,9 +29,14 @@ class DatabaseUnavailableError(DatabaseError):
 
 
 class DatabaseLockedError(DatabaseUnavailableError):
-    """Another process holds the lock for longer than the busy timeout; retryable."""
+    """Another process holds the lock for longer than the busy timeout, or a deadlock was ended; retryable.
+
+    :ivar is_deadlock: the database has ended this transaction in favour of another one, so another attempt may succeed
+        at once. False for an error that a conductor has answered.
+    """
 
     remedy = "end the transaction that holds the lock, or its process"
+    is_deadlock = False
 
 
 class DatabaseBusyError(DatabaseUnavailableError):

@@ -73,6 +73,9 @@ _MYSQL = {
 }
 """By error number."""
 
+_DEADLOCKS = (1020, 1213)
+"""By error number: a row was changed since this transaction has read it; a deadlock."""
+
 _OS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), DatabaseFullError),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), DatabaseReadOnlyError),
@@ -103,7 +106,15 @@ def diagnose(address: DatabaseAddress, error: BaseException) -> DatabaseError:
         kind, problem = _of_file(address.path, code, kind, problem)
     if issubclass(kind, MigrationNeededError):
         return MigrationNeededError(address.masked, problem, found=None, known=HEAD)
-    return kind(address.masked, problem)
+    diagnosed = kind(address.masked, problem)
+    if isinstance(diagnosed, DatabaseLockedError) and _is_deadlock(cause):
+        diagnosed.is_deadlock, diagnosed.remedy = True, "try again"
+    return diagnosed
+
+
+def _is_deadlock(cause: BaseException) -> bool:
+    sqlstate = getattr(cause, "sqlstate", None) or ""
+    return sqlstate.startswith("40") or any(number in _DEADLOCKS for number in cause.args[:1])
 
 
 def _kind(error: BaseException, cause: BaseException, problem: str) -> type[DatabaseError]:

@@ -36,7 +36,7 @@ from novasvc.registry.sql.engine import Engine
 from novasvc.registry.sql.observations import write as write_observations
 from novasvc.registry.sql.operations import SQLOperations
 from novasvc.registry.sql.schema import HEAD
-from novasvc.registry.sql.start_batches import LONG_WAIT, StartBatches
+from novasvc.registry.sql.start_batches import StartBatches, is_conflict
 from novasvc.registry.sql.starts import Outcomes, begin_all
 
 _log = Logger()
@@ -275,11 +275,10 @@ class ServiceRegistry:
             if not is_awaited():
                 raise CancelledError
             # See Note [Two starts want one number].
-            began = self._engine.clock.seconds()
             try:
                 (outcome,) = await self._begin_all([start], lambda _: is_awaited())
-            except (DatabaseConflictError, DatabaseLockedError) as error:
-                if isinstance(error, DatabaseLockedError) and self._engine.clock.seconds() - began >= LONG_WAIT:
+            except DatabaseError as error:
+                if not is_conflict(error):
                     raise
                 conflict = error
             else:

@@ -2,28 +2,23 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import cast
 
 import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
+from novasvc.errors import NovasvcError
 from novasvc.registry.errors import DatabaseConflictError, DatabaseLockedError
 from novasvc.registry.incarnation import ServiceStart
 from novasvc.registry.record import ServiceRecord
 from novasvc.registry.sql.batches import OF_ALL, Batches
-from novasvc.registry.sql.engine import WAIT_TIMEOUT
 from novasvc.registry.sql.starts import Outcome
 from novasvc.registry.sql.waiting import answer
 
 LARGEST_BATCH = 200
 """Starts of a transaction."""
-
-LONG_WAIT = WAIT_TIMEOUT / 2
-"""Seconds after which a transaction that ends with a lock error has waited for a lock that another process keeps.
-
-Deadlocks end sooner, and another attempt helps; here it would only wait again.
-"""
 
 _Batch = dict[Deferred[ServiceRecord], ServiceStart]
 
@@ -63,12 +58,12 @@ class StartBatches:
     def _write_batch(self, batch: _Batch) -> Deferred[None]:
         callers = [*batch]
         writing = self._write([*batch.values()], lambda place: _is_unanswered(callers[place]))
-        return writing.addBoth(self._written, batch, self._clock.seconds())
+        return writing.addBoth(self._written, batch)
 
-    def _written(self, outcomes: list[Outcome] | Failure, batch: _Batch, began: float) -> None:
+    def _written(self, outcomes: list[Outcome] | Failure, batch: _Batch) -> None:
         if isinstance(outcomes, Failure):
-            may_help = self._may_begin_alone(outcomes, len(batch), self._clock.seconds() - began)
-            outcomes = [None if may_help else outcomes.value] * len(batch)  # type: ignore[list-item]
+            error = cast("NovasvcError", outcomes.value)
+            outcomes = [None if _may_begin_alone(error, len(batch)) else error] * len(batch)
         for (waiting, start), outcome in zip(batch.items(), outcomes, strict=True):
             if waiting.called:
                 continue
@@ -77,15 +72,16 @@ class StartBatches:
             else:
                 answer(Failure(outcome) if isinstance(outcome, Exception) else outcome, waiting)
 
-    @staticmethod
-    def _may_begin_alone(failure: Failure, starts: int, seconds: float) -> bool:
-        """Return whether starts of a batch that has failed after some seconds may begin if each is tried alone."""
-        if failure.check(DatabaseLockedError):
-            return seconds < LONG_WAIT
-        if failure.check(DatabaseConflictError):
-            return True
-        # The database may refuse a value of one of them, such as one that is too long.
-        return starts > 1 and not failure.check(*OF_ALL)
+
+def is_conflict(error: BaseException) -> bool:
+    """Return whether a transaction has failed because another one has won, so that another attempt may succeed."""
+    return isinstance(error, DatabaseConflictError) or (isinstance(error, DatabaseLockedError) and error.is_deadlock)
+
+
+def _may_begin_alone(error: BaseException, starts: int) -> bool:
+    """Return whether starts of a batch that has failed may begin if each is tried alone."""
+    # The database may refuse a value of one of them, such as one that is too long.
+    return is_conflict(error) or (starts > 1 and not isinstance(error, OF_ALL))
 
 
 def _is_unanswered(waiting: Deferred[ServiceRecord]) -> bool:

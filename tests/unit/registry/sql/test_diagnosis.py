@@ -123,6 +123,20 @@ class DiagnoseTests(SynchronousTestCase):
         for code, kind in SQLITE:
             self.check(FILE, of_sqlite(code), kind, "text")
 
+    def test_deadlocks(self) -> None:
+        """A transaction that was ended in favour of another one may be tried again at once; a kept lock is kept."""
+        for cause, again in (
+            (PostgreSQLError("deadlock", "40P01"), True),
+            (PostgreSQLError("not serializable", "40001"), True),
+            (PostgreSQLError("lock timeout", "55P03"), False),
+            (MySQLError(1020, "changed"), True),
+            (MySQLError(1213, "deadlock"), True),
+            (MySQLError(1205, "lock timeout"), False),
+        ):
+            found = diagnose(SERVER, wrapped(cause))
+            assert isinstance(found, errors.DatabaseLockedError)
+            self.assertEqual((found.is_deadlock, "try again" in str(found)), (again, again), cause)
+
     def test_postgresql(self) -> None:
         """PostgreSQL: by SQLSTATE, or by text for a failed connection, which has none."""
         for sqlstate, text, kind in POSTGRESQL:

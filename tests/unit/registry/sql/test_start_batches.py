@@ -17,7 +17,6 @@ from novasvc.errors import (
 )
 from novasvc.registry.incarnation import ServiceStart
 from novasvc.registry.record import ServiceRecord
-from novasvc.registry.sql import start_batches
 from novasvc.registry.sql.start_batches import StartBatches
 from novasvc.registry.sql.starts import Outcome
 from tests.support.records import record
@@ -125,12 +124,14 @@ class StartBatchesTests(SynchronousTestCase):
 
     def test_locked(self) -> None:
         """Each start of a batch that ends in a deadlock is tried alone; if a lock is kept, all fail and name it."""
-        for seconds, alone in ((0, ["h1", "h2"]), (start_batches.LONG_WAIT, [])):
+        for is_deadlock, alone in ((True, ["h1", "h2"]), (False, [])):
             self.alone.clear()
             starts = [self.begin("h1"), self.begin("h2")]
             self.clock.advance(0)
-            self.clock.advance(seconds)
-            self.transactions.pop(0).errback(Failure(DatabaseLockedError(URL, "database is locked")))
+            error = DatabaseLockedError(URL, "database is locked")
+            error.is_deadlock = is_deadlock
+            self.clock.advance(10)  # however long the batch took
+            self.transactions.pop(0).errback(Failure(error))
             self.assertEqual(self.alone, alone)
             for each in starts:
                 if alone:
