@@ -1,6 +1,7 @@
 """A channel with consumers, and its deliveries until each is settled: ack, requeue, hold or quarantine."""
 
 from collections.abc import Callable
+from math import inf
 from typing import TYPE_CHECKING
 
 import attrs
@@ -12,12 +13,13 @@ from novasvc.interfaces import IDelivery, ISession
 from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import AMQPClosedError, Channel, ChannelReceiver
 from novasvc.transport.amqp.consumer_set import ConsumerSet, Origin
-from novasvc.transport.amqp.content import DEATHS, DELIVERIES, EXPIRES_IN, SENT, Properties, read_content, stamp
+from novasvc.transport.amqp.content import DEATHS, DELIVERIES, EXPIRES_IN, SENT, Properties, read_content, sent_value
 from novasvc.transport.amqp.frames import MULTIPLE, SINGLE, Deliver, ack_packer, pack_reject
 from novasvc.transport.amqp.moves import MessageMover, Original
 from novasvc.transport.amqp.protocol import BODY_LIMIT
 from novasvc.transport.amqp.publisher import Message
 from novasvc.transport.amqp.reply_codes import NOT_FOUND
+from novasvc.transport.amqp.time_in_queue import TOLERANCE
 
 if TYPE_CHECKING:
     from novasvc.transport.amqp.listener import Listener
@@ -25,8 +27,8 @@ if TYPE_CHECKING:
 _log = Logger()
 
 _REASON_CHARACTERS = 500
-_HAD_ROOM = 1.0
-"""Seconds for which a consumer must have had room for it to be sure that a message has not waited for it."""
+_LULL = 0.5
+"""Seconds for which a consumer must have had room, and received nothing, to be sure that a message has not waited."""
 _PENDING, _MOVING, _ACKED_WHILE_MOVING = range(3)
 """States of an unsettled delivery: with the receiver; being moved; acknowledged while it was being moved."""
 
@@ -73,7 +75,8 @@ class Delivery:
         self._consuming = consuming
         self._tag = tag
         self._queue = origin.queue
-        self.expires_at = None if properties.expires_in is None else consuming.expires_at(properties)
+        again = bool(again or consuming.holding or properties.deliveries)
+        self.expires_at = None if properties.expires_in is None else consuming.expires_at(properties, again=again)
 
     @property
     def expires_in(self) -> float | None:
@@ -134,8 +137,8 @@ class Delivery:
             # The expiration property would make the broker drop the message, and dead-lettering removes that property.
             # A header survives both.
             headers[EXPIRES_IN] = max(1, int(left * 1000))
-            publisher = self._consuming.listener.publisher
-            headers[SENT] = stamp(publisher.sender, self._consuming.clock.seconds()).decode()
+            listener = self._consuming.listener
+            headers[SENT] = sent_value(listener.publisher.sender, listener.subscriptions.times_in_queue.now()).decode()
         return Message("", "", self.body, None, mandatory=True, target="", headers=headers)
 
     def quarantine(self, reason: str) -> None:
@@ -193,20 +196,21 @@ class ConsumerChannel(ChannelReceiver):
     _acks: list[int] = attrs.field(factory=list, init=False)
     consumers: ConsumerSet = attrs.field(init=False)
     _stopped: dict[str, set[int]] = attrs.field(factory=dict, init=False)
-    _room_since: float = attrs.field(init=False)
+    _lull_since: float = attrs.field(init=False)  # infinite while the consumers have no room
+    _after_lull: bool = attrs.field(default=False, init=False)  # the present delivery
     _kept: set[str] = attrs.field(factory=set, init=False)
     mover: MessageMover = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.clock = self.listener.clock
-        self._room_since = self.clock.seconds()
+        self._lull_since = self.clock.seconds()
         self._pack_ack = ack_packer(self.channel.id)
         self.consumers = ConsumerSet(self.channel, self._prefetch, self._origin)
         self.mover = MessageMover(self)
 
     def _origin(self, queue: str) -> Origin:
         # Called when a consumer starts: what its queue had by then has waited.
-        listener, self._room_since = self.listener, self.clock.seconds()
+        listener, self._lull_since = self.listener, self.clock.seconds()
         return Origin(queue, listener.sent_to(queue), listener.loopback.watches(queue))
 
     def __len__(self) -> int:
@@ -265,7 +269,9 @@ class ConsumerChannel(ChannelReceiver):
             self._unsettled[tag] = _ACKED_WHILE_MOVING
         if state != _PENDING:
             return
-        self._settled(tag)
+        del self._unsettled[tag]
+        if self.on_count_changed is not None:
+            self.on_count_changed()
         self._acks.append(tag)
         if len(self._acks) > 1:
             return
@@ -278,28 +284,26 @@ class ConsumerChannel(ChannelReceiver):
     def reject(self, tag: int, *, requeue: bool) -> None:
         """Send basic.reject, with or without requeue, unless the delivery is settled or being moved."""
         if self._unsettled.get(tag) == _PENDING:
-            self._settled(tag)
+            del self._unsettled[tag]
+            if self.on_count_changed is not None:
+                self.on_count_changed()
             self.channel.client.write(pack_reject(self.channel.id, tag, requeue))
 
-    def _settled(self, tag: int) -> None:
-        del self._unsettled[tag]
-        if len(self._unsettled) == self.consumers.lowest_prefetch - 1:
-            self._room_since = self.clock.seconds()
-        if self.on_count_changed is not None:
-            self.on_count_changed()
-
-    def expires_at(self, properties: Properties) -> float:
+    def expires_at(self, properties: Properties, *, again: bool) -> float:
         """Return when a message that was delivered now expires, in seconds on the clock; it has a TTL.
 
         See Note [Time in the queue] in :mod:`novasvc.transport.amqp.time_in_queue`.
+
+        :param again: it was delivered or held before.
         """
-        ttl, now = properties.expires_in or 0.0, self.clock.seconds()
-        if not properties.sent:
+        ttl, now, sender = properties.expires_in or 0.0, self.clock.seconds(), properties.sender
+        if not sender:
             return now + ttl
-        had_room = len(self._unsettled) <= self.consumers.lowest_prefetch and now - self._room_since >= _HAD_ROOM
-        return (
-            now + ttl - self.listener.subscriptions.times_in_queue.waited(properties.sent, now, ttl, at_once=had_room)
-        )
+        times = self.listener.subscriptions.times_in_queue
+        seconds = times.now() - properties.sent_at
+        if 0.0 <= seconds < TOLERANCE and sender not in times.differences:
+            return now + ttl - seconds  # The common case. Inlined: every call passes here.
+        return now + ttl - times.waited(sender, seconds, ttl, at_once=self._after_lull, again=again)
 
     def flush(self) -> None:
         """Write the pending acknowledgements, with "multiple" for the tags below the first unsettled one.
@@ -355,8 +359,10 @@ class ConsumerChannel(ChannelReceiver):
 
         An unreadable message is rejected and counted. A probe goes to the loopback.
         """
-        tag = deliver.delivery_tag
+        tag, now = deliver.delivery_tag, self.clock.seconds()
         self._unsettled[tag] = _PENDING
+        self._after_lull = now - self._lull_since >= _LULL
+        self._lull_since = now if len(self._unsettled) < self.consumers.lowest_prefetch else inf
         if self.on_count_changed is not None:
             self.on_count_changed()
         listener, origin = self.listener, self.consumers.origins.get(deliver.consumer_tag, _NO_ORIGIN)

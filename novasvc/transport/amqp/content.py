@@ -13,21 +13,19 @@ PLAIN = b"\xf8\x00" + _USUAL
 _EXPIRING = b"\xf9\x00" + _USUAL
 _EXPIRATION_AT = len(_EXPIRING) + 1
 SENT = "x-novasvc-sent"
-"""Header of a message with a TTL: who sent it when, see :func:`stamp`."""
-_STAMP_SIZE = 22
-_HEADER = bytes((len(SENT),)) + SENT.encode() + b"S" + _STAMP_SIZE.to_bytes(4, "big")
-_STAMPED = b"".join(
-    (
-        b"\xf9\x00\x10application/json\x05utf-8",
-        (len(_HEADER) + _STAMP_SIZE).to_bytes(4, "big"),
-        _HEADER,
-    )
+"""Header of a message with a TTL: its sender's 8 characters, a colon, and the milliseconds since 1970 at which it was
+sent, in 13 digits."""
+_SENDER_SIZE = 8
+_SENT_SIZE = 22
+_HEADER = bytes((len(SENT),)) + SENT.encode() + b"S" + _SENT_SIZE.to_bytes(4, "big")
+_SENT_EXPIRING = b"".join(
+    (b"\xf9\x00\x10application/json\x05utf-8", (len(_HEADER) + _SENT_SIZE).to_bytes(4, "big"), _HEADER)
 )
-_STAMP_AT = len(_STAMPED)
-_STAMP_END = _STAMP_AT + _STAMP_SIZE
-_AFTER_STAMP = b"\x02\x00"
-_STAMPED_EXPIRATION_AT = _STAMP_END + len(_AFTER_STAMP) + 1
-"""As _EXPIRING, with a table of headers that has SENT only."""
+"""As _EXPIRING, up to the value of the header SENT, which is the only one."""
+_SENT_AT = len(_SENT_EXPIRING)
+_SENT_END = _SENT_AT + _SENT_SIZE
+_AFTER_SENT = b"\x02\x00"
+_SENT_EXPIRATION_AT = _SENT_END + len(_AFTER_SENT) + 1
 _TOO_MANY_DIGITS = 16
 _LONGEST_TTL = 2**32 - 1
 """Largest expiration in milliseconds that the broker accepts."""
@@ -60,7 +58,8 @@ class Properties(NamedTuple):
         process's queue to its origin.
     :param returns: how often it was returned to its quorum queue, as the broker counts.
     :param probe: the queue of the listener that sent this probe; None for any other message.
-    :param sent: the stamp of a message that was sent with a TTL; see :func:`stamp`. b"" without one.
+    :param sender: who sent it, of a message that says so; see :data:`SENT`. b"" for any other.
+    :param sent_at: seconds since 1970 on the sender's clock.
     """
 
     expires_in: float | None = None
@@ -70,40 +69,36 @@ class Properties(NamedTuple):
     unclaimed: bool = False
     returns: int = 0
     probe: str | None = None
-    sent: bytes = b""
+    sender: bytes = b""
+    sent_at: float = 0.0
 
 
 _NOTHING = Properties()
 
 
-def stamp(sender: bytes, now: float) -> bytes:
-    """Return what :data:`SENT` holds: the sender, a colon, and the milliseconds on its clock.
+def sent_value(sender: bytes, sent_at: float) -> bytes:
+    """Return the value of the header SENT.
 
-    :param sender: the sender's 8 characters.
-    :param now: seconds on its clock, from 0.
+    :param sender: 8 characters.
+    :param sent_at: seconds since 1970.
     """
-    return b"%b:%013d" % (sender, now * 1000)
+    return b"%b:%013d" % (sender, sent_at * 1000)
 
 
-def read_stamp(value: bytes) -> tuple[bytes, float] | None:
-    """Return sender and seconds of a stamp; None if it is malformed."""
-    sender, _, milliseconds = value.partition(b":")
-    if len(value) != _STAMP_SIZE or not milliseconds.isdigit():
-        return None
-    return sender, int(milliseconds) / 1000
-
-
-def write_properties(ttl: float | None, headers: Mapping[str, Any] | None = None, sent: bytes = b"") -> bytes:
+def write_properties(
+    ttl: float | None, headers: Mapping[str, Any] | None = None, sender: bytes = b"", sent_at: float = 0.0
+) -> bytes:
     """Encode flags and values.
 
     :param ttl: seconds after which the broker drops the message, or None. Clamped to 1 ms and 2**32 - 1 ms.
     :param headers: the field table of headers.
-    :param sent: the stamp of a message with a TTL; b"" for none.
+    :param sender: 8 characters for a message with a TTL; b"" to leave out who sent it when.
+    :param sent_at: seconds since 1970.
     :raises CodecError: a header cannot be encoded.
     """
     if headers:
-        if sent and ttl is not None:
-            headers = {**headers, SENT: sent.decode()}
+        if sender and ttl is not None:
+            headers = {**headers, SENT: sent_value(sender, sent_at).decode()}
         values: dict[str, Any] = {
             "content_type": "application/json",
             "content_encoding": "utf-8",
@@ -117,8 +112,10 @@ def write_properties(ttl: float | None, headers: Mapping[str, Any] | None = None
     if ttl is None:
         return PLAIN
     expiration = b"%d" % max(1, int(min(ttl * 1000, _LONGEST_TTL)))
-    if sent:
-        return b"".join((_STAMPED, sent, _AFTER_STAMP, bytes((len(expiration),)), expiration))
+    if sender:
+        # As sent_value() writes it. Inlined: every call passes here.
+        sent = b"%b:%013d" % (sender, sent_at * 1000)
+        return b"".join((_SENT_EXPIRING, sent, _AFTER_SENT, bytes((len(expiration),)), expiration))
     return b"".join((_EXPIRING, bytes((len(expiration),)), expiration))
 
 
@@ -129,16 +126,17 @@ def read_properties(data: bytes) -> Properties:
     """
     if data == PLAIN:
         return _NOTHING
-    digits = len(data) - _STAMPED_EXPIRATION_AT
+    digits = len(data) - _SENT_EXPIRATION_AT
     if (
         0 < digits < _TOO_MANY_DIGITS
-        and data.startswith(_STAMPED)
-        and data.startswith(_AFTER_STAMP, _STAMP_END)
-        and data[_STAMPED_EXPIRATION_AT - 1] == digits
+        and data.startswith(_SENT_EXPIRING)
+        and data.startswith(_AFTER_SENT, _SENT_END)
+        and data[_SENT_EXPIRATION_AT - 1] == digits
     ):
-        expiration = data[_STAMPED_EXPIRATION_AT:]
-        if expiration.isdigit():
-            return Properties(int(expiration) / 1000, sent=data[_STAMP_AT:_STAMP_END])
+        expiration, milliseconds = data[_SENT_EXPIRATION_AT:], data[_SENT_AT + _SENDER_SIZE + 1 : _SENT_END]
+        if expiration.isdigit() and milliseconds.isdigit():
+            sender = data[_SENT_AT : _SENT_AT + _SENDER_SIZE]
+            return Properties(int(expiration) / 1000, sender=sender, sent_at=int(milliseconds) / 1000)
     digits = len(data) - _EXPIRATION_AT
     if 0 < digits < _TOO_MANY_DIGITS and data.startswith(_EXPIRING) and data[_EXPIRATION_AT - 1] == digits:
         expiration = data[_EXPIRATION_AT:]
@@ -149,7 +147,7 @@ def read_properties(data: bytes) -> Properties:
     expires_in = _seconds(str(values.get("expiration", "")).encode())
     if expires_in is None and EXPIRES_IN in headers:
         expires_in = _count(headers[EXPIRES_IN], _LONGEST_TTL) / 1000
-    probe, sent = headers.get(PROBE), headers.get(SENT)
+    probe, (sender, sent_at) = headers.get(PROBE), _sent(headers.get(SENT))
     return Properties(
         expires_in,
         _count(headers.get(DELIVERIES)),
@@ -158,7 +156,8 @@ def read_properties(data: bytes) -> Properties:
         _unclaimed(headers.get(_DEAD_LETTERS)),
         max(_count(headers.get(name)) for name in RETURNS),
         probe if isinstance(probe, str) else None,
-        sent.encode() if isinstance(sent, str) else b"",
+        sender,
+        sent_at,
     )
 
 
@@ -201,6 +200,15 @@ def _inflate(body: bytes, limit: int) -> bytes:
 
 def _seconds(expiration: bytes) -> float | None:
     return int(expiration) / 1000 if expiration.isdigit() and len(expiration) < _TOO_MANY_DIGITS else None
+
+
+def _sent(value: object) -> tuple[bytes, float]:
+    """Return sender and seconds of the header SENT; b"" and 0 if it is missing or malformed."""
+    sent = value.encode() if isinstance(value, str) else b""
+    sender, _, milliseconds = sent.partition(b":")
+    if len(sent) != _SENT_SIZE or len(sender) != _SENDER_SIZE or not milliseconds.isdigit():
+        return b"", 0.0
+    return sender, int(milliseconds) / 1000
 
 
 def _count(value: object, limit: int = 2**31 - 1) -> int:

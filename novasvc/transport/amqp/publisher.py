@@ -1,5 +1,6 @@
 """Publish messages with publisher confirms; buffer them while the broker cannot take them."""
 
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from itertools import takewhile
@@ -20,7 +21,7 @@ from novasvc.rpc.target import Target
 from novasvc.transport.amqp.channel import AMQPClosedError, Channel, ChannelReceiver
 from novasvc.transport.amqp.confirm_timeout import ConfirmTimeout
 from novasvc.transport.amqp.connection import Connection, ConnectionHandler
-from novasvc.transport.amqp.content import PLAIN, stamp, write_properties
+from novasvc.transport.amqp.content import PLAIN, write_properties
 from novasvc.transport.amqp.existing import declare_or_accept
 from novasvc.transport.amqp.frames import pack_content, pack_publish
 from novasvc.transport.amqp.isolated_channels import FANOUTS, PROBES, IsolatedChannels
@@ -107,7 +108,8 @@ class ConfirmChannel(ChannelReceiver):
     :param on_closed: called when the channel has closed, before its unconfirmed messages fail.
     :param unroutable: called with a message that was returned, when its confirm arrives.
     :param on_cancelled: called when the sender cancels an unconfirmed message.
-    :param sender: stamps the messages that have a TTL; see Note [Time in the queue].
+    :param sender: said in each message with a TTL; see Note [Time in the queue].
+    :param time: returns the seconds since 1970, which such a message says, too.
     :param confirmed_at: seconds on the clock of the last confirm; -inf before the first.
     """
 
@@ -118,6 +120,7 @@ class ConfirmChannel(ChannelReceiver):
     _unroutable: Callable[[Message], None]
     _message_cancelled: Callable[[], None]
     _sender: bytes
+    _time: Callable[[], float]
     confirmed_at: float = attrs.field(default=-inf, init=False)
     _last_tag: int = attrs.field(default=0, init=False)
     _unconfirmed: dict[int, Message] = attrs.field(factory=dict, init=False)
@@ -137,7 +140,7 @@ class ConfirmChannel(ChannelReceiver):
         ttl = None if message.expires_at is None else message.expires_at - now
         try:
             if ttl is not None:
-                properties = write_properties(ttl, message.headers, stamp(self._sender, now))
+                properties = write_properties(ttl, message.headers, self._sender, self._time())
             else:
                 properties = write_properties(None, message.headers) if message.headers else PLAIN
             method = pack_publish(channel.id, message.exchange, message.routing_key, message.mandatory)
@@ -233,7 +236,8 @@ class Publisher:
     :param connect: makes the connection for its user; the caller opens and closes it.
     :param flow_check_age: see FLOW_CHECK_AGE.
     :param unroutable_backoff: backoff before an unroutable message is sent again, by the number of its returns.
-    :ivar sender: stamps the messages that have a TTL; see Note [Time in the queue] in
+    :param time: returns the seconds since 1970.
+    :ivar sender: 8 characters for this publisher, said in each message with a TTL; see Note [Time in the queue] in
         :mod:`novasvc.transport.amqp.time_in_queue`.
     """
 
@@ -270,6 +274,7 @@ class Publisher:
     _connect: Callable[[ConnectionHandler], Connection]
     _flow_check_age: float = FLOW_CHECK_AGE
     _unroutable_backoff: RetryPolicy = attrs.field(factory=lambda: jittered_backoff(first=0.1, longest=1.0))
+    _time: Callable[[], float] = attrs.field(default=time.time, kw_only=True)
     connection: Connection = attrs.field(init=False)
     sender: bytes = attrs.field(init=False)
     _main: ConfirmChannel | None = attrs.field(default=None, init=False)
@@ -602,7 +607,14 @@ class Publisher:
             channel.close(AMQPClosedError("set-up failed"))
             raise
         confirming = ConfirmChannel(
-            channel, self._clock, self._broker_error, ended, self._unroutable, self._message_cancelled, self.sender
+            channel,
+            self._clock,
+            self._broker_error,
+            ended,
+            self._unroutable,
+            self._message_cancelled,
+            self.sender,
+            self._time,
         )
         channel.receiver = confirming
         return confirming

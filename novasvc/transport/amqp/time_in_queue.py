@@ -1,15 +1,11 @@
 """How long a message has waited in its queue, which the broker does not tell."""
 
-from math import inf
-
-import attrs
-
-from novasvc.transport.amqp.content import read_stamp
+from collections.abc import Callable
 
 MAX_SENDERS = 10_000
-"""The most senders whose clocks are compared with ours."""
-_WINDOW = 60.0
-"""Seconds after which a difference between two clocks is measured anew."""
+"""The most senders whose clocks are known to differ from ours."""
+TOLERANCE = 0.5
+"""Seconds that a message may take to its consumer, or that two clocks may differ, without being remembered."""
 
 # Note [Time in the queue]
 #
@@ -17,65 +13,48 @@ _WINDOW = 60.0
 # queue would seem to have 5 s left, and its method would begin, or go on, after its caller has given up. So each
 # message with a TTL says when it was sent, and a receiver takes the time since then from the TTL.
 #
-# That compares the clocks of two processes. What comes to a consumer that has had room for a while has not waited, so
-# it tells the difference between the clocks, with the time on the way; the smallest one of the last minute or two
-# counts. While the consumer has no room nothing is learnt, and the last difference stays. Until one is known, as after
-# a start with a full queue, the clocks count as equal.
+# That takes the clocks of two hosts for equal, until one of these messages shows how much they differ:
+# - one that comes to a consumer that had room, and received nothing, for a while. It has not waited.
+# - one that comes before it was sent.
+# - one that has waited for longer than its TTL, which the broker would have dropped.
+# A smaller difference replaces a larger one, because nothing can arrive before it was sent. So if this is wrong, a
+# call has more time than its caller, as without it.
 #
-# The broker drops what has waited for longer than its TTL. If a message seems to have, a clock was set: then it counts
-# as one that has not waited.
-
-
-@attrs.define
-class _Difference:
-    """How far our clock is ahead of a sender's, in seconds, as the smallest that was seen.
-
-    :param smallest: of this window.
-    :param until: seconds on our clock at which the window ends.
-    :param before: the smallest of the window before.
-    """
-
-    smallest: float
-    until: float
-    before: float = inf
+# A message that was delivered before, or held, may be older than its TTL: the broker does not drop what a process has.
 
 
 class TimesInQueue:
-    """Estimate for how long each message has waited; see Note [Time in the queue]."""
+    """Estimate for how long each message has waited; see Note [Time in the queue].
 
-    def __init__(self) -> None:
-        self._differences: dict[bytes, _Difference] = {}
+    :param now: returns the seconds since 1970.
+    :ivar differences: how far our clock is ahead of a sender's in seconds, where that is more than TOLERANCE.
+    """
 
-    def waited(self, sent: bytes, now: float, ttl: float, *, at_once: bool) -> float:
+    def __init__(self, now: Callable[[], float]) -> None:
+        self.now = now
+        self.differences: dict[bytes, float] = {}
+
+    def waited(self, sender: bytes, seconds: float, ttl: float, *, at_once: bool, again: bool) -> float:
         """Return the seconds for which a message has waited, from 0 to its TTL.
 
-        :param sent: its stamp; one that is malformed counts as none.
-        :param now: seconds on our clock.
+        :param seconds: since it was sent, by our clock and the sender's.
         :param ttl: seconds, as it was published.
-        :param at_once: its consumer has had room for a while, so the message has not waited for it.
+        :param at_once: its consumer had room, and received nothing, for a while.
+        :param again: it was delivered or held before.
         """
-        read = read_stamp(sent)
-        if read is None:
-            return 0.0
-        sender, sent_at = read
-        known = self._differences.get(sender)
-        measured = now - sent_at
-        if known is None:
-            if at_once:
-                self._add(sender, _Difference(measured, now + _WINDOW))
-                return 0.0
-            return measured if 0.0 <= measured <= ttl else 0.0
-        if at_once and now >= known.until:
-            known.before, known.smallest, known.until = known.smallest, measured, now + _WINDOW
-        elif measured < known.smallest:
-            known.smallest = measured
-        waited = measured - min(known.smallest, known.before)
-        if waited > ttl:
-            self._differences[sender] = _Difference(measured, now + _WINDOW)
-            return 0.0
-        return waited
+        known = self.differences.get(sender, 0.0)
+        waited = 0.0 if at_once and not again else seconds - known
+        if waited > ttl and again:
+            return ttl
+        if 0.0 < waited <= ttl:
+            return waited
+        self._keep(sender, seconds)
+        return 0.0
 
-    def _add(self, sender: bytes, difference: _Difference) -> None:
-        if len(self._differences) >= MAX_SENDERS:
-            del self._differences[next(iter(self._differences))]
-        self._differences[sender] = difference
+    def _keep(self, sender: bytes, difference: float) -> None:
+        if abs(difference) < TOLERANCE:
+            self.differences.pop(sender, None)
+            return
+        if sender not in self.differences and len(self.differences) >= MAX_SENDERS:
+            del self.differences[next(iter(self.differences))]
+        self.differences[sender] = difference

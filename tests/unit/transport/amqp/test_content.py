@@ -13,8 +13,7 @@ from novasvc.transport.amqp.content import (
     Properties,
     read_content,
     read_properties,
-    read_stamp,
-    stamp,
+    sent_value,
     write_properties,
 )
 
@@ -46,14 +45,12 @@ class WriteTests(SynchronousTestCase):
         self.assertTrue(milliseconds == 1 or milliseconds <= ttl * 1000)
 
     @given(ttls, st.floats(0, 1e9))
-    def test_stamped(self, ttl: float, now: float) -> None:
-        """So do those with a stamp."""
-        sent = stamp(b"abcdef01", now)
-        values = decode_properties(write_properties(ttl, None, sent))
-        self.assertEqual(values, decode_properties(write_properties(ttl)) | {"headers": {SENT: sent.decode()}})
-        sender, at = read_stamp(sent) or (b"", 0.0)
-        self.assertEqual(sender, b"abcdef01")
-        self.assertTrue(0 <= now - at < 0.0011, at)
+    def test_sent(self, ttl: float, sent_at: float) -> None:
+        """So do those that say who sent the message when."""
+        values = decode_properties(write_properties(ttl, None, b"abcdef01", sent_at))
+        sent = f"abcdef01:{int(sent_at * 1000):013d}"
+        self.assertEqual(values, decode_properties(write_properties(ttl)) | {"headers": {SENT: sent}})
+        self.assertEqual(sent_value(b"abcdef01", sent_at).decode(), sent)
 
     def test_headers(self) -> None:
         """Headers are sent with the others, with and without an expiration."""
@@ -77,16 +74,16 @@ class ReadTests(SynchronousTestCase):
         long = read_properties(write_properties(ttl, {"other": 1}))
         self.assertEqual(short, long)
         self.assertEqual(short.expires_in is None, ttl is None)
-        sent = stamp(b"abcdef01", 5.0)
-        short, long = (read_properties(write_properties(ttl, headers, sent)) for headers in (None, {"other": 1}))
+        written = [write_properties(ttl, headers, b"abcdef01", 5.25) for headers in (None, {"other": 1})]
+        short, long = map(read_properties, written)
         self.assertEqual(short, long)
-        self.assertEqual(short.sent, b"" if ttl is None else sent)
+        self.assertEqual((short.sender, short.sent_at), (b"", 0.0) if ttl is None else (b"abcdef01", 5.25))
 
-    def test_malformed_stamps(self) -> None:
-        """A stamp that is none is passed on, and read as none."""
-        for odd in ("", "x", "abcdef01:00000000000x1", "abcdef01" * 100, 5, None):
-            sent = read_properties(encode_properties({"headers": {SENT: odd}, "expiration": "1000"})).sent
-            self.assertIsNone(read_stamp(sent), odd)
+    def test_malformed_sent(self) -> None:
+        """A header that does not say who sent the message when is read as none."""
+        for odd in ("", "x", "abcdef01:00000000000x1", "abcdef0:00000000000001", "abcdef01" * 100, 5, None):
+            read = read_properties(encode_properties({"headers": {SENT: odd}, "expiration": "1000"}))
+            self.assertEqual((read.expires_in, read.sender, read.sent_at), (1.0, b"", 0.0), odd)
 
     def test_peers(self) -> None:
         """A peer's properties are decoded by the spec."""

@@ -8,7 +8,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from novasvc.errors import BrokerError, BrokerRefusedError, BrokerUnavailableError, DeclarationMismatchError
 from novasvc.rpc.target import Target
 from novasvc.transport.amqp.codec import decode_properties
-from novasvc.transport.amqp.content import DELIVERIES, SENT, stamp
+from novasvc.transport.amqp.content import DELIVERIES, SENT, sent_value
 from novasvc.transport.amqp.moves import MoveTracker
 from novasvc.transport.amqp.protocol import BODY_LIMIT
 from novasvc.transport.amqp.publisher import FLOW_CHECK_KEY
@@ -252,9 +252,10 @@ class SettleTests(ListenerCase):
         self.settle()
         self.assertEqual(self.settled(), [("ack", 1, True)])
 
-    def sent(self, ago: float, sender: str = "abcdef01") -> dict[str, Any]:
+    def sent(self, ago: float, sender: str = "abcdef01", **headers: Any) -> dict[str, Any]:
         """Return properties of a message with a TTL of 30 s that was sent some seconds ago."""
-        return {"expiration": "30000", "headers": {SENT: stamp(sender.encode(), self.reactor.seconds() - ago).decode()}}
+        value = sent_value(sender.encode(), self.reactor.seconds() - ago).decode()
+        return {"expiration": "30000", "headers": {SENT: value, **headers}}
 
     def test_waited_in_the_queue(self) -> None:
         """What a message has waited in its queue is taken from its TTL, and from that of each later copy."""
@@ -268,22 +269,43 @@ class SettleTests(ListenerCase):
         self.settle()
         self.deliver(b"waited", properties=self.sent(8.1))
         waited = self.got[-1]
-        self.assertAlmostEqual(waited.expires_in, 22.0)
+        self.assertAlmostEqual(waited.expires_in, 21.9)
         self.wait(1)
         waited.requeue(0)
         self.settle()
         copy = decode_properties(self.published()[-1].properties)
-        self.assertEqual(copy["expiration"], "21000")
+        self.assertEqual(copy["expiration"], "20900")
         self.assertTrue(copy["headers"][SENT].endswith(":0000000019000"), copy)
 
-    def test_waited_for_a_start(self) -> None:
-        """A consumer that has just started compares the clocks as they are: its queue may have been full."""
+    def test_backlog(self) -> None:
+        """Messages that came without a pause may all have waited, however soon each of them is settled."""
         self.wait(10)
-        self.deliver(b"waited", properties=self.sent(8.0))
-        self.assertAlmostEqual(self.got[0].expires_in, 30.0)  # it had room, so the clocks are 8 s apart
+        self.deliver(b"a cast")
+        for number in range(40):
+            self.wait(0.25)
+            self.deliver(b"waited", properties=self.sent(8.0))
+            self.got[-1].ack()
+            self.assertAlmostEqual(self.got[-1].expires_in, 22.0, msg=number)
+
+    def test_clocks_differ(self) -> None:
+        """What comes after a lull has not waited, and shows how much the clocks differ; not if it came before."""
+        for again in ({"redelivered": True}, {"headers": {DELIVERIES: 1}}):
+            self.wait(10)
+            properties = self.sent(8.0, **again.pop("headers", {}))
+            self.deliver(b"again", properties=properties, **again)
+            self.assertAlmostEqual(self.got[-1].expires_in, 22.0)
+        self.wait(10)
+        self.deliver(b"at once", properties=self.sent(8.0))
+        self.assertAlmostEqual(self.got[-1].expires_in, 30.0)
+        self.deliver(b"another", properties=self.sent(9.0))
+        self.assertAlmostEqual(self.got[-1].expires_in, 29.0)
+
+    def test_waited_for_a_start(self) -> None:
+        """A consumer that has just started takes the clocks for equal: its queue may have been full."""
+        self.wait(10)
         self.link.lose()
         self.wait(1)
-        self.deliver(b"waited", properties=self.sent(8.0, "abcdef02"))
+        self.deliver(b"waited", properties=self.sent(8.0))
         self.assertAlmostEqual(self.got[-1].expires_in, 22.0)
 
     def test_requeue_of_what_was_not_begun(self) -> None:

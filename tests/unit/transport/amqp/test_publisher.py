@@ -20,7 +20,7 @@ from novasvc.errors import (
 from novasvc.transport.amqp import BrokerAddress, BrokerOptions, send_buffer
 from novasvc.transport.amqp.codec import decode_properties
 from novasvc.transport.amqp.connection import Connection
-from novasvc.transport.amqp.content import SENT, stamp
+from novasvc.transport.amqp.content import SENT, sent_value
 from novasvc.transport.amqp.publisher import FLOW_CHECK_AGE, FLOW_CHECK_KEY, Message, Publisher
 from tests.support.amqp_rig import AMQPCase, Link, Said
 
@@ -42,7 +42,13 @@ class PublisherCase(AMQPCase):
             Connection, "publishing", address, options, self.reactor, client_name="test", retry=lambda _: 1.0
         )
         self.publisher = Publisher(
-            "nova", options, self.reactor, connect, self.flow_check_age, lambda returns: returns / 2
+            "nova",
+            options,
+            self.reactor,
+            connect,
+            self.flow_check_age,
+            lambda returns: returns / 2,
+            time=self.reactor.seconds,
         )
         self.connection = self.publisher.connection
         self.done(self.connection.open())
@@ -134,13 +140,13 @@ class ConfirmTests(PublisherCase):
         self.successResultOf(sent)
 
     def test_expiration(self) -> None:
-        """The expiration is the remaining TTL in milliseconds, with and without headers; a stamp says when."""
+        """The expiration is the remaining TTL in milliseconds, with and without headers, with the time of sending."""
         self.publish(ttl=1.5)
         self.publish(ttl=1.5, headers={"x-novasvc-deliveries": 2})
         self.publish()
         plain, with_headers, without = (decode_properties(said.properties) for said in self.published())
         self.confirm(3, multiple=True)
-        sent = {SENT: stamp(self.publisher.sender, self.reactor.seconds()).decode()}
+        sent = {SENT: sent_value(self.publisher.sender, self.reactor.seconds()).decode()}
         self.assertEqual((plain["headers"], plain["expiration"]), (sent, "1500"))
         self.assertEqual(plain | {"headers": {"x-novasvc-deliveries": 2} | sent}, with_headers)
         self.assertEqual(without["headers"], {})
