@@ -60,14 +60,13 @@ class VerdictWitness:
         enough = VerdictRule().suspect_group_size
         # See "The verdict" and "What cannot be known" in the guide Liveness.
         small_groups_may_be = self._silence({"broker stall"}, _OF_CONNECTIONS, conductors) > down_time
+        small_fleets_may_be = self._silence(_OF_SERVERS, _OF_PROCESSES, conductors) > 1.5 * down_time
         # Between two faults some heartbeats may have arrived and others not: no silence is then one of the whole fleet.
-        small_fleets_may_be = (
-            self._silence(_OF_SERVERS, _OF_PROCESSES, conductors) > 1.5 * down_time
-            or self._silence(_OF_SERVERS, _OF_PROCESSES, conductors, only_interrupted=True) > down_time
-        )
+        any_may_be = self._silence(_OF_SERVERS, _OF_PROCESSES, conductors, only_interrupted=True) > down_time
         for record, verdict in fleet.services:
             excused = (
-                self._is_disturbed(record.host)
+                any_may_be
+                or self._is_disturbed(record.host)
                 or (small_groups_may_be and sizes[record.binary] < enough)
                 or (small_fleets_may_be and len(fleet.services) < enough)
             )
