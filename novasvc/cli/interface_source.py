@@ -9,6 +9,9 @@ from novasvc.rpc.contracts.asyncapi import FRAMEWORK
 from novasvc.rpc.contracts.schema import MethodSchemas, merge_definitions
 from novasvc.rpc.errors import MessageFormatError
 
+_BLOCKING = " --blocking`: do not edit it"
+"""What only the head of a module for a blocking client has."""
+
 _Interface = tuple[str | None, int]
 """A namespace and a major version."""
 
@@ -28,6 +31,11 @@ def write_interface(answer: Mapping[str, Any], *, blocking: bool = False) -> str
         raise MessageFormatError(f"the service describes itself wrongly: {type(error).__name__} {error}") from None
 
 
+def is_blocking(text: str) -> bool:
+    """Return whether a module that :func:`write_interface` has written is for a blocking client."""
+    return _BLOCKING in text
+
+
 class _Source:
     def __init__(self, answer: Mapping[str, Any], *, blocking: bool) -> None:
         rows = [row for row in answer["methods"] if row["namespace"] not in FRAMEWORK]
@@ -45,7 +53,7 @@ class _Source:
             self._interfaces.setdefault(key, []).append(method)
 
     def text(self) -> str:
-        option = " --blocking" if self._blocking else ""
+        ending = _BLOCKING if self._blocking else "`: do not edit it"
         # Before the imports: they depend on what is written.
         blocks = list(self._types.write_classes())
         names = {key: self._types.free_name(self._class_name(key)) for key in self._interfaces}
@@ -56,7 +64,7 @@ class _Source:
         head = [
             f'"""The interface of the service {_quotable(self._topic)}, for typed clients.',
             "",
-            f"Written by `novasvc stub {_quotable(self._topic)}{option}`: do not edit it, write it again.",
+            f"Written by `novasvc stub {_quotable(self._topic)}{ending}, write it again.",
             '"""',
             "",
         ]

@@ -19,7 +19,7 @@ from novasvc.rpc.target import Target
 @click.option(
     "--check",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="Only compare a file; 1 if it differs.",
+    help="Only compare a file, with --blocking if it was written so; 1 if it differs.",
 )
 @pass_command_context
 def stub(
@@ -34,12 +34,14 @@ def stub(
     Use it with novasvc.rpc.stub, or by the function at its end. The text is the same for all hosts, so it can be kept
     in version control: --check tells if the service has changed.
     """
-    from novasvc.cli.interface_source import write_interface  # noqa: PLC0415 - `--help` does not need it
+    from novasvc.cli.interface_source import is_blocking, write_interface  # noqa: PLC0415 - `--help` needs neither
 
+    present = None if check is None else check.read_text(encoding="utf-8")
+    blocking = blocking or (present is not None and is_blocking(present))
     text = write_interface(read_interface(context.configuration.settings, target), blocking=blocking)
     if check is not None:
-        if check.read_text(encoding="utf-8") != text:
-            remedy = f"write it again: novasvc stub {target} --output {check}"
+        if present != text:
+            remedy = f"write it again: novasvc stub {target}{' --blocking' if blocking else ''} --output {check}"
             raise ProblemError(str(check), f"it is not the interface of {target} as it runs now", remedy)
     elif output is None:
         sys.stdout.write(text)

@@ -56,20 +56,24 @@ class StubTests(TestCase):
         return process.wait(), process.output
 
     def test_life(self) -> None:
-        """A program calls through the interface that was written; --check tells when the service has changed."""
+        """A program calls through the interface that was written; --check tells when the service has changed.
+
+        The file says for which client it was written, so --check needs no --blocking.
+        """
         node = self.serve("Stock")
         written = self.run_command("novasvc", "stub", "stock", "--blocking", "--output", "stock_api.py")
         self.assertEqual(written, (0, ""))
         shown = self.run_command("novasvc", "stub", "stock", "--blocking")
         self.assertEqual(shown, (0, (self.folder / "stock_api.py").read_text()))
         self.assertEqual(self.run_command("python", "-W", "error", "-c", CALLER), (0, "2\n"))
-        check = ("novasvc", "stub", "stock", "--blocking", "--check", "stock_api.py")
+        check = ("novasvc", "stub", "stock", "--check", "stock_api.py")
         self.assertEqual(self.run_command(*check), (0, ""))
         node.stop()
         self.serve("OtherStock")
         status, output = self.run_command(*check)
         self.assertEqual(status, 1)
         self.assertIn("stock_api.py: it is not the interface of stock as it runs now; write it again", output)
+        self.assertIn("write it again: novasvc stub stock --blocking --output stock_api.py", output)
         status, output = self.run_command("python", "-c", CALLER)
         self.assertEqual(status, 1)
         self.assertIn("InvalidArgumentsError: invalid arguments for 'reserve': missing: item; unknown: line", output)
