@@ -49,7 +49,7 @@ class HostAgent(Manager):
         """Collect the facts again."""
         await self._refresh()
 
-    @rpc.expose
+    @rpc.expose(idempotent=True)
     def get_host_facts(self, context: RequestContext) -> dict[str, Any]:
         """Return all facts as of the last refresh.
 
@@ -58,7 +58,7 @@ class HostAgent(Manager):
         """
         return self._facts
 
-    @rpc.expose(expected=(LookupError,))
+    @rpc.expose(idempotent=True, expected=(LookupError,))
     def get_host_fact(self, context: RequestContext, name: str) -> Any:
         """Return one fact.
 

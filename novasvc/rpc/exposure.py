@@ -224,10 +224,17 @@ def exposed_attributes(kind: Any) -> Iterator[tuple[str, object, Exposure]]:
             yield name, attribute, exposure
 
 
-def callable_without_arguments(kind: Any) -> list[str]:
-    """Return the names of a class's exposed methods that take only a context, in the order of their names."""
+def safe_without_arguments(kind: Any) -> list[str]:
+    """Return the names of a class's methods that anybody may call to try them, in the order of their names.
+
+    They take only a context, and are idempotent: a method that is not may do what nobody wants twice, or at all.
+    """
     return [
         name
         for name, _, exposure in exposed_attributes(kind)
-        if not exposure.required and exposure.namespace is None and exposure.version[0] == "1"
+        if exposure.idempotent
+        and exposure.allow is None
+        and not exposure.required
+        and exposure.namespace is None
+        and exposure.version[0] == "1"
     ]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from novasvc._version import __version__
 from novasvc.config import Configuration, ServiceSettings, masked_url
-from novasvc.rpc.exposure import callable_without_arguments
+from novasvc.rpc.exposure import safe_without_arguments
 
 
 def greeting(configuration: Configuration, page: str = "") -> str:
@@ -48,8 +48,8 @@ def greeting(configuration: Configuration, page: str = "") -> str:
 
 
 def _example(service: ServiceSettings) -> str:
-    """Return a command that a service answers: a method without arguments, if its manager is known here, or a ping."""
+    """Return a command that changes nothing: a call of an idempotent method if its manager is known here, or a ping."""
     module, _, name = service.manager.replace(":", ".").rpartition(".")
     # Not imported for this: a supervisor runs no code of the users'.
-    methods = callable_without_arguments(getattr(sys.modules.get(module), name, None))
+    methods = safe_without_arguments(getattr(sys.modules.get(module), name, None))
     return f"call {service.topic} {methods[0]}" if methods else f"ping {service.topic}"
