@@ -10,6 +10,7 @@ value, where, and what to do. Callers mask secrets before they construct an erro
 import re
 from importlib import import_module
 from traceback import extract_tb
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
@@ -143,13 +144,23 @@ def __getattr__(name: str) -> Any:
 
 
 def describe(error: BaseException) -> str:
-    """Describe an exception in one line: class, text with passwords masked, and where it was raised."""
+    """Describe an exception in one line: class, text with passwords masked, and where it was raised.
+
+    A name that a module does not have is followed by the one that was probably meant.
+    """
     text = _PASSWORD.sub(r"\1***@", " ".join(str(error).split()))
     what = f"{type(error).__name__}: {text}" if text else type(error).__name__
     if isinstance(error, SyntaxError) and error.filename:
         line = f": {' '.join(error.text.split())}" if error.text else ""
         return f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno}{line})"
     frames = list(extract_tb(error.__traceback__))
+    if isinstance(error, AttributeError) and isinstance(error.obj, ModuleType):
+        from difflib import get_close_matches  # noqa: PLC0415 - few errors need it
+
+        close = get_close_matches(str(error.name), dir(error.obj), n=1)
+        what += f"; did you mean {close[0]!r}?" if close else ""
+        # A module's __getattr__ passes on that it has no such name.
+        frames = [frame for frame in frames if frame.name != "__getattr__"] or frames
     if isinstance(error, NovasvcError):
         # The code that used novasvc wrongly is of interest, not where novasvc noticed it.
         frames = [frame for frame in frames if not frame.filename.startswith(_PACKAGE)] or frames

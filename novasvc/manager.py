@@ -188,6 +188,8 @@ def make_manager(manager: str | Callable[..., Any], *args: Any, **kwargs: Any) -
 def _raised(path: str, error: BaseException, args: Sequence[object], kwargs: Iterable[str]) -> ManagerError:
     given = ", ".join([*(type(arg).__name__ for arg in args), *kwargs])
     remedy = f"fix it, or the arguments it was given ({given})"
+    if isinstance(error, AttributeError) and error.name == "attachments":
+        remedy = "attachments is set later, before init_host: move what uses it to def init_host(self)"
     return ManagerError(path, f"its constructor raised {describe(error)}", remedy)
 
 

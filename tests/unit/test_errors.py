@@ -6,7 +6,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc import Manager, RequestContext, errors, periodic_task
+from novasvc import Manager, RequestContext, errors, periodic_task, rpc
 from novasvc.errors import (
     ConfigurationError,
     DeclarationError,
@@ -47,6 +47,19 @@ class DescribeTests(SynchronousTestCase):
 
         error = self.assertRaises(DeclarationError, declare)
         self.assertRegex(describe(error), r"\(.*test_errors.py:\d+ in declare\)$")
+
+    def test_no_such_name(self) -> None:
+        """A name that a module of ours does not have is said with the line that used it, and what was meant."""
+
+        def declare() -> None:
+            rpc.exposed  # type: ignore[attr-defined]  # noqa: B018
+
+        error = self.assertRaises(AttributeError, declare)
+        self.assertRegex(
+            describe(error),
+            r"^AttributeError: module 'novasvc.rpc' has no attribute 'exposed'; did you mean 'expose'\? "
+            r"\(.*test_errors.py:\d+ in declare\)$",
+        )
 
     def test_secrets(self) -> None:
         """A password in a URL is masked, whoever wrote it into the text."""

@@ -135,3 +135,15 @@ class MakeManagerTests(SynchronousTestCase):
         self.assertIn("unexpected keyword argument 'colour'", text)
         self.assertIn("but was given (host, colour)", text)
         self.assertNotIn("hunter2", text)
+
+    def test_attachments_in_constructor(self) -> None:
+        """A constructor that uses the attachments, which are set later, is told where they can be used."""
+
+        class Early(Manager):
+            def __init__(self, host: str) -> None:
+                super().__init__(host)
+                self.rpc = self.attachments.rpc
+
+        text = self.problem(Early)
+        self.assertIn("'Early' object has no attribute 'attachments'", text)
+        self.assertIn("attachments is set later, before init_host: move what uses it to def init_host(self)", text)
