@@ -284,17 +284,17 @@ class NotAllowedError(RPCError):
 
 @attrs.define
 class ResultNotSerializableError(RPCError):
-    """The method ran, but its result is not serializable as JSON.
+    """The method ran, but its result is not of the annotated type, or is not serializable as JSON.
 
     :param method: the name that was called.
-    :param problem: which value is not serializable, and its type.
+    :param problem: which value is wrong, and its type.
     """
 
     method: str
     problem: str
 
     def __str__(self) -> str:
-        return f"{self.method!r} ran, but its result is not serializable: {self.problem}"
+        return f"{self.method!r} ran, but its result cannot be sent: {self.problem}"
 
 
 @attrs.define

@@ -95,6 +95,8 @@ class Contract:
             msgspec.convert(plain, self.result, builtin_types=_LEFT, str_keys=True)
         except Exception as error:  # noqa: BLE001 - users' classes may raise anything
             problem = _described(error, "the result", self.result)
+            if isinstance(error, msgspec.ValidationError):
+                problem += ", by the method's annotation"
             if isinstance(result, _AWAITED):
                 problem = f"the result is a {type(result).__name__}: an await is missing in the method, or its caller"
             raise ResultNotSerializableError(self.method, problem) from None

@@ -562,4 +562,4 @@ class CallTests(RPCCase):
     def test_wrong_result(self) -> None:
         """A result of another type than annotated is an error at the caller, and in the log."""
         error = self.failureResultOf(self.call("lie"), ResultNotSerializableError).value
-        self.assertEqual(error.problem, "the result: expected int, got str")
+        self.assertEqual(error.problem, "the result: expected int, got str, by the method's annotation")
