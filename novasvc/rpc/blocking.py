@@ -7,7 +7,7 @@ from contextvars import copy_context
 from inspect import signature
 from threading import Event, Lock
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Never, Self, cast
 from weakref import WeakSet
 
 import attrs
@@ -255,7 +255,7 @@ class BlockingClient:
             _changes={**self._changes, **changes},
         )
 
-    def call(self, context: RequestContext, method: str, /, **args: Any) -> Any:
+    def call(self, context: RequestContext, method: str = "", /, *positional: Never, **args: Any) -> Any:
         """Call a method and wait for its result; see :meth:`novasvc.rpc.Client.call`.
 
         :return: the result, of JSON types.
@@ -265,24 +265,26 @@ class BlockingClient:
         :raises ForkedClientError: this process was forked after the client was made.
         :raises ReactorStoppedError: the reactor does not run.
         """
-        return self._run("call", context, method, args)
+        return self._run("call", context, method, positional, args)
 
-    def cast(self, context: RequestContext, method: str, /, **args: Any) -> None:
+    def cast(self, context: RequestContext, method: str = "", /, *positional: Never, **args: Any) -> None:
         """Send a message that runs a method, and wait until it is sent; see :meth:`novasvc.rpc.Client.cast`."""
-        self._run("cast", context, method, args)
+        self._run("cast", context, method, positional, args)
 
-    def fanout(self, context: RequestContext, method: str, /, **args: Any) -> None:
+    def fanout(self, context: RequestContext, method: str = "", /, *positional: Never, **args: Any) -> None:
         """Run a method on every server of the topic; otherwise as :meth:`cast`."""
-        self._run("fanout", context, method, args)
+        self._run("fanout", context, method, positional, args)
 
-    def gather(self, context: RequestContext, method: str, /, **args: Any) -> Gathered:
+    def gather(self, context: RequestContext, method: str = "", /, *positional: Never, **args: Any) -> Gathered:
         """Call a method of all servers of the topic, and wait for their answers; see :meth:`novasvc.rpc.Client.gather`.
 
         :return: the answers of those that have answered in time, and the hosts that have not.
         """
-        return cast("Gathered", self._run("gather", context, method, args))
+        return cast("Gathered", self._run("gather", context, method, positional, args))
 
-    def emit(self, context: RequestContext, event_type: str, payload: Any = None, *, priority: str = "info") -> None:
+    def emit(
+        self, context: RequestContext, event_type: str = "", payload: Any = None, *, priority: str = "info"
+    ) -> None:
         """Publish an event, and wait until it is sent; see :meth:`novasvc.rpc.EventEmitter.emit`.
 
         :raises TypeError: this client was made without ``events``.
@@ -327,12 +329,14 @@ class BlockingClient:
     ) -> None:
         self.close()
 
-    def _run(self, how: str, context: RequestContext, method: str, args: dict[str, Any]) -> Any:
+    def _run(
+        self, how: str, context: RequestContext, method: str, positional: tuple[Never, ...], args: dict[str, Any]
+    ) -> Any:
         async def work() -> Any:
             client = self._client if isinstance(self._client, Client) else await self._client()
             if self._changes:
                 client = client.prepare(**self._changes)
-            sending = getattr(client, how)(context, method, **args)
+            sending = getattr(client, how)(context, method, *positional, **args)
             return await (sending.all() if isinstance(sending, Gathering) else sending)
 
         return self._calls.run(work, str(self._changes.get("topic", "the target")), method)

@@ -15,6 +15,7 @@ from novasvc.middleware.invocation import EMIT
 from novasvc.rpc.around import send_through
 from novasvc.rpc.errors import InvalidArgumentsError, UndeliverableError
 from novasvc.rpc.events.notification import PRIORITIES, Notification, encode_notification, utc_now, wire_time
+from novasvc.rpc.failures.origin import mark_outgoing
 from novasvc.rpc.message import NAME_LIMIT
 from novasvc.rpc.resend import send_until_confirmed
 from novasvc.telemetry import metrics
@@ -40,7 +41,7 @@ class EventEmitter:
     _now: Callable[[], datetime] = attrs.field(default=utc_now, kw_only=True)
 
     def emit(
-        self, context: RequestContext, event_type: str, payload: Any = None, *, priority: str = "info"
+        self, context: RequestContext, event_type: str = "", payload: Any = None, *, priority: str = "info"
     ) -> Deferred[None]:
         """Publish an event. Each subscribed topic gets a copy, and so does each listener of oslo.messaging.
 
@@ -57,10 +58,16 @@ class EventEmitter:
         :raises InvalidArgumentsError: the type or the priority is invalid, JSON cannot hold the payload, or the message
             is over the limit.
         :raises RPCError: as :meth:`novasvc.interfaces.ITransport.send`.
+        :raises TypeError: at once: the first parameter is no context.
         """
+        if not isinstance(context, RequestContext):
+            example = 'write emit(context, "order.placed", payload)'
+            raise TypeError(f"emit() takes a RequestContext first, not {context!r:.80}; {example}")
         problem = _problem(event_type, priority)
         if problem is not None:
-            return fail(InvalidArgumentsError("emit", problem))
+            error = InvalidArgumentsError("emit", problem)
+            mark_outgoing(error)
+            return fail(error)
         if self._chain is None:
             return Deferred.fromCoroutine(self._emit(context, event_type, payload, priority))
         args = {"payload": payload, "priority": priority}

@@ -16,6 +16,7 @@ from novasvc import identifiers
 from novasvc.context import RequestContext
 from novasvc.interfaces import ITransport
 from novasvc.rpc.errors import InvalidArgumentsError, MessageFormatError
+from novasvc.rpc.failures.origin import mark_outgoing
 from novasvc.rpc.ids import new_id
 from novasvc.rpc.message import read_context, wrap
 from novasvc.rpc.payload import dumps
@@ -71,7 +72,9 @@ def encode_notification(notification: Notification) -> bytes:
     try:
         return wrap(dumps(body, "the notification"))
     except ValueError as error:
-        raise InvalidArgumentsError("notify", str(error)) from None
+        invalid = InvalidArgumentsError("notify", str(error))
+        mark_outgoing(invalid)
+        raise invalid from None
 
 
 def read_notification(fields: Mapping[str, Any]) -> Notification:

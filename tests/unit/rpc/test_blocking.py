@@ -125,6 +125,18 @@ class CallTests(BlockingCase):
         await self.assertFailure(deferToThread(brief.call, CONTEXT, "hang"), RPCTimeoutError)
         self.assertEqual((client.waiting, self.client.pending), (0, 0))
 
+    async def test_misuse(self) -> None:
+        """A forgotten context or method, and arguments by position, are said as by rpc.Client."""
+        client = await self.make()
+        for send in (client.call, client.cast, client.fanout, client.gather):
+            for args, problem in (
+                (("note",), "() takes a RequestContext first, not 'note'"),
+                ((CONTEXT,), "() has no method"),
+                ((CONTEXT, "note", "tea"), "() of 'note' takes arguments by name, but got 'tea'"),
+            ):
+                error = await self.assertFailure(deferToThread(send, *args), TypeError)
+                self.assertIn(send.__name__ + problem, str(error))
+
     async def test_prepared(self) -> None:
         """prepare() takes what that of rpc.Client takes; another parameter is an error at once."""
         client = await self.make()

@@ -12,6 +12,7 @@ from novasvc.context import RequestContext, current_context
 from novasvc.errors import DeclarationError, InvalidArgumentsError, MiddlewareError, TransportClosedError
 from novasvc.middleware import Chain
 from novasvc.rpc.events.declare import FIELDS, describe_handlers, event_handlers
+from novasvc.rpc.failures.origin import is_outgoing
 from novasvc.telemetry import metrics
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
 from tests.support.middleware_rig import Failing, Hanging, Recorder, Silent
@@ -424,7 +425,16 @@ class EmitterTests(EventCase):
             ("x", object(), "info", "not JSON serializable"),
         ):
             emitting = self.emitter.emit(CONTEXT, event_type, payload, priority=priority)
-            self.assertIn(problem, str(self.failureResultOf(emitting, InvalidArgumentsError).value))
+            error = self.failureResultOf(emitting, InvalidArgumentsError).value
+            self.assertIn(problem, str(error))
+            # So that a method named "emit" or "notify" does not seem to refuse its own arguments.
+            self.assertTrue(is_outgoing(error))
+
+    def test_no_context(self) -> None:
+        """A forgotten context is a TypeError at once that shows how to write it, as for a call."""
+        for given in (("order.placed", {"item": "tea"}), ("order.placed",), (None, "order.placed")):
+            error = self.assertRaises(TypeError, self.emitter.emit, *given)
+            self.assertIn(f"emit() takes a RequestContext first, not {given[0]!r}; write emit(context, ", str(error))
 
     def test_closed(self) -> None:
         """What the transport refuses fails the Deferred, and is counted."""
