@@ -15,9 +15,6 @@ from novasvc.config.load import load_leniently
 
 _TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*[.:][^\W\d]\w*")
 
-_LOOK = 0.5
-"""Seconds to ask the other processes of this host what they serve."""
-
 _OURS = ("state-dir", "database-url", "transport-url", "control-socket")
 """Options in front of the command's name that the node takes, too."""
 
@@ -41,10 +38,8 @@ def run(context: CommandContext, target: str, watch: bool, options: tuple[str, .
     os.environ["PYTHONPATH"] = os.pathsep.join(part for part in (here, os.environ.get("PYTHONPATH", "")) if part)
     _check_target(target)
     arguments = _arguments(context, target, options)
-    settings = _settings(context, target, options)
-    _warn_of_others(settings)
     if watch:
-        return _run_and_watch(arguments, settings, Path(here))
+        return _run_and_watch(arguments, _settings(context, target, options), Path(here))
     if here not in sys.path:
         sys.path.insert(0, here)
     run_twistd(arguments)
@@ -64,22 +59,6 @@ def _check_target(target: str) -> None:
     meant = f"{module}:{name or module.rpartition('.')[2].title()}"
     example = f"did you mean {meant}?" if _TARGET.fullmatch(meant) else "such as shop.stock:Stock."
     raise click.UsageError(f"{target!r} is not PACKAGE.MODULE:CLASS; {example}", click.get_current_context(silent=True))
-
-
-def _warn_of_others(settings: Settings) -> None:
-    """Warn if another process of this host serves the same topic for the same host."""
-    if settings.uses_broker:
-        return
-    from novasvc.transport.local.directory import served_topics  # noqa: PLC0415 - `--help` does not need it
-
-    served = served_topics(settings.socket_dir, _LOOK)
-    for service in settings.services:
-        if service.host in served.get(service.topic, ()):
-            click.echo(
-                f"novasvc: another process serves {service.topic} on {service.host} already, and this one is "
-                "refused while it runs; end it, or give this one another --topic, --host or --state-dir",
-                err=True,
-            )
 
 
 def _run_and_watch(arguments: Sequence[str], settings: Settings, directory: Path) -> int:
@@ -118,12 +97,23 @@ def run_watched(parent: str, *arguments: str) -> None:
 
 
 def run_twistd(arguments: Sequence[str]) -> None:
-    """Run twistd in this process, with these arguments."""
+    """Run twistd in this process, with these arguments. After a start that failed, the last line is the reason."""
+    from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher  # noqa: PLC0415 - as twistd
     from twisted.scripts.twistd import run as twistd  # noqa: PLC0415 - installs a reactor
 
+    reasons: list[str] = []
+
+    def observe(event: LogEvent) -> None:
+        if event.get("log_level") is LogLevel.critical:
+            reasons[:] = [formatEvent(event)]
+
+    globalLogPublisher.addObserver(observe)
     # The greeting names the command beside twistd.
     sys.argv = [str(Path(sys.executable).with_name("twistd")), *arguments]
     twistd()
+    # A signal has ended the process there; a failure has stopped the reactor only.
+    if reasons:
+        click.echo(f"novasvc: {reasons[0]}", sys.__stderr__)  # twistd has redirected sys.stderr to the log
 
 
 def _arguments(context: CommandContext, target: str, options: Sequence[str]) -> list[str]:

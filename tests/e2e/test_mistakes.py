@@ -221,12 +221,13 @@ class MistakesTests(TestCase):
 
     @pytest.mark.long
     def test_two_of_one_name(self) -> None:
-        """A second node of the same topic and host is warned about, and refused once the first is heard of."""
+        """A second node of the same topic and host is refused once the first is heard of; the reason comes last."""
         self.node("shop:Stock")
         second = self.begin("run", "shop:Stock", "--host", "h1")
-        second.wait_for("another process serves stock on h1 already, and this one is refused while it runs; end it")
-        second.wait_for("service novasvc-stock@h1 runs already: on machine .* give this one another host")
+        second.wait_for("service novasvc-stock@h1 runs already: on machine .* another host. Waiting until")
         self.assertEqual(second.wait(), 1)
+        refused = "^novasvc: novasvc-stock@h1 did not start; .*runs already: on machine .* give this one another host$"
+        self.assertRegex(second.lines[-1], refused)
 
     def test_module_in_this_folder(self) -> None:
         """twistd does not search the current directory for managers; the error says what to do."""
@@ -241,7 +242,8 @@ class MistakesTests(TestCase):
             port = taken.getsockname()[1]
             run = self.begin("run", "shop:Stock", "--api", "--api-listen-port", str(port))
             self.assertEqual(run.wait(), 1)
-        self.assertIn(f"cannot listen on 127.0.0.1:{port}: Address already in use; end the process", run.output)
+        last = run.lines[-1]
+        self.assertIn(f"cannot listen on 127.0.0.1:{port}: Address already in use; end the process", last)
 
     def test_no_broker(self) -> None:
         """A broker that is not there is named by command and node, the password masked; the node tries again."""
