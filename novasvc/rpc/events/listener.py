@@ -1,7 +1,7 @@
 """The event listener: has a manager's handlers handle the events that its topic is subscribed to."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context, copy_context
 from typing import Any
 
@@ -20,7 +20,8 @@ from novasvc.rpc.errors import MessageFormatError
 from novasvc.rpc.events.declare import EventHandler
 from novasvc.rpc.events.notification import Notification, read_notification
 from novasvc.rpc.events.run import HandlerRunner, InvalidPayloadError
-from novasvc.rpc.message import NAME_LIMIT, unwrap
+from novasvc.rpc.failures.failure import encode_error
+from novasvc.rpc.message import NAME_LIMIT, encode_failure, read_reply_to, unwrap
 from novasvc.telemetry import metrics
 from novasvc.telemetry.flight import note
 
@@ -184,12 +185,14 @@ class EventListener:
     # -- from a delivery to the handlers ---------------------------------------------------------
 
     def _receive(self, delivery: IDelivery) -> None:
-        """Receive a delivery; called by the transport. A malformed message is dropped."""
+        """Receive a delivery; called by the transport. A malformed message is dropped, and a call refused."""
         if self._stopping:
             delivery.requeue(delivery.deliveries)
             return
         try:
-            notification = read_notification(unwrap(delivery.body))
+            fields = unwrap(delivery.body)
+            self._check_is_no_call(fields)
+            notification = read_notification(fields)
         except MessageFormatError as error:
             self.malformed += 1
             self._scope.copy().run(
@@ -209,6 +212,19 @@ class EventListener:
         else:
             done = self._done.get(notification.message_id, ())
             self._begin(_Handling(delivery, notification), [each for each in handlers if each not in done])
+
+    def _check_is_no_call(self, fields: Mapping[str, Any]) -> None:
+        """Refuse a call, which has reached this queue because its caller has taken the queue for a topic.
+
+        :raises MessageFormatError: the message is a call.
+        """
+        if (reply_to := read_reply_to(fields)) is None:
+            return
+        queue = event_queue(self._topic)
+        error = MessageFormatError(f"{queue!r} takes events, and no calls; the methods have the topic {self._topic!r}")
+        replying = self._transport.reply(reply_to.address, encode_failure(reply_to.msg_id, encode_error(error)))
+        replying.addErrback(lambda _: None)  # the caller waits until its time is up
+        raise error
 
     def _begin(self, handling: _Handling, handlers: Sequence[EventHandler]) -> None:
         self._handling[handling] = None

@@ -13,6 +13,8 @@ from novasvc.transport.local.outgoing import SUFFIX, check_private
 def served_topics(directory: Path, timeout: float) -> dict[str, set[str]]:
     """Return the topics that processes of this host serve, each with the hosts that it is served on.
 
+    The queues of their events are none.
+
     Processes that do not answer in time, and a directory that does not exist, are left out silently.
 
     :param directory: of the sockets.
@@ -45,8 +47,11 @@ def _consumed(path: Path, deadline: float) -> list[list[str | None]]:
         if length > LONGEST:
             raise ValueError(length)
         header, _, _ = _receive(connection, length, deadline).partition(b"\n")
-        queues: list[list[str | None]] = json.loads(header)["queues"]
-        return queues
+        told = json.loads(header)
+        queues: list[list[str | None]] = told["queues"]
+        # A process of a release before events tells no bindings.
+        subscribed = {queue for _exchange, _key, queue in told.get("bindings", ())}
+        return [[exchange, topic, host] for exchange, topic, host in queues if topic not in subscribed]
 
 
 def _receive(connection: socket.socket, length: int, deadline: float) -> bytes:

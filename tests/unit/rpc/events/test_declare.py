@@ -9,10 +9,17 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc import rpc
 from novasvc.context import RequestContext, current_context
-from novasvc.errors import DeclarationError, InvalidArgumentsError, MiddlewareError, TransportClosedError
+from novasvc.errors import (
+    DeclarationError,
+    InvalidArgumentsError,
+    MessageFormatError,
+    MiddlewareError,
+    TransportClosedError,
+)
 from novasvc.middleware import Chain
 from novasvc.rpc.events.declare import FIELDS, describe_handlers, event_handlers
 from novasvc.rpc.failures.origin import is_outgoing
+from novasvc.rpc.target import Target
 from novasvc.telemetry import metrics
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
 from tests.support.middleware_rig import Failing, Hanging, Recorder, Silent
@@ -216,6 +223,15 @@ class HandlingTests(EventCase):
         self.successResultOf(self.connect().publish("notifications.info", b"{}"))
         self.emit("order.placed", {"item": "tea"})
         self.assertEqual((self.listener.malformed, len(self.seen())), (1, 1))
+
+    def test_called(self) -> None:
+        """A call to the queue of events is refused at once, with the topic that it was meant for."""
+        client = rpc.Client(self.connect(), clock=self.clock, target=Target("stock_events"))
+        calling = client.call(CONTEXT, "count")
+        self.turn()
+        error = self.failureResultOf(calling, MessageFormatError).value
+        self.assertIn("'stock_events' takes events, and no calls; the methods have the topic 'stock'", str(error))
+        self.assertEqual(self.listener.malformed, 1)
 
     def test_deadline(self) -> None:
         """The context's deadline is that of the handler, for the calls that it makes."""

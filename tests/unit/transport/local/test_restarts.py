@@ -158,6 +158,7 @@ class DirectoryTests(LocalCase):
         await self.serve("stock", "h1")
         await self.serve("stock", "h2")
         await self.serve("till", "h1")
+        await self.process().subscribe("till_events", ["notifications.info"], lambda delivery: None, 1)
         found: list[dict[str, set[str]]] = []
         thread = threading.Thread(target=lambda: found.append(served_topics(self.directory, 10.0)))
         thread.start()
