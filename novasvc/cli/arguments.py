@@ -48,11 +48,14 @@ def _doubt(value: str, error: Exception) -> str:
     return ""
 
 
-def sent_as_strings(arguments: Mapping[str, Any], problem: str) -> Iterable[str]:
-    """Yield a note for each string that a service refused and that begins like a number.
+def notes_on_types(arguments: Mapping[str, Any], problem: str) -> Iterable[str]:
+    """Yield a note for each argument that a service refused and that was perhaps not sent as what it was meant to be.
 
     :param problem: of an InvalidArgumentsError; names the refused argument as "$.name" or "name".
     """
     for name, value in arguments.items():
         if isinstance(value, str) and name in problem and value[:1] in {*"0123456789-+."}:
             yield f"{name}={value} is not a number in JSON, so it was sent as a string"
+        elif not isinstance(value, str | list | dict) and f"{name}: expected str, got" in problem:
+            text = json.dumps(value)
+            yield f"{text} is JSON, so it was not sent as a string: write {name}='\"{text}\"'"

@@ -6,7 +6,7 @@ from typing import Any
 
 import attrs
 
-from novasvc.cli.arguments import sent_as_strings
+from novasvc.cli.arguments import notes_on_types
 from novasvc.cli.output import printable
 from novasvc.cli.suggestion import nearest
 from novasvc.config import Settings
@@ -177,7 +177,7 @@ def _of_arguments(
     error: InvalidArgumentsError, rows: list[dict[str, Any]], target: Target, arguments: Mapping[str, Any]
 ) -> str | None:
     row = next((row for row in rows if row["method"] == error.method and row["namespace"] == target.namespace), None)
-    parts = [str(error), *sent_as_strings(arguments, error.problem)]
+    parts = [str(error), *notes_on_types(arguments, error.problem)]
     if row is not None:
         known = argument_names(row["signature"])
         for name in arguments:

@@ -59,7 +59,7 @@ class ServiceSelector:
             return str(self.binary)
         if self.binary:
             return f"{self.binary}@{self.host}"
-        return self.host if "@" in self.host else f"on {self.host}"
+        return self.host if "@" in self.host else f"on host {self.host}"
 
 
 def selector_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -112,6 +112,7 @@ CALLS = (
     ("argument missing", "call stock reserve", "missing: item; it takes (item: str, amount: int = 1)"),
     ("argument not named", "call stock reserve tea", "arguments are passed by name, such as item=tea"),
     ("argument of a wrong type", "call stock reserve item=tea amount=many", "amount: expected int, got str"),
+    ("string that is a number", "call stock reserve item=5", "expected str, got int", "write item='\"5\"'"),
     ("number that is none", "call stock reserve item=tea amount=2x", "amount=2x is not a number in JSON, so it was"),
     ("result that JSON cannot hold", "call stock opaque", "its result cannot be sent", "object"),
     ("result of another type", "call stock other_type", "its result cannot be sent", "expected int, got str, by"),

@@ -7,7 +7,7 @@ from io import StringIO
 import click
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.cli.arguments import read_arguments, sent_as_strings
+from novasvc.cli.arguments import notes_on_types, read_arguments
 
 
 class DoubtTests(SynchronousTestCase):
@@ -50,6 +50,13 @@ class DoubtTests(SynchronousTestCase):
         """A refused string that begins like a number is explained; any other speaks for itself."""
         arguments = {"amount": "2x", "item": "tea", "other": "3y"}
         self.assertEqual(
-            list(sent_as_strings(arguments, "amount: expected int, got str; item: bad")),
+            list(notes_on_types(arguments, "amount: expected int, got str; item: bad")),
             ["amount=2x is not a number in JSON, so it was sent as a string"],
         )
+
+    def test_meant_as_string(self) -> None:
+        """A refused value that was sent as JSON where a string belongs is shown as a string."""
+        arguments = {"item": 5, "force": True, "lines": [1]}
+        problem = "item: expected str, got int; force: expected int, got bool; lines: expected str, got array"
+        note = "5 is JSON, so it was not sent as a string: write item='\"5\"'"
+        self.assertEqual(list(notes_on_types(arguments, problem)), [note])

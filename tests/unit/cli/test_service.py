@@ -223,14 +223,14 @@ class SelectionTests(ServiceCase):
     def test_ambiguous(self) -> None:
         """If several services match, the error lists them."""
         error = self.assertRaises(ProblemError, self.run_command, "show", "h1")
-        self.assertIn("service on h1: several services match: nova-compute@h1, novasvc-agent@h1; select", str(error))
+        self.assertIn("service on host h1: several services match: nova-compute@h1, novasvc-agent@h1", str(error))
 
     def test_unknown(self) -> None:
         """An unknown service is an error that names it."""
         for arguments, said in (
             (["9"], "service 9 "),
             (["h9", "x"], "service x@h9 "),
-            (["h9"], "service on h9 "),
+            (["h9"], "service on host h9 "),
             (["x@h9"], "service x@h9 "),
         ):
             error = self.assertRaises(ServiceNotFoundError, self.run_command, "show", *arguments)
