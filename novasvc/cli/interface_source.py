@@ -44,6 +44,8 @@ class _Source:
                 raise ValueError(f"{name[:64]!r} is not an identifier")
         self._topic = str(answer["topic"])
         self._blocking = blocking
+        # An older service lists no errors; a built-in exception has no module here.
+        self._modules = {error["name"]: error["module"] for error in answer.get("errors") or ()}
         methods, definitions = merge_definitions(rows)
         schemas = [schema for each in methods for schema in (*each.arguments.values(), each.result)]
         self._types = TypeWriter(definitions, [row["method"] for row in rows], schemas)
@@ -131,7 +133,8 @@ class _Source:
 
     def _docstring(self, row: Mapping[str, Any]) -> str:
         summary = _quotable(row["summary"]) or f"Call {row['method']}."
-        raises = ", ".join(_quotable(name) for name in row["raises"])
+        names = (f"{self._modules[name]}.{name}" if name in self._modules else name for name in row["raises"])
+        raises = ", ".join(map(_quotable, names))
         return f"{summary}\n\n        :raises: {raises}.\n        " if raises else summary
 
     def _factory(self, name: str, key: _Interface, version: str) -> Iterator[str]:

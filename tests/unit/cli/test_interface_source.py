@@ -97,6 +97,14 @@ class SourceTests(SynchronousTestCase):
         """The text has the types, a protocol, and a function that makes the client."""
         self.assertEqual(write_interface(answer(Stock("h1"))), EXPECTED)
 
+    def test_errors(self) -> None:
+        """An error of the service is named with its module, from which a caller imports it."""
+        errors = [{"name": "TooLate", "module": "shop.errors", "signature": "()", "summary": ""}]
+        (row, *_) = describe_methods(rpc.Endpoints(Stock("h1")))
+        methods = [{**row, "raises": ["TooLate", "LookupError"]}]
+        text = write_interface(answer(Stock("h1"), methods=methods, errors=errors))
+        self.assertIn(":raises: shop.errors.TooLate, LookupError.\n", text)
+
     def test_deterministic(self) -> None:
         """It depends on neither host nor time."""
         texts = {write_interface(answer(Wild(host), host=host)) for host in ("h1", "h2")}
