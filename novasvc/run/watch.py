@@ -61,6 +61,8 @@ def run_again_when_changed(command: Sequence[str], directory: Path, report: Call
             if wrong is not None:
                 _tell(f"{wrong}; nothing starts again before it is mended")
                 seen, changed = after, None
+        if changed is not None and not ended:
+            _tell(f"{os.path.relpath(changed, directory)} changed, ending the process")
         _end(running, interrupted=signal.SIGINT in stopping)
         if stopping or changed is None:
             return running.returncode if running.returncode >= 0 else 128 - running.returncode

@@ -55,6 +55,7 @@ class ReloadTests(TestCase):
         node = self.node()
         self.assertEqual(self.call(), (0, "7\n"))
         self.code.write_text(SLOW + SHOP.replace("return 7", "return 8"))
+        node.wait_for("shop.py changed, ending the process")
         node.wait_for("shop.py changed, starting again")
         self.assertEqual(self.call(), (0, "8\n"))
         # One for a topic that nobody serves does not wait.
