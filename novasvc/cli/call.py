@@ -67,7 +67,10 @@ def call(
         problem = "--gather calls every service of a topic; give no host, and neither --fanout nor --call-monitor."
         raise click.UsageError(problem, click.get_current_context(silent=True))
 
+    waiting = False
+
     async def work(client: Any, _reactor: Any) -> int:
+        nonlocal waiting
         client = client.prepare(idempotent=idempotent)
         if target.fanout:
             await client.cast(RequestContext.admin(), method, **arguments)
@@ -81,12 +84,19 @@ def call(
             return await print_answers(client.gather(RequestContext.admin(), method, **arguments), as_json=as_json)
         with ProgressBar(method) as bar:
             client = client.prepare(on_progress=bar.update if bar.shown else None)
+            waiting = True
             result = await wait_for_reply(client.call(RequestContext.admin(), method, **arguments))
+            waiting = False
         # Print now: closing the connections may take a moment.
         click.echo(json.dumps(result) if as_json else readable(result))
         return 0
 
-    return run_with_client(context.configuration.settings, target, work, (method, arguments))
+    try:
+        return run_with_client(context.configuration.settings, target, work, (method, arguments))
+    except KeyboardInterrupt:
+        if waiting:
+            click.echo(f"\nnovasvc: interrupted; {target} was asked to cancel {method!r}", err=True, nl=False)
+        raise  # click ends the line
 
 
 def readable(result: Any) -> str:
