@@ -66,13 +66,13 @@ class Settlement:
             scope.run(_log.error, "a request to {target} was quarantined: {error}", target=self._target, error=error)
             delivery.quarantine(str(error))
         else:
-            self._count_refused(scope, error)
+            self._count_refused(scope, error, request)
             self._ledger.acknowledge(delivery, request.unique_id)
         self._execution.refuse(request, context.request_id, error, delivery.expires_in)
 
     def refuse_lost(self, call: Call, error: RPCError) -> None:
         """Reply with an error to a call whose message the broker seems to have lost; there is nothing to settle."""
-        self._count_refused(call.scope, error)
+        self._count_refused(call.scope, error, call.request)
         context = RequestContext.from_wire(call.request.context)
         self._execution.refuse(call.request, context.request_id, error, None)
 
@@ -97,9 +97,11 @@ class Settlement:
             self._takeover.remove(call)
         delivery.requeue(deliveries)
 
-    def _count_refused(self, scope: Context, error: RPCError) -> None:
+    def _count_refused(self, scope: Context, error: RPCError, request: Request) -> None:
         self._metrics.refused.value += 1
         if isinstance(error, NotAllowedError):
             self._refusals.add(scope, error)
             return
-        scope.run(_log.info, "a request to {target} was refused: {error}", target=self._target, error=error)
+        # The sender of a cast is not told.
+        log = _log.warn if request.reply_to is None else _log.info
+        scope.run(log, "a request to {target} was refused: {error}", target=self._target, error=error)

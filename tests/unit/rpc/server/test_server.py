@@ -54,9 +54,14 @@ class AdmissionTests(RPCCase):
         self.assertEqual((self.diary.calls, self.count("refused"), self.server.in_flight), ([], 7, 0))
 
     def test_refused_cast(self) -> None:
-        """A refused cast is dropped."""
+        """A refused cast is dropped with a warning, because its sender is not told; one of a call is no warning."""
+        events: list[LogEvent] = []
+        globalLogPublisher.addObserver(events.append)
+        self.addCleanup(globalLogPublisher.removeObserver, events.append)
+        self.failureResultOf(self.call("unknown"), NoSuchMethodError)
         self.send(encode_request("unknown", {}, {}))
-        self.assertEqual(self.count("refused"), 1)
+        levels = [event["log_level"].name for event in events if "was refused" in event["log_format"]]
+        self.assertEqual((levels, self.count("refused")), (["info", "warn"], 2))
 
     def test_malformed(self) -> None:
         """A malformed message is dropped once, and the next one is served."""
