@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import attrs
 import click
@@ -19,6 +20,8 @@ from novasvc.context import RequestContext
 from novasvc.errors import NovasvcError
 
 if TYPE_CHECKING:
+    from twisted.internet.defer import Deferred
+
     from novasvc.cli.reactor_thread import ReactorThread
 
 _HISTORY = "shell_history"
@@ -87,6 +90,7 @@ class Session:
     banner: str = attrs.field(default="", init=False)
     _transport: Any = attrs.field(default=None, init=False)
     _client: Any = attrs.field(default=None, init=False)
+    _calls: "WeakSet[Deferred[Any]]" = attrs.field(factory=WeakSet, init=False)
 
     async def open(self) -> None:
         """Connect to the services, and to the registry if there is one.
@@ -123,6 +127,10 @@ class Session:
         registry = self.namespace.get("registry")
         if registry is not None:
             await registry.close()
+        for sending in self._calls:
+            # Nobody has awaited it, so nobody is told that it ends.
+            sending.addErrback(lambda _: None)
+            sending.cancel()
         await self._client.close()
         await self._transport.close()
 
@@ -151,7 +159,10 @@ class Session:
                 given = (method, arguments)
                 raise await explained(error, self.settings, client, self._reactor, parsed, given) from None
 
-        return Deferred.fromCoroutine(request())
+        sending = Deferred.fromCoroutine(request())
+        if kind == "call":
+            self._calls.add(sending)
+        return sending
 
     async def names(self, line: str) -> list[str] | None:
         """Return the topics or methods with which a line may go on; None if it ends elsewhere than in one."""

@@ -87,6 +87,13 @@ class PipeTests(ShellCase):
         self.assertEqual((ran.returncode, ran.stderr), (0, ""))
         self.assertRegex(ran.stdout, f"^{expected}$")
 
+    def test_not_awaited(self) -> None:
+        """A call that nobody has awaited when the shell ends is not reported as an unhandled error."""
+        self.start_stock()
+        ran = self.shell('call("stock", "slow", seconds=60)')
+        self.assertEqual((ran.returncode, ran.stderr), (0, ""))
+        self.assertIn("write `await` in front of it", ran.stdout)
+
     @pytest.mark.long
     def test_errors(self) -> None:
         """The first exception ends it with status 1; our own are one line with the names that were meant."""
