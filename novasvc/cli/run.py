@@ -98,11 +98,13 @@ def run_watched(parent: str, *arguments: str) -> None:
 
 def run_twistd(arguments: Sequence[str]) -> None:
     """Run twistd in this process, with these arguments. After a start that failed, the last line is the reason."""
-    from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher  # noqa: PLC0415 - as twistd
+    from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogPublisher  # noqa: PLC0415 - as twistd
     from twisted.scripts.twistd import run as twistd  # noqa: PLC0415 - installs a reactor
+    from zope.interface import provider  # noqa: PLC0415 - as twistd
 
     reasons: list[str] = []
 
+    @provider(ILogObserver)
     def observe(event: LogEvent) -> None:
         if event.get("log_level") is LogLevel.critical:
             reasons[:] = [formatEvent(event)]

@@ -60,9 +60,7 @@ class EventEmitter:
         :raises RPCError: as :meth:`novasvc.interfaces.ITransport.send`.
         :raises TypeError: at once: the first parameter is no context.
         """
-        if not isinstance(context, RequestContext):
-            example = 'write emit(context, "order.placed", payload)'
-            raise TypeError(f"emit() takes a RequestContext first, not {context!r:.80}; {example}")
+        _check_context(context)
         problem = _problem(event_type, priority)
         if problem is not None:
             error = InvalidArgumentsError("emit", problem)
@@ -98,6 +96,12 @@ class EventEmitter:
             raise
         else:
             metrics.events_emitted.at("sent").value += 1
+
+
+def _check_context(context: object) -> None:
+    if not isinstance(context, RequestContext):
+        example = 'write emit(context, "order.placed", payload)'
+        raise TypeError(f"emit() takes a RequestContext first, not {context!r:.80}; {example}")
 
 
 def _problem(event_type: object, priority: object) -> str | None:
