@@ -189,4 +189,5 @@ _NO_LOOP_REMEDY = (
     " or run a coroutine of asyncio in a thread: await self.attachments.run_blocking(asyncio.run, coroutine)"
 )
 _PACKAGE = __file__.rpartition("/")[0] + "/"
-_PASSWORD = re.compile(r"(://[^:/@\s]*:)[^@/\s]*@")
+# User names and passwords may contain "@"; see novasvc.config.masking.
+_PASSWORD = re.compile(r"(://[^:/\s]*:)[^/\s]*@")

@@ -66,6 +66,8 @@ class DescribeTests(SynchronousTestCase):
         text = describe(ValueError("no way to postgresql://u:s3cret@h/d"))
         self.assertNotIn("s3cret", text)
         self.assertIn("postgresql://u:***@h/d", text)
+        text = describe(ValueError("no way to postgresql://u@srv:s3cret@h/d, nor to http://h:80/a@b"))
+        self.assertIn("postgresql://u@srv:***@h/d, nor to http://h:80/a@b", text)
 
 
 class RemedyTests(FleetMixin, SynchronousTestCase):

@@ -17,6 +17,10 @@ class MaskedURLTests(SynchronousTestCase):
             "mysql://u:a@b:c/d@h/d": "mysql://u:***@h/d",
             "postgresql://h/d?user=u&password=p&x=1": "postgresql://h/d?user=u&password=***&x=1",
             "rabbit://u:p@h1:5672,u:q@h2/v": "rabbit://u:***@h2/v",
+            "postgresql://nova@srv:p@srv.example.com/nova": "postgresql://nova@srv:***@srv.example.com/nova",
+            "amqp://nova@example.com:p@rabbit/": "amqp://nova@example.com:***@rabbit/",
+            "amqp://u@h1,u:p@h2/": "amqp://u@h1,u:***@h2/",
+            "amqp://u@h1:5672,u:p@h2/": "amqp://u@h1:***@h2/",
         }.items():
             self.assertEqual(masked_url(url), expected)
 
