@@ -15,6 +15,8 @@ def rule_violations(settings: Settings, origins: Mapping[str, str], invalid: Col
     """
     if not {"service_down_time", "report_interval", "service"} & set(invalid):
         yield from _liveness(settings, origins)
+    if not {"fence_after", "report_interval", "service"} & set(invalid):
+        yield from _fence(settings, origins)
     for ours in ("rabbit_ssl_", "ssl_"):
         if not {f"{ours}cert_file", f"{ours}key_file"} & set(invalid):
             yield from _certificate(settings, origins, (f"{ours}cert_file", f"{ours}key_file"))
@@ -32,23 +34,46 @@ def rule_violations(settings: Settings, origins: Mapping[str, str], invalid: Col
 
 def _liveness(settings: Settings, origins: Mapping[str, str]) -> Iterator[SettingError]:
     """Require service_down_time > report_interval of every service; an interval of 0 disables heartbeats."""
-    remedy = "set service_down_time to at least two intervals, or shorten report_interval"
     down = settings.service_down_time
-    names = [f"service[{number}].report_interval" for number in range(len(settings.services))]
-    late = [
-        (name, service.report_interval)
-        for name, service in zip(names, settings.services, strict=True)
-        if 0 < service.report_interval >= down
-    ]
-    for name, interval in late:
-        if name in origins:
-            problem = f"the service would count as down between two heartbeats: service_down_time is {down:g} s"
-            yield SettingError("report_interval", f"{interval:g}", origins[name], problem, remedy)
-    inherited = next((interval for name, interval in late if name not in origins), None)
+    intervals = [service.report_interval for service in settings.services]
+    late = {number: interval for number, interval in enumerate(intervals) if 0 < interval >= down}
+    effect, remedy = "count as down", "set service_down_time to at least two intervals, or shorten report_interval"
+    yield from _late_heartbeats(late, ("service_down_time", down), origins, effect, remedy)
+
+
+def _fence(settings: Settings, origins: Mapping[str, str]) -> Iterator[SettingError]:
+    """Require fence_after > report_interval > 0 of every service; a fence_after of 0 disables the fence."""
+    limit = settings.fence_after
+    intervals = [service.report_interval for service in settings.services]
+    late = {number: interval for number, interval in enumerate(intervals) if limit and not 0 < interval < limit}
+    effect = "be fenced"
+    remedy = "set fence_after to several intervals, or to 0, and report_interval to more than 0"
+    yield from _late_heartbeats(late, ("fence_after", limit), origins, effect, remedy)
+
+
+def _late_heartbeats(
+    late: Mapping[int, float], limit: tuple[str, float], origins: Mapping[str, str], effect: str, remedy: str
+) -> Iterator[SettingError]:
+    """Yield an error for each service with a wrong report_interval of its own, and one for all that inherit it.
+
+    :param late: index of the service -> its interval.
+    :param limit: name and value of the setting that the intervals contradict.
+    :param effect: what would happen to the services, without reason.
+    """
+    name, seconds = limit
+    inherited = None
+    for number, interval in late.items():
+        own = f"service[{number}].report_interval"
+        when = "between two heartbeats" if interval else "because it sends no heartbeats"
+        if own in origins:
+            problem = f"the service would {effect} {when}: {name} is {seconds:g} s"
+            yield SettingError("report_interval", f"{interval:g}", origins[own], problem, remedy)
+        elif inherited is None:
+            inherited = interval
     if inherited is not None:
-        problem = f"services would count as down between two heartbeats, which are sent every {inherited:g} s"
-        source = origins.get("service_down_time", "default")
-        yield SettingError("service_down_time", f"{down:g}", source, problem, remedy)
+        when = f"between two heartbeats, which are sent every {inherited:g} s" if inherited else "without heartbeats"
+        problem = f"services would {effect} {when}"
+        yield SettingError(name, f"{seconds:g}", origins.get(name, "default"), problem, remedy)
 
 
 def _certificate(settings: Settings, origins: Mapping[str, str], names: Collection[str]) -> Iterator[SettingError]:

@@ -236,6 +236,25 @@ class RulesTests(SettingsCase):
         error = self.error(self.write("a.toml", "[[service]]", 'topic = "agent"', "report_interval = 60"))
         self.assertIn("table service[0]", error.source)
 
+    def test_fenced_between_heartbeats(self) -> None:
+        """A fence_after of one report_interval is an error: a healthy service would be fenced."""
+        error = self.error(options={"fence-after": 10})
+        self.assertEqual((error.setting, error.value), ("fence_after", "10"))
+        self.assertEqual(error.source, "option --fence-after")
+        self.assertEqual(error.problem, "services would be fenced between two heartbeats, which are sent every 10 s")
+        table = ["[[service]]", 'topic = "agent"', "report_interval = 45"]
+        error = self.error(self.write("a.toml", "fence_after = 45", *table))
+        self.assertEqual((error.setting, error.value), ("report_interval", "45"))
+        self.assertIn("the service would be fenced between two heartbeats: fence_after is 45 s", error.problem)
+        self.assertEqual(self.load(options={"fence-after": 10.5}).settings.fence_after, 10.5)
+
+    def test_fenced_without_heartbeats(self) -> None:
+        """A fence_after for a service that sends no heartbeats is an error: it would be fenced for ever."""
+        error = self.error(options={"fence-after": 45, "report-interval": 0})
+        self.assertEqual(error.problem, "services would be fenced without heartbeats")
+        table = ["[[service]]", 'topic = "agent"', "report_interval = 0"]
+        self.assertIn("sends no heartbeats", self.error(self.write("a.toml", "fence_after = 45", *table)).problem)
+
     def test_no_heartbeats(self) -> None:
         """An interval of 0 is valid, for all services or for one; one below a second is not."""
         self.assertEqual(self.load(options={"report-interval": 0}).settings.report_interval, 0)
@@ -286,6 +305,8 @@ class RulesTests(SettingsCase):
     def test_rules_are_silent_about_wrong_values(self) -> None:
         """An invalid value is reported once, not again by each rule."""
         self.assertEqual(self.error(options={"service-down-time": "soon"}).problem, "is not a number")
+        given = {"fence-after": "soon", "report-interval": 0}
+        self.assertEqual(self.error(options=given).problem, "is not a number")
 
     def test_everything_at_once(self) -> None:
         """All errors are reported together, each with its source."""
