@@ -144,13 +144,14 @@ with `api = true` or `enabled_apis`, the process then serves only these.
 
 ## Rules
 
-- `service_down_time` must be greater than the `report_interval` of each service that runs here.
+- `service_down_time` must be greater than the `report_interval` of each service that runs here. So must `fence_after`,
+  unless it is 0; then none of these intervals may be 0.
 - A certificate needs its key: `ssl_cert_file` and `ssl_key_file`, `rabbit_ssl_cert_file` and `rabbit_ssl_key_file`.
 - `enabled_ssl_apis` needs a certificate. None of the `enabled_apis` may be named `api`.
 - A service with `db_allowed = false` needs a conductor: on `memory:`, a `[[service]]` table with
   `topic = "conductor"` above its own. The conductor itself needs the database.
-- An unknown name is an error, except in INI files. The variables that Kubernetes sets for a Service named `novasvc`,
-  such as `NOVASVC_PORT`, are ignored.
+- An unknown name is an error, except in INI files. The variables that Kubernetes sets for a Service named `novasvc` or
+  `novasvc-api`, such as `NOVASVC_API_PORT=tcp://10.0.0.1:80`, are ignored.
 """
 
 

@@ -339,15 +339,25 @@ class EnvironmentTests(SourcesCase):
         binary = self.write("secret", b"\xff")
         self.assertIn("UTF-8", self.error(environ={"NOVASVC_HOST_FILE": str(binary)}).problem)
 
+    def test_secret_instead_of_file(self) -> None:
+        """A secret in a variable for a file is masked in errors, also if the setting itself is not secret."""
+        for name, value in (("DATABASE_URL", "sqlite:////d"), ("HOST", "h")):
+            environ = {f"NOVASVC_{name}_FILE": "mysql://u:s3cret@h/d"}
+            self.assertIn("mysql://u:***@h/d", str(self.error(environ=environ)))
+            self.assertIn("mysql://u:***@h/d", str(self.error(environ={**environ, f"NOVASVC_{name}": value})))
+
     def test_unknown_variable(self) -> None:
         """An unknown NOVASVC_ variable is an error; other variables are ignored."""
         self.assertEqual(self.error(environ={"NOVASVC_X": "1"}).setting, "NOVASVC_X")
         self.settings(environ={"NOVA_X": "1", "XNOVASVC_X": "1"})
 
     def test_kubernetes(self) -> None:
-        """Kubernetes' variables for a Service named novasvc are ignored."""
+        """Kubernetes' variables for Services named novasvc and novasvc-api are ignored; misspelt settings are not."""
         names = ("PORT", "SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT_80_TCP", "PORT_80_TCP_ADDR")
-        self.settings(environ={f"NOVASVC_{name}": "tcp://10.0.0.1:80" for name in names})
+        for prefix in ("NOVASVC_", "NOVASVC_API_"):
+            self.settings(environ={f"{prefix}{name}": "tcp://10.0.0.1:80" for name in names})
+        self.assertEqual(self.settings(environ={"NOVASVC_API_LISTEN_PORT": "80"}).api_listen_port, 80)
+        self.assertIn("did you mean", self.error(environ={"NOVASVC_API_LISTN_PORT": "80"}).remedy)
 
     def test_state_dir(self) -> None:
         """state_dir is in the home directory or XDG_STATE_HOME; for root it is in /var/lib."""
