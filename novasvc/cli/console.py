@@ -12,7 +12,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from novasvc.cli.output import printable
+from novasvc.cli.output import printable, printable_lines
 from novasvc.cli.reactor_thread import ReactorThread
 from novasvc.errors import NovasvcError
 
@@ -85,4 +85,4 @@ def described(error: Exception) -> str:
     own = error.__traceback__
     while own is not None and own.tb_frame.f_code.co_filename not in {_CONSOLE, _PIPE}:
         own = own.tb_next
-    return "".join(traceback.format_exception(error.with_traceback(own)))
+    return printable_lines("".join(traceback.format_exception(error.with_traceback(own))))

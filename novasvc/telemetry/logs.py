@@ -68,12 +68,16 @@ _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), 127, *range(128, 16
 
 
 def format_text(event: LogEvent) -> str:
-    """Format an event as one line: time, source and level, node, request, message; a traceback follows."""
+    """Format an event as one line: time, source and level, node, request, message; a traceback follows.
+
+    Further lines, of the message or of the traceback, are indented, so that none can pass for another event.
+    """
     node = f"{event['binary']}@{event['host']} {event['topic']}" if event.get("binary") else "-"
     if "worker_number" in event:
         node += f" worker {event['worker_number']}"
     source = f"{event.get('log_namespace', '-')}#{_level(event)}"
-    line = f"{_time(event)} [{source}] [{node} {event.get('request_id') or '-'}] {_message(event)}{_traceback(event)}\n"
+    text = _indented(f"{formatEvent(event)}{_traceback(event)}")
+    line = f"{_time(event)} [{source}] [{node} {event.get('request_id') or '-'}] {text}\n"
     # The text may contain peers' and users' data: escape control characters, which could move a terminal's
     # cursor, and characters that cannot be encoded.
     if line[:-1].isprintable():
@@ -87,7 +91,7 @@ def format_json(event: LogEvent) -> str:
         "time": _time(event),
         "level": _level(event),
         "logger": event.get("log_namespace"),
-        "message": _message(event),
+        "message": _indented(formatEvent(event)),
         **{name: event.get(name) for name in ("host", "binary", "topic", "request_id")},
         **({"worker": event["worker_number"]} if "worker_number" in event else {}),
     }
@@ -120,8 +124,8 @@ def _level(event: LogEvent) -> str:
     return "-" if level is None else level.name
 
 
-def _message(event: LogEvent) -> str:
-    return formatEvent(event).replace("\n", "\n  ")
+def _indented(text: str) -> str:
+    return text.replace("\n", "\n  ")
 
 
 def _traceback(event: LogEvent) -> str:

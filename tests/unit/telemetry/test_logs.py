@@ -64,6 +64,13 @@ class ObserverTests(SynchronousTestCase):
         line = self.written(lambda log: log.info("a\n2026 [forged] b"))
         self.assertEqual([text[:2] for text in line.splitlines()][1:], ["  "])
 
+    def test_newlines_in_failure(self) -> None:
+        """Neither can the text of an exception, which may quote what a peer has sent."""
+        error = ValueError("no stock of x\n2026 [forged] b")
+        lines = self.written(lambda log: log.failure("broke", failure=Failure(error))).splitlines()
+        self.assertEqual({text[:2] for text in lines[1:]}, {"  "})
+        self.assertEqual(lines[-1], "  2026 [forged] b")
+
     def test_controls(self) -> None:
         """What would move a terminal's cursor, or cannot be written at all, is written as its code."""
         line = self.written(lambda log: log.info("{it}", it="a\rb\x1b[2Jc\ud800d"))
