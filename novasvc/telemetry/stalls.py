@@ -51,6 +51,8 @@ class StallWatch:
         self._recorder = recorder
         self._monotonic = monotonic
         self._interval = interval
+        self._clock = clock
+        self._started_at = 0.0
         self._due = 0.0
         self._silent_until = 0.0
         self._beating = LoopingCall(self._beat)
@@ -58,7 +60,7 @@ class StallWatch:
 
     def start(self) -> None:
         """Stamp the first heartbeat now, and one every interval until stopped."""
-        self._due = self._monotonic()
+        self._due, self._started_at = self._monotonic(), self._clock.seconds()
         beating = self._beating.start(self._interval)
         beating.addErrback(lambda failure: _log.failure("the stall watch failed; no more heartbeats follow", failure))
 
@@ -82,7 +84,10 @@ class StallWatch:
 
     def _beat(self) -> None:
         now = self._monotonic()
-        late, self._due = max(0.0, now - self._due), now + self._interval
+        late = max(0.0, now - self._due)
+        # LoopingCall keeps to the times start + n * interval: less than an interval may follow a late beat.
+        running = self._clock.seconds() - self._started_at
+        self._due = now + self._interval - running % self._interval
         metrics.lag_seconds.at().observe(late)
         metrics.last_lag.at().value = late
         if late > STALL:

@@ -36,9 +36,15 @@ class StallWatchTests(SynchronousTestCase):
         self.assertEqual(self.stalls(), [])
         self.clock.advance(3.125)
         self.clock.pump([0.125] * 27)  # to 8.0
-        self.assertEqual(self.stalls(), ["the reactor was 2.1 s late"])
+        self.assertEqual(self.stalls(), ["the reactor was 2.6 s late"])
         self.clock.advance(60)
         self.assertEqual(self.stalls()[1:], ["the reactor was 59.0 s late"])
+
+    def test_stall_after_stall(self) -> None:
+        """Lateness is counted from the time of a heartbeat's schedule, also right after a late one."""
+        for _ in range(4):
+            self.clock.advance(1.375)  # the heartbeats are due at 1, 2, 3 and 5
+        self.assertEqual(self.stalls(), ["the reactor was 0.8 s late", "the reactor was 1.1 s late"])
 
     def test_logged(self) -> None:
         """A long stall is logged with what ran last, and the next one only after a while."""
@@ -50,7 +56,7 @@ class StallWatchTests(SynchronousTestCase):
             self.clock.advance(3.5)
             self.clock.advance(3.5)
         (text,) = [formatEvent(event) for event in logs]
-        self.assertIn("the reactor was blocked for 2.5 s (last events: task slow_task began); let functions", text)
+        self.assertIn("the reactor was blocked for 3.3 s (last events: task slow_task began); let functions", text)
         with capturedLogs() as logs:
             self.clock.pump([1.0] * 30)
             self.clock.advance(4)
@@ -64,6 +70,10 @@ class StallWatchTests(SynchronousTestCase):
         self.clock.pump([0.125] * 8)
         self.assertEqual(self.stalls(), [])
         self.assertEqual(self.recorder.last_beat, 1002)
+        self.ahead -= 0.75
+        self.clock.advance(0.75)
+        self.clock.pump([0.125] * 24)
+        self.assertEqual(self.stalls(), [])
 
     def test_stop(self) -> None:
         """One that is stopped stamps no more, leaves no timer, and may be stopped again, or started."""
