@@ -125,7 +125,7 @@ def _transport_url(value: object) -> str:
     url = _nonempty_text(value)
     scheme = url.partition(":")[0].lower()
     if scheme == "memory":
-        return url
+        return "memory:"
     remedy = 'give "amqp://user:password@host/vhost" for RabbitMQ, or "memory:" for the processes of one host'
     if ":" not in url:
         raise InvalidValueError("has no scheme", remedy)

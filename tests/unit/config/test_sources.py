@@ -435,6 +435,9 @@ class ValuesTests(SourcesCase):
         """A transport URL needs a known scheme and valid hosts."""
         for url in ("rabbit://h/", "amqp://u:p@h:1,u:p@[::1]:2/v", "amqps://h", "memory:"):
             self.assertEqual(load((), {}, {"transport_url": url}).settings.transport_url, url)
+        for url in ("memory", "Memory:", "MEMORY://"):
+            settings = self.settings(transport_url=url)
+            self.assertEqual((settings.transport_url, settings.uses_broker), ("memory:", False))
         self.assertIn("not one of amqp://", self.error(transport_url="redis://h/").problem)
         self.assertIn("percent-encoded", self.error(transport_url="amqp://u:se/cret@h/").problem)
         self.assertIn("no scheme", self.error(transport_url="host").problem)
