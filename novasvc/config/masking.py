@@ -11,8 +11,12 @@ _PASSWORD = re.compile(r"^(?P<kept>.*?(?:://)?[^:/@]*):(?P<secret>.*)@", re.DOTA
 _SCHEME_PASSWORD = re.compile(r"^(?P<kept>.*?://[^:/]*):(?P<secret>.*)@", re.DOTALL)
 # "scheme://user:password" without a host; ":5672" and "[::1]" are not passwords.
 _NO_HOST = re.compile(r"^(?P<kept>.*?://[^:/@\[\]]*):(?!\d+(?:[/?,]|$))(?P<secret>[^/].*)$", re.DOTALL)
-_PARAMETER = re.compile(r"(?P<kept>[?&;][^=&;]*(?:passw|pwd|secret|token)[^=&;]*=)[^&;]*", re.IGNORECASE)
-_SECRET_NAME = re.compile(r"passw|pwd|secret|token|credential|private_?key|api_?key", re.IGNORECASE)
+_NAMES = (
+    r"pass(?:w|phrase|code|(?![a-z])(?![_-]through))|pwd|secret|token|credential|(?<![a-z])auth(?![a-z_-])|"
+    r"(?:private|api|access|signing|encryption)[_-]?key"
+)
+_PARAMETER = re.compile(rf"(?P<kept>[?&;][^=&;]*(?:{_NAMES})[^=&;]*=)[^&;]*", re.IGNORECASE)
+_SECRET_NAME = re.compile(_NAMES, re.IGNORECASE)
 
 
 def masked_url(url: str) -> str:

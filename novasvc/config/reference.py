@@ -91,6 +91,10 @@ A URL may contain a password. novasvc masks it as `***` wherever it shows it: in
 that ends in `_FILE`: `NOVASVC_DATABASE_URL_FILE=/run/secrets/database_url`. Every variable has such a counterpart; to
 set both is an error.
 
+Other secrets are masked by their name, among the `options` of a manager and among the parameters of a URL. The name
+contains `pass`, `passphrase`, `password`, `pwd`, `secret`, `token`, `credential`, `private_key`, `api_key`,
+`access_key`, `signing_key` or `encryption_key`, or ends in `auth`. Name a manager's secrets so.
+
 ## Settings
 """
 

@@ -51,3 +51,13 @@ class MaskedTests(SynchronousTestCase):
         self.assertEqual(
             masked(value), {"a": [{"admin_password": "***", "url": "http://u:***@h"}], "n": 1, "api_key": "***"}
         )
+
+    def test_names(self) -> None:
+        """The names of passwords, tokens and keys mask their values; names that resemble them do not."""
+        for name in (
+            *("pass", "db_pass", "pass_2", "passphrase", "Password", "auth", "http-auth", "token", "client_secret"),
+            *("signing_key", "access_key", "private-key", "api-key", "apikey", "encryption_key_2", "credentials"),
+        ):
+            self.assertEqual(masked({name: "x"}), {name: "***"})
+        for name in ("passive", "passages", "pass_through", "passthrough", "auth_url", "author", "key", "keyboard"):
+            self.assertEqual(masked({name: "x"}), {name: "x"})
