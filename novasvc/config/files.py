@@ -74,6 +74,8 @@ def _read_toml(file: Path) -> FileContent:
         return _unreadable(file, "not UTF-8", "save it as UTF-8")
     except tomllib.TOMLDecodeError as error:
         return _unreadable(file, f"invalid TOML: {error}", "correct this line")
+    except (ValueError, RecursionError):
+        return _unreadable(file, "a number is too long, or lists are nested too deep", "shorten the value")
     content = FileContent()
     services = document.pop("service", None)
     _take_table(document, f"file {file}", content)

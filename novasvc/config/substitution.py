@@ -21,13 +21,19 @@ Foreign = dict[tuple[str, str], str]
 _ORIGINS_OF_DEFAULTS = ("state_dir", "binary")
 """Settings from which the defaults of other settings are computed."""
 
+_DEEPEST = 30
+"""Most references that follow each other; fewer than would exhaust Python's stack."""
+
+_LONGEST = 100_000
+"""Most characters of a value with its references replaced."""
+
 
 class UndefinedOptionError(LookupError):
     """A value refers to an option that has no value. The argument is the name after the dollar sign."""
 
 
-class CircularReferenceError(ValueError):
-    """Values refer to each other in a circle: "section/option -> section/option -> ..."."""
+class ReferenceChainError(ValueError):
+    """References lead in a circle, too deep, or to a text that is too long. The argument is the problem."""
 
 
 @attrs.define
@@ -45,6 +51,8 @@ class Substitution:
     _foreign: Foreign
     _environ: Mapping[str, str]
     _resolving: list[str] = attrs.field(factory=list, init=False)
+    # Without it, options that refer to the next one twice would take exponential time.
+    _resolved: dict[str, str] = attrs.field(factory=dict, init=False, repr=False)
 
     def applied_to(self, given: RawValue) -> RawValue:
         """Return the value with its references replaced; values of other sources than INI files are left alone.
@@ -63,24 +71,33 @@ class Substitution:
             raise given.error(
                 f"{named} is not an option with a value", "define it in this file, or write $$ for a dollar sign"
             ) from None
-        except CircularReferenceError as error:
-            raise given.error(f"circular reference: {error}", "give one of these options a literal value") from None
+        except ReferenceChainError as error:
+            raise given.error(str(error), "give one of these options a literal value") from None
 
     def text(self, section: str, name: str, value: str) -> str:
         """Return an option's value with the references in it replaced.
 
         :param section: section of the option; see :func:`novasvc.config.ini.normalized`.
         :raises UndefinedOptionError: a reference to an option that has no value.
-        :raises CircularReferenceError: a reference that leads back to this option.
+        :raises ReferenceChainError: a reference that leads back to this option, or to too much.
         """
         here = f"{section}/{name}"
+        if here in self._resolved:
+            return self._resolved[here]
         if here in self._resolving:
-            raise CircularReferenceError(" -> ".join([*self._resolving[self._resolving.index(here) :], here]))
+            circle = " -> ".join([*self._resolving[self._resolving.index(here) :], here])
+            raise ReferenceChainError(f"circular reference: {circle}")
+        if len(self._resolving) == _DEEPEST:
+            raise ReferenceChainError(f"more than {_DEEPEST} references follow each other, at last to {here}")
         self._resolving.append(here)
         try:
-            return substitute(value, lambda inner: self._look_up(section, inner))
+            text = substitute(value, lambda inner: self._look_up(section, inner))
         finally:
             self._resolving.pop()
+        if len(text) > _LONGEST:
+            raise ReferenceChainError(f"the references in {here} make a text of more than {_LONGEST:,} characters")
+        self._resolved[here] = text
+        return text
 
     def _look_up(self, section: str, name: str) -> str:
         for group, option in lookup_order(section, name):
@@ -103,18 +120,26 @@ class Substitution:
         given = self._given.get(name)
         if given is None:
             return self._default(name)
+        given = self._substituted(given)
         # Errors in this value are reported for the value itself, not for the values that refer to it.
-        with suppress(UndefinedOptionError):
-            if given.section is not None:
-                given = attrs.evolve(given, value=self.text(given.section, given.spelling, given.value))
         try:
             return given.read()
         except SettingError:
             return given.value
 
+    def _substituted(self, given: RawValue) -> RawValue:
+        with suppress(UndefinedOptionError):  # as in _final
+            if given.section is not None:
+                return attrs.evolve(given, value=self.text(given.section, given.spelling, given.value))
+        return given
+
     def _default(self, name: str) -> Any:
         if name not in DEFINITIONS:
             default = definition_of(name)
             return None if default is None or default.default in {None, "none"} else default.default
-        made_of = {base: self._final(base) for base in _ORIGINS_OF_DEFAULTS if base in self._given}
+        made_of = {}
+        for base in _ORIGINS_OF_DEFAULTS:
+            if base in self._given:
+                with suppress(SettingError):  # as in _final; then the default is made of the default
+                    made_of[base] = self._substituted(self._given[base]).read()
         return getattr(Settings(**{"state_dir": default_state_dir(self._environ), **made_of}), name)

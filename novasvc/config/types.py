@@ -52,13 +52,14 @@ class ValueType:
             return self.from_text(value) if textual and isinstance(value, str) else self.from_typed(value)
         except InvalidValueError:
             raise
-        except ValueError:
+        except (ValueError, OverflowError):  # an integer may be too large for a float
             problem = f"is not {self.expected}"
             raise InvalidValueError(problem) from None
 
 
 def _nonempty_text(value: object) -> str:
-    if not isinstance(value, str) or not value.strip():
+    # The system's calls and the databases take no NUL.
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
         raise ValueError
     return value
 

@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.config import load
 from novasvc.config.ini import INIError, read_assignments
-from novasvc.config.substitution import CircularReferenceError, Substitution, UndefinedOptionError
+from novasvc.config.substitution import ReferenceChainError, Substitution, UndefinedOptionError
 from novasvc.errors import ConfigurationError
 
 NAMES = ("a", "b", "my_ip", "Big")
@@ -130,7 +130,7 @@ class INIFileTests(SynchronousTestCase):
         def value(section: str, name: str) -> str | None:
             try:
                 return substitution.text(section, name, last[section, name])
-            except (UndefinedOptionError, CircularReferenceError):
+            except (UndefinedOptionError, ReferenceChainError):
                 return None
 
         self.assertEqual({key: value(*key) for key in last}, substituted(text))

@@ -70,6 +70,16 @@ class TOMLTests(SourcesCase):
         error = self.error(self.write("a.toml", "rpc_thread_pool_size = 3"))
         self.assertEqual(error.remedy, "did you mean rpc_concurrency?")
 
+    def test_too_much(self) -> None:
+        """Numbers that are too large, lists that are nested too deep, and NUL are errors like any other."""
+        for line, problem in (
+            (f"report_interval = 1{'0' * 400}", "is not a number"),
+            (f"workers = 1{'0' * 5000}", "a number is too long"),
+            (f"host = {'[' * 5000}", "nested too deep"),
+            (r'state_dir = "/a\u0000b"', "is not a path"),
+        ):
+            self.assertIn(problem, self.error(self.write("a.toml", line)).problem)
+
     def test_unreadable(self) -> None:
         """A missing, binary or unknown file is an error that says what to do."""
         missing = self.error(Path("/nonexistent/a.toml"))
@@ -285,6 +295,22 @@ class SubstitutionTests(SourcesCase):
         """A circular reference is an error that shows the circle."""
         file = self.write("a.ini", "[DEFAULT]\nhost = $x\nx = ${y.z}\n[y]\nz = $host\n")
         self.assertIn("DEFAULT/host -> DEFAULT/x -> y/z -> DEFAULT/host", self.error(file).problem)
+
+    def test_chain(self) -> None:
+        """References that follow each other without end, or whose text doubles each time, are an error."""
+        chain = "".join(f"a{number} = $a{number + 1}\n" for number in range(2000))
+        file = self.write("a.ini", f"[DEFAULT]\nhost = $a0\n{chain}")
+        self.assertIn("more than 30 references", self.error(file).problem)
+        doubling = "".join(f"a{number} = $a{number + 1}$a{number + 1}\n" for number in range(25))
+        for end, problem in (("x", "more than 100,000 characters"), ("", "is not a name")):
+            text = f"[DEFAULT]\nhost = $a0\n{doubling}a25 = {end}\n"
+            self.assertIn(problem, self.error(self.write("a.ini", text)).problem)
+
+    def test_default_of_wrong_value(self) -> None:
+        """A reference to a default that a wrong value would be part of adds nothing to the error in that value."""
+        reference = self.write("a.ini", "[DEFAULT]\ntempdir = /tmp/$host\n")
+        self.assertEqual(self.error(self.write("a.toml", "binary = 5"), reference).setting, "binary")
+        self.assertEqual(self.error(reference, environ={"NOVASVC_STATE_DIR": ""}).setting, "NOVASVC_STATE_DIR")
 
     def test_elsewhere(self) -> None:
         """In TOML, variables and options nothing is substituted."""
