@@ -13,7 +13,9 @@ from novasvc.cli.output import Output, output_options, printable
 from novasvc.registry.operation import Nodes, Operation
 
 COLUMNS = ("ID", "Kind", "State", "Operator", "Began At", "Services", "Done", "Failed", "Left")
+ALL_COLUMNS = (*COLUMNS, "Reason", "Ended At", "Options")
 NODE_COLUMNS = ("Wave", "Service", "State", "Detail")
+ALL_NODE_COLUMNS = (*NODE_COLUMNS, "Incarnation Before")
 
 
 @click.command("list")
@@ -27,7 +29,7 @@ def list_(context: CommandContext, limit: int, output: Output) -> None:
         found: list[Operation] = await connections.store.list(limit)
         return found
 
-    output.write_list(COLUMNS, [row(each) for each in context.with_fleet(read)])
+    output.write_list(COLUMNS, [row(each) for each in context.with_fleet(read)], all_columns=ALL_COLUMNS)
 
 
 @click.command()
@@ -60,7 +62,7 @@ def show(context: CommandContext, operation: int, state: str | None, output: Out
     if output.format == "table":
         reason = f": {found.reason}" if found.reason else ""
         click.echo(printable(f"{found.title} is {_state(found)}{reason}"))
-    output.write_list(NODE_COLUMNS, rows)
+    output.write_list(NODE_COLUMNS, rows, all_columns=ALL_NODE_COLUMNS)
 
 
 @click.command()

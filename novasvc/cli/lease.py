@@ -12,6 +12,7 @@ from novasvc.registry.lease import Lease, Leases
 from novasvc.telemetry.timestamps import iso_time
 
 COLUMNS = ("Topic", "Task", "Holder", "Since", "Fencing", "Expires In", "Last Run At")
+ALL_COLUMNS = (*COLUMNS, "Last Due At")
 
 
 @click.group(cls=SuggestingGroup)
@@ -31,7 +32,7 @@ def list_(context: CommandContext, topic: str | None, output: Output) -> None:
         return found
 
     leases = [each for each in context.with_registry(read) if topic in {None, each.topic}]
-    output.write_list(COLUMNS, [row(each) for each in leases])
+    output.write_list(COLUMNS, [row(each) for each in leases], all_columns=ALL_COLUMNS)
 
 
 def row(lease: Lease) -> dict[str, Any]:

@@ -34,14 +34,20 @@ class Output:
     columns: tuple[str, ...]
 
     def write_list(
-        self, default_columns: Sequence[str], rows: Sequence[dict[str, Any]], stream: TextIO | None = None
+        self,
+        default_columns: Sequence[str],
+        rows: Sequence[dict[str, Any]],
+        stream: TextIO | None = None,
+        *,
+        all_columns: Sequence[str] = (),
     ) -> None:
         """Write rows, one line for each.
 
         :param default_columns: the columns to write without -c.
-        :param rows: column -> value; all rows have the same columns, which may be more than the default ones.
+        :param rows: column -> value; all rows have the same columns.
+        :param all_columns: the columns of a row, for a list without rows; empty if these are the default ones.
         """
-        columns = self._chosen(default_columns, rows[0] if rows else dict.fromkeys(default_columns))
+        columns = self._chosen(default_columns, rows[0] if rows else dict.fromkeys(all_columns or default_columns))
         values = [[row[column] for column in columns] for row in rows]
         out = stream or sys.stdout
         if self.format == "json":

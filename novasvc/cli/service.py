@@ -40,6 +40,12 @@ LONG_COLUMNS = (
     "Incarnation",
     "Tags",
 )
+ALL_COLUMNS = (
+    *COLUMNS,
+    *("Last Seen", "Disabled Reason", "Forced Down", "UUID", "Topic", "Report Count", "Last Seen Up", "Created At"),
+    *("Version", "Lifecycle", "Lifecycle Since", "Lifecycle Until", "Lifecycle Reason", "Calls", "Incarnation"),
+    *("Machine", "PID", "Started At", "Tags"),
+)
 
 
 @click.group(cls=SuggestingGroup)
@@ -120,7 +126,7 @@ def list_(
         return [record for record in page.rows if query.binary or record.binary not in API_BINARIES]
 
     def write(records: Sequence[ServiceRecord]) -> None:
-        output.write_list(columns, [row(record, down_time) for record in records])
+        output.write_list(columns, [row(record, down_time) for record in records], all_columns=ALL_COLUMNS)
 
     async def write_again(registry: IServiceRegistry, reactor: "ThreadReactor", seconds: float) -> NoReturn:
         from twisted.internet.task import deferLater  # noqa: PLC0415 - only --watch needs them

@@ -59,3 +59,4 @@ class LeaseTests(SynchronousTestCase):
         """Without leases the list is empty."""
         self.registry = MemoryRegistry(self.clock)
         self.assertEqual(json.loads(self.output("-f", "json")), [])
+        self.assertEqual(json.loads(self.output("-f", "json", "-c", "Last Due At")), [])

@@ -105,6 +105,14 @@ class OutputTests(SynchronousTestCase):
         self.assertEqual(self.write("value", rows=[]), "")
         self.assertIn("| ID | Host |", self.write("table", rows=[]))
 
+    def test_other_column_without_rows(self) -> None:
+        """Without rows, too, a column that is not written by default can be chosen, and an unknown one is an error."""
+        out = StringIO()
+        Output("csv", ("uuid",)).write_list(["ID"], [], out, all_columns=("ID", "UUID"))
+        self.assertEqual(out.getvalue(), "UUID\n")
+        output = Output("csv", ("uid",))
+        self.assertRaises(click.UsageError, output.write_list, ["ID"], [], out, all_columns=("ID", "UUID"))
+
     def test_one(self) -> None:
         """A single row has one line for each field; in JSON it is an object."""
         written = {}

@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.cli.command_context import CommandContext
-from novasvc.cli.service import service
+from novasvc.cli.service import ALL_COLUMNS, row, service
 from novasvc.errors import ProblemError, ServiceNotFoundError
 from novasvc.interfaces import IServiceRegistry
 from novasvc.registry.incarnation import ServiceStart
@@ -141,6 +141,8 @@ class ListTests(ServiceCase):
     def test_other_columns(self) -> None:
         """Other columns can be selected."""
         self.assertEqual(self.output("list", "-f", "value", "-c", "uuid", "--host", "h2"), f"{self.lost.uuid}\n")
+        self.assertEqual(tuple(row(self.lost, 60)), ALL_COLUMNS)
+        self.assertEqual(self.output("list", "-f", "csv", "-c", "uuid", "--host", "h9"), "UUID\n")
 
     def test_filters(self) -> None:
         """--host and --binary filter."""
