@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NoReturn, get_args
 
+import attrs
 import click
 
 from novasvc.cli import candidates
@@ -122,8 +123,15 @@ def list_(
     columns = (*(TABLE_COLUMNS if output.format == "table" else COLUMNS), *(LONG_COLUMNS if long_ else ()))
 
     async def read(registry: IServiceRegistry) -> list[ServiceRecord]:
-        page: ServicePage = await registry.page(query)
-        return [record for record in page.rows if query.binary or record.binary not in API_BINARIES]
+        records: list[ServiceRecord] = []
+        after: str | None = None
+        while True:
+            page: ServicePage = await registry.page(attrs.evolve(query, after=after))
+            records += [record for record in page.rows if query.binary or record.binary not in API_BINARIES]
+            # Rows that are not listed must not count for the limit.
+            if limit is None or not page.more or len(records) >= limit:
+                return records[:limit]
+            after = str(page.rows[-1].id)
 
     def write(records: Sequence[ServiceRecord]) -> None:
         output.write_list(columns, [row(record, down_time) for record in records], all_columns=ALL_COLUMNS)

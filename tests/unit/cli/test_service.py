@@ -93,6 +93,18 @@ class ListTests(ServiceCase):
         self.assertNotIn("osapi", self.output("list"))
         self.assertIn("osapi", self.output("list", "--binary", "nova-osapi_compute"))
 
+    def test_limit_without_api_servers(self) -> None:
+        """They do not count for --limit, in any order."""
+        for host in ("a1", "a2", "a3"):
+            self.registered(host, "nova-metadata", "metadata")
+        for options, ids in (
+            (["--sort", "host", "--limit", "2"], "3\n2\n"),
+            (["--sort", "id", "--reverse", "--limit", "1"], "3\n"),
+            (["--limit", "9"], "3\n2\n1\n"),
+        ):
+            self.assertEqual(self.output("list", "-f", "value", "-c", "ID", *options), ids, options)
+        self.assertEqual(self.run_command("list", "--check", "--sort", "host", "--limit", "1").status, 0)
+
     def test_rows(self) -> None:
         """Each service has a row with zone, status and state, as in OpenStack's client."""
         columns = ("ID", "Binary", "Host", "Zone", "Status", "State")
