@@ -70,10 +70,12 @@ def program(context: click.Context, /, **options: Any) -> None:
 
 def main() -> None:
     """Run the command with the arguments of the process, and exit."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # the shell closed it, as by `>&-`
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - until the exit
     # Escape what the terminal's encoding cannot represent, instead of failing on it.
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # None if the shell closed it, as by `>&-`
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.exit(run(sys.argv[1:]))
 
 

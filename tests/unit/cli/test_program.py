@@ -16,7 +16,7 @@ import sqlalchemy.dialects.postgresql  # noqa: F401 - imported while a driver is
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc import Manager, __version__
-from novasvc.cli.program import run
+from novasvc.cli.program import main, run
 from novasvc.registry.sql import migrate
 
 
@@ -65,6 +65,19 @@ class RunTests(ProgramCase):
     def test_version(self) -> None:
         """--version prints the version."""
         self.assertEqual(self.run_program("--version"), (0, f"novasvc {__version__}\n", ""))
+
+    def test_closed_streams(self) -> None:
+        """A command whose standard streams the shell has closed does its work, and succeeds."""
+        url = f"sqlite:///{self.directory}/novasvc.sqlite"
+        migrate.create(url)
+        for arguments in (["--version"], ["--database-url", url, "service", "list"]):
+            for name in ("stdin", "stdout", "stderr"):
+                self.patch(sys, name, None)
+            self.patch(sys, "argv", ["novasvc", *arguments])
+            status = self.assertRaises(SystemExit, main).code
+            for stream in (sys.stdin, sys.stdout, sys.stderr):
+                stream.close()
+            self.assertEqual(status, 0)
 
     def test_help(self) -> None:
         """--help lists the commands; no command at all is an error with the same page."""
