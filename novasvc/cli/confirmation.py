@@ -18,6 +18,6 @@ def confirm(question: str) -> None:
     # The reactor's handler would only note the signal: the terminal is read here.
     former = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        click.confirm(question, abort=True)
+        click.confirm(question, abort=True, err=True)  # standard output may be a file
     finally:
         signal.signal(signal.SIGINT, former)

@@ -12,6 +12,7 @@ from novasvc.cli import candidates
 from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.output import Output, output_options, printable
 from novasvc.cli.reason import reason_option
+from novasvc.cli.remote import Seconds
 from novasvc.cli.service_purge import purge
 from novasvc.cli.service_selector import ServiceSelector, selector_options
 from novasvc.cli.suggestion import SuggestingGroup
@@ -75,7 +76,7 @@ service.add_command(confirm_down)
 @click.option("--check", is_flag=True, help="Exit with status 1 if a listed service is down, or if none is listed.")
 @click.option(
     "--watch",
-    type=click.FloatRange(min=0.5),
+    type=Seconds(min=0.5),
     is_flag=False,
     flag_value=2.0,
     metavar="[SECONDS]",

@@ -8,6 +8,7 @@ import click
 
 from novasvc.cli import candidates
 from novasvc.cli.command_context import CommandContext, pass_command_context
+from novasvc.cli.confirmation import confirm
 from novasvc.cli.output import Output, output_options, printable
 from novasvc.interfaces import IServiceRegistry
 from novasvc.listing import list_some
@@ -76,7 +77,7 @@ def confirm_down(
         return
     click.echo(f"suspect: {printable(list_some([record.name for record in suspect], _SHOWN))}")
     if not yes:
-        click.confirm(f"Force {len(suspect)} {'service' if len(suspect) == 1 else 'services'} down?", abort=True)
+        confirm(f"Force {len(suspect)} {'service' if len(suspect) == 1 else 'services'} down?")
     forced, returned = context.with_registry(lambda registry: _force_down(context, registry, suspect))
     click.echo(f"forced down: {forced}" + (f"; back or deleted, and left alone: {returned}" if returned else ""))
 

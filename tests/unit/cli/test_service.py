@@ -199,6 +199,11 @@ class ListTests(ServiceCase):
         error = self.assertRaises(click.UsageError, self.run_command, "list", "--watch", "--check")
         self.assertIn("use one of them", str(error))
 
+    def test_watch_interval(self) -> None:
+        """The interval of --watch is a finite number."""
+        for interval in ("nan", "inf", "0.1"):
+            self.assertRaises(click.UsageError, self.run_command, "list", "--watch", interval)
+
     def test_check(self) -> None:
         """--check exits with 1 unless all services are up, and names those that are down."""
         down = self.run_command("list", "--check")

@@ -6,6 +6,7 @@ from io import StringIO
 
 import click
 
+from tests.unit.cli.test_output import Terminal
 from tests.unit.cli.test_service import ServiceCase
 
 
@@ -78,9 +79,23 @@ class ConfirmTests(VerdictsCase):
 
     def test_not_confirmed(self) -> None:
         """Without a yes nothing is changed."""
-        self.patch(sys, "stdin", StringIO("n\n"))
+        self.patch(sys, "stdin", Terminal("n\n"))
         self.assertRaises(click.exceptions.Abort, self.run_command, "confirm-down")
         self.assertFalse(any(self.row(record).forced_down for record in self.cut))
+
+    def test_no_terminal(self) -> None:
+        """Without a terminal there is nobody to ask, which is a usage error."""
+        self.patch(sys, "stdin", StringIO("y\n"))
+        error = self.assertRaises(click.UsageError, self.run_command, "confirm-down")
+        self.assertIn("add --yes", str(error))
+        self.assertFalse(any(self.row(record).forced_down for record in self.cut))
+
+    def test_question(self) -> None:
+        """The question is on standard error, because the output may go to a file."""
+        self.patch(sys, "stdin", Terminal("y\n"))
+        ran = self.run_command("confirm-down")
+        self.assertIn("Force 5 services down?", ran.stderr)
+        self.assertNotIn("?", ran.stdout)
 
     def test_back_meanwhile(self) -> None:
         """A service that has come back while the operator thought is left alone."""
@@ -90,6 +105,7 @@ class ConfirmTests(VerdictsCase):
             self.registry.delete(self.cut[1].id)
             return True
 
+        self.patch(sys, "stdin", Terminal())
         self.patch(click, "confirm", think)
         ran = self.run_command("confirm-down")
         self.assertIn("forced down: 3; back or deleted, and left alone: 2", ran.stdout)
