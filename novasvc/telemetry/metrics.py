@@ -433,16 +433,30 @@ def update_process_metrics() -> None:
 
 _added: dict[str, AnyMetricFamily] = {}
 _NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
+_LABEL = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
 
 
 def add(family: AnyMetricFamily) -> None:
     """Export a metric family of another package, such as a manager, with ours.
 
-    :raises ValueError: the name is taken, or is not a valid name of a metric.
+    :raises ValueError: the name is taken, or is not a valid name of a metric; or a label is given twice, is not a valid
+        name of a label, or has a meaning already: "worker", which a supervisor adds, and "le" of histograms.
     """
-    if not _NAME.fullmatch(family.name) or any(family.name == known.name for known in families()):
+    if not _NAME.fullmatch(family.name) or any(_names(family) & _names(known) for known in families()):
         raise ValueError(f"{family.name!r} is taken, or is not a valid name of a metric")
+    taken = {"worker", "le"} if family.kind == "histogram" else {"worker"}
+    for number, label in enumerate(family.labels):
+        if label in {*taken, *family.labels[:number]} or not _LABEL.fullmatch(label):
+            raise ValueError(f"the label {label!r} of {family.name!r} is taken, or is not a valid name of a label")
     _added[family.name] = family
+
+
+def _names(family: AnyMetricFamily) -> set[str]:
+    """Return a family's name, and the names under which Prometheus gets its samples."""
+    if family.kind == "histogram":
+        return {family.name, *(f"{family.name}{end}" for end in ("_bucket", "_sum", "_count"))}
+    # The format adds "_total" to the name of a counter that lacks it.
+    return {family.name, f"{family.name.removesuffix('_total')}_total"} if family.kind == "counter" else {family.name}
 
 
 def families() -> Iterator[AnyMetricFamily]:

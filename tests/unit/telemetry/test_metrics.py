@@ -15,7 +15,7 @@ from novasvc.periodic import TaskRunner, periodic_task
 from novasvc.registry.heartbeat import Heartbeat, ServiceIdentity
 from novasvc.telemetry import metrics
 from novasvc.telemetry.flight import FlightRecorder
-from novasvc.telemetry.instruments import LONGEST, OTHER, Scalar, counter
+from novasvc.telemetry.instruments import LONGEST, OTHER, Scalar, counter, gauge, histogram
 from novasvc.telemetry.metrics import CallMetrics, MethodMetrics
 from novasvc.telemetry.stalls import StallWatch
 from novasvc.testing import MemoryRegistry
@@ -63,6 +63,21 @@ class AddTests(SynchronousTestCase):
         """A name that is taken, or that Prometheus does not take, is refused."""
         for name in ("novasvc_build_info", "a-b", "", "1a", "a\n"):
             self.assertRaises(ValueError, metrics.add, counter(name, "What."))
+
+    def test_same_samples(self) -> None:
+        """So is a name whose samples would be mixed with those of another metric."""
+        self.addCleanup(metrics._added.clear)
+        metrics.add(counter("sold", "What."))
+        metrics.add(histogram("wait_seconds", "What."))
+        for make, name in ((gauge, "sold_total"), (counter, "sold_total"), (gauge, "wait_seconds_sum")):
+            self.assertRaises(ValueError, metrics.add, make(name, "What."))
+
+    def test_labels(self) -> None:
+        """A label that a supervisor or Prometheus adds itself, or does not take, is refused."""
+        self.addCleanup(metrics._added.clear)
+        for labels in (("worker",), ("a-b",), ("__name__",), ("",), ("a", "b", "a")):
+            self.assertRaises(ValueError, metrics.add, counter("sold_total", "What.", *labels))
+        self.assertRaises(ValueError, metrics.add, histogram("wait_seconds", "What.", "le"))
 
 
 class BoundsTests(SynchronousTestCase):
