@@ -62,6 +62,7 @@ class LogFile:
         self._absent_since: float | None = None
         self._followed_at: float | None = None
         self._refusal: str | None = None
+        self._is_torn = False
         if descriptor is None:
             self._descriptor = os.open(self._path, _FLAGS | os.O_CREAT, 0o666)
         else:
@@ -77,9 +78,11 @@ class LogFile:
         :raises OSError: the text cannot be written.
         """
         self.follow()
-        data = text.encode("utf-8", "backslashreplace")
+        # A line that was written in part, as when the disk was full, must not become one with this line.
+        data = (b"\n" if self._is_torn else b"") + text.encode("utf-8", "backslashreplace")
         while data:
             data = data[os.write(self._descriptor, data) :]
+            self._is_torn = bool(data)
 
     def flush(self) -> None:
         """Do nothing: nothing is buffered."""
@@ -159,6 +162,7 @@ class LogFile:
         finally:
             os.close(opened)
         self._absent_since = self._refusal = None
+        self._is_torn = False
         return True
 
     def _refuse(self, problem: str, error: OSError) -> None:

@@ -13,6 +13,7 @@ write a coroutine, or wrap the callback: ``d.addCallback(partial(copy_context().
 import json
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
+from io import TextIOWrapper
 from typing import Any, TextIO
 
 import attrs
@@ -110,6 +111,9 @@ def make_observer(
     :param level: "debug", "info", "warn", "error" or "critical": events below it are dropped.
     :param default: the fields of events that belong to no node.
     """
+    if isinstance(file, TextIOWrapper):
+        # Standard output in a locale without UTF-8 would raise an exception, and the event would be lost.
+        file.reconfigure(errors="backslashreplace")
     written = FieldsObserver(FileLogObserver(file, format_json if as_json else format_text), default)
     minimum = LogLevelFilterPredicate(defaultLogLevel=LogLevel.levelWithName(level))
     return FilteringLogObserver(written, [minimum])

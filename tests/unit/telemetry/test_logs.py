@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import resource
 import signal
 import stat
 from collections.abc import Callable
@@ -76,6 +77,14 @@ class ObserverTests(SynchronousTestCase):
         line = self.written(lambda log: log.info("{it}", it="a\rb\x1b[2Jc\ud800d"))
         self.assertTrue(line.endswith(r"a\x0db\x1b[2Jc\ud800d" + "\n"), line)
 
+    def test_encoding(self) -> None:
+        """What the encoding of standard output cannot represent is written as its code."""
+        octets = io.BytesIO()
+        file = io.TextIOWrapper(octets, encoding="ascii")
+        Logger("app", observer=LogPublisher(make_observer(file))).info("host {host}", host="東京")
+        file.flush()
+        self.assertTrue(octets.getvalue().endswith(b"host \\u6771\\u4eac\n"), octets.getvalue())
+
     def test_level(self) -> None:
         """Events below the level are dropped."""
         self.assertEqual(self.written(lambda log: log.debug("x")), "")
@@ -141,6 +150,27 @@ class OpenLogTests(SynchronousTestCase):
         for path, reason in (("/nonexistent/x.log", "No such file"), (str(Path.cwd()), "Is a directory")):
             error = str(self.assertRaises(SystemExit, self.open, path))
             self.assertRegex(error, f"^novasvc: cannot log to '{path}': {reason}.*; give --logfile a file")
+
+    def test_partial_line(self) -> None:
+        """A line of which only a part could be written is ended before the next one, but not in a new file."""
+        path = self.mktemp()
+        log_file = self.open(path)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        for number in (1, 2):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (3, limits[1]))
+            try:
+                self.assertRaises(OSError, log_file.write, "line\n")
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            if number == 1:
+                log_file.write("next\n")
+                self.assertEqual(Path(path).read_text(), "lin\nnext\n")
+                Path(path).rename(f"{path}.moved")
+                Path(path).touch()
+        Path(path).rename(f"{path}.again")
+        Path(path).touch()
+        log_file.write("new\n")
+        self.assertEqual((Path(f"{path}.again").read_text(), Path(path).read_text()), ("lin", "new\n"))
 
     def test_rotated(self) -> None:
         """SIGUSR1 begins a new file, in the reactor's thread."""
