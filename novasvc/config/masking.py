@@ -8,7 +8,8 @@ MASK = "***"
 # Greedy: everything up to the last "@" could belong to the password.
 _PASSWORD = re.compile(r"^(?P<kept>.*?(?:://)?[^:/@]*):(?P<secret>.*)@", re.DOTALL)
 # A user name may contain "@", as in Azure's databases, and so may what precedes the first password of a list of hosts.
-_SCHEME_PASSWORD = re.compile(r"^(?P<kept>.*?://[^:/]*):(?P<secret>.*)@", re.DOTALL)
+# A "/" in it makes the URL invalid, which an error then shows. A third slash begins a path.
+_SCHEME_PASSWORD = re.compile(r"^(?P<kept>.*?://(?!/)[^:]*):(?P<secret>.*)@", re.DOTALL)
 # "scheme://user:password" without a host; ":5672" and "[::1]" are not passwords.
 _NO_HOST = re.compile(r"^(?P<kept>.*?://[^:/@\[\]]*):(?!\d+(?:[/?,]|$))(?P<secret>[^/].*)$", re.DOTALL)
 _NAMES = (

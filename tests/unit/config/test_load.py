@@ -343,6 +343,7 @@ class SecretsTests(SettingsCase):
             "u:secret@h",
             "mysql://u:secret",
             "mysql:/u:secret@",
+            "amqp://u/x:secret@h:y/",
         ):
             for name in ("database-url", "transport-url"):
                 text = str(self.error(options={name: url}))
