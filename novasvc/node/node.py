@@ -231,6 +231,8 @@ class Node:
         if not self.fence.is_fenced:
             await self._retry_outages("broker", lambda: self._serve(transport))
         await self._run_post_start_hook(heartbeat)
+        if not self._stays():  # the stop has cancelled the last reading of the row, which tells no error
+            raise CancelledError
 
         self._step = "heartbeat"
         self.fence.start(partial(getattr, heartbeat, "sent_at"))

@@ -396,6 +396,19 @@ class FenceTests(FenceCase):
         self.fleet.advance(30)
         self.assertEqual(len(reads), 1)
 
+    def test_stop_after_post_start_hook(self) -> None:
+        """A stop while the row is still read after post_start_hook begins no tasks and sends no heartbeat."""
+        post = Deferred[None]()
+        shop, starting = self.starting(post_start_hook=post)
+        self.patch(MemoryRegistry, "get", lambda *_: Deferred())
+        self.fleet.advance(10)
+        post.callback(None)
+        self.assertNoResult(starting)
+        self.successResultOf(shop.service.stop())
+        self.failureResultOf(starting)
+        self.fleet.advance(60)
+        self.assertEqual((self.state(), self.row().report_count, shop.manager.runs), ("stopped", 0, 0))
+
     def test_fenced_while_it_drains(self) -> None:
         """A node that is forced down while it drains cancels its work, and its stop goes on to the end."""
         shop = self.started(graceful_shutdown_timeout=60)
