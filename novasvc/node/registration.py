@@ -124,6 +124,9 @@ class Registration:
                 await deferLater(self._runtime.reactor, _LOOK, lambda: None)
                 if start.lock is None and self._runtime.start is None:  # the other one may have died meanwhile
                     start = self._start = attrs.evolve(start, lock=self._lock_identity())
+        return self._begun(record)
+
+    def _begun(self, record: ServiceRecord) -> ServiceRecord:
         self.record = record
         if record.incarnation is None:
             _log.warn(
@@ -178,8 +181,7 @@ class Registration:
         if self._start is None:
             raise ServiceNotFoundError(str(self._identity))
         self._start = attrs.evolve(self._start, after=self.number or 0)
-        self.record = await registry.begin(self._start)
-        return self.record
+        return self._begun(await registry.begin(self._start))
 
     def release(self) -> None:
         """Release the lock: another start on this machine may have it."""

@@ -238,7 +238,9 @@ class Heartbeat:
 
     async def _check(self) -> None:
         """Read the row, and check that a heartbeat would not be refused."""
-        check_beat(await self._registry.get(str(self.record.id)), self._number)
+        record = await self._registry.get(str(self.record.id))
+        # An older conductor reads no incarnation. If the registry has lost it, the first heartbeat finds out.
+        check_beat(record, None if record.incarnation is None else self._number)
 
     async def _look(self) -> None:
         """Read the row while the service is forced down, and go on if an operator has let it up."""

@@ -371,6 +371,45 @@ class FenceTests(FenceCase):
         self.successResultOf(starting)
         self.assertEqual((self.state(), self.row().incarnation.number), ("ready", 2))
 
+    def test_older_conductor_during_the_start(self) -> None:
+        """A node that reads its row from a conductor that keeps no incarnations is not superseded, nor lost."""
+        read = MemoryRegistry.get
+
+        def read_as_older(registry: MemoryRegistry, service: str) -> Deferred[Any]:
+            return read(registry, service).addCallback(lambda record: attrs.evolve(record, incarnation=None))
+
+        self.patch(MemoryRegistry, "get", read_as_older)
+        post = Deferred[None]()
+        _, starting = self.starting(post_start_hook=post)
+        self.fleet.advance(30)
+        self.assertTrue(self.serves())
+        self.assertEqual(self.row().incarnation.number, 1)
+        self.update(forced_down=True)
+        self.fleet.advance(10)
+        self.assertFalse(self.serves())
+        self.update(forced_down=False)
+        self.fleet.advance(10)
+        post.callback(None)
+        self.successResultOf(starting)
+        self.assertTrue(self.serves())
+
+    def test_row_lost_and_older_conductor(self) -> None:
+        """A node whose lost row is registered by a conductor that numbers no starts goes on, with a warning."""
+        shop = self.started()
+        registry = self.fleet.registry
+        registry._by_id.clear()
+        registry._hosts.clear()
+        registry._incarnations._rows.clear()
+
+        def begin_as_older(_: MemoryRegistry, start: ServiceStart) -> Deferred[Any]:
+            return registry.register(start.host, start.binary, start.topic, start.version)
+
+        self.patch(MemoryRegistry, "begin", begin_as_older)
+        told = self.told(LogLevel.warn)
+        self.fleet.advance(20)
+        self.assertEqual((self.row().report_count, shop.manager.attachments.incarnation), (2, None))
+        self.assertEqual(len([text for text in told if "numbers no starts of nova-shop@h1" in text]), 1, told)
+
     def test_stop_while_the_row_is_read(self) -> None:
         """A stop while the row is read before the node consumes begins no server."""
         init, reading = Deferred[None](), Deferred[Any]()
