@@ -20,6 +20,8 @@ WATCHED = 2.0
 """Seconds between reads while there are viewers."""
 _PAUSE_FACTOR = 10
 """The pause after a read is at least this many times its duration, which bounds the load of a big fleet."""
+_LONGEST_PAUSE = 10.0
+"""Seconds. A longer pause would show a state that is much too old, and that of an outage long after its end."""
 _POLLING_VIEWER = 15.0
 """Seconds for which a request for the current state counts as a viewer."""
 
@@ -187,7 +189,7 @@ class Watch(Service):
         def ended(_: object) -> None:
             self._reading = None
             now = self._clock.seconds()
-            self._not_before = now + max(WATCHED, _PAUSE_FACTOR * (now - began))
+            self._not_before = now + min(max(WATCHED, _PAUSE_FACTOR * (now - began)), _LONGEST_PAUSE)
             if self.running and (self._unwatched or self.is_viewed):
                 # While reads fail, the pace stays that for viewers, so that the page recovers soon after the registry.
                 pause = 0.0 if self.is_viewed or self.trouble else self._unwatched
