@@ -60,7 +60,8 @@ class ServiceLookup:
 class UpHosts:
     """List the hosts of the services of a topic that are not down; see ``hosts`` of :class:`novasvc.rpc.Client`.
 
-    Those of services that are suspect are among them: they may well answer, and if they do not, that is to be known.
+    Those of services that are suspect are among them: they may well answer, and if they do not, that is to be known. A
+    service that still starts after service_down_time is not: it takes in nothing before its hooks have ended.
 
     :param registry: returns the registry, or None while it is not connected.
     :param clock: measures the timeout.
@@ -90,5 +91,6 @@ class UpHosts:
         page = await registry.page(silent)
         rule = self._rule or VerdictRule(service_down_time=down_time)
         verdicts = await judge_some(registry, page.rows, rule)
-        hosts |= {record.host for record, verdict in zip(page.rows, verdicts, strict=True) if not verdict.is_down}
+        judged = zip(page.rows, verdicts, strict=True)
+        hosts |= {record.host for record, verdict in judged if not verdict.is_down and record.state != "starting"}
         return frozenset(sorted(hosts)[:MAX_REPLIES])

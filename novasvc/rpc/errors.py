@@ -28,10 +28,11 @@ class InvalidTargetError(RPCError):
 
 
 def _all_down(registered: int) -> str:
-    """Describe a target none of whose registered services is up."""
+    """Describe a target none of whose registered services is up. One whose init_host runs for long is not, either."""
     if not registered:
         return "no such service is registered"
-    return "the only such service is down" if registered == 1 else f"all {registered} such services are down"
+    services = "the only such service is" if registered == 1 else f"all {registered} such services are"
+    return f"{services} down or still starting"
 
 
 @attrs.define
@@ -77,7 +78,8 @@ class RPCTimeoutError(RPCError):
         if self.registered and not self.up:
             return (
                 f"no reply from {self.target} to {self.method!r} within {self.timeout:.4g} s; according to the "
-                f"registry {_all_down(self.registered)}: start one, and check the service's log whether the method ran"
+                f"registry {_all_down(self.registered)}: start one, or wait for it, and check the service's log "
+                "whether the method ran"
             )
         return (
             f"no reply from {self.target} to {self.method!r} within {self.timeout:.4g} s; "
@@ -107,7 +109,8 @@ class UndeliverableError(RPCError):
                 "transport_url"
             )
         if self.registered:
-            return f"no server for {self.target}: {unbound}, and {_all_down(self.registered)}; start one"
+            unbound += f", and {_all_down(self.registered)}"
+            return f"no server for {self.target}: {unbound}; start one, or wait for it"
         if self.registered is not None:
             unbound += ", and no such service is registered"
         return f"no server for {self.target}: {unbound}; start a service with this topic, or check topic and host"

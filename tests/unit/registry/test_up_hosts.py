@@ -7,8 +7,11 @@ from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from novasvc.registry.incarnation import ServiceStart
 from novasvc.registry.lookup import LIST_TIMEOUT, UpHosts
+from novasvc.registry.outages import VerdictRule
 from novasvc.registry.record import ServiceChanges
+from novasvc.registry.verdicts import judge_some
 from novasvc.testing import MemoryRegistry
 
 
@@ -34,6 +37,20 @@ class UpHostsTests(SynchronousTestCase):
         self.add("h2", topic="other")
         self.assertEqual(self.successResultOf(self.hosts("work")), {"h1", "disabled"})
         self.assertEqual(self.successResultOf(self.hosts("nobody")), frozenset())
+
+    def test_starting(self) -> None:
+        """A service that still starts after service_down_time is alive, but cannot answer, and is not listed."""
+        start = ServiceStart(host="h1", binary="nova-work", topic="work", version=1, owner="o", machine="m1")
+        record = self.successResultOf(self.registry.begin(start))
+        self.add("h2")
+        for _ in range(5):
+            self.clock.advance(20)
+            self.successResultOf(self.registry.enter(record.id, 1, "starting", until=0.0))
+            self.successResultOf(self.registry.beat(record.id + 1))
+        rows = self.successResultOf(self.registry.list("h1", None, None))
+        (verdict,) = self.successResultOf(Deferred.fromCoroutine(judge_some(self.registry, rows, VerdictRule())))
+        self.assertEqual(verdict.status, "alive")
+        self.assertEqual(self.successResultOf(self.hosts("work")), {"h2"})
 
     def test_not_connected(self) -> None:
         """Without a registry it fails, and with one that does not answer soon."""
