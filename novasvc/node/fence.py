@@ -44,7 +44,7 @@ class Fence:
     :param close: called with the reason: takes in nothing from now on, and cancels what is under way.
     :param open_: takes in calls, events and tasks again.
     :param begin_again: see :class:`novasvc.registry.heartbeat.IncarnationOwner`.
-    :param fence_after: seconds without a heartbeat that was written; 0 for no limit.
+    :param fence_after: seconds without a heartbeat that was written, or would have been; 0 for no limit.
     :ivar reason: why the node is out of service; None while it is in service.
     :ivar final: only a new start of the node ends it.
     :ivar since: seconds on the clock when it was put out of service.
@@ -63,15 +63,15 @@ class Fence:
     closing: Deferred[None] = attrs.field(factory=lambda: succeed(None), init=False)
     awaits_let_up: bool = attrs.field(default=False, init=False)
     _timer: IDelayedCall | None = attrs.field(default=None, init=False)
-    _last_written: Callable[[], float | None] = attrs.field(default=lambda: None, init=False)
+    _confirmed_at: Callable[[], float | None] = attrs.field(default=lambda: None, init=False)
     _started_at: float = attrs.field(default=0.0, init=False)
 
-    def start(self, last_written: Callable[[], float | None]) -> None:
-        """Begin to count the time without heartbeats.
+    def start(self, confirmed_at: Callable[[], float | None]) -> None:
+        """Begin to count the time without heartbeats. Called when the node takes in work.
 
-        :param last_written: returns the seconds on the clock when the last heartbeat was written, or None.
+        :param confirmed_at: returns that of :class:`novasvc.registry.heartbeat.Heartbeat`.
         """
-        self._last_written, self._started_at = last_written, self._clock.seconds()
+        self._confirmed_at, self._started_at = confirmed_at, self._clock.seconds()
         if self._fence_after:
             self._arm(self._fence_after)
 
@@ -79,8 +79,8 @@ class Fence:
         self._timer = self._clock.callLater(seconds, copy_context().run, self._check_silence)
 
     def _check_silence(self) -> None:
-        written = self._last_written()
-        silent = self._clock.seconds() - (self._started_at if written is None else written)
+        confirmed = self._confirmed_at()
+        silent = self._clock.seconds() - (self._started_at if confirmed is None else confirmed)
         if silent >= self._fence_after and not self.is_fenced:
             self._put_out_of_service(f"no heartbeat was written for {self._fence_after:g} s (fence_after)")
         self._arm(max(self._fence_after - silent, _LEAST_WAIT))

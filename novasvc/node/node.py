@@ -91,7 +91,7 @@ class Node:
     # when the node can do what it announces. A service that is forced down runs its hooks, and does not
     # consume until it is let up: see novasvc.node.fence. Only heartbeats would tell the node that it was
     # forced down since it registered, so until the first one its row is read instead: before it
-    # consumes, and while post_start_hook runs.
+    # consumes, and while post_start_hook runs. If it cannot be read for fence_after, the node is fenced.
     #
     # Stop is not simply the reverse. First nothing new is accepted (no runs, and only requests of
     # operations under way, see novasvc.rpc.server.admission). Then everything under way is finished. Only
@@ -230,12 +230,12 @@ class Node:
             raise CancelledError
         if not self.fence.is_fenced:
             await self._retry_outages("broker", lambda: self._serve(transport))
+        self.fence.start(partial(getattr, heartbeat, "confirmed_at"))
         await self._run_post_start_hook(heartbeat)
         if not self._stays():  # the stop has cancelled the last reading of the row, which tells no error
             raise CancelledError
 
         self._step = "heartbeat"
-        self.fence.start(partial(getattr, heartbeat, "sent_at"))
         await heartbeat.start()
         self._start_tasks()
         await self.registration.enter(registry, "ready", reason=heartbeat.withheld)

@@ -101,7 +101,7 @@ class Heartbeat:
     :ivar skipped: heartbeats not sent because a check failed.
     :ivar withheld: the reason that ``withholding`` was called with last.
     :ivar trouble: why the last heartbeat was skipped or failed, as it was logged; None if it was sent.
-    :ivar sent_at: seconds on the clock when the last heartbeat was written; None before that.
+    :ivar confirmed_at: seconds on the clock when the registry last wrote a heartbeat, or would have; None before that.
     :ivar write_error: why the last heartbeat could not be written; None if it was.
     """
 
@@ -119,7 +119,7 @@ class Heartbeat:
     skipped: int = attrs.field(default=0, init=False)
     trouble: str | None = attrs.field(default=None, init=False)
     write_error: str | None = attrs.field(default=None, init=False)
-    sent_at: float | None = attrs.field(default=None, init=False)
+    confirmed_at: float | None = attrs.field(default=None, init=False)
     _tried_at: float | None = attrs.field(default=None, init=False)
     _number: int | None = attrs.field(default=None, init=False)
     _loop: LoopingCall | None = attrs.field(default=None, init=False)
@@ -230,6 +230,7 @@ class Heartbeat:
             except (ServiceNotFoundError, ServiceSupersededError) as error:
                 await self._register_again(error)
                 await self._check()
+            self.confirmed_at = self._clock.seconds()
         except (ServiceForcedDownError, ServiceSupersededError, ServiceTwinError, ServiceNotFoundError) as error:
             self._owner.refused(error)
         except NovasvcError as error:
@@ -255,7 +256,7 @@ class Heartbeat:
             await self._registry.beat(self.record.id, self._number)
         self.sent += 1
         self.write_error = None
-        self.sent_at = self._tried_at = self._clock.seconds()
+        self.confirmed_at = self._tried_at = self._clock.seconds()
         self._count("sent")
         metrics.heartbeat_sent.at(self._identity.host, self._identity.binary).value = time.time()
         if self.trouble is not None:

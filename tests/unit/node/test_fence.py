@@ -290,9 +290,9 @@ class FenceTests(FenceCase):
         self.fleet.advance(10)
         self.assertGreater(shop.manager.runs, runs)
 
-    def starting(self, **hooks: Deferred[None]) -> tuple[Any, Deferred[None]]:
+    def starting(self, fence_after: float = 0.0, **hooks: Deferred[None]) -> tuple[Any, Deferred[None]]:
         """Begin to start a shop on h1 whose hooks wait; return it, and the start."""
-        self.make()
+        self.make(fence_after=fence_after)
         shop = self.fleet.add(Shop, host="h1", binary="nova-shop", topic="shop")
         for name, waiting in hooks.items():
             setattr(shop.manager, name, lambda waiting=waiting: waiting)
@@ -354,6 +354,26 @@ class FenceTests(FenceCase):
         self.fleet.registry.outage = None
         post.callback(None)
         self.successResultOf(starting)
+
+    def test_fence_after_during_the_start(self) -> None:
+        """With fence_after a node is fenced while post_start_hook runs, if its row cannot be read for so long."""
+        post = Deferred[None]()
+        shop, starting = self.starting(fence_after=45, post_start_hook=post)
+        self.fleet.advance(100)
+        self.assertTrue(shop.service.node.server.live)
+        self.fleet.registry.outage = DatabaseUnavailableError("memory:", "gone")
+        self.fleet.advance(34)
+        self.assertTrue(shop.service.node.server.live)
+        self.fleet.advance(12)
+        self.assertIsNone(shop.service.node.server)
+        self.assertIn("no heartbeat was written for 45 s", shop.service.node.fence.reason)
+        self.fleet.registry.outage = None
+        post.callback(None)
+        self.successResultOf(starting)
+        self.assertTrue(self.serves())
+        self.fleet.advance(100)
+        self.assertTrue(self.serves())
+        self.assertGreater(shop.manager.runs, 0)
 
     def test_row_lost_during_the_start(self) -> None:
         """A node whose row was lost by the database while it starts registers again, and goes on."""

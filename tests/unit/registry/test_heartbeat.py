@@ -180,7 +180,7 @@ class HeartbeatTests(SynchronousTestCase):
         self.clock.pump([10, 10])
         self.assertEqual(self.registry.beats, [1, 1, 2, 2])
         self.assertEqual((self.events, self.owner.refusals), (["warn"], []))
-        self.assertEqual((self.owner.writes, self.heartbeat.sent_at), (0, 20))
+        self.assertEqual((self.owner.writes, self.heartbeat.confirmed_at), (0, 20))
 
     def test_restored_row(self) -> None:
         """A service whose row is of an earlier start of it, as in a backup, begins again."""
