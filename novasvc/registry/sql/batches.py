@@ -20,7 +20,7 @@ QUEUE_LIMIT = 10_000
 """Items that may wait. A longer queue would only hide that the database is too slow."""
 
 OF_ALL = (DatabaseUnavailableError, DatabaseReadOnlyError, DatabaseFullError)
-"""Errors of a batch that each of its items would have had alone; but see DatabaseLockedError, which is one of them."""
+"""Errors of a batch that each of its items would have had alone, unless it is a deadlock: see DatabaseLockedError."""
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")

@@ -85,9 +85,9 @@ class BeatBatches:
     # that the batch leaves out (deleted, locked, forced down or of another incarnation) is tried again
     # in a transaction of its own, which waits for the lock, or says why the heartbeat is refused. If
     # the whole batch fails, each of its heartbeats is tried in that way, unless the error concerns
-    # all: the database is unavailable. A deadlock, or a wait for a lock that took too long, is the
-    # matter of some rows only. Those tried alone take their turn, AT_A_TIME, so that a batch of them
-    # does not fill the engine's queue, nor all of its threads.
+    # all: the database is unavailable, or locked as a whole, since a batch waits for no locked row. A
+    # deadlock is the matter of some rows only. Those tried alone take their turn, AT_A_TIME, so that
+    # a batch of them does not fill the engine's queue, nor all of its threads.
 
     _clock: IReactorTime
     _write: Callable[[Callable[[Connection], frozenset[int]]], Deferred[frozenset[int]]]
@@ -136,9 +136,10 @@ class BeatBatches:
 
 
 def _is_of_all(failure: Failure, batch: _Batch) -> bool:
-    if failure.check(DatabaseLockedError):
+    error = failure.value
+    if isinstance(error, DatabaseLockedError) and error.is_deadlock:
         return len(batch) == 1
-    return failure.check(*OF_ALL) is not None
+    return isinstance(error, OF_ALL)
 
 
 def _count_one(_: None) -> None:

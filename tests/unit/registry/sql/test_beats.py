@@ -133,15 +133,17 @@ class BeatBatchesTests(SynchronousTestCase):
     def test_deadlock(self) -> None:
         """A deadlock is the matter of some rows: each heartbeat of the batch is tried alone, but not twice alone."""
         self.outcome_alone = succeed(None)
+        deadlock = DatabaseLockedError(URL, "deadlock")
+        deadlock.is_deadlock = True
         found = [self.batches.beat(1), self.batches.beat(2)]
         self.clock.advance(0)
-        self.transactions.pop().errback(DatabaseLockedError(URL, "deadlock"))
+        self.transactions.pop().errback(deadlock)
         for beat in found:
             self.successResultOf(beat)
         self.assertEqual(self.alone, [1, 2])
         beat = self.batches.beat(3)
         self.clock.advance(0)
-        self.transactions.pop().errback(DatabaseLockedError(URL, "deadlock"))
+        self.transactions.pop().errback(deadlock)
         self.failureResultOf(beat, DatabaseLockedError)
         self.assertEqual(self.alone, [1, 2])
 
@@ -170,13 +172,17 @@ class BeatBatchesTests(SynchronousTestCase):
         self.successResultOf(good)
 
     def test_unavailable(self) -> None:
-        """What concerns all is everybody's error at once: no heartbeat asks the database again."""
-        for error in (DatabaseUnavailableError(URL, "away"), DatabaseFullError(URL, "full")):
+        """What concerns all is everybody's error at once: no heartbeat asks the database again.
+
+        A lock that ends a batch is one of the whole table or server, because locked rows are left out.
+        """
+        for kind in (DatabaseUnavailableError, DatabaseFullError, DatabaseLockedError):
+            error = kind(URL, "away")
             found = [self.batches.beat(1), self.batches.beat(2)]
             self.clock.advance(0)
             self.transactions.pop().errback(error)
             for beat in found:
-                self.assertIs(self.failureResultOf(beat, type(error)).value, error)
+                self.assertIs(self.failureResultOf(beat, kind).value, error)
         self.assertEqual(self.alone, [])
 
     def test_cancelled(self) -> None:
