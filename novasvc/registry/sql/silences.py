@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Double, bindparam, case, delete, func, insert, null, select
+from sqlalchemy import ColumnElement, Connection, Double, bindparam, case, delete, exists, func, insert, null, select
 
 from novasvc.registry.outage_search import find_outages
 from novasvc.registry.outages import CONDUCTOR_TOPIC, SILENCES_KEPT, Outages, Silence, VerdictRule, make_member
@@ -70,10 +70,13 @@ _SUMMARY_ALONE = select(
     database_now(),
 ).where(services.c.deleted == 0)
 # A service that was lost while it started may have sent its last heartbeat long before. Few are starting, so they are
-# counted by themselves instead of in a join of all rows; those that are counted twice only have the rows read.
+# counted by themselves instead of in a join of all rows; those that are counted twice only have the rows read. The
+# starts of deleted services are not counted: they stay as they were.
+_IS_REGISTERED = exists().where(services.c.id == incarnations.OF_SERVICE, services.c.deleted == 0)
+_STARTING = incarnations_table.c.state == "starting"
 _SUMMARY = _SUMMARY_ALONE.add_columns(
     select(func.count())
-    .where(incarnations_table.c.state == "starting", _is_silent(incarnations.SAID))
+    .where(_STARTING, _is_silent(incarnations.SAID), _IS_REGISTERED.correlate(incarnations_table))
     .scalar_subquery()
 )
 _ANY_RECENT = _RECENT.limit(1)

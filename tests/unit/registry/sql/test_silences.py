@@ -161,7 +161,7 @@ class QuietTests(RegistryCase):
         self.assertEqual([verdict.status for _, verdict in fleet.services], ["down"] * 4 + ["alive"] * 4)
 
     async def test_lost_starts(self) -> None:
-        """The rows are read if services that were down for long are lost together while they start."""
+        """The rows are read if services that were down for long are lost together while they start, and not deleted."""
         registry = self.make()
         for number in range(8):
             record = await registry.begin(attrs.evolve(START, host=f"h{number}", owner=str(number)))
@@ -178,6 +178,9 @@ class QuietTests(RegistryCase):
         self.assertEqual((mass.silent, mass.services), (5, 8))
         fleet = await judge_all(registry, VerdictRule())
         self.assertEqual([verdict.status for _, verdict in fleet.services], ["suspect"] * 5 + ["alive"] * 3)
+        for service_id in range(1, 6):
+            await registry.delete(service_id)
+        self.assertEqual(len((await self.read(registry))[1]), 2)
 
     async def test_not_quiet(self) -> None:
         """Two that are silent, nobody who is heard, a silent conductor, or a recorded silence: the rows are read."""
