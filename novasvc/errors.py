@@ -104,6 +104,7 @@ WIRE_ERRORS = frozenset(
         "DatabaseNewerError",
         "DatabaseReadOnlyError",
         "DatabaseRefusedError",
+        "DatabaseServerReadOnlyError",
         "DatabaseUnavailableError",
         "InvalidArgumentsError",
         "MessageFormatError",

@@ -14,6 +14,7 @@ from novasvc.registry.errors import (
     DatabaseBusyError,
     DatabaseError,
     DatabaseLockedError,
+    DatabaseServerReadOnlyError,
     DatabaseUnavailableError,
 )
 
@@ -129,7 +130,7 @@ class CircuitBreaker:
 
 
 def _is_silence(error: BaseException | None) -> TypeGuard[DatabaseUnavailableError]:
-    """Return whether the database did not answer. A database with locked tables does answer."""
+    """Return whether the database did not answer. One with locked tables, or that is read-only, does answer."""
     return isinstance(error, DatabaseUnavailableError) and not isinstance(
-        error, DatabaseBusyError | DatabaseLockedError
+        error, DatabaseBusyError | DatabaseLockedError | DatabaseServerReadOnlyError
     )

@@ -52,9 +52,18 @@ class CircuitOpenError(DatabaseUnavailableError):
 
 
 class DatabaseReadOnlyError(DatabaseError):
-    """The database file, its directory or the server is read-only. Connections to such a server are made again."""
+    """The database file, its directory or the server is read-only."""
 
     remedy = "make the file and its directory writable for this user, or let database_url lead to the primary server"
+
+
+class DatabaseServerReadOnlyError(DatabaseReadOnlyError, DatabaseUnavailableError):
+    """The server is read-only, as a replica is, or an old primary after a failover; retryable.
+
+    The connections to it are made again, because database_url may lead to another server now.
+    """
+
+    remedy = "wait for the end of the failover, or let database_url lead to the primary server"
 
 
 class DatabaseFullError(DatabaseError):

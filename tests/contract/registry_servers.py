@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred, DeferredList, gatherResults
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
-from novasvc.errors import DatabaseError, DatabaseLockedError, DatabaseReadOnlyError, ServiceTwinError
+from novasvc.errors import DatabaseError, DatabaseLockedError, DatabaseServerReadOnlyError, ServiceTwinError
 from novasvc.registry.incarnation import ServiceStart
 from novasvc.registry.lease import LeaseRequest
 from novasvc.registry.purge import PurgeRequest
@@ -120,9 +120,9 @@ class ServerTests:
 
         await gatherResults([engine.run(become_read_only) for _ in range(SERVER_WORKERS)])
         await engine.run_statements(become_read_only)
-        await self.assertFailure(self.registry.beat(record.id), DatabaseReadOnlyError)
+        await self.assertFailure(self.registry.beat(record.id), DatabaseServerReadOnlyError)
         await gatherResults([self.registry.prove_writable() for _ in range(SERVER_WORKERS)])
-        with self.assertRaises(DatabaseReadOnlyError):
+        with self.assertRaises(DatabaseServerReadOnlyError):
             await self.hold("nightly")
         await self.hold("nightly")
 

@@ -15,6 +15,7 @@ from novasvc.registry.errors import (
     DatabaseLockedError,
     DatabaseReadOnlyError,
     DatabaseRefusedError,
+    DatabaseServerReadOnlyError,
     DatabaseUnavailableError,
     MigrationNeededError,
 )
@@ -46,7 +47,7 @@ _SQLITE = {
 
 _SQLSTATE = {
     "08": DatabaseUnavailableError,
-    "25006": DatabaseReadOnlyError,
+    "25006": DatabaseServerReadOnlyError,
     "28": DatabaseRefusedError,
     "3D": DatabaseRefusedError,
     "40": DatabaseLockedError,
@@ -65,7 +66,7 @@ _SQLSTATE = {
 _MYSQL = {
     **dict.fromkeys((1040, 1053, 1927, 1969, 2002, 2003, 2006, 2013, 3024), DatabaseUnavailableError),
     **dict.fromkeys((1020, 1205, 1213), DatabaseLockedError),
-    **dict.fromkeys((1290, 1792, 1836), DatabaseReadOnlyError),
+    **dict.fromkeys((1290, 1792, 1836), DatabaseServerReadOnlyError),
     **dict.fromkeys((1021, 1041, 1114), DatabaseFullError),
     **dict.fromkeys((1034, 1035, 1194, 1712), DatabaseCorruptError),
     **dict.fromkeys((1044, 1045, 1049, 1142, 1698), DatabaseRefusedError),

@@ -20,7 +20,12 @@ from twisted.python.failure import Failure
 
 from novasvc._compat import import_alchimia
 from novasvc.reactor.threads import WorkerThread
-from novasvc.registry.errors import DatabaseBusyError, DatabaseError, DatabaseReadOnlyError, DatabaseUnavailableError
+from novasvc.registry.errors import (
+    DatabaseBusyError,
+    DatabaseError,
+    DatabaseServerReadOnlyError,
+    DatabaseUnavailableError,
+)
 from novasvc.registry.sql.address import DatabaseAddress
 from novasvc.registry.sql.diagnosis import diagnose
 from novasvc.registry.sql.waiting import limit_wait
@@ -99,7 +104,7 @@ class Engine(_TwistedEngine):  # type: ignore[misc, valid-type]
     def _leave_read_only(self, context: ExceptionContext) -> None:
         # After a failover the old primary may run on as a replica: its connections work, but for reading only. So the
         # whole pool connects again, as after a lost connection, to the server that the URL leads to now.
-        if isinstance(diagnose(self.address, context.original_exception), DatabaseReadOnlyError):
+        if isinstance(diagnose(self.address, context.original_exception), DatabaseServerReadOnlyError):
             context.is_disconnect = True
 
     @property

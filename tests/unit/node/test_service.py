@@ -13,6 +13,8 @@ from novasvc import rpc
 from novasvc.context import RequestContext
 from novasvc.errors import (
     DatabaseCorruptError,
+    DatabaseReadOnlyError,
+    DatabaseServerReadOnlyError,
     DatabaseUnavailableError,
     DirectoryError,
     ManagerError,
@@ -239,6 +241,21 @@ class StartTests(ServiceTestCase):
         self.fleet.advance(31)
         self.successResultOf(started)
         self.assertIsNone(service.node.waiting_for)
+
+    def test_read_only_database(self) -> None:
+        """A failover that leaves a read-only server is waited for; a file that is read-only fails the start."""
+        service = self.make()
+        registry = self.registry()
+        registry.unwritable = DatabaseServerReadOnlyError("postgresql://db/x", "in a read-only transaction")
+        started = service.start()
+        self.fleet.advance(100)
+        self.assertNoResult(started)
+        registry.unwritable = None
+        self.fleet.advance(31)
+        self.successResultOf(started)
+        self.successResultOf(service.stop())
+        registry.unwritable = DatabaseReadOnlyError("sqlite:///x", "attempt to write a readonly database")
+        self.failureResultOf(service.start(), StartError)
 
     def registry(self) -> Any:
         """Return the runtime's registry, without being counted as its user."""

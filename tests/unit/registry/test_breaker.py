@@ -11,6 +11,7 @@ from novasvc.registry.errors import (
     DatabaseBusyError,
     DatabaseLockedError,
     DatabaseReadOnlyError,
+    DatabaseServerReadOnlyError,
     DatabaseUnavailableError,
 )
 
@@ -53,8 +54,8 @@ class CircuitBreakerTests(SynchronousTestCase):
     def test_answers(self) -> None:
         """Results and errors are passed on; only silence is probed."""
         self.assert_closed()
-        error = DatabaseReadOnlyError("sqlite:///x", "read-only")
-        self.failureResultOf(self.ask(fail(error)), DatabaseReadOnlyError)
+        for kind in (DatabaseReadOnlyError, DatabaseServerReadOnlyError):
+            self.failureResultOf(self.ask(fail(kind("u", "read-only"))), kind)
         self.assertEqual(self.probes, [])
 
     def test_refuses(self) -> None:
