@@ -3,7 +3,7 @@
 import errno
 import os
 import stat
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,14 @@ from typing import Any
 import attrs
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, fail, maybeDeferred
 from twisted.internet.defer import TimeoutError as DeferTimeoutError
-from twisted.internet.error import ConnectError, ConnectionRefusedError, TimeoutError  # noqa: A004 - Twisted's
+from twisted.internet.error import ConnectError, ConnectionRefusedError  # noqa: A004 - Twisted's
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import ClientCreator, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from novasvc.reactor.abandon import completion
+from novasvc.reactor.coalesce import Waiters
 from novasvc.rpc.errors import TransportFullError, UnconfirmedError, UndeliverableError
 from novasvc.rpc.target import Target
 from novasvc.transport.local.frames import FrameProtocol
@@ -27,7 +28,7 @@ _log = Logger()
 SUFFIX = ".sock"
 
 _CONNECT = 1.0
-"""Seconds for a process to accept a connection; one that takes longer hangs, and is left out."""
+"""Seconds for a process to accept a connection; one that takes longer hangs, and is left out until it does."""
 _ANSWER = 5.0
 """Seconds for a process to take a request over; it only appends it to a queue."""
 _UNANSWERED = 1000
@@ -163,7 +164,8 @@ class OtherProcesses:
     addresses: set[str] = attrs.field(factory=set, init=False)
     _connected: dict[Path, OutgoingConnection] = attrs.field(factory=dict, init=False)
     _connecting: dict[Path, Deferred[Any]] = attrs.field(factory=dict, init=False)
-    _hanging: set[Path] = attrs.field(factory=set, init=False)  # did not accept the last connection in time
+    _hanging: dict[Path, OutgoingConnection] = attrs.field(factory=dict, init=False)  # not accepted in time
+    _recovered: Waiters[None] = attrs.field(factory=Waiters, init=False)
 
     async def serving(self, target: Target, exchange: str) -> list[OutgoingConnection]:
         """Return the connections to the processes that have a server for a target, longest unused first.
@@ -173,17 +175,17 @@ class OtherProcesses:
         paths = self._dial()
         serving = [] if target.fanout else self._serving(paths, target, exchange)
         if not serving:
-            await self._dialled(self._hanging if target.fanout else ())
+            await self._dialled(hanging=not target.fanout)
             serving = self._serving(paths, target, exchange)
         return serving
 
     async def all(self) -> list[OutgoingConnection]:
         """Return the connections to all processes, longest unused first; connect to those that are not connected.
 
-        A process that did not accept the last connection in time is not waited for.
+        A process that has not accepted its connection in time is not waited for.
         """
         paths = self._dial()
-        await self._dialled(self._hanging)
+        await self._dialled(hanging=False)
         return self._known(paths)
 
     def _serving(self, paths: Sequence[Path], target: Target, exchange: str) -> list[OutgoingConnection]:
@@ -195,19 +197,20 @@ class OtherProcesses:
     def _dial(self) -> list[Path]:
         """Begin to connect to the processes that are not connected; return the paths of all."""
         paths = self._paths()
-        self._hanging.intersection_update(paths)
         for path in paths:
-            if path not in self._connected and path not in self._connecting:
+            if path not in self._connected and path not in self._connecting and path not in self._hanging:
                 self._connect(path)
         return paths
 
-    def _dialled(self, without: Collection[Path]) -> Deferred[None]:
+    def _dialled(self, *, hanging: bool) -> Deferred[None]:
         """Wait until the connections under way are made, or refused.
 
-        :param without: paths that are not waited for.
+        :param hanging: give the processes that hang as long again for one of them to go on.
         :return: Deferred[None]. Cancelling it leaves the connections alone.
         """
-        waiting = [connecting for path, connecting in self._connecting.items() if path not in without]
+        waiting = list(self._connecting.values())
+        if hanging and self._hanging:
+            waiting.append(self._recovered.wait().addTimeout(_CONNECT, self._reactor, lambda *_: None))
         return completion(DeferredList(waiting))
 
     def used(self, connection: OutgoingConnection) -> None:
@@ -232,7 +235,7 @@ class OtherProcesses:
         """Disconnect."""
         for connecting in list(self._connecting.values()):
             connecting.cancel()
-        connections = list(self._connected.values())
+        connections = [*self._connected.values(), *self._hanging.values()]
         for connection in connections:
             connection.abort()
         await DeferredList([connection.gone for connection in connections])
@@ -254,10 +257,9 @@ class OtherProcesses:
 
         def connected(_: object) -> Deferred[None]:
             # Only a process that tells at once what it consumes is of use; one that hangs does not.
-            return connection.known.addTimeout(_CONNECT, self._reactor)
+            return completion(connection.known).addTimeout(_CONNECT, self._reactor)
 
         def known(_: object) -> None:
-            self._hanging.discard(path)
             if connection.usable:
                 self._connected[path] = connection
                 connection.gone.addCallback(lost)
@@ -265,16 +267,19 @@ class OtherProcesses:
                     connection.open_replies(address)
 
         def refused(failure: Failure) -> None:
-            failure.trap(ConnectError, TimeoutError, CancelledError, DeferTimeoutError, OSError)
+            failure.trap(ConnectError, CancelledError, DeferTimeoutError, OSError)
             if failure.check(ConnectionRefusedError):
                 # Its process was killed. A name is never used twice, so no other one can have it.
                 with suppress(OSError):
                     path.unlink()
+                return
+            _log.debug("the process that listens at {path} is left out: {error}", path=path, error=failure.value)
+            if failure.check(DeferTimeoutError):
+                # Keep the connection: a fanout does not wait for another one, and would miss the process that goes on.
+                self._hanging[path] = connection
+                connection.known.addCallback(known).addBoth(self._goes_on, path).addErrback(_log_failure, path)
             else:
-                if failure.check(TimeoutError, DeferTimeoutError):
-                    self._hanging.add(path)
                 connection.abort()
-                _log.debug("the process that listens at {path} is left out: {error}", path=path, error=failure.value)
 
         def finished(_: object) -> None:
             del self._connecting[path]
@@ -285,8 +290,16 @@ class OtherProcesses:
         connecting: Deferred[Any] = maybeDeferred(creator.connectUNIX, str(path), timeout=_CONNECT)
         self._connecting[path] = connecting
         connecting.addCallback(connected).addCallbacks(known, refused)
-        connecting.addErrback(lambda failure: _log.failure("connecting to {path} failed", failure, path=path))
-        connecting.addBoth(finished)
+        connecting.addErrback(_log_failure, path).addBoth(finished)
+
+    def _goes_on(self, result: object, path: Path) -> object:
+        del self._hanging[path]
+        self._recovered.fire(None)
+        return result
+
+
+def _log_failure(failure: Failure, path: Path) -> None:
+    _log.failure("connecting to {path} failed", failure, path=path)
 
 
 def check_private(directory: Path) -> None:

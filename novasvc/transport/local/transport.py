@@ -22,7 +22,8 @@ from novasvc.transport.memory import MemoryTransport
 # A request goes to a queue of this process if a server here consumes from it, as it always did in memory, at no further
 # cost. Otherwise it goes to a process that has told that it has a server for the target, the one that was used longest
 # ago first. Others are connected to in the background then, so a process that hangs holds up only those whose target no
-# connected process serves. A fanout goes to all that have a server, and waits once for a process that hangs.
+# connected process serves. A fanout goes to all that have a server, and waits once for a process that hangs. The
+# connection to that process is kept, so that from the moment it goes on it misses nothing.
 #
 # A client names its reply addresses to each process that it connects to, and gets its replies over the connection. No
 # address of a socket is on the wire, so a process that only calls, such as the command, needs no socket of its own.

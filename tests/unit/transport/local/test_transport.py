@@ -361,11 +361,46 @@ class EndTests(LocalCase):
         self.assertEqual([(await self.next(queue)).body for _ in range(2)], [b"1", b"2"])
         others = sending._sockets.others
         self.assertEqual([path.name for path in others._hanging], ["1-other.sock"])
-        for _ in range(2):  # the first of them was given up
-            accepted = hanging.accept()[0]
-            self.addCleanup(accepted.close)
+        accepted = hanging.accept()[0]
+        self.addCleanup(accepted.close)
         accepted.sendall(frame(STOCK))
         await until(lambda: not others._hanging)
+
+    async def test_fanout_after_hanging(self) -> None:
+        """A process that has hung gets the first fanout after it goes on."""
+        queue = await self.inbox(self.process(), Target("stock"))
+        sending, hanging = self.process(), self.hang()
+        self.patch(outgoing, "_CONNECT", 0.05)
+        await sending.send(Target("stock", fanout=True), b"1", None, True)
+        accepted = hanging.accept()[0]
+        self.addCleanup(accepted.close)
+        accepted.sendall(frame({"queues": [], "fanouts": ["stock"]}))
+        await until(lambda: not sending._sockets.others._hanging)
+        sent = sending.send(Target("stock", fanout=True), b"2", None, True)
+        self.assertEqual([(await self.next(queue)).body for _ in range(2)], [b"1", b"2"])
+        accepted.setblocking(False)
+        await until(lambda: readable(accepted))
+        self.assertTrue(accepted.recv(1000).endswith(b"2"))
+        accepted.sendall(frame({"id": 1, "result": "taken"}))
+        await sent
+
+    async def test_request_after_hanging(self) -> None:
+        """A request that no other process can take gives a process that hangs as long again to go on."""
+        self.process()._sockets.listen()  # makes the directory
+        sending, hanging = self.process(), self.hang()
+        self.patch(outgoing, "_CONNECT", 0.05)
+        await self.assertFailure(sending.send(Target("stock"), b"1", None, True), UndeliverableError)
+        await self.assertFailure(sending.send(Target("stock"), b"2", None, True), UndeliverableError)
+        self.patch(outgoing, "_CONNECT", PATIENCE)
+        sent = sending.send(Target("stock"), b"3", None, True)
+        accepted = hanging.accept()[0]
+        self.addCleanup(accepted.close)
+        accepted.sendall(frame(STOCK))
+        accepted.setblocking(False)
+        await until(lambda: readable(accepted))
+        self.assertTrue(accepted.recv(1000).endswith(b"3"))
+        accepted.sendall(frame({"id": 1, "result": "taken"}))
+        await sent
 
     async def test_cancelled_while_connecting(self) -> None:
         """A request that is cancelled while its process connects to others is not sent."""
