@@ -179,7 +179,7 @@ class Listener:
             await topology.declare_exchange(channel, self.exchange, options)
             queues = self._queues(narrowed=narrowed)
             await self._declare_queues(channel, queues)
-            if self._fanout_queue is not None and not narrowed:
+            if self._fanout_queue is not None:  # also if it is narrowed, for orders; see _narrow()
                 queues.append(await self._declare_fanout_queue(channel, self._fanout_queue))
             channel.receiver = consuming
             # The shared topic queue last. If one of our own queues cannot be consumed, this attempt fails, and each

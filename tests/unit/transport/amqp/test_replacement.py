@@ -120,6 +120,16 @@ class DrainTests(OrderedCase):
         self.settle()
         self.assertEqual(self.order(Stage.RELEASED, "compute")["compute"]["left"], 0)
 
+    def test_lost(self) -> None:
+        """A draining server still carries out orders after it has lost the connection."""
+        self.done(self.listener.cancel_topic(10))
+        self.link.lose()
+        self.wait(5)
+        self.deliver(b"1", consumer=self.link.consumer("compute.h1"))
+        self.order(Stage.FOLLOWING, "compute.h1")
+        answer = self.order(Stage.RELEASED, "compute.h1")["compute.h1"]
+        self.assertEqual((answer["stage"], answer["left"]), ("released", 1))
+
     def test_events(self) -> None:
         """So it does of events, which it has stopped to consume first."""
         events = self.done(self.amqp.subscribe("compute_events", ["notifications.info"], self.got.append, 10))
