@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from twisted.internet.defer import Deferred
 
-from novasvc.rpc.errors import RPCError, UnconfirmedError, UndeliverableError
+from novasvc.rpc.errors import RPCError, UnconfirmedError
 from novasvc.telemetry import metrics
 
 MAX_RESENDS = 10
@@ -16,8 +16,8 @@ async def send_until_confirmed(send: Callable[[], Deferred[None]]) -> None:
 
     The transport buffers the message while there is no connection.
 
-    :raises UnconfirmedError: the last attempt was not confirmed either, or the message could not be sent again.
-    :raises UndeliverableError: no queue is bound.
+    :raises UnconfirmedError: the last attempt was not confirmed either, or the message could not be sent again; its
+        cause then says why.
     :raises RPCError: the first attempt failed in another way.
     """
     unconfirmed: UnconfirmedError | None = None
@@ -29,8 +29,6 @@ async def send_until_confirmed(send: Callable[[], Deferred[None]]) -> None:
                 raise
             unconfirmed = unconfirmed or error
             metrics.resent.at().value += 1
-        except UndeliverableError:
-            raise
         except RPCError as error:
             if unconfirmed is None:
                 raise

@@ -13,7 +13,7 @@ from novasvc.interfaces import ITransport
 from novasvc.middleware import Chain, Invocation
 from novasvc.middleware.invocation import EMIT
 from novasvc.rpc.around import send_through
-from novasvc.rpc.errors import InvalidArgumentsError, UndeliverableError
+from novasvc.rpc.errors import InvalidArgumentsError, UnconfirmedError, UndeliverableError
 from novasvc.rpc.events.notification import PRIORITIES, Notification, encode_notification, utc_now, wire_time
 from novasvc.rpc.failures.origin import mark_outgoing
 from novasvc.rpc.message import NAME_LIMIT
@@ -89,11 +89,12 @@ class EventEmitter:
         )
         try:
             await send_until_confirmed(lambda: self._transport.publish(f"{self.topic}.{priority}", body))
-        except UndeliverableError:
-            metrics.events_emitted.at("unrouted").value += 1
-        except BaseException:
-            metrics.events_emitted.at("failed").value += 1
-            raise
+        except BaseException as error:
+            # An event whose first copy was not confirmed may have no subscribers either.
+            unrouted = isinstance(error.__cause__ if isinstance(error, UnconfirmedError) else error, UndeliverableError)
+            metrics.events_emitted.at("unrouted" if unrouted else "failed").value += 1
+            if not unrouted:
+                raise
         else:
             metrics.events_emitted.at("sent").value += 1
 

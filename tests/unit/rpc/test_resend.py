@@ -47,11 +47,21 @@ class ResendTests(SynchronousTestCase):
         error = self.failureResultOf(Deferred.fromCoroutine(send_until_confirmed(self.send)), UnconfirmedError).value
         self.assertIn("message to t: lost; it could not be sent again: broker amqp://one: refused", str(error))
 
+    def test_unroutable(self) -> None:
+        """Nor does it hide that the first copy may have arrived if no queue is bound for the second one."""
+        self.confirms = [fail(UnconfirmedError("t", "lost")), fail(UndeliverableError("t"))]
+        error = self.failureResultOf(Deferred.fromCoroutine(send_until_confirmed(self.send)), UnconfirmedError).value
+        self.assertIn("message to t: lost; it could not be sent again: ", str(error))
+        self.confirms = [fail(UndeliverableError("t"))]
+        self.failureResultOf(Deferred.fromCoroutine(send_until_confirmed(self.send)), UndeliverableError)
+
     def test_unrouted(self) -> None:
         """An event without subscribers is dropped, also if its first copy was not confirmed."""
+        before = metrics.events_emitted.at("unrouted").value
         self.confirms = [fail(UnconfirmedError("t", "lost")), fail(UndeliverableError("t"))]
         emitter = EventEmitter(self, publisher_id="stock.h1", clock=Clock())
         self.successResultOf(emitter.emit(RequestContext.admin(), "order.placed"))
+        self.assertEqual(metrics.events_emitted.at("unrouted").value, before + 1)
 
     def test_events(self) -> None:
         """An event is sent again, too, and counted."""
