@@ -2,7 +2,6 @@
 
 import errno
 import socket
-from collections import OrderedDict
 from hashlib import blake2b
 from typing import Any
 
@@ -10,10 +9,11 @@ from twisted.internet.interfaces import IReactorTime
 
 from novasvc.rpc.message import Request
 from novasvc.rpc.server.call import Call
+from novasvc.rpc.server.deadline import Deadlines
 from novasvc.rpc.target import Target
 
 MAX_CLAIMS = 256
-"""Claims that one server holds; the oldest is released first. Each has a descriptor."""
+"""Claims that the servers of one process hold; the oldest is released first. Each has a descriptor."""
 HELD_FOR = 60.0
 """Seconds for which the claim of a call is held that never expires."""
 
@@ -39,7 +39,7 @@ class GatherClaims:
     def __init__(self, target: Target, clock: IReactorTime) -> None:
         self._target = target
         self._clock = clock
-        self._held: OrderedDict[str, tuple[socket.socket, float]] = OrderedDict()
+        self._deadlines = Deadlines[str](clock, self.release)
 
     def claim(self, call: Call) -> bool:
         """Return whether a call may run here: it is no gather, or no other process of this host has claimed it."""
@@ -47,8 +47,7 @@ class GatherClaims:
             return True
         name = f"{self._target.topic}\n{self._target.server}\n{call.request.reply_to.msg_id}"
         digest = blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-        self._release_old()
-        if digest in self._held:
+        if (self, digest) in _held:
             return True  # It comes again, because its reply could not be sent.
         try:
             claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
@@ -59,7 +58,11 @@ class GatherClaims:
         except OSError as error:
             claim.close()
             return not _is_taken(error)
-        self._held[digest] = claim, self._clock.seconds() + HELD_FOR if call.expires_at is None else call.expires_at
+        if len(_held) >= MAX_CLAIMS:
+            holder, oldest = next(iter(_held))
+            holder.release(oldest)
+        _held[self, digest] = claim
+        self._deadlines.add(digest, self._clock.seconds() + HELD_FOR if call.expires_at is None else call.expires_at)
         return True
 
     def reply_extra(self, request: Request) -> dict[str, Any] | None:
@@ -68,19 +71,18 @@ class GatherClaims:
 
     def close(self) -> None:
         """Release all claims."""
-        for claim, _ in self._held.values():
-            claim.close()
-        self._held.clear()
+        for digest in list(self._deadlines.live):
+            self.release(digest)
+        self._deadlines.close()
 
-    def _release_old(self) -> None:
-        now = self._clock.seconds()
-        for digest, (claim, until) in list(self._held.items()):
-            if until <= now:
-                del self._held[digest]
-                claim.close()
-        while len(self._held) >= MAX_CLAIMS:
-            _, (claim, _) = self._held.popitem(last=False)
-            claim.close()
+    def release(self, digest: str) -> None:
+        """Release one claim: it has expired, or is the oldest of too many."""
+        self._deadlines.live.pop(digest, None)
+        _held.pop((self, digest)).close()
+
+
+_held: dict[tuple[GatherClaims, str], socket.socket] = {}
+"""The claims of all servers of this process, oldest first: the descriptors are the process's."""
 
 
 def _is_gather(request: Request) -> bool:

@@ -23,7 +23,7 @@ from novasvc.rpc.gathers import MAX_GATHERS
 from novasvc.rpc.message import ReplyTo, encode_failure, encode_request, encode_result, read_request, unwrap
 from novasvc.rpc.server.call import Call
 from novasvc.rpc.server.execution import REQUEUE_DELAY
-from novasvc.rpc.server.gather_claims import GatherClaims
+from novasvc.rpc.server.gather_claims import MAX_CLAIMS, GatherClaims
 from novasvc.rpc.target import Target
 from novasvc.telemetry import metrics
 from tests.support.rpc_rig import CONTEXT, TARGET, Diary, RPCCase, SlowTransport
@@ -106,7 +106,8 @@ class GatherTests(GatherCase):
         gathered = self.successResultOf(gathering.all())
         self.assertEqual(gathered.results, {host: f"{host} is well" for host in ("h1", "h2", "h3")})
         self.assertEqual((gathered.errors, gathered.missing, gathering.ended), ({}, (), True))
-        self.assertEqual(self.clock.getDelayedCalls(), [])
+        claims = self.clock.getDelayedCalls()  # each server's, until the gather expires
+        self.assertEqual(len(claims), len(self.hosts))
 
     def test_one_by_one(self) -> None:
         """Answers are taken as they arrive."""
@@ -244,8 +245,7 @@ class ClaimTests(RPCCase):
     def test_redelivered(self) -> None:
         """A redelivered gather that the other process answers leaves the room in its group to others."""
         answered = encode_request("hang_again", {"what": 1}, {}, reply_to=ReplyTo("1", "a"), options={"gather": True})
-        other = GatherClaims(TARGET, self.clock)
-        self.addCleanup(other.close)
+        other = self.claims()
         self.assertTrue(
             other.claim(cast(Call, SimpleNamespace(request=read_request(unwrap(answered)), expires_at=None)))
         )
@@ -254,20 +254,38 @@ class ClaimTests(RPCCase):
 
     def test_held(self) -> None:
         """A call stays claimed until it expires, however long that is, and however many others are claimed."""
-        one, other = GatherClaims(TARGET, self.clock), GatherClaims(TARGET, self.clock)
-        self.addCleanup(one.close)
-        self.addCleanup(other.close)
-
-        def claim(claims: GatherClaims, number: int) -> bool:
-            body = encode_request("note", {}, {}, reply_to=ReplyTo(str(number), "a"), options={"gather": True})
-            request = read_request(unwrap(body))
-            return claims.claim(cast(Call, SimpleNamespace(request=request, expires_at=300.0)))
-
-        self.assertTrue(all(claim(one, number) for number in range(100)))
+        one, other = self.claims(), self.claims()
+        self.assertTrue(all(self.claim(one, number) for number in range(100)))
         self.clock.advance(299)
-        self.assertEqual((claim(one, 100), claim(other, 0)), (True, False))
+        self.assertEqual((self.claim(one, 100), self.claim(other, 0)), (True, False))
+
+    def test_expired(self) -> None:
+        """A claim is released when its call expires, also if no other gather comes."""
+        one, other = self.claims(), self.claims()
+        self.claim(one, 0)
+        self.clock.advance(299)
+        self.assertFalse(self.claim(other, 0))
         self.clock.advance(1)
-        self.assertEqual((claim(one, 101), claim(other, 0)), (True, True))
+        self.assertTrue(self.claim(other, 0))
+
+    def test_bounded(self) -> None:
+        """The claims of all servers of a process have one bound; beyond it, the oldest is released."""
+        one, two, other = self.claims(), self.claims(), self.claims()
+        self.assertTrue(all(self.claim((one, two)[number % 2], number) for number in range(MAX_CLAIMS)))
+        self.assertFalse(self.claim(other, 1))
+        self.assertTrue(self.claim(two, MAX_CLAIMS))
+        self.assertEqual([self.claim(other, number) for number in (0, 2, MAX_CLAIMS)], [True, False, False])
+
+    def claims(self) -> GatherClaims:
+        """Return the claims of one server."""
+        claims = GatherClaims(TARGET, self.clock)
+        self.addCleanup(claims.close)
+        return claims
+
+    def claim(self, claims: GatherClaims, number: int) -> bool:
+        """Claim one of several gathers that expire after 300 s."""
+        body = encode_request("note", {}, {}, reply_to=ReplyTo(str(number), "a"), options={"gather": True})
+        return claims.claim(cast(Call, SimpleNamespace(request=read_request(unwrap(body)), expires_at=300.0)))
 
     def test_again(self) -> None:
         """An idempotent method whose answer could not be sent runs again in the process that has claimed the gather."""
