@@ -68,7 +68,8 @@ class Message:
     :param request: a request or an event: it is addressed to services, whose queues may come back shortly after an
         outage.
     :param done: fires when the broker has confirmed the message; the sender may cancel it.
-    :param on_cancelled: called if ``done`` is cancelled after the message was written and before its confirm.
+    :param on_cancelled: called if ``done`` is cancelled while the message waits for a declaration, or after it was
+        written and before its confirm.
     :param expires_at: seconds on the clock after which the message is void, or None.
     :param sent_at: seconds on the clock when the message was written.
     :param returned: basic.return came for the last attempt.
@@ -372,7 +373,9 @@ class Publisher:
         :param hold: count it as buffered meanwhile, and let it expire.
         """
         if hold:
-            self._send_buffer.hold(message)
+            # What waits for the declaration has the message, which must not outlive its place in the buffer.
+            self._send_buffer.hold(message, declaring.cancel)
+            message.on_cancelled = declaring.cancel
 
         def declared(result: _T) -> None:
             self._send_buffer.release(message)

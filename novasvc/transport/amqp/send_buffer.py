@@ -1,7 +1,6 @@
 """Send buffer: messages that wait for the broker, bounded, ordered, each with a deadline."""
 
 from collections.abc import Callable
-from functools import partial
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -81,9 +80,17 @@ class SendBuffer:
         if buffered.timer.active():
             buffered.timer.cancel()
 
-    def hold(self, message: "Message") -> None:
-        """Count a message that waits for a declaration toward the bounds until :meth:`release`, and expire it."""
-        self._hold(message, self._longest_wait(message), partial(self._expired, message))
+    def hold(self, message: "Message", stop_waiting: Callable[[], object]) -> None:
+        """Count a message that waits for a declaration toward the bounds until :meth:`release`, and expire it.
+
+        :param stop_waiting: called when it has expired.
+        """
+
+        def expire() -> None:
+            self._expired(message)
+            stop_waiting()
+
+        self._hold(message, self._longest_wait(message), expire)
 
     def delay(self, message: "Message", pause: float, send: Callable[[], None]) -> None:
         """Keep a message for a pause in seconds, and send it then. It counts toward the bounds."""

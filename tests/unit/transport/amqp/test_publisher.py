@@ -892,6 +892,10 @@ class FanoutTests(PublisherCase):
     def fanout(self, body: bytes = b"{}", ttl: float | None = None) -> Deferred[None]:
         return self.started(self.publisher.fanout("compute", body, ttl, "all of compute"))
 
+    def waiting(self) -> int:
+        """Return how many fanouts, with their bodies, wait for the declaration of their exchange."""
+        return sum(len(waiters.waiting) for waiters in self.publisher._fanout_exchanges._waiting.values())
+
     def test_sent(self) -> None:
         """A fanout goes to the topic's fanout exchange, declared each time on a channel of its own."""
         for number in (1, 2):
@@ -960,7 +964,9 @@ class FanoutTests(PublisherCase):
         """A fanout that waits for a declaration fails nearly at the end of its TTL, and is not sent."""
         self.broker.unanswered.add("exchange.declare")
         sent = self.fanout(ttl=4.0)
+        self.assertEqual(self.waiting(), 1)
         self.wait(4)
+        self.assertEqual(self.waiting(), 0)
         problem = self.failed(sent, BrokerUnavailableError).problem
         self.assertEqual(problem, "it answers or reads too slowly, so the message was not sent")
         self.link.say(2, "exchange.declare-ok")
@@ -1015,6 +1021,7 @@ class FanoutTests(PublisherCase):
         sent = self.fanout()
         sent.cancel()
         self.failed(sent, CancelledError)
+        self.assertEqual((self.waiting(), len(self.publisher)), (0, 0))
         self.link.say(2, "exchange.declare-ok")
         self.settle()
         self.assertEqual(self.published(), [])
