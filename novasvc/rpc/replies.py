@@ -367,8 +367,11 @@ class PendingCalls:
             problem = f"{pending.unconfirmed.problem}; it could not be sent again: {error}"
             self._fail(msg_id, UnconfirmedError(str(pending.target), problem), pending.metrics.unconfirmed)
         elif isinstance(error, UndeliverableError) and self._explain is not None:
-            self._deadlines.live.pop(msg_id, None)  # The call has failed already, and the lookup has its own bound.
+            self._deadlines.live.pop(msg_id, None)  # The call has failed already.
             explaining = pending.waiting_on = self._explain(pending.target)
+            if pending.deadline < inf:
+                # The lookup has a bound of its own, but the call has perhaps less time.
+                explaining.addTimeout(max(0.0, pending.deadline - self._clock.seconds()), self._clock)
             explaining.addBoth(self._explained_failure, failure, msg_id)
         else:
             self._fail(msg_id, failure, pending.metrics.unsent)
