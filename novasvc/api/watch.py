@@ -19,9 +19,10 @@ _log = Logger()
 WATCHED = 2.0
 """Seconds between reads while there are viewers."""
 _PAUSE_FACTOR = 10
-"""The pause after a read is at least this many times its duration, which bounds the load of a big fleet."""
+"""The pause after a read is this many times its duration, which bounds the load of a big fleet."""
 _LONGEST_PAUSE = 10.0
-"""Seconds. A longer pause would show a state that is much too old, and that of an outage long after its end."""
+"""Seconds of such a pause at the most. A longer one would show a state that is much too old, and that of an outage long
+after its end."""
 _POLLING_VIEWER = 15.0
 """Seconds for which a request for the current state counts as a viewer."""
 

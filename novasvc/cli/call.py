@@ -95,7 +95,11 @@ def call(
         return run_with_client(context.configuration.settings, target, work, (method, arguments))
     except KeyboardInterrupt:
         if waiting:
-            click.echo(f"\nnovasvc: interrupted; {target} was asked to cancel {method!r}", err=True, nl=False)
+            click.echo(
+                f"\nnovasvc: interrupted; if {target} has the call, it was asked to cancel {method!r}",
+                err=True,
+                nl=False,
+            )
         raise  # click ends the line
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 import click
 
 from novasvc.cli.command_context import CommandContext, pass_command_context
+from novasvc.cli.output import printable
 from novasvc.config import Settings, option_table
 from novasvc.config.load import load_leniently
+from novasvc.errors import NovasvcError
 
 _TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*[.:][^\W\d]\w*")
 
@@ -106,7 +108,7 @@ def run_twistd(arguments: Sequence[str]) -> None:
 
     @provider(ILogObserver)
     def observe(event: LogEvent) -> None:
-        if event.get("log_level") is LogLevel.critical:
+        if event.get("log_level") is LogLevel.critical and isinstance(event.get("error"), NovasvcError):
             reasons[:] = [formatEvent(event)]
 
     globalLogPublisher.addObserver(observe)
@@ -115,7 +117,8 @@ def run_twistd(arguments: Sequence[str]) -> None:
     twistd()
     # A signal has ended the process there; a failure has stopped the reactor only.
     if reasons:
-        click.echo(f"novasvc: {reasons[0]}", sys.__stderr__)  # twistd has redirected sys.stderr to the log
+        # twistd has redirected sys.stderr to the log. The text may come from a peer: escape control characters.
+        click.echo(f"novasvc: {printable(reasons[0])}", sys.__stderr__)
 
 
 def _arguments(context: CommandContext, target: str, options: Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ _SCHEME_PASSWORD = re.compile(r"^(?P<kept>.*?://(?!/)[^:]*):(?P<secret>.*)@", re
 # "scheme://user:password" without a host; ":5672" and "[::1]" are not passwords.
 _NO_HOST = re.compile(r"^(?P<kept>.*?://[^:/@\[\]]*):(?!\d+(?:[/?,]|$))(?P<secret>[^/].*)$", re.DOTALL)
 _NAMES = (
-    r"pass(?:w|phrase|code|(?![a-z])(?![_-]through))|pwd|secret|token|credential|(?<![a-z])auth(?![a-z_-])|"
+    r"pass(?:w|phrase|code|[_-]?key|[_-]?file|(?![a-z])(?![_-]through))|pwd|secret|token|credential|auth(?![a-z_-])|"
     r"(?:private|api|access|signing|encryption)[_-]?key"
 )
 _PARAMETER = re.compile(rf"(?P<kept>[?&;][^=&;]*(?:{_NAMES})[^=&;]*=)[^&;]*", re.IGNORECASE)

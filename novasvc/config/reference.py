@@ -148,8 +148,8 @@ with `api = true` or `enabled_apis`, the process then serves only these.
 
 ## Rules
 
-- `service_down_time` must be greater than the `report_interval` of each service that runs here. So must `fence_after`,
-  unless it is 0; then none of these intervals may be 0.
+- `service_down_time` must be greater than the `report_interval` of each service that runs here. If
+  `fence_after` is not 0, it must be greater, too, and none of these intervals may be 0.
 - A certificate needs its key: `ssl_cert_file` and `ssl_key_file`, `rabbit_ssl_cert_file` and `rabbit_ssl_key_file`.
 - `enabled_ssl_apis` needs a certificate. None of the `enabled_apis` may be named `api`.
 - A service with `db_allowed = false` needs a conductor: on `memory:`, a `[[service]]` table with

@@ -94,7 +94,7 @@ class Substitution:
             text = substitute(value, lambda inner: self._look_up(section, inner))
         finally:
             self._resolving.pop()
-        if len(text) > _LONGEST:
+        if len(text) > max(_LONGEST, len(value)):
             raise ReferenceChainError(f"the references in {here} make a text of more than {_LONGEST:,} characters")
         self._resolved[here] = text
         return text

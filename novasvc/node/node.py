@@ -507,6 +507,8 @@ class Node:
 
     def _begin_drain(self) -> None:
         """Accept nothing new from this moment on, so that "draining" can be relied on."""
+        if self.heartbeat is None or not self.heartbeat.is_running:
+            self.fence.stop()  # Nothing would tell it that heartbeats arrive.
         self._tasks_ended = self.tasks.stop()
         self._topic_cancelled = succeed(None) if self.server is None else self.server.drain()
         self._events_cancelled = succeed(None) if self.events is None else self.events.drain()

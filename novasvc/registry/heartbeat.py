@@ -143,6 +143,11 @@ class Heartbeat:
 
         return hearing.addBoth(done)
 
+    @property
+    def is_running(self) -> bool:
+        """Whether heartbeats are sent."""
+        return self._loop is not None and self._loop.running
+
     def start(self) -> Deferred[None]:
         """Send the first heartbeat now, and one every report_interval from now on.
 

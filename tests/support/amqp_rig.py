@@ -380,11 +380,7 @@ class AMQPCase(SynchronousTestCase):
     def transport(self, url: str = URL, retry: RetryPolicy = lambda _: 1.0, **options: Any) -> AMQPTransport:
         """Open a transport, whose timers and connections are looked for when the test has ended."""
         transport = AMQPTransport(
-            BrokerAddress.parse(url),
-            reactor=self.reactor,
-            options=BrokerOptions(**options),
-            retry=retry,
-            time=self.reactor.seconds,
+            BrokerAddress.parse(url), reactor=self.reactor, options=BrokerOptions(**options), retry=retry
         )
         self.addCleanup(self._close, transport)
         self.done(transport.open())

@@ -108,7 +108,16 @@ class RefusalLog:
         self._topic = topic
         self._clock = clock
         self._next = 0.0
+        self._next_cast = 0.0
         self._silent = 0
+
+    def level_of_cast(self) -> Any:
+        """Return the LogLevel of a refused cast: now and then a warning, because its sender is not told."""
+        now = self._clock.seconds()
+        if now < self._next_cast:
+            return LogLevel.info
+        self._next_cast = now + _LOG_INTERVAL
+        return LogLevel.warn
 
     def add(self, scope: Context, error: NotAllowedError) -> None:
         """Count a refusal; log it, if none was logged shortly before."""

@@ -2,7 +2,7 @@
 
 from contextvars import Context, copy_context
 
-from twisted.logger import Logger
+from twisted.logger import Logger, LogLevel
 
 from novasvc.context import RequestContext, current_context
 from novasvc.interfaces import IDelivery
@@ -102,6 +102,5 @@ class Settlement:
         if isinstance(error, NotAllowedError):
             self._refusals.add(scope, error)
             return
-        # The sender of a cast is not told.
-        log = _log.warn if request.reply_to is None else _log.info
-        scope.run(log, "a request to {target} was refused: {error}", target=self._target, error=error)
+        level = self._refusals.level_of_cast() if request.reply_to is None else LogLevel.info
+        scope.run(_log.emit, level, "a request to {target} was refused: {error}", target=self._target, error=error)

@@ -138,7 +138,7 @@ class Delivery:
             # A header survives both.
             headers[EXPIRES_IN] = max(1, int(left * 1000))
             listener = self._consuming.listener
-            headers[SENT] = sent_value(listener.publisher.sender, listener.subscriptions.times_in_queue.now()).decode()
+            headers[SENT] = sent_value(listener.publisher.sender, listener.clock.seconds()).decode()
         return Message("", "", self.body, None, mandatory=True, target="", headers=headers)
 
     def quarantine(self, reason: str) -> None:
@@ -300,9 +300,9 @@ class ConsumerChannel(ChannelReceiver):
         if not sender:
             return now + ttl
         times = self.listener.subscriptions.times_in_queue
-        seconds = times.now() - properties.sent_at
+        seconds = now - properties.sent_at
         if 0.0 <= seconds < TOLERANCE and sender not in times.differences:
-            return now + ttl - seconds  # The common case. Inlined: every call passes here.
+            return now + ttl  # The common case. Inlined: every call passes here.
         return now + ttl - times.waited(sender, seconds, ttl, at_once=self._after_lull, again=again)
 
     def flush(self) -> None:
@@ -385,6 +385,8 @@ class ConsumerChannel(ChannelReceiver):
             delivery.requeue(delivery.deliveries)
         elif not ((self.holding or read.deliveries) and listener.move_tracker.defer_copy(delivery)):
             delivery.dispatch()
+            # What came while the method ran is not after a lull.
+            self._lull_since = max(self._lull_since, self.clock.seconds())
 
     def consumer_cancelled(self, consumer_tag: str) -> None:
         """Handle basic.cancel: close the channel; the listener declares and consumes again. See ChannelReceiver."""

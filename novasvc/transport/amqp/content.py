@@ -13,8 +13,8 @@ PLAIN = b"\xf8\x00" + _USUAL
 _EXPIRING = b"\xf9\x00" + _USUAL
 _EXPIRATION_AT = len(_EXPIRING) + 1
 SENT = "x-novasvc-sent"
-"""Header of a message with a TTL: its sender's 8 characters, a colon, and the milliseconds since 1970 at which it was
-sent, in 13 digits."""
+"""Header of a message with a TTL: its sender's 8 characters, a colon, and the milliseconds on its clock
+at which it was sent, in 13 digits."""
 _SENDER_SIZE = 8
 _SENT_SIZE = 22
 _HEADER = bytes((len(SENT),)) + SENT.encode() + b"S" + _SENT_SIZE.to_bytes(4, "big")
@@ -59,7 +59,7 @@ class Properties(NamedTuple):
     :param returns: how often it was returned to its quorum queue, as the broker counts.
     :param probe: the queue of the listener that sent this probe; None for any other message.
     :param sender: who sent it, of a message that says so; see :data:`SENT`. b"" for any other.
-    :param sent_at: seconds since 1970 on the sender's clock.
+    :param sent_at: seconds on the sender's clock.
     """
 
     expires_in: float | None = None
@@ -80,7 +80,7 @@ def sent_value(sender: bytes, sent_at: float) -> bytes:
     """Return the value of the header SENT.
 
     :param sender: 8 characters.
-    :param sent_at: seconds since 1970.
+    :param sent_at: seconds on the sender's clock.
     """
     return b"%b:%013d" % (sender, sent_at * 1000)
 
@@ -93,7 +93,7 @@ def write_properties(
     :param ttl: seconds after which the broker drops the message, or None. Clamped to 1 ms and 2**32 - 1 ms.
     :param headers: the field table of headers.
     :param sender: 8 characters for a message with a TTL; b"" to leave out who sent it when.
-    :param sent_at: seconds since 1970.
+    :param sent_at: seconds on the sender's clock.
     :raises CodecError: a header cannot be encoded.
     """
     if headers:

@@ -1,6 +1,5 @@
 """Publish messages with publisher confirms; buffer them while the broker cannot take them."""
 
-import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from itertools import takewhile
@@ -110,7 +109,6 @@ class ConfirmChannel(ChannelReceiver):
     :param unroutable: called with a message that was returned, when its confirm arrives.
     :param on_cancelled: called when the sender cancels an unconfirmed message.
     :param sender: said in each message with a TTL; see Note [Time in the queue].
-    :param time: returns the seconds since 1970, which such a message says, too.
     :param confirmed_at: seconds on the clock of the last confirm; -inf before the first.
     """
 
@@ -121,7 +119,6 @@ class ConfirmChannel(ChannelReceiver):
     _unroutable: Callable[[Message], None]
     _message_cancelled: Callable[[], None]
     _sender: bytes
-    _time: Callable[[], float]
     confirmed_at: float = attrs.field(default=-inf, init=False)
     _last_tag: int = attrs.field(default=0, init=False)
     _unconfirmed: dict[int, Message] = attrs.field(factory=dict, init=False)
@@ -141,7 +138,7 @@ class ConfirmChannel(ChannelReceiver):
         ttl = None if message.expires_at is None else message.expires_at - now
         try:
             if ttl is not None:
-                properties = write_properties(ttl, message.headers, self._sender, self._time())
+                properties = write_properties(ttl, message.headers, self._sender, now)
             else:
                 properties = write_properties(None, message.headers) if message.headers else PLAIN
             method = pack_publish(channel.id, message.exchange, message.routing_key, message.mandatory)
@@ -237,7 +234,6 @@ class Publisher:
     :param connect: makes the connection for its user; the caller opens and closes it.
     :param flow_check_age: see FLOW_CHECK_AGE.
     :param unroutable_backoff: backoff before an unroutable message is sent again, by the number of its returns.
-    :param time: returns the seconds since 1970.
     :ivar sender: 8 characters for this publisher, said in each message with a TTL; see Note [Time in the queue] in
         :mod:`novasvc.transport.amqp.time_in_queue`.
     """
@@ -275,7 +271,6 @@ class Publisher:
     _connect: Callable[[ConnectionHandler], Connection]
     _flow_check_age: float = FLOW_CHECK_AGE
     _unroutable_backoff: RetryPolicy = attrs.field(factory=lambda: jittered_backoff(first=0.1, longest=1.0))
-    _time: Callable[[], float] = attrs.field(default=time.time, kw_only=True)
     connection: Connection = attrs.field(init=False)
     sender: bytes = attrs.field(init=False)
     _main: ConfirmChannel | None = attrs.field(default=None, init=False)
@@ -617,7 +612,6 @@ class Publisher:
             self._unroutable,
             self._message_cancelled,
             self.sender,
-            self._time,
         )
         channel.receiver = confirming
         return confirming

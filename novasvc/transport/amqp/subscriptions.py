@@ -1,7 +1,6 @@
 """Subscriptions that survive the loss of their channel, queue or connection."""
 
 import re
-import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -53,7 +52,7 @@ class Subscriptions:
     :param connect: makes a connection for its user; the caller opens it.
     :ivar consumer_timeout: seconds, see BrokerOptions; the broker's own limit if that turned out to be shorter.
     :ivar replacements: the queues that an operator is replacing.
-    :param times_in_queue: tells for how long a delivery has waited.
+    :ivar times_in_queue: tells for how long a delivery has waited.
     """
 
     # Note [Transient queues]
@@ -80,7 +79,7 @@ class Subscriptions:
     connection: Connection = attrs.field(init=False)
     consumer_timeout: float = attrs.field(init=False)
     replacements: Replacements = attrs.field(init=False)
-    times_in_queue: TimesInQueue = attrs.field(factory=lambda: TimesInQueue(time.time), kw_only=True)
+    times_in_queue: TimesInQueue = attrs.field(factory=TimesInQueue, init=False)
     _subscriptions: list[Subscription] = attrs.field(factory=list, init=False)
     _failed: list[Subscription] = attrs.field(factory=list, init=False)
     _retries: dict[Subscription, Deferred[None]] = attrs.field(factory=dict, init=False)

@@ -1,6 +1,5 @@
 """ITransport over RabbitMQ, for ``amqp:`` and ``rabbit:`` URLs."""
 
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -33,7 +32,6 @@ from novasvc.transport.amqp.reconnect import quick_backoff
 from novasvc.transport.amqp.reply_codes import NOT_FOUND
 from novasvc.transport.amqp.retries import ReplyRetries
 from novasvc.transport.amqp.subscriptions import Subscriptions
-from novasvc.transport.amqp.time_in_queue import TimesInQueue
 
 _log = Logger()
 
@@ -173,7 +171,6 @@ class AMQPTransport:
     :param options: how queues are declared, deadlines, heartbeat, TLS.
     :param name: the prefix of both connections' names in the broker's list.
     :param retry: backoff: seconds to wait after the nth failed round of hosts.
-    :param time: returns the seconds since 1970.
     """
 
     _address: BrokerAddress
@@ -182,7 +179,6 @@ class AMQPTransport:
     _options: BrokerOptions = attrs.field(factory=BrokerOptions, kw_only=True)
     _name: str = attrs.field(default="novasvc", kw_only=True)
     _retry: RetryPolicy = attrs.field(factory=quick_backoff, kw_only=True)
-    _time: Callable[[], float] = attrs.field(default=time.time, kw_only=True)
     _publisher: Publisher = attrs.field(init=False)
     _subscriptions: Subscriptions = attrs.field(init=False)
     _connecting: bool = attrs.field(default=False, init=False)
@@ -194,12 +190,8 @@ class AMQPTransport:
 
     def __attrs_post_init__(self) -> None:
         options, clock = self._options, self._reactor
-        self._publisher = Publisher(
-            self._exchange, options, clock, partial(self._connection, "publishing"), time=self._time
-        )
-        self._subscriptions = Subscriptions(
-            options, clock, partial(self._connection, "consuming"), times_in_queue=TimesInQueue(self._time)
-        )
+        self._publisher = Publisher(self._exchange, options, clock, partial(self._connection, "publishing"))
+        self._subscriptions = Subscriptions(options, clock, partial(self._connection, "consuming"))
         self._retries = ReplyRetries(clock, self._publisher)
 
     def _connection(self, name: str, handler: ConnectionHandler) -> Connection:

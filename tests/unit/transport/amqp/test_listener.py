@@ -288,15 +288,16 @@ class SettleTests(ListenerCase):
             self.assertAlmostEqual(self.got[-1].expires_in, 22.0, msg=number)
 
     def test_clocks_differ(self) -> None:
-        """What comes after a lull has not waited, and shows how much the clocks differ; not if it came before."""
+        """Two messages after lulls have not waited, and show how much the clocks differ; not if they came before."""
         for again in ({"redelivered": True}, {"headers": {DELIVERIES: 1}}):
             self.wait(10)
             properties = self.sent(8.0, **again.pop("headers", {}))
             self.deliver(b"again", properties=properties, **again)
             self.assertAlmostEqual(self.got[-1].expires_in, 22.0)
-        self.wait(10)
-        self.deliver(b"at once", properties=self.sent(8.0))
-        self.assertAlmostEqual(self.got[-1].expires_in, 30.0)
+        for left in (22.0, 30.0):
+            self.wait(10)
+            self.deliver(b"at once", properties=self.sent(8.0))
+            self.assertAlmostEqual(self.got[-1].expires_in, left)
         self.deliver(b"another", properties=self.sent(9.0))
         self.assertAlmostEqual(self.got[-1].expires_in, 29.0)
 

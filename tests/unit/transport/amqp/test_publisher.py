@@ -42,13 +42,7 @@ class PublisherCase(AMQPCase):
             Connection, "publishing", address, options, self.reactor, client_name="test", retry=lambda _: 1.0
         )
         self.publisher = Publisher(
-            "nova",
-            options,
-            self.reactor,
-            connect,
-            self.flow_check_age,
-            lambda returns: returns / 2,
-            time=self.reactor.seconds,
+            "nova", options, self.reactor, connect, self.flow_check_age, lambda returns: returns / 2
         )
         self.connection = self.publisher.connection
         self.done(self.connection.open())
