@@ -69,8 +69,9 @@ class ReactorThread:
             waiting = _called(function)
             waiting.addBoth(outcomes.append).addBoth(lambda _: ended.set())
 
-        self._reactor.callFromThread(begin)
         try:
+            # Within the block, because SIGINT may arrive when the function is handed over already.
+            self._reactor.callFromThread(begin)
             self._wait(ended, timeout)
         except KeyboardInterrupt:
             self._cancel(lambda: waiting.cancel(), ended)  # noqa: PLW0108 - begin() sets it
