@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from unittest import SkipTest, TestCase
 
-from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
+from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException, WebDriverException
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -155,7 +155,12 @@ class Browser:
     def _read(self, read: Callable[[], T]) -> T:
         while True:
             with suppress(StaleElementReferenceException):
-                return read()
+                try:
+                    return read()
+                except WebDriverException as error:
+                    # Chrome says so if the element goes away in the midst of a command.
+                    if "does not belong to the document" not in str(error):
+                        raise
 
     def script(self, code: str) -> Any:
         """Run JavaScript."""
