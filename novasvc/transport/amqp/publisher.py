@@ -94,6 +94,10 @@ class Message:
     def __attrs_post_init__(self) -> None:
         self.done = Deferred(self._cancelled)
 
+    def needs_reading_broker(self, now: float) -> bool:
+        """Return whether it is written only while the broker is known to read: see Note [Flow check]."""
+        return self.request or (self.expires_at is not None and self.expires_at > now)
+
     def _cancelled(self, _: object) -> None:
         """No-op canceller: the Deferred fails by itself, and a late confirm is ignored."""
         if self.on_cancelled is not None:
@@ -344,10 +348,10 @@ class Publisher:
 
     def _needs_flow_check(self, message: Message, now: float) -> bool:
         """Return whether a message waits for a confirm first; see Note [Flow check]."""
-        main, expires_at = self._main, message.expires_at
+        main = self._main
         if main is not None and now - main.confirmed_at <= self._flow_check_age:
             return False
-        return message.request or (expires_at is not None and expires_at > now)
+        return message.needs_reading_broker(now)
 
     def _publish_or_buffer(self, message: Message) -> Deferred[None]:
         if self._closed:
@@ -481,9 +485,10 @@ class Publisher:
         if main is None or self._checking_flow or not self.connection.is_writable:
             return
         now = self._clock.seconds()
-        waiting = next(
-            (each.message for each in self._send_buffer.buffered if self._needs_flow_check(each.message, now)), None
-        )
+        if now - main.confirmed_at <= self._flow_check_age:
+            return  # Without a look at the messages: there may be thousands, and this is asked for each of them.
+        buffered = (each.message for each in self._send_buffer.buffered)
+        waiting = next((message for message in buffered if message.needs_reading_broker(now)), None)
         if waiting is None:
             return
         # Use the message's own exchange: the user may lack the write permission for another one.

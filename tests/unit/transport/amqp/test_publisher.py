@@ -661,6 +661,20 @@ class HeldTests(PublisherCase):
         for one in sent:
             self.successResultOf(one)
 
+    def test_congested_by_many(self) -> None:
+        """While the broker is known to read, no buffered message is looked at because another one is buffered."""
+        looked: list[Message] = []
+        self.patch(Message, "needs_reading_broker", lambda message, _: looked.append(message))
+        valve = self.link.transport.producer
+        valve.pauseProducing()
+        sent = [self.publish(ttl=10.0) for _ in range(100)]
+        valve.resumeProducing()
+        self.settle()
+        self.confirm(100, multiple=True)
+        for one in sent:
+            self.successResultOf(one)
+        self.assertEqual(looked, [])
+
     def test_congested_again(self) -> None:
         """If the buffer is full again midway, the rest keeps its place before later messages."""
         valve = self.link.transport.producer
