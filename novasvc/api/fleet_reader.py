@@ -1,10 +1,12 @@
 """The periodic read of the fleet for the page: rows, and the outages that concern many of their services."""
 
 from novasvc.api.backend import Backend
+from novasvc.api.watch import SLICE
+from novasvc.reactor.turns import in_slices
 from novasvc.registry.outages import Outages, VerdictRule
 from novasvc.registry.record import ServiceRecord
 from novasvc.registry.verdict import Judge, Verdict, describe_outages
-from novasvc.registry.verdicts import FleetVerdicts, OutageLog, count_verdicts, may_be_heard, read_outages
+from novasvc.registry.verdicts import FleetVerdicts, OutageLog, count_verdicts, may_be_heard, read_all, read_outages
 
 
 class FleetReader:
@@ -23,19 +25,22 @@ class FleetReader:
         self.outages = Outages()
 
     async def read(self) -> list[ServiceRecord]:
-        """Read the rows, then the outages.
+        """Read the rows, page by page, then the outages.
 
         :raises DatabaseError: the registry cannot be read.
         :raises APIError: it is not connected.
         """
-        registry = self._backend.registry
-        records: list[ServiceRecord] = await registry.list(None, None, None)
-        self.outages = await read_outages(registry, records, self._rule)
-        self._judge = Judge(self._rule, self.outages)
-        if self._backend.settings.api_watch_interval:
-            self._log.note(self.outages)
-            judged = [(record, self._judge(record)) for record in records if may_be_heard(record)]
-            count_verdicts(FleetVerdicts(judged, self.outages))
+        backend = self._backend
+        records = await read_all(backend.registry)
+        outages = await read_outages(backend.registry, records, self._rule)
+        judge = Judge(self._rule, outages)
+        if backend.settings.api_watch_interval:
+            judged = []
+            async for some in in_slices(records, SLICE, backend.reactor):
+                judged += [(record, judge(record)) for record in some if may_be_heard(record)]
+            self._log.note(outages)
+            count_verdicts(FleetVerdicts(judged, outages))
+        self.outages, self._judge = outages, judge
         return records
 
     def verdict(self, record: ServiceRecord) -> Verdict:

@@ -1,7 +1,7 @@
 """A cached view of the fleet: one periodic read of the registry serves all viewers and feeds the timeline."""
 
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
@@ -12,6 +12,7 @@ from novasvc.api.errors import APIError
 from novasvc.api.service_status import Assessment, ServiceStatus, Totals, count_totals, status_of
 from novasvc.api.timeline import Event, Timeline, events_of
 from novasvc.errors import NovasvcError
+from novasvc.reactor.turns import in_slices
 from novasvc.registry.record import ServiceRecord
 
 _log = Logger()
@@ -23,6 +24,8 @@ _PAUSE_FACTOR = 10
 _LONGEST_PAUSE = 10.0
 """Seconds of such a pause at the most. A longer one would show a state that is much too old, and that of an outage long
 after its end."""
+SLICE = 250
+"""Services that are looked at in one turn of the reactor: a few milliseconds."""
 _POLLING_VIEWER = 15.0
 """Seconds for which a request for the current state counts as a viewer."""
 
@@ -209,7 +212,7 @@ class Watch(Service):
     async def _read(self) -> None:
         try:
             records = await self._source()
-            self._apply(records)
+            await self._apply(records)
         except CancelledError:
             return
         except NovasvcError as error:
@@ -235,29 +238,27 @@ class Watch(Service):
 
     # -- changes -----------------------------------------------------------------------------------
 
-    def _apply(self, records: Iterable[ServiceRecord]) -> None:
-        self.version += 1
-        self._read_at = self._clock.seconds()
-        is_baseline, self._is_baseline = self._is_baseline, False
-        if is_baseline:
-            self.began = self._read_at
+    async def _apply(self, records: Sequence[ServiceRecord]) -> None:
+        version, read_at, is_baseline = self.version + 1, self._clock.seconds(), self._is_baseline
         before, after = {} if is_baseline else self._services, {}
         events: list[Event] = []
-        for record in records:
-            seen = before.get(record.id)
-            service = status_of(
-                record, self._assess(record), seen, self._read_at, self.version, is_baseline=is_baseline
-            )
-            after[record.id] = service
-            if service.turned == self.version:
-                events += ((kind, service, why) for kind, why in events_of(seen, service))
+        async for some in in_slices(records, SLICE, self._clock):
+            for record in some:
+                seen = before.get(record.id)
+                service = status_of(record, self._assess(record), seen, read_at, version, is_baseline=is_baseline)
+                after[record.id] = service
+                if service.turned == version:
+                    events += ((kind, service, why) for kind, why in events_of(seen, service))
         for number in before.keys() - after.keys():
             events.append(("deleted", before[number], ""))
         if before.keys() != after.keys() or any(
-            before[number].zone != after[number].zone for number in after if after[number].turned == self.version
+            before[number].zone != service.zone for number, service in after.items() if service.turned == version
         ):
-            self.members = self.version
-        self._services = after
+            self.members = version
+        self.version, self._read_at, self._services = version, read_at, after
+        self._is_baseline = False
+        if is_baseline:
+            self.began = read_at
         self.totals = count_totals(after.values())
         if not is_baseline:
-            self.timeline.add(self._read_at, events)
+            self.timeline.add(read_at, events)

@@ -60,20 +60,30 @@ async def read_outages(registry: IServiceRegistry, records: Sequence[ServiceReco
     return outages
 
 
-async def judge_all(registry: IServiceRegistry, rule: VerdictRule, query: ServiceQuery | None = None) -> FleetVerdicts:
-    """Read all services, page by page, and judge them.
+async def read_all(registry: IServiceRegistry, query: ServiceQuery | None = None) -> list[ServiceRecord]:
+    """Read all services, page by page.
 
     :param query: filters; its order, marker and limit are ignored.
+    :return: in the order of their ids.
     :raises DatabaseError: the registry cannot be read.
     """
     records: list[ServiceRecord] = []
     wanted = attrs.evolve(query or ServiceQuery(), sort="id", descending=False, after=None, limit=PAGE)
     while True:
         page: ServicePage = await registry.page(wanted)
-        records += filter(may_be_heard, page.rows)
+        records += page.rows
         if not page.more:
-            break
+            return records
         wanted = attrs.evolve(wanted, after=str(page.rows[-1].id))
+
+
+async def judge_all(registry: IServiceRegistry, rule: VerdictRule, query: ServiceQuery | None = None) -> FleetVerdicts:
+    """Read all services, and judge them.
+
+    :param query: filters; its order, marker and limit are ignored.
+    :raises DatabaseError: the registry cannot be read.
+    """
+    records = [*filter(may_be_heard, await read_all(registry, query))]
     outages = await read_outages(registry, records, rule)
     return FleetVerdicts(list(zip(records, map(Judge(rule, outages), records), strict=True)), outages)
 

@@ -674,5 +674,5 @@ class ManyTests(SynchronousTestCase):
         asking = rig.send("GET", LIST)
         self.assertFalse(asking.answered)
         self.assertTrue(rig.send("GET", "/healthz").answered)
-        rig.clock.pump([0] * 3)
+        rig.clock.pump([0.001] * 3)
         self.assertEqual(len(json.loads(asking.answer.body)["services"]), 1234)

@@ -5,6 +5,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock, deferLater
 from twisted.trial.unittest import SynchronousTestCase
 
+from novasvc.api import watch
 from novasvc.api.timeline import Entry
 from novasvc.api.watch import WATCHED, Watch
 from novasvc.errors import DatabaseUnavailableError
@@ -84,6 +85,28 @@ class ReadingTests(WatchTestCase):
         self.assertEqual([service.name for service in self.watch.services.values()], ["agent@h1"])
         self.assertEqual(self.watch.trouble, "")
         self.assertEqual(self.happened(), [])
+
+    def test_in_slices(self) -> None:
+        """The rows of a large fleet are looked at in slices; until the last one viewers see the state before."""
+        self.patch(watch, "SLICE", 2)
+        for number in range(5):
+            self.add(f"h{number}")
+        self.start()
+        self.assertEqual((self.watch.version, len(self.watch.services)), (0, 0))
+        self.clock.pump([0.001] * 2)
+        self.assertEqual((self.watch.version, len(self.watch.services)), (1, 5))
+
+    def test_stopped_between_slices(self) -> None:
+        """A read that is stopped between two slices changes nothing, and the next one reads all."""
+        self.patch(watch, "SLICE", 2)
+        for number in range(5):
+            self.add(f"h{number}")
+        self.start()
+        self.watch.stopService()
+        self.assertEqual((self.watch.version, self.clock.getDelayedCalls()), (0, []))
+        self.watch.startService()
+        self.clock.pump([0.001] * 3)
+        self.assertEqual((self.watch.version, len(self.watch.services), self.happened()), (1, 5, []))
 
     def test_pace(self) -> None:
         """It reads every 10 s without viewers, and every 2 s with them."""
