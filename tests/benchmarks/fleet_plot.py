@@ -1,7 +1,7 @@
 """Draw figures of the benchmark ``fleet``: `python -m tests.benchmarks.fleet_plot --output FILE LABEL=JSON ...`.
 
-Each JSON file is one that ``python -m tests.benchmarks fleet --json`` wrote. The plot has the time of a heartbeat above
-and the use of processors below, over the number of nodes.
+Each JSON file is one that ``python -m tests.benchmarks fleet --json`` wrote; those with the same label make one line.
+The plot has the time of a heartbeat above and the use of processors below, over the number of nodes.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import LogFormatter, StrMethodFormatter
 
 CORES = {"conductor": "-", "database": "--", "broker": ":"}
 """What uses processors, and the style of its line."""
@@ -24,8 +24,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="FILE")
     parser.add_argument("runs", nargs="+", metavar="LABEL=JSON")
     arguments = parser.parse_args()
-    runs = dict(run.split("=", 1) for run in arguments.runs)
-    draw({label: json.loads(Path(name).read_text()) for label, name in runs.items()}, arguments.output)
+    runs: dict[str, dict[str, float]] = {}
+    for run in arguments.runs:
+        label, name = run.split("=", 1)
+        runs.setdefault(label, {}).update(json.loads(Path(name).read_text()))
+    draw(runs, arguments.output)
 
 
 def draw(runs: Mapping[str, Mapping[str, float]], output: Path) -> None:
@@ -50,6 +53,7 @@ def draw(runs: Mapping[str, Mapping[str, float]], output: Path) -> None:
         axes.grid(visible=True, which="both", alpha=0.25)
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.5)))
         axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.savefig(output, metadata={"Date": None} if output.suffix == ".svg" else None)
 
