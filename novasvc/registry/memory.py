@@ -23,7 +23,7 @@ from novasvc.registry.memory_operations import MemoryOperations
 from novasvc.registry.memory_verdicts import MemoryVerdicts
 from novasvc.registry.observation import Observation, Observations
 from novasvc.registry.outages import Outages, VerdictRule
-from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
+from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals, is_id
 from novasvc.registry.record import Records, ServiceChanges, ServiceRecord
 
 _T = TypeVar("_T")
@@ -172,7 +172,7 @@ class MemoryRegistry:
                 named = [row for row in (*self._rows, *self._deleted) if query.after in {str(row.id), row.uuid}]
                 if named:
                     marker_key = sort_key(named[0])
-                elif query.sort == "id" and query.after.isascii() and query.after.isdecimal():
+                elif query.sort == "id" and is_id(query.after):
                     marker_key = (int(query.after),)
                 else:
                     raise ServiceNotFoundError(query.after)

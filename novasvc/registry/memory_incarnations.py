@@ -88,6 +88,6 @@ def entered(
         state=state,
         since=incarnation.since if state == incarnation.state else now,
         until=None if until is None else now + timedelta(seconds=until),
-        reason=None if reason is None else storable(reason, LONGEST),
+        reason=storable(reason, LONGEST),
         calls=calls,
     )

@@ -125,7 +125,7 @@ class MemoryOperations:
                 row.nodes[change.service_id] = attrs.evolve(
                     row.nodes[change.service_id],
                     state=change.state,
-                    detail=None if change.detail is None else storable(change.detail, LONGEST),
+                    detail=storable(change.detail, LONGEST),
                     incarnation=change.incarnation,
                 )
 
@@ -157,7 +157,7 @@ class MemoryOperations:
 
     def _end(self, row: _Row, state: OperationState, reason: str | None) -> None:
         row.state, row.owner = state, None
-        row.reason = None if reason is None else storable(reason, LONGEST)
+        row.reason = storable(reason, LONGEST)
         row.ended = row.heard = self._clock.seconds()
 
     def _row(self, number: int) -> _Row:

@@ -8,6 +8,15 @@ from novasvc.registry.record import ServiceRecord
 
 Sort = Literal["name", "host", "seen", "version", "id"]
 
+GREATEST_ID = 2**31 - 1
+"""The largest id that the column holds in every database."""
+_DIGITS = len(str(GREATEST_ID))
+
+
+def is_id(service: str) -> bool:
+    """Return whether a service's name is an id in decimal; otherwise it can only be a uuid."""
+    return service.isascii() and service.isdecimal() and len(service) <= _DIGITS and int(service) <= GREATEST_ID
+
 
 @attrs.frozen(kw_only=True)
 class ServiceQuery:

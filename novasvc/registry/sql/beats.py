@@ -10,11 +10,12 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from novasvc.registry.errors import DatabaseLockedError, ServiceNotFoundError
+from novasvc.registry.query import GREATEST_ID
 from novasvc.registry.sql import silences
 from novasvc.registry.sql.batches import OF_ALL, Batches
 from novasvc.registry.sql.incarnations import NUMBER
 from novasvc.registry.sql.rows import BEAT
-from novasvc.registry.sql.schema import GREATEST_ID, services
+from novasvc.registry.sql.schema import services
 from novasvc.registry.sql.silences import BEGAN
 from novasvc.registry.sql.waiting import answer
 from novasvc.telemetry import metrics

@@ -224,7 +224,7 @@ def enter(
         "of_number": number,
         "new_state": state,
         "minus": None if until is None else -until,  # NULL minus NULL seconds is NULL
-        "new_reason": None if reason is None else storable(reason, LONGEST),
+        "new_reason": storable(reason, LONGEST),
         "new_calls": calls,
     }
     return bool(connection.execute(_ENTER, values).rowcount)

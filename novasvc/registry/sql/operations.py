@@ -228,7 +228,7 @@ def _check_owned(connection: Connection, number: int, owner: str) -> None:
 
 
 def _end(connection: Connection, number: int, state: OperationState, reason: str | None) -> None:
-    reason = None if reason is None else storable(reason, LONGEST)
+    reason = storable(reason, LONGEST)
     connection.execute(
         update(operations)
         .where(_OF_ID)
@@ -260,7 +260,7 @@ def _change_values(number: int, change: NodeChange) -> dict[str, Any]:
         "of_id": number,
         "of_service": change.service_id,
         "new_state": change.state,
-        "new_detail": None if change.detail is None else storable(change.detail, LONGEST),
+        "new_detail": storable(change.detail, LONGEST),
         "new_incarnation": change.incarnation,
         "new_claim": change.service_id if change.state in {"pending", "running"} else None,
     }

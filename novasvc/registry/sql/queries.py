@@ -9,9 +9,9 @@ from typing import Any, cast
 from sqlalchemy import ColumnElement, Select, bindparam, case, distinct, false, func, not_, or_, select, tuple_
 from sqlalchemy import Integer as SQLInteger
 
-from novasvc.registry.query import ServiceQuery
+from novasvc.registry.query import ServiceQuery, is_id
 from novasvc.registry.sql import incarnations
-from novasvc.registry.sql.schema import GREATEST_ID, database_ago, database_now, services
+from novasvc.registry.sql.schema import database_ago, database_now, services
 
 # Note [Cached statements]
 #
@@ -44,7 +44,6 @@ _JOINED = "incarnations"
 """In the shape of a statement that reads the table ``novasvc_incarnations``, too."""
 _OF_INCARNATIONS = frozenset({"zone", "tag", "up True", "up False"})
 """Filters that read the table ``novasvc_incarnations``."""
-_DIGITS = len(str(GREATEST_ID))
 _ESCAPE = "/"
 """Not the backslash, which MySQL interprets in string literals itself."""
 
@@ -77,13 +76,8 @@ def totals_statement(query: ServiceQuery, *, with_incarnations: bool = True) -> 
 def marker_statement(query: ServiceQuery) -> Select[Any]:
     """Return the statement that reads the sort key of the marker row, which may be deleted."""
     after = query.after or ""
-    wanted = services.c.id == int(after) if is_number(after) else services.c.uuid == after
+    wanted = services.c.id == int(after) if is_id(after) else services.c.uuid == after
     return select(*_SORTS[query.sort]).where(wanted)
-
-
-def is_number(service: str) -> bool:
-    """Return whether a service's name is an id; otherwise it can only be a uuid."""
-    return service.isascii() and service.isdecimal() and len(service) <= _DIGITS and int(service) <= GREATEST_ID
 
 
 def _shape(query: ServiceQuery, *, with_incarnations: bool) -> frozenset[str]:

@@ -11,11 +11,11 @@ from sqlalchemy.sql import ColumnElement
 
 from novasvc.registry.errors import DatabaseCorruptError, ServiceNotFoundError
 from novasvc.registry.fencing import superseded
-from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
+from novasvc.registry.query import GREATEST_ID, ServicePage, ServiceQuery, ServiceTotals, is_id
 from novasvc.registry.record import Records, ServiceChanges, ServiceRecord
 from novasvc.registry.sql import incarnations, silences
-from novasvc.registry.sql.queries import ROWS, ROWS_ALONE, is_number, marker_statement, rows_statement, totals_statement
-from novasvc.registry.sql.schema import GREATEST_ID, database_now, services
+from novasvc.registry.sql.queries import ROWS, ROWS_ALONE, marker_statement, rows_statement, totals_statement
+from novasvc.registry.sql.schema import database_now, services
 
 DISABLED_REASON = "New service disabled by the setting enable_new_services."
 """The disabled_reason of a row that was created disabled."""
@@ -78,7 +78,7 @@ class ServiceRows:
 
     def get(self, connection: Connection, service: str) -> ServiceRecord:
         """Read one row by its id in decimal, or its uuid."""
-        if is_number(service):
+        if is_id(service):
             return self._one(connection, int(service))
         return self._only(connection, services.c.uuid == service, service)
 
@@ -184,7 +184,7 @@ class ServiceRows:
     def page(self, connection: Connection, query: ServiceQuery) -> ServicePage:
         """Read one page of the live rows."""
         marker: Sequence[Any] | None = None
-        if query.after is not None and query.sort == "id" and is_number(query.after):
+        if query.after is not None and query.sort == "id" and is_id(query.after):
             marker = [int(query.after)]  # its row may have been purged
         elif query.after is not None:
             with self.readable():

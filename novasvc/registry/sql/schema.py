@@ -34,8 +34,6 @@ HEAD = REVISIONS[-1]
 VERSION_TABLE = "novasvc_alembic_version"
 """The table with the schema's revision. Not Alembic's default name, so that it can be in Nova's own database."""
 
-GREATEST_ID = 2**31 - 1
-"""The largest id that the column holds in every database."""
 
 metadata = MetaData()
 
