@@ -9,8 +9,9 @@ from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.gather import print_answers
 from novasvc.cli.output import printable_lines
 from novasvc.cli.progress import ProgressBar
-from novasvc.cli.remote import TIMEOUT, Seconds, request_options, run_with_client, wait_for_reply
+from novasvc.cli.remote import TIMEOUT, Seconds, request_options, run_with_client
 from novasvc.context import RequestContext
+from novasvc.rpc.failures.reply import wait_for_reply
 from novasvc.rpc.target import Target
 
 

@@ -9,10 +9,11 @@ import click
 
 from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.output import printable
-from novasvc.cli.remote import run_with_client, target_options, wait_for_reply
+from novasvc.cli.remote import run_with_client, target_options
 from novasvc.config import Settings
 from novasvc.context import RequestContext
 from novasvc.rpc.contracts.asyncapi import FRAMEWORK, make_asyncapi
+from novasvc.rpc.failures.reply import wait_for_reply
 from novasvc.rpc.target import Target
 
 _TIMEOUT = 5.0

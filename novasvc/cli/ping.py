@@ -7,9 +7,10 @@ import click
 
 from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.output import printable
-from novasvc.cli.remote import TIMEOUT, Seconds, run_with_client, target_options, wait_for_reply
+from novasvc.cli.remote import TIMEOUT, Seconds, run_with_client, target_options
 from novasvc.context import RequestContext
 from novasvc.rpc.errors import RPCError, UndeliverableError
+from novasvc.rpc.failures.reply import wait_for_reply
 from novasvc.rpc.target import Target
 
 

@@ -13,9 +13,8 @@ import click
 from novasvc.cli import candidates
 from novasvc.cli.arguments import read_arguments
 from novasvc.config import Settings
-from novasvc.errors import NovasvcError, ProblemError
-from novasvc.rpc.errors import InvalidTargetError, RemoteError, RPCError, UndeliverableError
-from novasvc.rpc.failures.origin import origin_of, set_origin
+from novasvc.errors import ProblemError
+from novasvc.rpc.errors import InvalidTargetError, RPCError, UndeliverableError
 from novasvc.rpc.target import Target
 
 _T = TypeVar("_T")
@@ -316,22 +315,3 @@ async def _ask_registry(settings: Settings, reactor: Any, ask: Callable[[Any], A
         return await ask(registry)
     finally:
         await registry.close()
-
-
-async def wait_for_reply(reply: Awaitable[_T]) -> _T:
-    """Wait for the reply to a call; turn an exception that is not novasvc's into a RemoteError.
-
-    :raises RemoteError: class and text of the remote exception.
-    """
-    from twisted.internet.defer import CancelledError  # noqa: PLC0415
-
-    try:
-        return await reply
-    except (NovasvcError, CancelledError):
-        raise
-    except Exception as error:
-        remote = RemoteError(type(error).__name__, str(error), module=type(error).__module__)
-        origin = origin_of(error)
-        if origin is not None:
-            set_origin(remote, origin)
-        raise remote from error

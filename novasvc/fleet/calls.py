@@ -18,6 +18,7 @@ from novasvc.rpc.errors import (
     UndeliverableError,
     UnsupportedVersionError,
 )
+from novasvc.rpc.failures.reply import wait_for_reply
 
 COMMAND_TIMEOUT = 15.0
 """Seconds for a node to take a command."""
@@ -63,8 +64,6 @@ class NodeCalls:
             return
         except NovasvcError as error:
             raise NodeFailedError(describe_failure(error)) from error
-        except Exception as error:  # any class that the node raised
-            raise NodeFailedError(f"it answered with {type(error).__name__}: {error}") from error
 
     async def status(self, record: ServiceRecord) -> Mapping[str, Any] | None:
         """Ask a node for its status; return None if it does not answer, or has no such method.
@@ -87,7 +86,8 @@ class NodeCalls:
 
         :param seconds: the call's timeout.
         :raises NodeFailedError: it serves no topic.
-        :raises Exception: see :meth:`novasvc.rpc.Client.call`.
+        :raises RemoteError: the node raised an exception that is not novasvc's.
+        :raises NovasvcError: see :meth:`novasvc.rpc.Client.call`.
         """
         if record.topic is None:
             raise NodeFailedError("it serves no topic, so it cannot be called")
@@ -99,7 +99,7 @@ class NodeCalls:
             timeout=seconds,
             check_liveness=False,  # to ask the node itself is the purpose
         )
-        return await client.call(RequestContext.admin(), method, **args)
+        return await wait_for_reply(client.call(RequestContext.admin(), method, **args))
 
 
 def describe_failure(error: NovasvcError) -> str:

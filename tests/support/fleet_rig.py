@@ -71,6 +71,7 @@ class NodeProcess:
 
     :param host: its host.
     :param pid: its number; two nodes with one number are one process, which the first restarts.
+    :param middleware: of its server.
     :ivar told: the commands that it got.
     :ivar trouble: what it does in place of a restart: "" for a restart that succeeds, "fails" for a start that fails,
         "vanishes" for a process that never comes back, "ignores" for one that goes on as it was, "is sick" for a node
@@ -78,8 +79,17 @@ class NodeProcess:
     :ivar reload_problem: why its reloads fail.
     """
 
-    def __init__(self, rig: "FleetRig", host: str, pid: int, *, legacy: bool = False, **start: Any) -> None:
-        self.rig, self.host, self.pid, self.legacy = rig, host, pid, legacy
+    def __init__(
+        self,
+        rig: "FleetRig",
+        host: str,
+        pid: int,
+        *,
+        legacy: bool = False,
+        middleware: Sequence[Any] = (),
+        **start: Any,
+    ) -> None:
+        self.rig, self.host, self.pid, self.legacy, self.middleware = rig, host, pid, legacy, middleware
         self.machine = start.pop("machine", f"machine of {host}")
         self.started_as = start
         self.told: list[str] = []
@@ -256,6 +266,7 @@ class FleetRig(SynchronousTestCase):
             clock=self.clock,
             concurrency=64,
             run_blocking=maybeDeferred,
+            middleware=process.middleware,
         )
         self.result(server.start())
         return server

@@ -29,6 +29,7 @@ from novasvc.fleet.selection import Selection
 from novasvc.registry.operation import RUNNER_TIMEOUT
 from novasvc.registry.record import ServiceChanges
 from tests.support.fleet_rig import FleetRig, make_incarnation, make_record
+from tests.support.middleware_rig import Failing
 
 LIMITS = Limits(batch=BatchSize(2), canary=1, timeout=60.0)
 
@@ -290,6 +291,16 @@ class PingTests(FleetCase):
         self.add("h1").stop(cleanly=False)
         self.assertEqual(self.ping(), 1)
         self.assertIn("novasvc-agent@h1: no process serves it: messages to it cannot be delivered", self.lines())
+
+    def test_answer_is_an_error(self) -> None:
+        """A service that answers with an exception of Python is listed with it, among the results of the others."""
+        self.add("h0", middleware=[Failing()])
+        self.add("h1")
+        self.assertEqual(self.ping(), 1)
+        self.flushLoggedErrors(LookupError)
+        lines = self.lines()
+        self.assertRegex(lines[0], "^novasvc-agent@h1 responded in ")
+        self.assertRegex(lines[1], "^novasvc-agent@h0: remote error: LookupError no such tenant")
 
     def test_down(self) -> None:
         """Of those that do not answer, the line says what the registry knows."""

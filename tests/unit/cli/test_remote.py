@@ -2,15 +2,12 @@
 
 import click
 from click.testing import CliRunner
-from twisted.internet.defer import CancelledError
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.cli.arguments import read_arguments
 from novasvc.cli.call import readable
 from novasvc.cli.program import program
-from novasvc.cli.remote import read_target, wait_for_reply
-from novasvc.errors import NoSuchMethodError, RemoteError
-from novasvc.rpc.failures.origin import Origin, set_origin
+from novasvc.cli.remote import read_target
 from novasvc.rpc.target import Target
 
 
@@ -49,31 +46,6 @@ class AnswerTests(SynchronousTestCase):
         self.assertEqual(readable("two\nlines\x1b[2J"), "two\nlines\\x1b[2J")
         self.assertEqual(readable({"name": "h\u00e9\x9b"}), '{\n  "name": "h\u00e9\\x9b"\n}')
         self.assertEqual(readable(None), "null")
-
-    def test_raised(self) -> None:
-        """A built-in exception of a method becomes a RemoteError; other errors stay as they are."""
-
-        async def raising(error: Exception) -> None:
-            raise error
-
-        for error, kind, text in (
-            (CancelledError(), CancelledError, ""),
-            (KeyError("disk"), RemoteError, "remote error: KeyError 'disk'"),
-            (NoSuchMethodError("x"), NoSuchMethodError, "'x'"),
-        ):
-            raised = self.assertRaises(kind, wait_for_reply(raising(error)).send, None)
-            self.assertIn(text, str(raised))
-
-    def test_origin(self) -> None:
-        """A RemoteError that stands for another exception says where that was raised."""
-
-        async def raising() -> None:
-            error = KeyError("disk")
-            set_origin(error, Origin(topic="agent", method="x", host="h1", worker=2, request_id="req-1"))
-            raise error
-
-        raised = self.assertRaises(RemoteError, wait_for_reply(raising()).send, None)
-        self.assertEqual(str(raised), "remote error: KeyError 'disk' (from agent.x on h1 worker 2; request req-1)")
 
 
 class CommandTests(SynchronousTestCase):

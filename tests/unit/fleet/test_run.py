@@ -3,13 +3,16 @@
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, fail
+from twisted.internet.task import deferLater
 
 from novasvc.errors import DatabaseUnavailableError, OperationStateError
 from novasvc.fleet.patience import OUTAGE_LIMIT
 from novasvc.fleet.plan import BatchSize
 from novasvc.fleet.run import OperationRun
+from novasvc.middleware import Invocation
 from novasvc.registry.operation import RUNNER_TIMEOUT, Operation
 from tests.support.fleet_rig import FleetRig
+from tests.support.middleware_rig import Around, Failing, Proceed
 
 
 class RestartTests(FleetRig):
@@ -98,6 +101,14 @@ class RestartTests(FleetRig):
         self.assertLess(self.run_on(running), 2)
         ended = self.successResultOf(running)
         self.assertEqual(self.details(ended), ["no process serves it: messages to it cannot be delivered"])
+
+    def test_answer_is_an_error(self) -> None:
+        """A node that answers the command with an exception of Python has failed with its class and text."""
+        self.add("h0", middleware=[Failing()])
+        ended = self.finish(self.begin("restart"))
+        self.flushLoggedErrors(LookupError)
+        (detail,) = self.details(ended)
+        self.assertIn("LookupError no such tenant", detail or "")
 
     def test_deleted(self) -> None:
         """A node whose row is deleted meanwhile has failed, whether its turn has come or not."""
@@ -276,6 +287,27 @@ class ResumeTests(FleetRig):
         self.assertEqual((halted.state, halted.reason), ("halted", "interrupted"))
         ended = self.resume(run.operation)
         self.assertEqual((ended.state, self.told()), ("done", [["restart"]] * 5))
+
+    def test_interrupted_before_the_answer(self) -> None:
+        """A node whose answer to the command is still on its way stays under way, and does not restart twice."""
+
+        async def late(invocation: Invocation, proceed: Proceed) -> Any:
+            result = await proceed(invocation)
+            if invocation.name == "restart":
+                await deferLater(self.clock, 10)
+            return result
+
+        self.add("g0", middleware=[Around(late)])
+        run = self.begin("restart")
+        running = Deferred.fromCoroutine(run.run())
+        self.run_on(running, limit=1.0)
+        running.cancel()
+        self.clock.advance(0)
+        self.failureResultOf(running, CancelledError)
+        nodes = self.result(self.store.nodes(run.operation.id))
+        self.assertEqual(([node.state for node in nodes], self.watching.ended), (["running", *["pending"] * 5], []))
+        ended = self.resume(run.operation, skip_failed=True)
+        self.assertEqual((ended.counts["done"], self.told()), (6, [["restart"]] * 6))
 
     def test_after_halt(self) -> None:
         """After the cause was removed, the node that failed is tried again, and the rest follows."""

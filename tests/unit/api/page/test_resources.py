@@ -1,4 +1,5 @@
 import re
+from collections.abc import Sequence
 from html import unescape
 from typing import Any
 from urllib.parse import urlencode
@@ -12,6 +13,7 @@ from novasvc.registry.record import ServiceChanges
 from novasvc.rpc import Server, expose
 from novasvc.rpc.endpoint import Endpoints
 from novasvc.rpc.target import Target
+from tests.support.middleware_rig import Failing
 from tests.support.page_rig import ADMINS, READERS, TOKENS, Connection, PageRig
 
 HOSTILE = "<script>alert(1)</script>\"'&{{7*7}}"
@@ -43,7 +45,7 @@ class InnerLife:
         return {"draining": "process"}
 
 
-def serve(rig: PageRig, life: InnerLife, transport: Any) -> None:
+def serve(rig: PageRig, life: InnerLife, transport: Any, middleware: Sequence[Any] = ()) -> None:
     """Serve a node at h1."""
     server = Server(
         transport,
@@ -51,6 +53,7 @@ def serve(rig: PageRig, life: InnerLife, transport: Any) -> None:
         Endpoints(life),
         clock=rig.clock,
         run_blocking=rig.runtime.run_blocking,
+        middleware=middleware,
     )
     assert server.start().called
     rig.clock.advance(0)
@@ -369,6 +372,14 @@ class ActionTests(SynchronousTestCase):
         self.assertEqual(life.done, ["run report", "drain"])
         self.assertEqual(self.do("run-task", task="busy").status, 409)
         self.assertEqual(self.rig.ask(f"/action/run-task/{self.uuid}?task=report").status, 200)
+
+    def test_answer_is_an_error(self) -> None:
+        """An exception of Python that the node raises is shown as an error of the node."""
+        serve(self.rig, InnerLife(), self.successResultOf(self.rig.runtime.broker.acquire()), [Failing()])
+        answer = self.do("drain")
+        self.assertEqual(len(self.flushLoggedErrors(LookupError)), 1)  # the node's, not the page's
+        self.assertEqual(answer.status, 502)
+        self.assertIn("responded with an error: remote error: LookupError no such tenant", answer.text)
 
     def test_audit(self) -> None:
         """Performed and rejected actions are in the audit log, with caller, action and client address."""
