@@ -7,7 +7,7 @@ import attrs
 from twisted.internet.interfaces import IReactorTime
 
 from novasvc.errors import NovasvcError
-from novasvc.fleet.calls import NodeCalls
+from novasvc.fleet.calls import NodeCalls, SharedCommand
 from novasvc.fleet.errors import NodeFailedError
 from novasvc.fleet.patience import Patience
 from novasvc.interfaces import IServiceRegistry
@@ -27,7 +27,7 @@ class Attempt:
     :param options: of the operation.
     :param service_down_time: seconds without a heartbeat after which a service is down.
     :param patience: the time that it has.
-    :param claim: returns whether this attempt is the one to send the command: one process may run several services.
+    :param shared: the command, which it shares with the attempts at other services of the same process.
     """
 
     node: OperationNode
@@ -36,7 +36,7 @@ class Attempt:
     options: Mapping[str, Any]
     service_down_time: float
     patience: Patience
-    claim: Callable[[ServiceRecord], bool]
+    shared: SharedCommand
 
     async def record(self) -> ServiceRecord:
         """Read the row of the service.
@@ -66,16 +66,29 @@ class Attempt:
         assert self.calls is not None, "this kind of operation calls no node"
         return self.calls
 
-    async def command(self, record: ServiceRecord, method: str, version: str, **args: Any) -> bool:
+    async def command(self, record: ServiceRecord, method: str, version: str, **args: Any) -> None:
         """Send the node's process a command, unless this operation has sent it one.
 
-        :return: False if it has.
         :raises NodeFailedError: see :meth:`NodeCalls.command`.
         """
-        if not self.claim(record):
-            return False
-        await self._calls.command(record, method, version, **args)
-        return True
+        await self.shared.send(lambda: self._calls.command(record, method, version, **args))
+
+    async def reload(self, record: ServiceRecord) -> Mapping[str, Any]:
+        """Send the node's process the command to reload, unless this operation has sent it.
+
+        :return: how its reloads went before the command; see :meth:`novasvc.interfaces.ISupervisor.reload_report`.
+        :raises NodeFailedError: it does not answer; see :meth:`NodeCalls.command` too.
+        """
+
+        async def send() -> Mapping[str, Any]:
+            status = await self.status(record)
+            if status is None:
+                raise NodeFailedError("it does not answer")
+            await self._calls.command(record, "reload", "1.2")
+            return status.get("reloads") or {}
+
+        before: Mapping[str, Any] = await self.shared.send(send)
+        return before
 
     async def status(self, record: ServiceRecord) -> Mapping[str, Any] | None:
         """Ask the node for its status; see :meth:`NodeCalls.status`."""
@@ -184,12 +197,7 @@ async def _restart(attempt: Attempt) -> str:
 
 async def _reload(attempt: Attempt) -> str:
     record = await attempt.await_record()
-    before = await attempt.status(record)
-    if before is None:
-        raise NodeFailedError("it does not answer")
-    reports = before.get("reloads") or {}
-    if not await attempt.command(record, "reload", "1.2"):
-        reports = {}
+    before = await attempt.reload(record)
     seen = "its reload has not ended"
 
     async def reloaded() -> str | None:
@@ -198,7 +206,7 @@ async def _reload(attempt: Attempt) -> str:
         report = {} if status is None else status.get("reloads") or {}
         if status is None:
             seen = "it does not answer"
-        elif report.get("under_way") or report.get("ended") == reports.get("ended"):
+        elif report.get("under_way") or report.get("ended") == before.get("ended"):
             seen = "its reload has not ended"
         elif report.get("problem"):
             raise NodeFailedError(f"reload failed: {report['problem']}")

@@ -1,14 +1,16 @@
 """Calls to nodes, of operations and of the page."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Literal
 
 import attrs
+from twisted.internet.defer import CancelledError
 from twisted.internet.interfaces import IReactorTime
 
 from novasvc.context import RequestContext
 from novasvc.errors import NovasvcError
 from novasvc.fleet.errors import NodeFailedError
+from novasvc.reactor.coalesce import Waiters
 from novasvc.registry.record import ServiceRecord
 from novasvc.rpc import Client
 from novasvc.rpc.errors import (
@@ -100,6 +102,38 @@ class NodeCalls:
             check_liveness=False,  # to ask the node itself is the purpose
         )
         return await wait_for_reply(client.call(RequestContext.admin(), method, **args))
+
+
+@attrs.define(eq=False)
+class SharedCommand:
+    """The command of an operation to a process, sent once for all services that the process runs."""
+
+    _state: Literal["unsent", "sending", "sent"] = attrs.field(default="unsent", init=False)
+    _result: Any = attrs.field(default=None, init=False)
+    _waiters: Waiters[None] = attrs.field(factory=Waiters, init=False)
+
+    async def send(self, send: Callable[[], Awaitable[Any]]) -> Any:
+        """Send it, unless it was sent. While it is sent for another service, wait, and send it if that fails.
+
+        :return: the result of the ``send`` that succeeded.
+        """
+        while self._state == "sending":
+            await self._waiters.wait()
+        if self._state == "unsent":
+            self._state = "sending"
+            try:
+                self._result = await send()
+            except CancelledError:  # the operation ends: those who wait are cancelled too, and must not send it
+                raise
+            except Exception:
+                self._enter("unsent")
+                raise
+            self._enter("sent")
+        return self._result
+
+    def _enter(self, state: Literal["unsent", "sent"]) -> None:
+        self._state = state
+        self._waiters.fire(None)
 
 
 def describe_failure(error: NovasvcError) -> str:

@@ -14,14 +14,13 @@ from twisted.python.failure import Failure
 
 from novasvc.errors import NovasvcError, describe
 from novasvc.fleet.actions import KINDS, Attempt, attempt
-from novasvc.fleet.calls import NodeCalls
+from novasvc.fleet.calls import NodeCalls, SharedCommand
 from novasvc.fleet.patience import LONGEST_DELAY, OUTAGE_LIMIT, Patience
 from novasvc.fleet.plan import Finish, Halt, Limits, Start, Wait, next_action
 from novasvc.fleet.selection import Process, process_of
 from novasvc.interfaces import IOperationStore, IServiceRegistry
 from novasvc.registry.errors import DatabaseUnavailableError, ServiceNotFoundError
 from novasvc.registry.operation import NodeChange, Operation, OperationNode, OperationState
-from novasvc.registry.record import ServiceRecord
 
 _log = Logger()
 _T = TypeVar("_T")
@@ -76,7 +75,7 @@ class OperationRun:
     _wave: int | None = attrs.field(default=None, init=False)
     _broken: BaseException | None = attrs.field(default=None, init=False)
     _neighbours: dict[int, list[int]] = attrs.field(factory=dict, init=False)
-    _commanded: set[int] = attrs.field(factory=set, init=False)
+    _commands: dict[int, SharedCommand] = attrs.field(factory=dict, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._nodes = {node.service_id: node for node in sorted(self.nodes, key=lambda node: node.position)}
@@ -170,7 +169,7 @@ class OperationRun:
             options=self.operation.options,
             service_down_time=self.service_down_time,
             patience=patience,
-            claim=self._claim,
+            shared=self._command_to(node.service_id),
         )
         try:
             done, detail = await attempt(KINDS[self.operation.kind], one)
@@ -218,12 +217,12 @@ class OperationRun:
         await self._retry_outages(read)
         return {number: services for services in processes.values() if len(services) > 1 for number in services}
 
-    def _claim(self, record: ServiceRecord) -> bool:
-        """Return whether no command was sent to the process of a service yet; one is about to be."""
-        if record.id in self._commanded:
-            return False
-        self._commanded.update(self._neighbours.get(record.id, [record.id]))
-        return True
+    def _command_to(self, service_id: int) -> SharedCommand:
+        """Return the command to the process of a service."""
+        if service_id not in self._commands:
+            services = self._neighbours.get(service_id, [service_id])
+            self._commands.update(dict.fromkeys(services, SharedCommand()))
+        return self._commands[service_id]
 
     async def _retry_outages(self, attempt: Callable[[], Awaitable[_T]]) -> _T:
         """Do something in the database; wait for it if it is away.

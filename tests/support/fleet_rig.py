@@ -70,7 +70,7 @@ class NodeProcess:
     """A process with one node: it takes commands, and does after a while what they say.
 
     :param host: its host.
-    :param pid: its number; two nodes with one number are one process, which the first restarts.
+    :param pid: its number; two nodes with one number are one process, which the first restarts and reloads.
     :param middleware: of its server.
     :ivar told: the commands that it got.
     :ivar trouble: what it does in place of a restart: "" for a restart that succeeds, "fails" for a start that fails,
@@ -95,7 +95,7 @@ class NodeProcess:
         self.told: list[str] = []
         self.trouble = ""
         self.reload_problem: str | None = None
-        self.reloads = {"ended": 0, "under_way": False, "problem": None}
+        self.reloads: dict[str, Any] = {"ended": 0, "under_way": False, "problem": None}
         self.state = "stopped"
         self.record: ServiceRecord
         self.since = 0.0
@@ -174,11 +174,16 @@ class NodeProcess:
 
     def reload(self) -> None:
         """Reload for two seconds."""
-        self.reloads["under_way"] = True
+        self.reloads.update(under_way=True, problem=None)
         self.rig.clock.callLater(2, self._reloaded)
 
     def _reloaded(self) -> None:
-        self.reloads = {"ended": self.reloads["ended"] + 1, "under_way": False, "problem": self.reload_problem}  # type: ignore[operator]
+        self.reloads.update(ended=self.reloads["ended"] + 1, under_way=False, problem=self.reload_problem)
+
+    @property
+    def together(self) -> list["NodeProcess"]:
+        """The nodes of the same process, with this one."""
+        return [each for each in self.rig.processes if (each.machine, each.pid) == (self.machine, self.pid)]
 
 
 class StandInAPI:
@@ -212,12 +217,13 @@ class StandInAPI:
     def reload(self, context: RequestContext) -> None:
         if self._process.trouble == "refuses":
             raise ReloadError("workers = -1 is not a whole number")
-        self._take("reload", self._process.reload)
+        if self._process.reloads["under_way"]:
+            raise ReloadError("another reload is under way")
+        self._take("reload", lambda: [process.reload() for process in self._process.together])
 
     def _restart(self) -> None:
-        for process in self._process.rig.processes:
-            if (process.machine, process.pid) == (self._process.machine, self._process.pid):
-                process.drain(again=True)
+        for process in self._process.together:
+            process.drain(again=True)
 
     def _take(self, command: str, act: Any) -> None:
         self._process.told.append(command)

@@ -156,9 +156,29 @@ class RestartTests(FleetRig):
         ended = self.finish(self.begin("restart", canary=0))
         self.assertEqual((ended.state, [process.number for process in self.processes]), ("done", [2, 2]))
 
+    def test_shared_process_not_told(self) -> None:
+        """If the command for one service fails, the process is told for the other one, in the same wave or later."""
+        for hosts in (("a", "b"), ("a", "between", "b")):
+            self.setUp()
+            for host in hosts:
+                self.add(host, **({} if host == "between" else {"pid": 7, "machine": "m1"}))
+            run = self.begin("restart", canary=0, batch=BatchSize(1), max_failures=1)
+            self.processes[0].stop(cleanly=False)
+            ended = self.finish(run)
+            self.assertEqual((ended.state, self.states(ended)), ("done", "f" + "d" * (len(hosts) - 1)))
+            self.assertEqual(self.told(), [[], *[["restart"]] * (len(hosts) - 1)])
+
 
 class OtherKindTests(FleetRig):
     """Drain, reload, disable and enable."""
+
+    def share(self, **given: Any) -> None:
+        """Start a process with two services."""
+        for host in ("h1.a", "h1.b"):
+            vars(self.add(host, pid=7, machine="m1")).update(given)
+
+    def outcomes(self, operation: Operation) -> list[tuple[str, str | None]]:
+        return [(node.state, node.detail) for node in self.result(self.store.nodes(operation.id))]
 
     def test_drain(self) -> None:
         """A node is drained when it has stopped."""
@@ -201,6 +221,50 @@ class OtherKindTests(FleetRig):
         details = [node.detail for node in self.result(self.store.nodes(ended.id))]
         self.assertEqual(details[0], "reload failed: no such file: x.toml")
         self.assertIn("workers = -1 is not a whole number", details[1])
+
+    def test_reload_shared(self) -> None:
+        """A process reloads once, and a former reload that failed counts for none of its services."""
+        self.share(reloads={"ended": 3, "under_way": False, "problem": "a former error"})
+        ended = self.finish(self.begin("reload", canary=0))
+        self.assertEqual((ended.state, self.outcomes(ended)), ("done", [("done", "reloaded")] * 2))
+        self.assertEqual(sum(map(len, self.told())), 1)
+
+    def test_reload_shared_in_two_waves(self) -> None:
+        """So it does if one of its services is in a later wave."""
+        for host, pid in (("a", 7), ("b", 8), ("c", 7)):
+            self.add(host, pid=pid, machine="m1")
+        ended = self.finish(self.begin("reload", batch=BatchSize(1)))
+        self.assertEqual((ended.counts["done"], self.told()), (3, [["reload"], ["reload"], []]))
+
+    def test_reload_shared_fails(self) -> None:
+        """A reload that fails has failed for all services of the process."""
+        self.share(reload_problem="no such file: x.toml")
+        ended = self.finish(self.begin("reload", canary=0, max_failures=5))
+        self.assertEqual(self.outcomes(ended), [("failed", "reload failed: no such file: x.toml")] * 2)
+        self.assertEqual(sum(map(len, self.told())), 1)
+
+    def test_reload_shared_refused(self) -> None:
+        """A reload that is refused has failed for all services of the process."""
+        self.share(trouble="refuses")
+        ended = self.finish(self.begin("reload", canary=0, max_failures=5))
+        self.assertEqual([state for state, _ in self.outcomes(ended)], ["failed"] * 2)
+
+    def test_interrupted_shared(self) -> None:
+        """A service that waits for the command to its process does not send it when the operation is interrupted."""
+
+        async def hang(invocation: Invocation, proceed: Proceed) -> Any:
+            if invocation.name == "drain":
+                await Deferred()
+            return await proceed(invocation)
+
+        for host in ("h1.a", "h1.b", "h1.c"):
+            self.add(host, pid=7, machine="m1", middleware=[Around(hang)] if host == "h1.a" else ())
+        running = Deferred.fromCoroutine(self.begin("drain", canary=0, batch=BatchSize(3)).run())
+        self.run_on(running, limit=1.0)
+        running.cancel()
+        self.clock.pump([0.1] * 20)
+        self.failureResultOf(running, CancelledError)
+        self.assertEqual(self.told(), [[]] * 3)
 
     def test_disable(self) -> None:
         """Services are disabled with the reason, and enabled again, without a call."""
