@@ -92,7 +92,8 @@ def reload(context: CommandContext, /, **given: Any) -> int:
 def resume(context: CommandContext, operation: int, skip_failed: bool, as_json: bool) -> int:  # noqa: FBT001 - click's
     """Go on with an operation that was halted or interrupted, or whose command has died.
 
-    Services that are done stay so. One that was under way is not told a second time if it has done what it was told.
+    Services that are done stay so. One that was under way is not told a second time if it has done what it was told,
+    or still reloads; a reload that has ended since is repeated.
     """
     from novasvc.cli.fleet_operations import resume  # noqa: PLC0415 - `--help` does not need it
 

@@ -74,18 +74,26 @@ class Attempt:
         await self.shared.send(lambda: self._calls.command(record, method, version, **args))
 
     async def reload(self, record: ServiceRecord) -> Mapping[str, Any]:
-        """Send the node's process the command to reload, unless this operation has sent it.
+        """Send the node's process the command to reload, unless this operation has sent it, or it still reloads for it.
 
         :return: how its reloads went before the command; see :meth:`novasvc.interfaces.ISupervisor.reload_report`.
         :raises NodeFailedError: it does not answer; see :meth:`NodeCalls.command` too.
         """
 
-        async def send() -> Mapping[str, Any]:
+        async def ask() -> Mapping[str, Any] | None:
             status = await self.status(record)
-            if status is None:
+            if status is None and not self.shared.resumed:  # without workers, a node that reloads does not answer
                 raise NodeFailedError("it does not answer")
-            await self._calls.command(record, "reload", "1.2")
-            return status.get("reloads") or {}
+            return status
+
+        async def send() -> Mapping[str, Any]:
+            status = await self.patience.until(ask, lambda: "it does not answer")
+            reports: Mapping[str, Any] = status.get("reloads") or {}
+            # A reload that another command began may have read an older configuration, so only one of this operation
+            # will do.
+            if not (self.shared.resumed and reports.get("under_way")):
+                await self._calls.command(record, "reload", "1.2")
+            return reports
 
         before: Mapping[str, Any] = await self.shared.send(send)
         return before

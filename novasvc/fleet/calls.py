@@ -106,8 +106,12 @@ class NodeCalls:
 
 @attrs.define(eq=False)
 class SharedCommand:
-    """The command of an operation to a process, sent once for all services that the process runs."""
+    """The command of an operation to a process, sent once for all services that the process runs.
 
+    :param resumed: whether it may have been sent before the operation was resumed.
+    """
+
+    resumed: bool
     _state: Literal["unsent", "sending", "sent"] = attrs.field(default="unsent", init=False)
     _result: Any = attrs.field(default=None, init=False)
     _waiters: Waiters[None] = attrs.field(factory=Waiters, init=False)

@@ -76,6 +76,7 @@ class OperationRun:
     _broken: BaseException | None = attrs.field(default=None, init=False)
     _neighbours: dict[int, list[int]] = attrs.field(factory=dict, init=False)
     _commands: dict[int, SharedCommand] = attrs.field(factory=dict, init=False)
+    _resumed: set[int] = attrs.field(factory=set, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._nodes = {node.service_id: node for node in sorted(self.nodes, key=lambda node: node.position)}
@@ -100,7 +101,9 @@ class OperationRun:
             if self.calls is not None:
                 self._neighbours = await self._read_neighbours()
             # Those of a command that has died: their outcome is found out first.
-            for node in [node for node in self._nodes.values() if node.state == "running"]:
+            under_way = [node for node in self._nodes.values() if node.state == "running"]
+            self._resumed.update(node.service_id for node in under_way)
+            for node in under_way:
                 self._begin(node)
             state, reason = await self._proceed()
             await self._retry_outages(lambda: self.store.end(self.operation.id, self._owner, state, reason))
@@ -221,7 +224,8 @@ class OperationRun:
         """Return the command to the process of a service."""
         if service_id not in self._commands:
             services = self._neighbours.get(service_id, [service_id])
-            self._commands.update(dict.fromkeys(services, SharedCommand()))
+            command = SharedCommand(resumed=not self._resumed.isdisjoint(services))
+            self._commands.update(dict.fromkeys(services, command))
         return self._commands[service_id]
 
     async def _retry_outages(self, attempt: Callable[[], Awaitable[_T]]) -> _T:

@@ -76,6 +76,7 @@ class NodeProcess:
     :ivar trouble: what it does in place of a restart: "" for a restart that succeeds, "fails" for a start that fails,
         "vanishes" for a process that never comes back, "ignores" for one that goes on as it was, "is sick" for a node
         that is ready, but not healthy.
+    :ivar reload_time: seconds that its reloads take.
     :ivar reload_problem: why its reloads fail.
     """
 
@@ -94,6 +95,7 @@ class NodeProcess:
         self.started_as = start
         self.told: list[str] = []
         self.trouble = ""
+        self.reload_time = 2.0
         self.reload_problem: str | None = None
         self.reloads: dict[str, Any] = {"ended": 0, "under_way": False, "problem": None}
         self.state = "stopped"
@@ -173,9 +175,9 @@ class NodeProcess:
             self.rig.clock.callLater(1, self.start)
 
     def reload(self) -> None:
-        """Reload for two seconds."""
+        """Reload for a while."""
         self.reloads.update(under_way=True, problem=None)
-        self.rig.clock.callLater(2, self._reloaded)
+        self.rig.clock.callLater(self.reload_time, self._reloaded)
 
     def _reloaded(self) -> None:
         self.reloads.update(ended=self.reloads["ended"] + 1, under_way=False, problem=self.reload_problem)

@@ -222,6 +222,14 @@ class OtherKindTests(FleetRig):
         self.assertEqual(details[0], "reload failed: no such file: x.toml")
         self.assertIn("workers = -1 is not a whole number", details[1])
 
+    def test_reload_of_another_command(self) -> None:
+        """A reload that another command began does not count: it may have read an older configuration."""
+        self.add("h1").reload()
+        ended = self.finish(self.begin("reload"))
+        ((state, detail),) = self.outcomes(ended)
+        self.assertEqual(state, "failed")
+        self.assertIn("another reload is under way", detail or "")
+
     def test_reload_shared(self) -> None:
         """A process reloads once, and a former reload that failed counts for none of its services."""
         self.share(reloads={"ended": 3, "under_way": False, "problem": "a former error"})
@@ -372,6 +380,26 @@ class ResumeTests(FleetRig):
         self.assertEqual(([node.state for node in nodes], self.watching.ended), (["running", *["pending"] * 5], []))
         ended = self.resume(run.operation, skip_failed=True)
         self.assertEqual((ended.counts["done"], self.told()), (6, [["restart"]] * 6))
+
+    def test_interrupted_reload(self) -> None:
+        """A node that still reloads is waited for, although it refuses, or does not answer meanwhile."""
+        for serves in (True, False):
+            self.setUp()
+            process = self.processes[0]
+            process.reload_time = 60.0
+            run = self.begin("reload", timeout=100.0)
+            running = Deferred.fromCoroutine(run.run())
+            self.run_on(running, limit=1.0)
+            running.cancel()
+            self.clock.advance(0)
+            self.failureResultOf(running, CancelledError)
+            if not serves:
+                process.stop(cleanly=False)
+                self.clock.callLater(61, process.start)
+            process.reload_time = 2.0
+            ended = self.resume(run.operation)
+            self.assertEqual((ended.state, ended.counts["done"]), ("done", 5))
+            self.assertEqual(self.told()[0], ["reload"] * (1 if serves else 2))
 
     def test_after_halt(self) -> None:
         """After the cause was removed, the node that failed is tried again, and the rest follows."""
