@@ -194,17 +194,20 @@ class OperationRun:
         return 0
 
     async def _note(self, *nodes: OperationNode) -> None:
-        changes = [
-            NodeChange(service_id=node.service_id, state=node.state, detail=node.detail, incarnation=node.incarnation)
-            for node in nodes
-        ]
-        await self._retry_outages(lambda: self.store.note(self.operation.id, self._owner, changes))
-        for node in nodes:
-            if node.state == "pending" and self._nodes[node.service_id].state != "pending":
-                continue  # it was begun meanwhile
+        def note() -> Awaitable[None]:
+            changes = [_change(node) for node in self._without_begun(nodes)]
+            return self.store.note(self.operation.id, self._owner, changes)
+
+        await self._retry_outages(note)
+        for node in self._without_begun(nodes):
             self._nodes[node.service_id] = node
             if node.state in {"done", "failed"}:
                 self.observer.changed(node)
+
+    def _without_begun(self, nodes: Sequence[OperationNode]) -> list[OperationNode]:
+        """Leave out nodes that are to be pending, but were begun meanwhile: they are noted as running."""
+        known = self._nodes
+        return [node for node in nodes if node.state != "pending" or known[node.service_id].state == "pending"]
 
     async def _read_neighbours(self) -> dict[int, list[int]]:
         """Return, for each service that shares its process with others of the operation, the ids of all of them."""
@@ -267,3 +270,7 @@ class OperationRun:
         ending = self.store.end(self.operation.id, self._owner, "halted", "interrupted")
         with suppress(NovasvcError, CancelledError, DeferredTimeoutError):
             await ending.addTimeout(_INTERRUPTED_TIMEOUT, self.clock)
+
+
+def _change(node: OperationNode) -> NodeChange:
+    return NodeChange(service_id=node.service_id, state=node.state, detail=node.detail, incarnation=node.incarnation)

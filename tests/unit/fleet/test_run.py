@@ -3,6 +3,7 @@
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, fail
+from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
 from novasvc.errors import DatabaseUnavailableError, OperationStateError
@@ -10,7 +11,7 @@ from novasvc.fleet.patience import OUTAGE_LIMIT
 from novasvc.fleet.plan import BatchSize
 from novasvc.fleet.run import OperationRun
 from novasvc.middleware import Invocation
-from novasvc.registry.operation import RUNNER_TIMEOUT, Operation
+from novasvc.registry.operation import RUNNER_TIMEOUT, NodeChange, Operation
 from tests.support.fleet_rig import FleetRig
 from tests.support.middleware_rig import Around, Failing, Proceed
 
@@ -310,6 +311,22 @@ class FailsOnce:
         return call
 
 
+class LateOnce:
+    """A registry whose first answer about one service comes a second late."""
+
+    def __init__(self, real: Any, service: str, clock: IReactorTime) -> None:
+        self._real, self._service, self._clock = real, service, clock
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    async def get(self, service: str) -> Any:
+        if service == self._service:
+            self._service = ""
+            await deferLater(self._clock, 1.0)
+        return await self._real.get(service)
+
+
 class ResumeTests(FleetRig):
     """An operation whose command dies, is interrupted, resumed or aborted."""
 
@@ -468,6 +485,21 @@ class ResumeTests(FleetRig):
         run = self.begin("restart", batch=BatchSize(1))
         run.registry, run.store = FailsOnce(self.registry), FailsOnce(self.store)  # type: ignore[assignment]
         self.assertEqual(self.finish(run).counts["done"], 7)
+
+    def test_read_that_is_late(self) -> None:
+        """A node that is begun while another service of its process reads its incarnation does not become pending."""
+        first, second = [self.add(f"shared{number}", pid=5, machine="m").record.id for number in range(2)]
+        run = self.begin("restart", batch=BatchSize(9), canary=0)
+        change = NodeChange(service_id=first, state="running", incarnation=1)
+        self.result(self.store.note(run.operation.id, "a", [change]))
+        run = self.make_run(run.operation)
+        run.registry = LateOnce(self.registry, str(second), self.clock)  # type: ignore[assignment]
+        running = Deferred.fromCoroutine(run.run())
+        self.run_on(running, limit=1.5)
+        states = {node.service_id: node.state for node in self.result(self.store.nodes(run.operation.id))}
+        self.assertEqual((states[first], states[second]), ("running", "running"))
+        self.run_on(running)
+        self.assertEqual(self.successResultOf(running).counts["done"], 7)
 
     def test_bound(self) -> None:
         """An outage has a bound: then the command ends, and the operation can be resumed."""
