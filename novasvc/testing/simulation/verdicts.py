@@ -1,9 +1,10 @@
 """What the registry says of the nodes of a simulation while it runs: whether they are alive, suspect or down."""
 
 from collections import Counter
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -33,6 +34,14 @@ _OF_PROCESSES = {*_OF_CONNECTIONS, "kill", "pause", "database partition", "force
 """Faults that keep a conductor from its work."""
 
 
+class Span(NamedTuple):
+    """A time in which a fault keeps all heartbeats away, in seconds, and the fault's kind."""
+
+    begin: float
+    end: float
+    kind: str
+
+
 @attrs.define(eq=False)
 class VerdictWitness:
     """Judges all services every few seconds, as an observer with a connection of its own to the database does."""
@@ -59,10 +68,11 @@ class VerdictWitness:
         conductors = {record.host for record, _ in fleet.services if record.topic == CONDUCTOR_TOPIC}
         enough = VerdictRule().suspect_group_size
         # See "The verdict" and "What cannot be known" in the guide Liveness.
-        small_groups_may_be = self._silence({"broker stall"}, _OF_CONNECTIONS, conductors) > down_time
-        small_fleets_may_be = self._silence(_OF_SERVERS, _OF_PROCESSES, conductors) > 1.5 * down_time
+        spans = self._spans(conductors)
+        small_groups_may_be = longest_silence(spans, self._simulation.clock.seconds(), of_broker) > down_time
+        small_fleets_may_be = longest_silence(spans, self._simulation.clock.seconds()) > 1.5 * down_time
         # Between two faults some heartbeats may have arrived and others not: no silence is then one of the whole fleet.
-        any_may_be = self._silence(_OF_SERVERS, _OF_PROCESSES, conductors, only_interrupted=True) > down_time
+        any_may_be = longest_silence(spans, self._simulation.clock.seconds(), is_interrupted) > down_time
         for record, verdict in fleet.services:
             excused = (
                 any_may_be
@@ -80,45 +90,44 @@ class VerdictWitness:
         disturbances = self._simulation.disturbances
         return any(host in fault.places and begin <= now <= end + _MEMORY for begin, end, fault in disturbances)
 
-    def _silence(
-        self,
-        of_servers: Container[str],
-        of_conductors: Container[str],
-        conductors: set[str],
-        *,
-        only_interrupted: bool = False,
-    ) -> float:
-        """Return the longest time in seconds in which no heartbeat may have arrived; see :func:`longest_silence`.
-
-        :param of_servers: kinds of faults that keep all heartbeats away.
-        :param of_conductors: kinds of faults that do so when they happen to all conductors.
-        """
-        spans = [
-            (begin, end - RECOVERY)
+    def _spans(self, conductors: set[str]) -> list[Span]:
+        """Return the faults that keep all heartbeats away: of a server, or of all conductors."""
+        return [
+            Span(begin, end - RECOVERY, fault.kind)
             for begin, end, fault in self._simulation.disturbances
-            if fault.kind in of_servers
-            or (fault.kind in of_conductors and conductors and conductors.issubset(fault.places))
+            if fault.kind in _OF_SERVERS
+            or (fault.kind in _OF_PROCESSES and conductors and conductors.issubset(fault.places))
         ]
-        return longest_silence(spans, self._simulation.clock.seconds(), only_interrupted=only_interrupted)
 
 
-def longest_silence(spans: Iterable[tuple[float, float]], now: float, *, only_interrupted: bool = False) -> float:
+def longest_silence(
+    spans: Iterable[Span], now: float, counts: Callable[[Sequence[Span]], bool] = lambda _: True
+) -> float:
     """Return for how many seconds heartbeats may have been missing at a stretch; 0 if none has.
 
     Spans that are at most _MISSED apart count as one, because no heartbeat fits between them. A silence that ended more
     than RECOVERY + _MEMORY ago does not count.
 
-    :param spans: begin and end of faults that keep heartbeats away.
     :param now: they count up to this moment.
-    :param only_interrupted: count only silences of several faults with a time between them.
+    :param counts: whether a stretch of such spans counts.
     """
-    longest, since, until, interrupted = 0.0, 0.0, -inf, False
-    for begin, end in sorted(spans):
-        if begin > until + _MISSED:
-            since, interrupted = begin, False
-        elif begin > until:
-            interrupted = True
-        until = max(until, min(end, now))
-        if until + RECOVERY + _MEMORY >= now and (interrupted or not only_interrupted):
-            longest = max(longest, until - since + _MISSED)
+    longest, stretch, until = 0.0, list[Span](), -inf
+    for span in sorted(spans):
+        if span.begin > until + _MISSED:
+            stretch = []
+        stretch.append(span)
+        until = max(until, min(span.end, now))
+        if until + RECOVERY + _MEMORY >= now and counts(stretch):
+            longest = max(longest, until - stretch[0].begin + _MISSED)
     return longest
+
+
+def is_interrupted(stretch: Sequence[Span]) -> bool:
+    """Return whether there was a time between two faults."""
+    ends = accumulate((span.end for span in stretch), max)
+    return any(span.begin > end for span, end in zip(stretch[1:], ends, strict=False))
+
+
+def of_broker(stretch: Sequence[Span]) -> bool:
+    """Return whether the broker was a part of it: it delivered nothing, or reached no conductor."""
+    return any(span.kind in {"broker stall", *_OF_CONNECTIONS} for span in stretch)
