@@ -13,7 +13,7 @@ from novasvc.api.changes import check_keys
 from novasvc.api.errors import APIError
 from novasvc.api.microversion import Microversion
 from novasvc.api.openapi import BOOLEAN, NULLABLE_STRING, STRING, Component, array_of, content, object_schema, parameter
-from novasvc.reactor.turns import in_slices
+from novasvc.reactor.turns import pause
 from novasvc.registry.errors import ServiceNotFoundError
 from novasvc.registry.liveness import is_up
 from novasvc.registry.query import ServiceQuery
@@ -179,8 +179,10 @@ class Listing:
         rows = page.rows
         down_time = backend.runtime.settings.service_down_time
         parts = []
-        async for some in in_slices(rows, _SLICE, backend.runtime.reactor):
-            items = [make_item(row, query, down_time) for row in some]
+        for start in range(0, len(rows), _SLICE):
+            if start:
+                await pause(backend.runtime.reactor)
+            items = [make_item(row, query, down_time) for row in rows[start : start + _SLICE]]
             parts.append(json.dumps(items)[1:-1])
         body = f'{{"services": [{", ".join(parts)}]'
         if page.more and rows:
