@@ -4,6 +4,7 @@ import attrs
 
 from novasvc.errors import NovasvcError, ProblemError
 from novasvc.registry.errors import ServiceTwinError
+from novasvc.rpc.errors import RPCError
 
 
 class DirectoryError(ProblemError):
@@ -36,6 +37,21 @@ class StartError(NovasvcError):
     def is_final(self) -> bool:
         """Whether another worker would fail for the same reason: another start is alive, or the release is too old."""
         return isinstance(self.__cause__, ServiceTwinError | ServiceTooOldError)
+
+
+@attrs.define
+class UnreachableError(RPCError):
+    """Messages do not reach a node although it consumes.
+
+    :param node: "binary@host".
+    :param problem: why, as the rest of a sentence.
+    """
+
+    node: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"no messages reach {self.node}: {self.problem}"
 
 
 @attrs.define

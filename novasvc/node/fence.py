@@ -1,6 +1,6 @@
 """The fence of a node: while the registry refuses the node, it takes in nothing."""
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import copy_context
 from typing import Any
 
@@ -42,7 +42,8 @@ class Fence:
 
     :param node: host and binary of the node, for logs and metrics.
     :param close: called with the reason: takes in nothing from now on, and cancels what is under way.
-    :param open_: takes in calls, events and tasks again.
+    :param open_: consumes again, calls what it is given, which writes a heartbeat, and then takes in calls, events and
+        tasks again.
     :param begin_again: see :class:`novasvc.registry.heartbeat.IncarnationOwner`.
     :param fence_after: seconds without a heartbeat that was written, or would have been; 0 for no limit.
     :ivar reason: why the node is out of service; None while it is in service.
@@ -52,7 +53,7 @@ class Fence:
 
     _node: ServiceIdentity
     _close: Callable[[str], Coroutine[Deferred[Any], Any, None]]
-    _open: Callable[[], Coroutine[Deferred[Any], Any, None]]
+    _open: Callable[[Callable[[], Awaitable[None]]], Coroutine[Deferred[Any], Any, None]]
     _begin_again: Callable[[], Coroutine[Deferred[Any], Any, ServiceRecord]]
     _clock: IReactorTime
     _fence_after: float
@@ -133,20 +134,13 @@ class Fence:
             "{node} is fenced, and takes in no calls, events or tasks: {reason}", node=self._node, reason=reason
         )
 
-    def let_up(self) -> Deferred[None]:
+    def enter_service(self, beat: Callable[[], Awaitable[None]]) -> Deferred[None]:
         """See IncarnationOwner."""
-        return self._put_into_service()
+        return Deferred.fromCoroutine(self._enter_service(beat))
 
-    def written(self) -> Deferred[None]:
-        """See IncarnationOwner."""
-        return succeed(None) if self.final or self.awaits_let_up else self._put_into_service()
-
-    def _put_into_service(self) -> Deferred[None]:
-        return Deferred.fromCoroutine(self._serve_again())
-
-    async def _serve_again(self) -> None:
+    async def _enter_service(self, beat: Callable[[], Awaitable[None]]) -> None:
         await self.closing
-        await self._open()
+        await self._open(beat)
         self.reset()
         note("node", f"{self._node} is in service again")
         _log.warn("{node} is in service again", node=self._node)

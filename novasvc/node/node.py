@@ -23,7 +23,7 @@ from novasvc.middleware.invocation import EVENT
 from novasvc.node.deadline import StopDeadline, TooLateError
 from novasvc.node.elections import make_elections
 from novasvc.node.endpoint import NodeAPI
-from novasvc.node.errors import DirectoryError, StartError
+from novasvc.node.errors import DirectoryError, StartError, UnreachableError
 from novasvc.node.fence import Fence
 from novasvc.node.fleet_version import check_service_version
 from novasvc.node.health import NodeHealth
@@ -128,6 +128,7 @@ class Node:
     event_handlers: Sequence[EventHandler] = attrs.field(init=False)
     events: EventListener | None = attrs.field(default=None, init=False)
     _step: str = attrs.field(default="", init=False)
+    _unreached: str | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.endpoints = Endpoints(self.manager, *self.manager.additional_endpoints, BaseAPI(self.topic), NodeAPI(self))
@@ -303,6 +304,7 @@ class Node:
         server, events, reachability = self.server, self.events, self.reachability
         self.server = self.events = self.reachability = None
         if reachability is not None:
+            self._unreached = reachability.problem
             reachability.stop()
         if self.history is not None:
             self.history.stop()
@@ -323,27 +325,29 @@ class Node:
             tasks_ended.cancel()
             await _close(events)
 
-    async def _enter_service(self) -> None:
-        """Take in calls, events and runs of tasks again.
+    async def _enter_service(self, beat: Callable[[], Awaitable[None]]) -> None:
+        """Take in calls, events and runs of tasks again, as soon as a heartbeat is written.
 
+        :param beat: writes it.
+        :raises RPCError: the node cannot consume, or messages do not reach it.
         :raises CancelledError: the node stops.
         """
         if self.transport is None or not self._stays():
             raise CancelledError
-        await self._serve(self.transport)
-        if not self._stays():  # a stop has begun meanwhile
-            self._begin_drain()
-            raise CancelledError
+        await self._serve(self.transport, beat)
         self.fence.reset()
         self._start_tasks()
 
     def _stays(self) -> bool:
         return self.lifecycle.state in {"starting", "running"}
 
-    async def _serve(self, transport: ITransport) -> None:
-        """Take in calls and events. A failure closes what was begun, because the next attempt begins anew."""
+    async def _serve(self, transport: ITransport, beat: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Take in calls and events. A failure closes what was begun, because the next attempt begins anew.
+
+        :param beat: writes the heartbeat without which nothing that arrives is begun; None begins at once.
+        """
         try:
-            await self._begin_serving(transport)
+            await self._begin_serving(transport, beat)
         except CancelledError:
             raise  # the stop closes what was begun
         except Exception:
@@ -352,7 +356,35 @@ class Node:
             await _close(events, server)
             raise
 
-    async def _begin_serving(self, transport: ITransport) -> None:
+    async def _begin_serving(self, transport: ITransport, beat: Callable[[], Awaitable[None]] | None) -> None:
+        server = await self._consume(transport, paused=beat is not None)
+        interval = self.report_interval or VERIFY_INTERVAL
+        reachability = ReachabilityCheck(
+            server.verify, interval, self.runtime.reactor, self.runtime.random_source, self._unreached
+        )
+        if reachability.problem is not None:
+            await reachability.verify()
+            if reachability.problem is not None:
+                raise UnreachableError(str(self.identity), reachability.problem)
+        if beat is not None:
+            await beat()
+        if not self._stays():  # a stop has begun meanwhile, and would not end the verifications
+            raise CancelledError
+        self._unreached = None
+        if self.events is not None:
+            self.events.resume()
+        server.resume()
+        self.reachability = reachability
+        reachability.start()
+        if self.history is None:  # a node that enters service again goes on with its history
+            self.history = MethodHistory(server.method_metrics, server.delivery_metrics, self.runtime.reactor)
+        self.history.start()
+
+    async def _consume(self, transport: ITransport, *, paused: bool) -> Server:
+        """Start to consume requests and events; return the server of the requests.
+
+        :param paused: what arrives waits for ``resume()``.
+        """
         settings = self.runtime.settings
         self.runtime.authorizer.warn_of_refusals(self.endpoints)
         # First, because an event may begin twice: if the second fails, again and again, the first has received some.
@@ -369,6 +401,8 @@ class Node:
                 retry_delay=settings.event_retry_delay,
                 chain=Chain.of(self.runtime.middleware, EVENT),
             )
+            if paused:
+                listener.pause()
             await listener.start()
             if not self._stays():  # a stop has begun meanwhile, and knows of no server
                 raise CancelledError
@@ -387,17 +421,10 @@ class Node:
             middleware=self.runtime.middleware,
             authorizer=self.runtime.authorizer,
         )
+        if paused:
+            server.pause()
         await server.start()
-        self.reachability = ReachabilityCheck(
-            server.verify,
-            self.report_interval or VERIFY_INTERVAL,
-            self.runtime.reactor,
-            self.runtime.random_source,
-        )
-        self.reachability.start()
-        if self.history is None:  # a node that enters service again goes on with its history
-            self.history = MethodHistory(server.method_metrics, server.delivery_metrics, self.runtime.reactor)
-        self.history.start()
+        return server
 
     def operations(self) -> set[str]:
         """Return the request ids of the operations under way: methods, periodic tasks, outgoing calls."""
@@ -497,7 +524,7 @@ class Node:
                 f"disconnect from the {self.registry_connection.name}", self.registry_connection.release
             )
         self.registry = self.transport = self.client = self.server = self.heartbeat = self.reachability = None
-        self.events = None
+        self.events = self._unreached = None
 
     def _tell_end(self) -> Deferred[None]:
         reason = self.lifecycle.reason

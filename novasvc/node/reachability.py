@@ -32,6 +32,7 @@ class ReachabilityCheck:
     :param verify: takes seconds; see :meth:`novasvc.interfaces.IListener.verify`.
     :param interval: seconds, > 0.
     :param random: spreads the verifications of nodes that start together over the interval.
+    :param problem: that of an earlier listener of the node, until it is verified that messages reach this one.
     :ivar problem: why no message reaches the node, as the rest of a sentence; None if messages do, as far as is known.
     """
 
@@ -39,7 +40,7 @@ class ReachabilityCheck:
     _interval: float
     _clock: IReactorTime
     _random: Random
-    problem: str | None = attrs.field(default=None, init=False)
+    problem: str | None = None
     _first: IDelayedCall | None = attrs.field(default=None, init=False)
     _loop: LoopingCall | None = attrs.field(default=None, init=False)
     _verifying: Deferred[None] | None = attrs.field(default=None, init=False)
@@ -47,7 +48,7 @@ class ReachabilityCheck:
     def start(self) -> None:
         """Verify within the first interval, and once in each from then on."""
         # LoopingCall runs from the reactor; the copied context gives its log events this node's fields.
-        self._loop = LoopingCall(copy_context().run, self._begin)
+        self._loop = LoopingCall(copy_context().run, self.verify)
         self._loop.clock = self._clock
         self._first = self._clock.callLater(self._random.uniform(0.0, self._interval), self._run, self._loop)
 
@@ -65,7 +66,11 @@ class ReachabilityCheck:
         if self._verifying is not None:
             self._verifying.cancel()
 
-    def _begin(self) -> Deferred[None]:
+    def verify(self) -> Deferred[None]:
+        """Verify now. Not called while a verification is under way.
+
+        :return: Deferred[None], fired when ``problem`` has the result, or the last one if the broker cannot be asked.
+        """
         verifying = self._verify(max(_PART * self._interval, _LEAST))
         self._verifying = verifying.addCallbacks(self._found, self._unknown)
         return self._verifying.addBoth(self._ended)

@@ -4,7 +4,7 @@
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import copy_context
 from math import floor
 from typing import Protocol
@@ -27,6 +27,7 @@ from novasvc.registry.errors import (
 )
 from novasvc.registry.fencing import check_beat
 from novasvc.registry.record import ServiceRecord
+from novasvc.rpc.errors import RPCError
 from novasvc.telemetry import metrics
 
 _log = Logger()
@@ -36,6 +37,9 @@ LivenessCheck = Callable[[], str | None]
 
 The reason for one problem is always the same text: a heartbeat logs a problem when its text changes.
 """
+
+_REFUSALS = ServiceForcedDownError, ServiceSupersededError, ServiceTwinError, ServiceNotFoundError
+"""Errors that say that the service may not write heartbeats."""
 
 _ROUNDING = 1e-6
 """Part of an interval by which the result of a division may be too small."""
@@ -64,15 +68,17 @@ class IncarnationOwner(Protocol):
 
     is_fenced: bool
     awaits_let_up: bool
+    final: bool
 
     def refused(self, error: NovasvcError) -> None:
         """Handle a heartbeat that was refused: another start, or an operator, has taken the service's place."""
 
-    def let_up(self) -> Deferred[None]:
-        """Handle the end of a force-down."""
+    def enter_service(self, beat: Callable[[], Awaitable[None]]) -> Deferred[None]:
+        """Put the node, which is out of service, back into service. The registry would not refuse a heartbeat of it.
 
-    def written(self) -> Deferred[None]:
-        """Handle a heartbeat that was written although the node is out of service."""
+        :param beat: writes a heartbeat. Called when the node could begin work; it begins none before that.
+        :return: Deferred[None]; fails with the error of the beat, or with an RPCError if the node cannot consume.
+        """
 
     def begin_again(self) -> Deferred[ServiceRecord]:
         """Begin again after the row was not found; see :meth:`novasvc.interfaces.IServiceRegistry.begin`."""
@@ -86,8 +92,8 @@ class Heartbeat:
     skipped, and the reason is logged once. Heartbeats never overlap: the registry bounds the time
     of each, and LoopingCall waits for it.
 
-    While the service is forced down, the row is read instead, until an operator lets it up. A heartbeat that another
-    start has made invalid ends the loop.
+    While the node is out of service, none is sent until it can work again: see Note [The heartbeat of a fenced node].
+    A heartbeat that another start has made invalid ends the loop.
 
     :param identity: of the service, for logs and metrics.
     :param record: the row, as it was registered.
@@ -104,6 +110,13 @@ class Heartbeat:
     :ivar confirmed_at: seconds on the clock when the registry last wrote a heartbeat, or would have; None before that.
     :ivar write_error: why the last heartbeat could not be written; None if it was.
     """
+
+    # Note [The heartbeat of a fenced node]
+    #
+    # A heartbeat tells others that the node works, and that its work must not be taken over for a while. So a node that
+    # is out of service begins no work before one is written, and writes none before it could begin: the registry is
+    # asked first, then the node consumes, and holds what arrives; then it writes the heartbeat, and only then begins.
+    # If it wrote the heartbeat first, a node that has lost only the broker would be alive to others for ever.
 
     _registry: IServiceRegistry
     _identity: ServiceIdentity
@@ -156,6 +169,8 @@ class Heartbeat:
         """
         if not self._report_interval:
             _log.info("{identity} sends no heartbeats: its report_interval is 0", identity=self._identity)
+            return succeed(None)
+        if self._owner.final:  # since a reading of the row
             return succeed(None)
         for outcome in ("sent", "failed", "skipped"):
             # Export counters at zero so that alerts see the first increase.
@@ -210,18 +225,20 @@ class Heartbeat:
             self._withhold(reason)
             return
         try:
-            if self._owner.awaits_let_up:
-                await self._look()
-            await self._send()
-        except ServiceForcedDownError as error:
+            if self._owner.is_fenced:
+                await self._enter_service()
+            else:
+                await self._beat()
+            if self.trouble is not None or self.withheld is not None:
+                self._note_resumed()
+        except _REFUSALS as error:
             self._note_refusal(error)
-        except (ServiceSupersededError, ServiceTwinError, ServiceNotFoundError) as error:
-            self._note_refusal(error)
-            if self._loop is not None and self._loop.running:
-                self._loop.stop()
         except DatabaseError as error:
             self._note_failure(str(error))
             self._log_trouble("model server went away", error)  # Nova's words, which operators' alerts look for
+        except RPCError as error:
+            self._note_answer()
+            self._log_trouble("no heartbeat is sent, because the node, which is fenced, cannot consume", error)
         except CancelledError:
             pass  # by stop()
         except Exception as error:  # noqa: BLE001 - whatever it is, the next heartbeat is tried
@@ -230,13 +247,9 @@ class Heartbeat:
 
     async def _hear(self) -> None:
         try:
-            try:
-                await self._check()
-            except (ServiceNotFoundError, ServiceSupersededError) as error:
-                await self._register_again(error)
-                await self._check()
+            await self._check_or_register()
             self.confirmed_at = self._clock.seconds()
-        except (ServiceForcedDownError, ServiceSupersededError, ServiceTwinError, ServiceNotFoundError) as error:
+        except _REFUSALS as error:
             self._owner.refused(error)
         except NovasvcError as error:
             # A service that cannot reach the registry goes on; its heartbeats say so.
@@ -248,12 +261,23 @@ class Heartbeat:
         # An older conductor reads no incarnation. If the registry has lost it, the first heartbeat finds out.
         check_beat(record, None if record.incarnation is None else self._number)
 
-    async def _look(self) -> None:
-        """Read the row while the service is forced down, and go on if an operator has let it up."""
-        await self._check()
-        await self._owner.let_up()
+    async def _check_or_register(self) -> None:
+        try:
+            await self._check()
+        except (ServiceNotFoundError, ServiceSupersededError) as error:
+            await self._register_again(error)
+            await self._check()
 
-    async def _send(self) -> None:
+    async def _enter_service(self) -> None:
+        """Put the node back into service with a heartbeat; see Note [The heartbeat of a fenced node]."""
+        if self._owner.awaits_let_up:
+            await self._check()
+        else:
+            await self._check_or_register()
+        await self._registry.prove_writable()
+        await self._owner.enter_service(self._beat)
+
+    async def _beat(self) -> None:
         try:
             await self._registry.beat(self.record.id, self._number)
         except (ServiceNotFoundError, ServiceSupersededError) as error:
@@ -264,13 +288,13 @@ class Heartbeat:
         self.confirmed_at = self._tried_at = self._clock.seconds()
         self._count("sent")
         metrics.heartbeat_sent.at(self._identity.host, self._identity.binary).value = time.time()
+
+    def _note_resumed(self) -> None:
         if self.trouble is not None:
             _log.info("heartbeats resumed; the problem was: {trouble}", trouble=self.trouble)
             self.trouble = None
         if self.withheld is not None:
             self._withhold(None)
-        if self._owner.is_fenced:
-            await self._owner.written()
 
     async def _register_again(self, error: ServiceNotFoundError | ServiceSupersededError) -> None:
         """Register again after the registry has lost this start; raise the error if it has not."""
@@ -288,12 +312,17 @@ class Heartbeat:
             self._withholding(reason)
 
     def _note_refusal(self, error: NovasvcError) -> None:
-        # The registry has answered, so it can be written.
+        self._note_answer()
+        self.trouble = str(error)
+        self._owner.refused(error)
+        if self._owner.final and self._loop is not None and self._loop.running:
+            self._loop.stop()
+
+    def _note_answer(self) -> None:
+        """Count a heartbeat that was skipped although the registry has answered, so that it can be written."""
         self.write_error, self._tried_at = None, self._clock.seconds()
         self.skipped += 1
         self._count("skipped")
-        self.trouble = str(error)
-        self._owner.refused(error)
 
     def _note_failure(self, problem: str) -> None:
         self.failures += 1

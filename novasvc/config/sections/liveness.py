@@ -28,8 +28,8 @@ class LivenessSection:
         minimum=1,
     )
     fence_after: float = setting(
-        "A service whose heartbeats could not be written for this long takes in nothing and cancels what it does, "
-        "until one is written: so it has ended before others take over its work. 0 disables: it goes on, as in Nova. "
+        "A service that has written no heartbeat for this long takes in nothing and cancels what it does, until one is "
+        "written: so it has ended before others take over its work. 0 disables: it goes on, as in Nova. "
         "Must be greater than report_interval, which must not be 0.",
         NUMBER,
         default=0.0,

@@ -101,6 +101,7 @@ class EventListener:
         self._done: OrderedDict[str, set[EventHandler]] = OrderedDict()
         self._idle: Waiters[None] = Waiters()
         self._stopping = False
+        self._paused: list[IDelivery] | None = None
         self._scope: Context = copy_context()
         for each in handlers:
             for outcome in ("done", "failed", "invalid", "quarantined"):
@@ -112,6 +113,18 @@ class EventListener:
     def live(self) -> bool:
         """Whether the consumer is active."""
         return self._listener is not None and bool(self._listener.live)
+
+    def pause(self) -> None:
+        """Handle no event until :meth:`resume`. Events wait unsettled meanwhile. Called before :meth:`start`."""
+        self._paused = []
+
+    def resume(self) -> None:
+        """Handle the events that have arrived, and all later ones. Has no effect unless paused."""
+        deliveries, self._paused = self._paused or (), None
+        for delivery in deliveries:
+            session = delivery.session
+            if not (session.ended and session.redelivers):  # otherwise it has been delivered again
+                self._receive(delivery)
 
     def start(self) -> Deferred[None]:
         """Subscribe and consume. Called once.
@@ -143,6 +156,7 @@ class EventListener:
         :return: Deferred[None], fired when no further event will be delivered.
         """
         self._stopping = True
+        self.resume()
         for each in list(self._handling):
             if each.retry is not None:
                 each.retry.reset(0)
@@ -188,6 +202,9 @@ class EventListener:
         """Receive a delivery; called by the transport. A malformed message is dropped, and a call refused."""
         if self._stopping:
             delivery.requeue(delivery.deliveries)
+            return
+        if self._paused is not None:
+            self._paused.append(delivery)
             return
         try:
             fields = unwrap(delivery.body)

@@ -180,6 +180,14 @@ class Dispatcher:
         """Keep deliveries valid for longer than the broker's acknowledgement timeout. Called when it is known."""
         self._hold_timer.start()
 
+    def limit(self, concurrency: int) -> None:
+        """Run at most so many calls at a time from now on.
+
+        :param concurrency: >= 0; with 0 none begins.
+        """
+        self._concurrency = concurrency
+        self._begin_calls()
+
     def drain(self, admission: Admission) -> None:
         """Run only the waiting calls that the admission admits, and let it decide about all others.
 

@@ -143,6 +143,14 @@ class Server:
 
     # -- start and stop ------------------------------------------------------------------------
 
+    def pause(self) -> None:
+        """Begin no call until :meth:`resume`. Requests wait unacknowledged meanwhile. Called before :meth:`start`."""
+        self._dispatcher.limit(0)
+
+    def resume(self) -> None:
+        """Begin the calls that have arrived, and all later ones. Has no effect unless paused."""
+        self._dispatcher.limit(self._concurrency)
+
     def start(self) -> Deferred[None]:
         """Start consuming. Called once.
 

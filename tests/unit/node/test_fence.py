@@ -16,6 +16,7 @@ from novasvc.errors import (
     StartError,
     UndeliverableError,
 )
+from novasvc.interfaces import Reachability
 from novasvc.manager import Manager
 from novasvc.node.node import FENCE_CLEANUP_TIMEOUT
 from novasvc.node.registration import Registration
@@ -24,6 +25,7 @@ from novasvc.registry.incarnation import Incarnation, ServiceStart
 from novasvc.registry.liveness import is_up
 from novasvc.registry.record import ServiceChanges
 from novasvc.rpc import EventListener, Server
+from novasvc.rpc.errors import RPCError
 from novasvc.service import Service
 from novasvc.testing import MemoryRegistry
 from tests.unit.node.test_service import ServiceTestCase
@@ -258,6 +260,165 @@ class FenceTests(FenceCase):
         self.assertTrue(self.serves())
         self.fleet.advance(100)
         self.assertTrue(self.serves())
+
+    def silenced(self) -> Any:
+        """Return a shop that has lost only the broker for so long that it has fenced itself, and is down."""
+        shop = self.started(fence_after=45)
+        self.fleet.disconnect("h1")
+        self.fleet.advance(46)
+        self.assertIn("no heartbeat was written for 45 s", shop.service.node.fence.reason)
+        return shop
+
+    def test_only_the_broker_is_away(self) -> None:
+        """With fence_after a node that has lost only the broker is down, and says so once, until it serves again."""
+        shop = self.silenced()
+        before, told = self.row().report_count, self.told(LogLevel.error)
+        self.fleet.advance(300)
+        row = self.row()
+        self.assertEqual((row.report_count, is_up(row, 60)), (before, False))
+        self.assertEqual(len(told), 1, told)
+        self.assertIn("no heartbeat is sent, because the node, which is fenced, cannot consume", told[0])
+        checks = self.fleet.run(shop.service.health())["legs"]
+        self.assertTrue({check["name"]: check["ready"] for check in checks}["database"])
+        self.fleet.reconnect("h1")
+        self.fleet.advance(10)
+        self.assertTrue(self.serves())
+        row = self.row()
+        self.assertEqual((row.report_count, is_up(row, 60), row.incarnation.reason), (before + 1, True, None))
+        self.fleet.advance(100)
+        self.assertEqual((self.row().report_count, shop.service.node.fence.reason), (before + 11, None))
+
+    def test_broker_and_database_are_away(self) -> None:
+        """With fence_after a node that has lost both serves when both are back, whichever is first."""
+        shop = self.started(fence_after=45)
+        outage = DatabaseUnavailableError("memory:", "gone")
+
+        def count() -> int:
+            (row,) = [row for row in self.fleet.registry._rows if row.host == "h1"]
+            return row.report_count
+
+        for broker_first in (True, False):
+            self.fleet.disconnect("h1")
+            self.fleet.registry.outage = outage
+            self.fleet.advance(100)
+            self.assertIn("no heartbeat was written for 45 s", shop.service.node.fence.reason)
+            before = count()
+            if broker_first:
+                self.fleet.reconnect("h1")
+            else:
+                self.fleet.registry.outage = None
+            self.fleet.advance(100)
+            self.assertIsNone(shop.service.node.server)
+            self.assertEqual(count(), before)
+            self.fleet.reconnect("h1")
+            self.fleet.registry.outage = None
+            self.fleet.advance(10)
+            self.assertTrue(self.serves())
+            self.fleet.advance(10)
+            self.assertGreater(self.row().report_count, before)
+
+    def test_no_message_reaches_it(self) -> None:
+        """With fence_after a node that consumes in vain is fenced, and beats again when messages reach it."""
+        found = Reachability("the queue shop.h1 is gone")
+        self.patch(Server, "verify", lambda *_: succeed(found))
+        shop = self.started(fence_after=45)
+        self.fleet.advance(80)
+        before = self.row().report_count
+        self.assertIsNotNone(shop.service.node.fence.reason)
+        self.fleet.advance(300)
+        row = self.row()
+        self.assertEqual((row.report_count, is_up(row, 60), shop.service.node.server), (before, False, None))
+        self.assertIn("cannot consume", shop.service.node.heartbeat.trouble)
+        found = Reachability()
+        self.fleet.advance(10)
+        self.assertTrue(self.serves())
+        self.fleet.advance(20)
+        self.assertGreater(self.row().report_count, before)
+
+    def test_forced_down_when_fenced(self) -> None:
+        """A node that was forced down while it was silent serves only when it is let up."""
+        self.silenced()
+        self.update(forced_down=True)
+        self.fleet.reconnect("h1")
+        before = self.row().report_count
+        self.fleet.advance(100)
+        self.assertFalse(self.serves())
+        self.assertEqual(self.row().report_count, before)
+        self.update(forced_down=False)
+        self.fleet.advance(10)
+        self.assertTrue(self.serves())
+
+    def test_superseded_when_fenced(self) -> None:
+        """A node that was superseded while it was silent neither serves nor beats."""
+        shop = self.silenced()
+        self.fleet.advance(50)
+        latest = self.supersede()
+        self.fleet.reconnect("h1")
+        self.fleet.advance(100)
+        self.assertFalse(self.serves())
+        self.assertTrue(shop.service.node.fence.final)
+        self.assertEqual(self.row().incarnation, latest)
+
+    def entering(self) -> tuple[Any, Deferred[None]]:
+        """Return a shop that consumes again, and the heartbeat that it waits for; a call and an event have arrived."""
+        shop = self.silenced()
+        beating: Deferred[None] = Deferred()
+        self.patch(MemoryRegistry, "beat", lambda registry, row, _: beating if row == 1 else succeed(None))
+        self.assertEqual(self.row().id, 1)
+        self.fleet.reconnect("h1")
+        self.fleet.advance(10)
+        working = self.asked("count")
+        working.addErrback(lambda failure: failure.trap(RPCError))
+        self.caller.manager.attachments.events.emit(RequestContext(), "order.placed", "tea")
+        self.fleet.advance(3)
+        self.assertEqual((shop.manager.work, shop.manager.events), ([], []))
+        self.assertNoResult(working)
+        return shop, beating
+
+    def test_nothing_before_the_heartbeat(self) -> None:
+        """A fenced node begins what it receives when a heartbeat is written, and not before."""
+        shop, beating = self.entering()
+        runs = shop.manager.runs
+        beating.callback(None)
+        self.fleet.advance(6)
+        self.assertEqual((len(shop.manager.work), shop.manager.events), (1, ["tea"]))
+        self.assertGreater(shop.manager.runs, runs)
+
+    def test_broker_is_lost_before_the_heartbeat(self) -> None:
+        """What a fenced node has received, and receives again from another connection, begins once."""
+        shop, beating = self.entering()
+        self.fleet.disconnect("h1")
+        self.fleet.advance(1)
+        self.fleet.reconnect("h1")
+        self.fleet.advance(1)
+        self.assertEqual((shop.manager.work, shop.manager.events), ([], []))
+        beating.callback(None)
+        self.fleet.advance(6)
+        self.assertEqual((len(shop.manager.work), shop.manager.events), (1, ["tea"]))
+
+    def test_heartbeat_fails_when_it_enters_service(self) -> None:
+        """A fenced node whose heartbeat cannot be written gives back what it has received, and stays fenced."""
+        shop, beating = self.entering()
+        beating.errback(DatabaseUnavailableError("memory:", "gone"))
+        self.fleet.registry.outage = DatabaseUnavailableError("memory:", "gone")
+        self.fleet.advance(100)
+        self.assertEqual((shop.manager.work, shop.manager.events, shop.service.node.server), ([], [], None))
+        self.assertIsNotNone(shop.service.node.fence.reason)
+        self.patch(MemoryRegistry, "beat", lambda *_: succeed(None))
+        self.fleet.registry.outage = None
+        self.fleet.advance(12)
+        self.assertEqual(shop.manager.events, ["tea"])
+        self.assertTrue(self.serves())
+
+    def test_stop_when_it_enters_service(self) -> None:
+        """A fenced node that is stopped before its heartbeat is written begins nothing, and leaves nothing."""
+        shop, _ = self.entering()
+        stopping = shop.service.stop()
+        self.fleet.advance(5)
+        self.successResultOf(stopping)
+        self.assertEqual((shop.manager.work, shop.manager.events), ([], []))
+        self.fleet.stop()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_broker_is_away_when_let_up(self) -> None:
         """A node that is let up while it cannot reach the broker beats only when it serves again."""

@@ -47,6 +47,9 @@ class ScriptedRegistry:
         self.looks += 1
         return succeed(attrs.evolve(numbered(3), forced_down=self.forced_down))
 
+    def prove_writable(self) -> Deferred[None]:
+        return succeed(None)
+
 
 def numbered(number: int) -> ServiceRecord:
     moment = datetime(2026, 1, 1)  # noqa: DTZ001 - the table's form
@@ -180,7 +183,7 @@ class HeartbeatTests(SynchronousTestCase):
         self.clock.pump([10, 10])
         self.assertEqual(self.registry.beats, [1, 1, 2, 2])
         self.assertEqual((self.events, self.owner.refusals), (["warn"], []))
-        self.assertEqual((self.owner.writes, self.heartbeat.confirmed_at), (0, 20))
+        self.assertEqual((self.owner.entries, self.heartbeat.confirmed_at), (0, 20))
 
     def test_restored_row(self) -> None:
         """A service whose row is of an earlier start of it, as in a backup, begins again."""
