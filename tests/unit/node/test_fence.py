@@ -643,7 +643,7 @@ class FenceTests(FenceCase):
         self.assertIsNone(shop.service.node.registry)
 
     def test_stop_while_it_is_let_up(self) -> None:
-        """A node that is stopped while it enters service again begins no tasks."""
+        """A node that is stopped while it enters service again begins no tasks, and leaves nothing."""
         shop = self.started()
         self.update(forced_down=True)
         self.fleet.advance(10)
@@ -659,6 +659,8 @@ class FenceTests(FenceCase):
         runs = shop.manager.runs
         self.fleet.advance(30)
         self.assertEqual(shop.manager.runs, runs)
+        self.fleet.stop()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_let_up_in_vain(self) -> None:
         """A listener that was begun when the rest failed is closed before the next attempt."""
