@@ -107,7 +107,8 @@ class Heartbeat:
     :ivar skipped: heartbeats not sent because a check failed.
     :ivar withheld: the reason that ``withholding`` was called with last.
     :ivar trouble: why the last heartbeat was skipped or failed, as it was logged; None if it was sent.
-    :ivar confirmed_at: seconds on the clock when the registry last wrote a heartbeat, or would have; None before that.
+    :ivar confirmed_at: seconds on the clock when the last heartbeat was sent that the registry has written, or would
+        have; None before that.
     :ivar write_error: why the last heartbeat could not be written; None if it was.
     """
 
@@ -246,9 +247,10 @@ class Heartbeat:
             self._log_trouble("the heartbeat failed", error)
 
     async def _hear(self) -> None:
+        asked_at = self._clock.seconds()
         try:
             await self._check_or_register()
-            self.confirmed_at = self._clock.seconds()
+            self.confirmed_at = asked_at
         except _REFUSALS as error:
             self._owner.refused(error)
         except NovasvcError as error:
@@ -278,6 +280,8 @@ class Heartbeat:
         await self._owner.enter_service(self._beat)
 
     async def _beat(self) -> None:
+        # The registry may have written it long before its answer arrives, and others count from then.
+        sent_at = self._clock.seconds()
         try:
             await self._registry.beat(self.record.id, self._number)
         except (ServiceNotFoundError, ServiceSupersededError) as error:
@@ -285,7 +289,7 @@ class Heartbeat:
             await self._registry.beat(self.record.id, self._number)
         self.sent += 1
         self.write_error = None
-        self.confirmed_at = self._tried_at = self._clock.seconds()
+        self.confirmed_at, self._tried_at = sent_at, self._clock.seconds()
         self._count("sent")
         metrics.heartbeat_sent.at(self._identity.host, self._identity.binary).value = time.time()
 

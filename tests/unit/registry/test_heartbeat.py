@@ -134,6 +134,16 @@ class HeartbeatTests(SynchronousTestCase):
         self.clock.advance(0.2)
         self.assertEqual(len(self.registry.beats), 2)
 
+    def test_confirmed_when_sent(self) -> None:
+        """A heartbeat counts from when it was sent, however late the registry answers: others count from its stamp."""
+        hanging: Deferred[None] = Deferred()
+        self.registry.answer = lambda: hanging
+        self.heartbeat.start()
+        self.clock.advance(8)
+        self.assertIsNone(self.heartbeat.confirmed_at)
+        hanging.callback(None)
+        self.assertEqual(self.heartbeat.confirmed_at, 0)
+
     def test_outage_is_logged_once(self) -> None:
         """An outage logs one error, however long it lasts, and its end one info line."""
         self.successResultOf(self.heartbeat.start())
