@@ -90,7 +90,7 @@ class Service(LifecycleService):
         self.periodic_enable = _chosen(periodic_enable, settings.periodic_enable)
         self.periodic_fuzzy_delay = _chosen(periodic_fuzzy_delay, settings.periodic_fuzzy_delay)
         self.periodic_interval_max = _chosen(periodic_interval_max, settings.periodic_interval_max)
-        self._check_intervals(settings.service_down_time)
+        self._check_intervals(settings.service_down_time, settings.fence_after)
         self.manager_class_name = manager if isinstance(manager, str) else _dotted(manager)
         self.manager = make_manager(manager, *args, host=host, **kwargs)
         self.tasks = make_tasks(
@@ -280,7 +280,7 @@ class Service(LifecycleService):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.manager, name)
 
-    def _check_intervals(self, service_down_time: float) -> None:
+    def _check_intervals(self, service_down_time: float, fence_after: float) -> None:
         source = f"the service {self.binary}@{self.host}"
         for name, value, least, remedy in (
             ("report_interval", self.report_interval, 0, "a number of seconds, 0 for no heartbeats"),
@@ -300,6 +300,11 @@ class Service(LifecycleService):
                 f"it is not shorter than service_down_time ({service_down_time:g} s)",
                 "make it smaller: at most a third of service_down_time",
             )
+        if fence_after and not 0 < self.report_interval < fence_after:
+            when = "between two heartbeats" if self.report_interval else "because it sends no heartbeats"
+            problem = f"the service would be fenced {when}: fence_after is {fence_after:g} s"
+            remedy = "make it more than 0, and set fence_after to several intervals, or to 0"
+            raise SettingError("report_interval", f"{self.report_interval:g}", source, problem, remedy)
 
     async def _kill(self) -> None:
         await self.stop()

@@ -44,6 +44,9 @@ _REFUSALS = ServiceForcedDownError, ServiceSupersededError, ServiceTwinError, Se
 _ROUNDING = 1e-6
 """Part of an interval by which the result of a division may be too small."""
 
+_LOOK_INTERVAL = 10.0
+"""Seconds between readings of the row of a service that is forced down and sends no heartbeats."""
+
 LAG_LIMIT = 5.0
 """Seconds. A heartbeat that is later than this is skipped: the reactor was blocked."""
 
@@ -97,7 +100,8 @@ class Heartbeat:
 
     :param identity: of the service, for logs and metrics.
     :param record: the row, as it was registered.
-    :param report_interval: seconds between heartbeats. With 0 none is sent, as in Nova: the row exists and ages.
+    :param report_interval: seconds between heartbeats. With 0 none is sent, as in Nova: the row exists and ages. Only
+        while the service is forced down from its start, its row is read.
     :param owner: is told of heartbeats that are refused.
     :param checks: liveness checks; a heartbeat is sent only if all of them return None. A node that is out of service
         is not asked.
@@ -140,6 +144,11 @@ class Heartbeat:
     _started_at: float = attrs.field(default=0.0, init=False)
     _due: float = attrs.field(default=0.0, init=False)
     _sending: Deferred[None] | None = attrs.field(default=None, init=False)
+    _interval: float = attrs.field(init=False)
+
+    @_interval.default
+    def _interval_of_loop(self) -> float:
+        return self._report_interval or _LOOK_INTERVAL
 
     def hear(self) -> Deferred[None]:
         """Ask the registry, without a heartbeat, whether it would be refused, and tell the owner if so.
@@ -170,7 +179,8 @@ class Heartbeat:
         """
         if not self._report_interval:
             _log.info("{identity} sends no heartbeats: its report_interval is 0", identity=self._identity)
-            return succeed(None)
+            if not self._owner.awaits_let_up:
+                return succeed(None)
         if self._owner.final:  # since a reading of the row
             return succeed(None)
         for outcome in ("sent", "failed", "skipped"):
@@ -182,7 +192,7 @@ class Heartbeat:
         # LoopingCall runs from the reactor; the copied context gives its log events this node's fields.
         self._loop = LoopingCall(copy_context().run, self._run)
         self._loop.clock = self._clock
-        self._loop.start(self._report_interval).addErrback(self._loop_failed)
+        self._loop.start(self._interval).addErrback(self._loop_failed)
         if self._sending is None:
             first.callback(None)
         else:
@@ -191,16 +201,19 @@ class Heartbeat:
 
     def stop(self) -> None:
         """Send no more heartbeats, and cancel the one under way. The row ages from now on."""
-        if self._loop is not None and self._loop.running:
-            self._loop.stop()
+        self._end_loop()
         if self._sending is not None:
             self._sending.cancel()
+
+    def _end_loop(self) -> None:
+        if self._loop is not None and self._loop.running:
+            self._loop.stop()
 
     @property
     def is_current(self) -> bool:
         """Whether a write was tried recently, so that ``write_error`` says if the registry can be written now."""
         since = None if self._tried_at is None else self._clock.seconds() - self._tried_at
-        return since is not None and since <= 2 * self._report_interval + LAG_LIMIT
+        return since is not None and since <= 2 * self._interval + LAG_LIMIT
 
     def _run(self) -> Deferred[None]:
         sending = self._sending = Deferred.fromCoroutine(self._send_or_skip())
@@ -212,8 +225,8 @@ class Heartbeat:
             elapsed = self._clock.seconds() - self._started_at
             # Rounding must not take the moment of a call of the loop for one before it: each call would then seem to be
             # an interval late, and no heartbeat would be sent any more.
-            intervals = floor(elapsed / self._report_interval + _ROUNDING)
-            self._due = self._started_at + (intervals + 1) * self._report_interval
+            intervals = floor(elapsed / self._interval + _ROUNDING)
+            self._due = self._started_at + (intervals + 1) * self._interval
 
         return sending.addBoth(done)
 
@@ -277,7 +290,11 @@ class Heartbeat:
         else:
             await self._check_or_register()
         await self._registry.prove_writable()
-        await self._owner.enter_service(self._beat)
+        if self._report_interval:
+            await self._owner.enter_service(self._beat)
+        else:
+            await self._owner.enter_service(_send_none)
+            self._end_loop()
 
     async def _beat(self) -> None:
         # The registry may have written it long before its answer arrives, and others count from then.
@@ -319,8 +336,8 @@ class Heartbeat:
         self._note_answer()
         self.trouble = str(error)
         self._owner.refused(error)
-        if self._owner.final and self._loop is not None and self._loop.running:
-            self._loop.stop()
+        if self._owner.final:
+            self._end_loop()
 
     def _note_answer(self) -> None:
         """Count a heartbeat that was skipped although the registry has answered, so that it can be written."""
@@ -355,3 +372,7 @@ class Heartbeat:
 
     def _loop_failed(self, failure: Failure) -> None:
         _log.failure("the heartbeat loop of {identity} failed", failure=failure, identity=self._identity)
+
+
+async def _send_none() -> None:
+    """Send no heartbeat, for a service without."""

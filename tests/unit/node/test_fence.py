@@ -210,6 +210,26 @@ class FenceTests(FenceCase):
         self.fleet.advance(10)
         self.assertGreater(shop.manager.runs, 0)
 
+    def test_start_while_forced_down_without_heartbeats(self) -> None:
+        """A node without heartbeats that starts while it is forced down serves when it is let up, and sends none."""
+        self.make()
+        shop = self.fleet.add(Shop, host="h1", binary="nova-shop", topic="shop", report_interval=0)
+        self.successResultOf(shop.service.start())
+        self.update(forced_down=True)
+        self.successResultOf(shop.service.stop())
+        self.successResultOf(shop.service.start())
+        self.fleet.advance(30)
+        self.assertFalse(self.serves())
+        self.fleet.registry.outage = DatabaseUnavailableError("memory:", "gone")
+        self.fleet.advance(30)
+        self.fleet.registry.outage = None
+        self.update(forced_down=False)
+        self.fleet.advance(10)
+        self.assertTrue(self.serves())
+        self.fleet.advance(60)
+        self.assertEqual(self.row().report_count, 0)
+        self.assertFalse(shop.service.node.heartbeat.is_running)
+
     def test_superseded(self) -> None:
         """A node that was superseded is fenced for good, does not end its process, and leaves the row alone."""
         shop = self.started()

@@ -673,6 +673,14 @@ class ConstructionTests(SynchronousTestCase):
         error = self.assertRaises(SettingError, Service, "h", "b", "t", Diarist, 60, runtime=self.runtime)
         self.assertIn("service_down_time (60 s)", str(error))
 
+    def test_interval_and_fence_after(self) -> None:
+        """A service that would be fenced although it is healthy is refused."""
+        runtime = memory_runtime(fence_after=45)
+        for interval, problem in ((0, "because it sends no heartbeats"), (45, "between two heartbeats")):
+            error = self.assertRaises(SettingError, Service, "h", "b", "t", Diarist, interval, runtime=runtime)
+            self.assertIn(f"the service would be fenced {problem}: fence_after is 45 s", str(error))
+        self.assertEqual(Service("h", "b", "t", Diarist, 44, runtime=runtime).report_interval, 44)
+
     def test_intervals_that_cannot_be(self) -> None:
         """An interval that cannot be waited is an error that names it, its value and the service."""
         nan, endless = float("nan"), float("inf")
