@@ -37,8 +37,8 @@ class TaskRunner:
     """Run the tasks of one object, each when it is due.
 
     Tasks run concurrently, but a task never overlaps itself in a process: a due time that passes while its task
-    runs is missed, and counted. :meth:`run_due` and :meth:`run_now` also work without :meth:`start`;
-    due times then count from the creation of the runner.
+    runs is missed, and counted. :meth:`run_due` and :meth:`run_now` also work without :meth:`start`, except for
+    tasks of the fleet, whose lease nobody has asked for; due times then count from the creation of the runner.
 
     :param owner: an object with methods decorated with :func:`~novasvc.periodic.periodic_task`.
     :param clock: its seconds must be monotonic.
@@ -190,7 +190,7 @@ class TaskRunner:
         :param context: passed to the task; an admin context by default.
         :return: Deferred of the task's result. Fails with its exception, which is logged too, or with
             TaskTimeoutError; with UnknownTaskError if there is no such task; with StateError after
-            :meth:`stop`, or if another node has the lease of the task. Cancelling it does not cancel the run.
+            :meth:`stop`, or if this process does not have the lease of the task. Cancelling it does not cancel the run.
         """
         task = self._tasks.get(name)
         if task is None:
@@ -208,7 +208,7 @@ class TaskRunner:
         :param name: the task's name.
         :param context: passed to the task; an admin context by default.
         :raises UnknownTaskError: there is no such task.
-        :raises StateError: the task is running, another node has its lease, or :meth:`stop` was called.
+        :raises StateError: the task is running, this process does not have its lease, or :meth:`stop` was called.
         """
         task = self._tasks.get(name)
         if task is None:
@@ -225,11 +225,17 @@ class TaskRunner:
         if self._state == "stopped":
             return self._state_error(f"run {task.name!r}")
         # Within a node any process runs it by hand: whoever asks cannot choose among its workers.
-        if task.scope == "fleet" and not task.leads and task.election is not None:
-            leader = task.election.leader(task.name)
-            led = "led by no process yet" if leader is None else f"led by {leader}"
+        if task.scope == "fleet" and not self._leads(task):
+            led = "not led by this process"
+            if task.election is not None:
+                leader = task.election.leader(task.name)
+                led = "led by no process yet" if leader is None else f"led by {leader}"
             return StateError(f"the periodic task {task.name!r}", led, "be run here")
         return None
+
+    def _leads(self, task: Task) -> bool:
+        """Return whether this process may run a task when it is due. Before the start it has no lease of the fleet."""
+        return task.leads and not (task.scope == "fleet" and self._state == "idle")
 
     def operations(self) -> set[str]:
         """Return the request ids of the runs under way, without cancelled ones."""
@@ -275,7 +281,7 @@ class TaskRunner:
             task.begin(RequestContext.admin(), self._variables)
 
     def _is_due(self, task: Task) -> bool:
-        if self._state == "stopped" or not task.leads:
+        if self._state == "stopped" or not self._leads(task):
             return False
         fell_due = task.take_due() or (task.declaration.in_every_pass and task.run is None)
         return fell_due and (task.election is None or task.may_begin(task.election))

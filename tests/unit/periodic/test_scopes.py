@@ -221,6 +221,16 @@ class LossTests(ScopeCase):
         self.successResultOf(self.runner.run_now("plain"))  # any worker may do it for its node
         self.assertEqual(self.owner.runs, [("plain", None)])
 
+    def test_by_hand_before_the_start(self) -> None:
+        """Before the start, or without one, no lease is asked for, so a fleet's task cannot be run; the others can."""
+        error = self.failureResultOf(self.runner.run_now("fleet"), StateError).value
+        self.assertEqual(str(error), "the periodic task 'fleet' is not led by this process and cannot be run here")
+        self.assertRaises(StateError, self.runner.begin, "nightly")
+        self.successResultOf(self.runner.run_now("plain"))
+        self.clock.rightNow = 100.0
+        self.runner.run_due(None)
+        self.assertEqual(self.names(), {"plain", "each"})
+
     def test_pass(self) -> None:
         """A pass runs no task that another leads."""
         self.start()
