@@ -129,14 +129,27 @@ def check_manager(path: str, /, **kwargs: Any) -> None:
     factory = _load(path)
     if isinstance(factory, type) and not IManager.implementedBy(factory):
         raise ManagerError(path, "it does not provide IManager", "derive the class from novasvc.Manager")
-    try:
-        accepted = signature(factory)
-    except (TypeError, ValueError):  # not written in Python: it has no signature
+    accepted = _signature(factory)
+    if accepted is None:
         return
     try:
         accepted.bind(**kwargs)
     except TypeError as error:
         raise _mismatch(path, accepted, kwargs, error) from None
+
+
+def _signature(factory: Callable[..., Any]) -> Signature | None:
+    """Return the signature of a factory; None if it has none, because it is not written in Python."""
+    try:
+        return signature(factory)
+    except (TypeError, ValueError):
+        return None
+
+
+def dotted_name(factory: Callable[..., Any]) -> str:
+    """Return the dotted name of a class or function; of another callable, such as a partial, that of its class."""
+    kind = factory if hasattr(factory, "__qualname__") else type(factory)
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _mismatch(path: str, accepted: Signature, given: Iterable[str], error: TypeError) -> ManagerError:
@@ -159,16 +172,16 @@ def make_manager(manager: str | Callable[..., Any], *args: Any, **kwargs: Any) -
         cannot be stored.
     """
     factory = _load(manager) if isinstance(manager, str) else manager
-    path = manager if isinstance(manager, str) else f"{factory.__module__}.{factory.__qualname__}"
+    path = manager if isinstance(manager, str) else dotted_name(factory)
     if isinstance(factory, type) and not IManager.implementedBy(factory):
         raise ManagerError(path, "it does not provide IManager", "derive the class from novasvc.Manager")
     try:
         made = factory(*args, **kwargs)
     except TypeError as error:
-        if error.__traceback__ is not None and error.__traceback__.tb_next is None:  # not even called
-            raise _mismatch(
-                path, signature(factory), [*(type(arg).__name__ for arg in args), *kwargs], error
-            ) from error
+        accepted = _signature(factory)
+        called = error.__traceback__ is None or error.__traceback__.tb_next is not None
+        if accepted is not None and not called:
+            raise _mismatch(path, accepted, [*(type(arg).__name__ for arg in args), *kwargs], error) from error
         raise _raised(path, error, args, kwargs) from error
     except (Exception, SystemExit) as error:
         raise _raised(path, error, args, kwargs) from error

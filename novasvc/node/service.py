@@ -22,7 +22,7 @@ from novasvc.interfaces import (
     IRebuildable,
     ISpecified,
 )
-from novasvc.manager import make_manager
+from novasvc.manager import dotted_name, make_manager
 from novasvc.node.description import describe_history, describe_process
 from novasvc.node.lifecycle_service import LifecycleService
 from novasvc.node.manager_resources import make_tasks
@@ -91,7 +91,7 @@ class Service(LifecycleService):
         self.periodic_fuzzy_delay = _chosen(periodic_fuzzy_delay, settings.periodic_fuzzy_delay)
         self.periodic_interval_max = _chosen(periodic_interval_max, settings.periodic_interval_max)
         self._check_intervals(settings.service_down_time, settings.fence_after)
-        self.manager_class_name = manager if isinstance(manager, str) else _dotted(manager)
+        self.manager_class_name = manager if isinstance(manager, str) else dotted_name(manager)
         self.manager = make_manager(manager, *args, host=host, **kwargs)
         self.tasks = make_tasks(
             self.manager,
@@ -315,11 +315,6 @@ def _runtime_in(kwargs: Mapping[str, Any]) -> Runtime | None:
     """Return the runtime among keyword arguments. A value of another type is an option of the manager's."""
     given = kwargs.get("runtime")
     return given if isinstance(given, Runtime) else None
-
-
-def _dotted(manager: Callable[..., Any]) -> str:
-    kind = manager if hasattr(manager, "__qualname__") else type(manager)
-    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _chosen(given: Any, setting: Any) -> Any:

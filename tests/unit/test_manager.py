@@ -3,6 +3,7 @@
 import importlib
 import sys
 import types
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,14 @@ class MakeManagerTests(SynchronousTestCase):
     def test_class(self) -> None:
         """A class is accepted in place of its name."""
         self.assertEqual(make_manager(Good, host="h1").host, "h1")
+
+    def test_other_callables(self) -> None:
+        """A partial, or an object that can be called, is accepted; if it fails, the error names its class."""
+        self.assertEqual(make_manager(partial(Good, color="red"), host="h1").color, "red")
+        self.assertIn(
+            "manager 'functools.partial': its constructor takes (host", self.problem(partial(Good), hots="h2")
+        )
+        self.assertIn("manager 'builtins.min': its constructor raised TypeError", self.problem(min))
 
     def test_no_module(self) -> None:
         """A module that does not exist is named, with a remedy."""
