@@ -5,13 +5,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
-from itertools import count
 from typing import Any, TypeVar
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, maybeDeferred, succeed
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
-from twisted.internet.task import LoopingCall, deferLater
+from twisted.internet.task import LoopingCall
 from twisted.logger import Logger, LogLevel
 
 from novasvc._version import __version__
@@ -30,6 +29,7 @@ from novasvc.node.health import NodeHealth
 from novasvc.node.history import MethodHistory
 from novasvc.node.lifecycle import Lifecycle
 from novasvc.node.manager_resources import attach_resources, make_client, make_emitter
+from novasvc.node.outages import retry_outages
 from novasvc.node.reachability import ReachabilityCheck
 from novasvc.node.registration import Registration
 from novasvc.node.runtime import Runtime, SharedConnection
@@ -37,7 +37,6 @@ from novasvc.node.twin import tell_twin
 from novasvc.periodic import TaskRunner
 from novasvc.reactor.abandon import abandon_on_cancel, completion
 from novasvc.registry.errors import (
-    DatabaseUnavailableError,
     ServiceForcedDownError,
     ServiceNotFoundError,
     ServiceTwinError,
@@ -50,16 +49,9 @@ from novasvc.rpc.events.declare import EventHandler, event_handlers
 from novasvc.rpc.target import Target
 from novasvc.telemetry.flight import note
 from novasvc.telemetry.logs import node_fields, pluralize
-from novasvc.transport.errors import BrokerFailedError, BrokerRefusedError, BrokerUnavailableError
 
 _log = Logger()
 _T = TypeVar("_T")
-
-_OUTAGES = BrokerUnavailableError, DatabaseUnavailableError
-"""Errors of outages, which a node waits out."""
-_ANSWERS = BrokerRefusedError, BrokerFailedError
-"""Outages in which the server answers, but refuses the connection."""
-_AWAY = "is unavailable; retrying"
 
 FENCE_CLEANUP_TIMEOUT = 5.0
 """Seconds that cancelled calls, handlers and tasks of a node that is fenced have to clean up.
@@ -459,28 +451,7 @@ class Node:
             raise
 
     async def _retry_outages(self, dependency: str, attempt: Callable[[], Awaitable[_T]]) -> _T:
-        """Call ``attempt`` with backoff until it succeeds: a node waits out an outage of a dependency."""
-        for failures in count(1):
-            try:
-                reached = await attempt()
-            except NovasvcError as error:
-                self.start_error = error
-                if not self._stays():
-                    # The start was cancelled; the awaited operation turned the cancellation into this error.
-                    raise CancelledError from error
-                if self.runtime.settings.fail_fast or not isinstance(error, _OUTAGES):
-                    raise
-                if self.waiting_for is None:
-                    away = "refuses the connection; retrying" if isinstance(error, _ANSWERS) else _AWAY
-                    _log.error("the {dependency} {away}: {error}", dependency=dependency, away=away, error=error)
-                self.waiting_for = dependency
-                await deferLater(self.runtime.reactor, self.runtime.retry(failures), lambda: None)
-            else:
-                if self.waiting_for is not None:
-                    _log.info("the {dependency} is available after {n} failures", dependency=dependency, n=failures - 1)
-                self.waiting_for = self.start_error = None
-                return reached
-        raise AssertionError  # count() does not end
+        return await retry_outages(self, dependency, attempt, self._stays)
 
     def _why_not_consuming(self) -> str | None:
         consuming = self.server is not None and self.server.live and (self.events is None or self.events.live)

@@ -1,28 +1,25 @@
 """An observer of the fleet as a part of a service tree."""
 
-from itertools import count
 from typing import Any
 
-from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from zope.interface import implementer
 
 from novasvc.interfaces import IServiceRegistry, ISpecified
 from novasvc.node.lifecycle import Lifecycle
 from novasvc.node.lifecycle_service import LifecycleService
+from novasvc.node.outages import WaitingService, retry_outages
 from novasvc.node.runtime import Runtime, SharedConnection, process_runtime
 from novasvc.node.specification import NodeSpecification
-from novasvc.registry.errors import DatabaseUnavailableError
 from novasvc.registry.observer import FleetObserver, check_observer
 from novasvc.registry.outages import VerdictRule
-from novasvc.transport.errors import BrokerUnavailableError
 from novasvc.workers.specification import check_constructor
 
 _log = Logger()
 
 
 @implementer(ISpecified)
-class ObserverService(LifecycleService):
+class ObserverService(WaitingService, LifecycleService):
     """Tells an observer of changes in the fleet while it runs; see :class:`novasvc.registry.observer.FleetObserver`.
 
     It runs without a node: in a tree beside services, or in a process of its own.
@@ -56,23 +53,14 @@ class ObserverService(LifecycleService):
         return NodeSpecification(type(self), self._arguments, options, self.name, environment)
 
     async def _begin(self) -> None:
-        registry = self._registry = await self._connect()
+        connection = self._connection
+        registry = await retry_outages(self, connection.name, connection.acquire, lambda: self.running)
+        self._registry = registry
         self._observer = make_observer(self.runtime, registry, *self._arguments, **self._options)
         self._observer.start()
 
-    async def _connect(self) -> IServiceRegistry:
-        for failures in count(1):
-            try:
-                return await self._connection.acquire()
-            except (BrokerUnavailableError, DatabaseUnavailableError) as error:
-                if self.runtime.settings.fail_fast:
-                    raise
-                if failures == 1:
-                    _log.error("the {name} is unavailable; retrying: {error}", name=self._connection.name, error=error)
-            await deferLater(self.runtime.reactor, self.runtime.retry(failures), lambda: None)
-        raise AssertionError  # count() does not end
-
     async def _end(self) -> None:
+        self.waiting_for = None
         observer, self._observer = self._observer, None
         if observer is not None:
             await observer.stop()

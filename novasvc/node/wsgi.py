@@ -15,6 +15,7 @@ from novasvc.interfaces import IExitRequester, IRebuildable, IServiceRegistry, I
 from novasvc.manager import make_manager
 from novasvc.node.http_service import HTTPService
 from novasvc.node.manager_resources import attach_resources, make_client, make_emitter, make_tasks
+from novasvc.node.outages import WaitingService, retry_outages
 from novasvc.node.paste import Loader
 from novasvc.node.runtime import Runtime, process_runtime
 from novasvc.node.signature import hides
@@ -32,7 +33,7 @@ RPC = "novasvc.rpc"
 
 
 @implementer(IExitRequester, IRebuildable, ISpecified)
-class WSGIService(HTTPService):
+class WSGIService(WaitingService, HTTPService):
     """Serves an application of WSGI, in one process, or in as many workers as share its port.
 
     Its settings are named after it: ``<name>_listen``, ``<name>_listen_port``, ``<name>_workers``, and
@@ -187,13 +188,15 @@ class WSGIService(HTTPService):
     async def _attach(self, manager: Any) -> None:
         runtime = self.runtime
         self._step = "transport"
-        client = await self._connected_client()
+        client = await retry_outages(self, runtime.broker.name, self._connected_client, lambda: self.running)
         self._step = "registry"
-        self._registry = await self._registry_connection.acquire()
+        connection = self._registry_connection
+        registry = await retry_outages(self, connection.name, connection.acquire, lambda: self.running)
+        self._registry = registry
         delay, interval = runtime.settings.periodic_fuzzy_delay, runtime.settings.periodic_interval_max
         tasks = make_tasks(manager, runtime, fuzzy_delay=delay, interval_max=interval)
         events = await self._connected_emitter()
-        attach_resources(manager, runtime, client, self._registry, tasks, events)
+        attach_resources(manager, runtime, client, registry, tasks, events)
 
     async def _connected_client(self) -> Client:
         """Return the RPC client; connect to the broker on the first call, as an application may never use it.
@@ -225,6 +228,7 @@ class WSGIService(HTTPService):
         await maybeDeferred(getattr(self.manager, name))
 
     async def _end(self) -> None:
+        self.waiting_for = None
         await self._stop_step("stop serving", self.server.stopService)
         if self._site is not None:
             if self._site.pool.busy:

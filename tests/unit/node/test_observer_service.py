@@ -9,6 +9,7 @@ from novasvc.node.runtime import Runtime
 from novasvc.node.tree import ServiceTree
 from novasvc.registry.record import ServiceChanges
 from novasvc.testing import MemoryRegistry, memory_runtime
+from novasvc.workers.reports import waited_for
 from tests.unit.registry.test_observer import Recorder
 
 
@@ -44,7 +45,7 @@ class ObserverServiceTests(SynchronousTestCase):
         self.assertTrue(lease.is_free)
 
     def test_outage(self) -> None:
-        """It waits for the database; a stop ends that."""
+        """It waits for the database, and says so; a stop ends that."""
         self.add_forced()
         self.registry.outage = DatabaseUnavailableError("memory:", "away")
         service = ObserverService(self.observer, "o", runtime=self.runtime)
@@ -52,6 +53,7 @@ class ObserverServiceTests(SynchronousTestCase):
         started = service.when_started()
         self.clock.advance(1)
         self.assertNoResult(started)
+        self.assertEqual(waited_for(service), "database")
         self.registry.outage = None
         self.clock.pump([1] * 5)
         self.successResultOf(started)

@@ -8,21 +8,36 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
+import attrs
 from twisted.application.service import IService
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.threads import deferToThread
 from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from zope.interface.verify import verifyObject
 
-from novasvc.errors import AppError, ConfigurationError, ListenError, ManagerError, SettingError, StartError
+from novasvc.errors import (
+    AppError,
+    BrokerUnavailableError,
+    ConfigurationError,
+    DatabaseUnavailableError,
+    ListenError,
+    ManagerError,
+    SettingError,
+    StartError,
+)
 from novasvc.interfaces import IExitRequester, IPreforkable, IStartable
 from novasvc.node.paste import Loader
+from novasvc.node.runtime import SharedConnection
 from novasvc.run.services import deployments, make_parts
 from novasvc.service import WSGIService
+from novasvc.testing import MemoryRegistry
+from novasvc.transport.memory import MemoryBroker, MemoryTransport
+from novasvc.workers.reports import waited_for
 from tests.servers.certificates import Certificates
 from tests.support.http_rig import GET, LAST, ask, connect
 from tests.support.pickling import carried
+from tests.support.waiting import until
 from tests.support.wsgi_rig import Noting, WSGICase, events
 
 
@@ -76,6 +91,53 @@ class ServedTests(WSGICase):
         self.assertEqual(events, ["load", "init_host", "pre_start_hook", "post_start_hook"])
         await service.stop()
         self.assertEqual(events[4:], ["cleanup_host"])
+
+    def make_without_servers(self, **options: Any) -> tuple[WSGIService, dict[str, Exception], MemoryRegistry]:
+        """Make a service whose broker and database are away until an error is deleted, and an outage ends."""
+        registry = MemoryRegistry(reactor)
+        registry.outage = DatabaseUnavailableError("memory:", "away")
+        away: dict[str, Exception] = {"broker": BrokerUnavailableError("memory:", "away")}
+
+        class Transport(MemoryTransport):
+            def open(self) -> Deferred[None]:
+                return fail(away["broker"]) if away else super().open()
+
+        runtime = attrs.evolve(
+            self.runtime(hello_manager=f"{Noting.__module__}.Noting", **options),
+            broker=SharedConnection("broker", lambda: Transport(MemoryBroker(), clock=reactor)),
+            database=SharedConnection("database", lambda: registry),
+            retry=lambda _: 0.01,
+        )
+        service = WSGIService("hello", runtime=runtime)
+        self.addCleanup(service.stop)
+        return service, away, registry
+
+    async def test_outages(self) -> None:
+        """With a manager the start waits for broker and database, says which, and goes on when they are back."""
+        service, away, registry = self.make_without_servers()
+        starting = service.start()
+        await until(lambda: waited_for(service) == "broker")
+        away.clear()
+        await until(lambda: waited_for(service) == "database")
+        self.assertEqual(events, ["load"])
+        registry.outage = None
+        await starting
+        self.assertIsNone(waited_for(service))
+        self.assertEqual(events, ["load", "init_host", "pre_start_hook", "post_start_hook"])
+
+    async def test_stop_during_an_outage(self) -> None:
+        """A stop ends the wait."""
+        service, _, _ = self.make_without_servers()
+        starting = service.start()
+        await until(lambda: service.waiting_for == "broker")
+        await service.stop()
+        await self.assertFailure(starting, Exception)
+        self.assertIsNone(service.waiting_for)
+
+    async def test_fail_fast(self) -> None:
+        """With fail_fast an outage ends the start."""
+        service, _, _ = self.make_without_servers(fail_fast=True)
+        await self.assertFailure(service.start(), StartError)
 
     async def test_manager_that_leaves(self) -> None:
         """A SystemExit of cleanup_host is the status of the process; the other steps of the stop still run."""
