@@ -16,7 +16,8 @@ from novasvc.errors import NovasvcError, describe
 from novasvc.interfaces import IRebuildable, IStartable, IWaitable
 from novasvc.node.tree import ServiceTree
 from novasvc.run.environment import default_settings, load_from_environment
-from novasvc.run.process import Process, cancel_forced_exit, schedule_forced_exit
+from novasvc.run.forced_exit import cancel_forced_exit, schedule_forced_exit
+from novasvc.run.process import Process
 from novasvc.run.process_end import end_process, is_only_service
 from novasvc.run.waiting import SIGNALLED, SignalExit, exit_status, ignore_signals_at_exit, run_until_ended
 from novasvc.telemetry.configuration import log_changes, log_settings

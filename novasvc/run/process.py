@@ -1,16 +1,10 @@
 """Signal handling and systemd notification for a process with one service tree."""
 
-import faulthandler
-import math
 import os
 import signal
-import sys
-import tempfile
 from collections.abc import Callable, Coroutine, Mapping
-from contextlib import suppress
 from typing import Any
 
-import attrs
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
@@ -22,8 +16,9 @@ from novasvc.errors import NovasvcError, describe
 from novasvc.interfaces import IProcessControl
 from novasvc.node.process_control import process_control
 from novasvc.node.tree import ServiceTree
+from novasvc.run.forced_exit import read_stacks, schedule_forced_exit
 from novasvc.run.process_end import stop_reactor
-from novasvc.run.restart import execute_again, restart_process
+from novasvc.run.restart import restart_process
 from novasvc.telemetry import flight
 from novasvc.telemetry.stalls import StallWatch
 from novasvc.workers.exit_status import ABANDON_DELAY, KILL_DELAY, interrupt
@@ -37,71 +32,6 @@ IMMEDIATE_STOP_TIMEOUT = 2.0
 
 _ABANDON_AFTER = 1.5
 """Seconds of IMMEDIATE_STOP_TIMEOUT after which parts that have not stopped are abandoned."""
-
-# Note [Forced exit]
-#
-# A process that must stop now, or whose drain deadline has passed, must exit whatever it is doing. A blocked reactor
-# never runs scheduled calls, and a stopped one waits for its threads. So the signal handler itself does two things
-# that work without the reactor. For an immediate stop it restores the default action of SIGTERM and SIGINT: a third
-# signal kills the process. And it sets an interval timer (SIGALRM) that ends the process with the status that a
-# clean exit would have had: killed by the same signal under twistd, SignalExit's status in a script. The stacks of
-# that moment go to standard error, because they show what has to be fixed.
-
-
-@attrs.frozen
-class _ForcedExit:
-    """The handler of SIGALRM that ends the process.
-
-    :param number: the signal that is the reason; that of a reload for a restart.
-    :param status: exit status; None kills the process with the signal.
-    :param act: called before; it may not return.
-    """
-
-    _number: int
-    _status: int | None
-    _act: Callable[[], object] = lambda: None
-
-    def __call__(self, _alarm: int, _frame: object) -> None:
-        name = signal.Signals(self._number).name
-        text = f"novasvc: {name}: did not exit in time; killing this process. Stacks:\n"
-        with suppress(OSError, ValueError, RuntimeError):  # standard error may be closed, or be in use
-            os.write(2, text.encode())
-            faulthandler.dump_traceback(2)
-        for stream in (sys.__stdout__, sys.__stderr__):
-            with suppress(OSError, ValueError, RuntimeError, AttributeError):
-                stream.flush()  # type: ignore[union-attr]  # a None is suppressed
-        self._act()
-        if self._status is not None:
-            os._exit(self._status)
-        signal.signal(self._number, signal.SIG_DFL)
-        os.kill(os.getpid(), self._number)
-
-
-def _seconds_to_forced_exit() -> float:
-    """Return the seconds until the process is forced to exit; infinite if it is not."""
-    limited = isinstance(signal.getsignal(signal.SIGALRM), _ForcedExit)
-    seconds, _ = signal.getitimer(signal.ITIMER_REAL)
-    return seconds if limited and seconds else math.inf
-
-
-def schedule_forced_exit(
-    number: int, seconds: float, status: int | None = None, act: Callable[[], object] = lambda: None
-) -> None:
-    """Force this process to exit within some seconds; an earlier limit stays. Called from a signal handler.
-
-    :param number: the signal that is the reason.
-    :param status: exit status; None kills the process with the signal.
-    :param act: called in the handler before the exit; it may not return.
-    """
-    if seconds < _seconds_to_forced_exit():
-        signal.signal(signal.SIGALRM, _ForcedExit(number, status, act))
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-
-
-def cancel_forced_exit() -> None:
-    """Cancel the forced exit: the tree has stopped in time, and the process goes on."""
-    if _seconds_to_forced_exit() < math.inf:
-        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 @implementer(IProcessControl)
@@ -193,7 +123,10 @@ class Process(MultiService):
     # -- stop ----------------------------------------------------------------------------------
 
     def _handle_signal(self, number: int) -> None:
-        """Handle a signal at whatever point it interrupts the process; see Note [Forced exit]."""
+        """Handle a signal at whatever point it interrupts the process.
+
+        See Note [Forced exit] in :mod:`novasvc.run.forced_exit`.
+        """
         self._sigterm_count += number == signal.SIGTERM
         if number == signal.SIGINT or (number == signal.SIGTERM and self._sigterm_count > 1):
             for each in (signal.SIGTERM, signal.SIGINT):
@@ -276,15 +209,11 @@ class Process(MultiService):
         self._notifier.reloading()
         if grace := self._grace():
             self._drain_timer = self._reactor.callLater(grace, self._drain_timed_out, grace)
-            self._schedule_restart(grace + KILL_DELAY)
+            schedule_forced_exit(signal.SIGTERM, grace + KILL_DELAY, restarts=self._is_restarting)
         self._run_again(self._reactor, self._is_restarting)
 
     def _is_restarting(self) -> bool:
         return self._executes_again and self.signo is None
-
-    def _schedule_restart(self, seconds: float) -> None:
-        """Run the program again after some seconds, whatever the services do then; see Note [Forced exit]."""
-        schedule_forced_exit(signal.SIGHUP, seconds, act=lambda: execute_again() if self._is_restarting() else None)
 
     # -- restarts of the services ---------------------------------------------------------------
 
@@ -329,9 +258,5 @@ def _problem_of(failure: Failure) -> str:
 
 def log_dump() -> None:
     """Log the stacks of all threads and the last events."""
-    with tempfile.TemporaryFile("w+") as file:
-        faulthandler.dump_traceback(file)
-        file.seek(0)
-        stacks = file.read()
     events = flight.dump_text(flight.installed())
-    _log.info("stacks:\n{stacks}\nlast events:\n{events}", stacks=stacks, events=events)
+    _log.info("stacks:\n{stacks}\nlast events:\n{events}", stacks=read_stacks(), events=events)

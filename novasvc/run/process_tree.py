@@ -18,8 +18,9 @@ from novasvc.errors import NovasvcError
 from novasvc.interfaces import IWebPage
 from novasvc.node.runtime import Runtime
 from novasvc.node.tree import ServiceTree
+from novasvc.run.forced_exit import cancel_forced_exit
 from novasvc.run.greeting import greeting
-from novasvc.run.process import Process, cancel_forced_exit
+from novasvc.run.process import Process
 from novasvc.run.process_end import end_process, is_only_service
 from novasvc.run.process_launcher import ProcessLauncher
 from novasvc.run.services import make_applications, make_front, make_own, make_parts

@@ -4,8 +4,9 @@ Note [How a process restarts]
     A restart must bring the node back whatever started it: systemd, a container, a script, a terminal. An exit status
     that asks to be started again is understood by some of them, if their configuration says so; and each counts such
     exits against a limit of starts. So the process drains as at SIGTERM, closes what it has, and executes its own
-    program with its own arguments. It keeps its pid, so a service manager sees one long reload; it imports all code
-    anew, so the new release runs. Descriptors are not inherited (PEP 446): locks are free, addresses can be bound.
+    program with its own arguments. It keeps its pid, so a service manager
+    sees one long reload; it imports all code anew, so the new release runs. Descriptors are not inherited (PEP 446):
+    locks are free, addresses can be bound.
 
     Sockets that systemd opened (LISTEN_FDS) are lost by that. Where a process has them, systemd has started it, so
     there it exits with the status of a temporary failure, and ``Restart=on-failure`` starts it again.
@@ -39,7 +40,6 @@ def has_systemd_sockets(environ: Mapping[str, str], pid: int) -> bool:
 
 def execute_again(execute: Callable[[str, list[str]], object] = os.execv) -> None:
     """Replace this process with the program that it was started as. Returns only if that fails."""
-    flush_output()
     with suppress(ValueError):  # not the main thread
         # A timer outlives the program, and its signal would end the new one, which has no handler yet.
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -47,6 +47,13 @@ def execute_again(execute: Callable[[str, list[str]], object] = os.execv) -> Non
         execute(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     except OSError as error:
         os.write(2, f"novasvc: cannot run {sys.executable} again: {error.strerror}\n".encode())
+
+
+def run_again() -> None:
+    """Run the program again, or exit with the status at which systemd does so. Does not return."""
+    if not has_systemd_sockets(os.environ, os.getpid()):
+        execute_again()
+    os._exit(TEMPORARY_FAILURE)
 
 
 def restart_process(reactor: Any, is_wanted: Callable[[], bool]) -> None:
@@ -59,11 +66,11 @@ def restart_process(reactor: Any, is_wanted: Callable[[], bool]) -> None:
         end_process(reactor, TEMPORARY_FAILURE)
         return
 
-    # At exit, as twistd has removed its pid file by then, and all threads have ended.
+    # At exit, when all threads have ended.
     @atexit.register
     def leave() -> None:
         if is_wanted():
-            execute_again()
-            os._exit(TEMPORARY_FAILURE)
+            flush_output()
+            run_again()
 
     reactor.callWhenRunning(stop_reactor, reactor)

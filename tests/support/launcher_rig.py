@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from novasvc.interfaces import IStartable
-from novasvc.run.process import cancel_forced_exit
+from novasvc.run.forced_exit import cancel_forced_exit
 
 TAKEN = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
 
