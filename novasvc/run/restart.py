@@ -22,6 +22,7 @@ from typing import Any
 
 from twisted.logger import Logger
 
+from novasvc.run.pidfile import remove_pid_file
 from novasvc.run.process_end import end_process, flush_output, stop_reactor
 
 _log = Logger()
@@ -40,6 +41,7 @@ def has_systemd_sockets(environ: Mapping[str, str], pid: int) -> bool:
 
 def execute_again(execute: Callable[[str, list[str]], object] = os.execv) -> None:
     """Replace this process with the program that it was started as. Returns only if that fails."""
+    remove_pid_file()
     with suppress(ValueError):  # not the main thread
         # A timer outlives the program, and its signal would end the new one, which has no handler yet.
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -16,11 +16,13 @@ RUNNING = "is running"
 
 MANAGERS = '''
 import time
+from pathlib import Path
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 from novasvc import Manager, periodic_task, rpc
+from novasvc.node.process_control import process_control
 
 class Working(Manager):
     """Casts itself some work, which takes as long as the script says."""
@@ -59,6 +61,16 @@ class Threaded(Working):
 class Failing(Manager):
     def init_host(self):
         raise LookupError("no such hypervisor")
+
+class Again(Manager):
+    """Restarts its process once, which a thread of the reactor then keeps from stopping."""
+    def post_start_hook(self):
+        if Path("again").exists():
+            print("the program runs again", flush=True)
+        else:
+            Path("again").touch()
+            reactor.callInThread(time.sleep, 3600)
+            reactor.callLater(0, process_control.get(reactor).restart)
 '''
 
 SLOWLY = """
@@ -268,6 +280,27 @@ class TwistdTests(ScriptTestCase):
         settings = {"NOVASVC_STATE_DIR": "state", "NOVASVC_MANAGER": "managers.Working", "NOVASVC_HOST": "h1"}
         command = [program("twistd"), "-n", "--pidfile=", "-y", "app.tac"]
         return Process(self, command, self.folder, PYTHONPATH=str(self.folder), **settings, **environment)
+
+    def test_restart_with_pid_file(self) -> None:
+        """A restart that has to be forced comes back although twistd has not removed its pid file."""
+        (self.folder / "app.tac").write_text(f"{SLOWLY}makeService({{}}).setServiceParent(application)\n")
+        settings = {"NOVASVC_STATE_DIR": "state", "NOVASVC_MANAGER": "managers.Again", "NOVASVC_HOST": "h1"}
+        for arguments in (["novasvc"], ["--pidfile", "app.pid", "-y", "app.tac"]):
+            with self.subTest(arguments=arguments):
+                (self.folder / "again").unlink(missing_ok=True)
+                node = Process(
+                    self,
+                    [program("twistd"), "-n", *arguments],
+                    self.folder,
+                    PYTHONPATH=str(self.folder),
+                    NOVASVC_GRACEFUL_SHUTDOWN_TIMEOUT="0.2",
+                    **settings,
+                )
+                node.wait_for("restart: did not exit in time; running the program again")
+                node.wait_for("the program runs again")
+                node.wait_for(RUNNING)
+                self.assertEqual(node.stop(), -signal.SIGTERM)
+                self.assertEqual(list(self.folder.glob("*.pid")), [])
 
     @pytest.mark.long
     def test_beside_others(self) -> None:
