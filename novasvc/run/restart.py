@@ -4,7 +4,7 @@ Note [How a process restarts]
     A restart must bring the node back whatever started it: systemd, a container, a script, a terminal. An exit status
     that asks to be started again is understood by some of them, if their configuration says so; and each counts such
     exits against a limit of starts. So the process drains as at SIGTERM, closes what it has, and executes its own
-    program with its own arguments. It keeps its pid, so a service manager
+    program with its own arguments, in the directory in which it was started. It keeps its pid, so a service manager
     sees one long reload; it imports all code anew, so the new release runs. Descriptors are not inherited (PEP 446):
     locks are free, addresses can be bound.
 
@@ -18,6 +18,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from twisted.logger import Logger
@@ -29,6 +30,16 @@ _log = Logger()
 
 TEMPORARY_FAILURE = os.EX_TEMPFAIL
 """The exit status of a process that asks its service manager to be started again."""
+
+
+def _current_directory() -> Path | None:
+    with suppress(OSError):  # it has been removed
+        return Path.cwd()
+    return None
+
+
+_START_DIRECTORY = _current_directory()
+"""Where this program was started, for relative paths in its arguments. ``twistd --rundir`` changes directory later."""
 
 
 def has_systemd_sockets(environ: Mapping[str, str], pid: int) -> bool:
@@ -45,6 +56,9 @@ def execute_again(execute: Callable[[str, list[str]], object] = os.execv) -> Non
     with suppress(ValueError):  # not the main thread
         # A timer outlives the program, and its signal would end the new one, which has no handler yet.
         signal.setitimer(signal.ITIMER_REAL, 0)
+    if _START_DIRECTORY is not None:
+        with suppress(OSError):  # the paths may be absolute
+            os.chdir(_START_DIRECTORY)
     try:
         execute(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     except OSError as error:

@@ -3,8 +3,10 @@
 import os
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -418,9 +420,27 @@ class RunAgainTests(SynchronousTestCase):
         signal.signal(signal.SIGALRM, signal.SIG_IGN)
         self.addCleanup(signal.signal, signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, 100)
+        self.addCleanup(os.chdir, os.getcwd())  # noqa: PTH109 - Path has no chdir
         execute_again(lambda *command: executed.append(command))
         self.assertEqual(executed, [(sys.executable, [sys.executable, *sys.orig_argv[1:]])])
         self.assertEqual(signal.getitimer(signal.ITIMER_REAL)[0], 0)
+
+    def test_directory(self) -> None:
+        """The program is executed in the directory in which it was started, as its arguments may be relative paths."""
+        folder = Path(self.mktemp())
+        (folder / "elsewhere").mkdir(parents=True)
+        (folder / "program.py").write_text(
+            "import os\n"
+            "from novasvc.run.restart import execute_again\n"
+            "if os.path.exists('again'):\n"
+            "    raise SystemExit(3)\n"
+            "open('again', 'w').close()\n"
+            "os.chdir('elsewhere')\n"
+            "execute_again()\n"
+        )
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        ended = subprocess.run([sys.executable, "program.py"], cwd=folder, env=environment, timeout=30, check=False)
+        self.assertEqual(ended.returncode, 3)
 
     def test_systemd_sockets(self) -> None:
         """Sockets of systemd are known by the variables that are meant for this process."""
