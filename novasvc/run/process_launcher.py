@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any
 
@@ -18,9 +18,10 @@ from novasvc.interfaces import IInterruptible, IRebuildable, IReplaceable, IWait
 from novasvc.node.lifecycle import Lifecycle
 from novasvc.node.lifecycle_service import LifecycleService
 from novasvc.run.environment import default_settings, load_from_environment
+from novasvc.run.forced_exit import cancel_forced_exit, schedule_forced_exit
 from novasvc.run.process_end import end_process, is_only_service, stop_reactor
 from novasvc.run.restart import restart_process
-from novasvc.run.waiting import SignalExit, ignore_signals_at_exit, run_until_ended
+from novasvc.run.waiting import SIGNALLED, SignalExit, ignore_signals_at_exit, run_until_ended
 from novasvc.telemetry import flight
 from novasvc.telemetry.configuration import log_settings
 from novasvc.telemetry.logfiles import rotate_at_signal
@@ -41,6 +42,13 @@ _log = Logger()
 
 _CHECK_INTERVAL = 1.0
 """Seconds between two checks of the workers."""
+
+_FORCED_EXIT_DELAY = 7.0
+"""Seconds after the drain deadline, or after an immediate stop, at which a supervisor that has not exited is killed.
+
+By then its workers have been killed, within INTERRUPT_TIMEOUT, and their forkserver has ended: only a supervisor whose
+reactor is blocked is left. Workers that it has not stopped drain by themselves when it is gone.
+"""
 
 _ORPHANS_INTERVAL = 0.1
 """Seconds between two attempts to take over the control socket from orphaned workers."""
@@ -85,6 +93,8 @@ class ProcessLauncher(LifecycleService):
         self._checked_at = 0.0
         self._reload_pending = self._interrupted_work = self._executes_again = False
         self._signo: int | None = None
+        self._sigterm_count = 0
+        self._ran_reactor = False
         self._lifecycle = Lifecycle("the supervisor", self._begin, self._end, self._entered)
         self.configuration = configuration or load_from_environment()
         self._reread = reread or self._reread_environment
@@ -104,6 +114,7 @@ class ProcessLauncher(LifecycleService):
                 signal.SIGTTOU: lambda: self._supervisor.resize_all(-1),
                 signal.SIGUSR2: self._handle_sigusr2,
             },
+            self._handle_signal,
         )
         self._checks = self._loop(self._check)
         self._progress = self._loop(self._log_progress)
@@ -154,9 +165,13 @@ class ProcessLauncher(LifecycleService):
         :raises SignalExit: a signal stopped it immediately, or a worker was killed: work may be lost.
         :raises SystemExit: with status 1, if the workers cannot run.
         """
-        ran = not self._reactor.running
-        waiting = run_until_ended(self, self._reactor, lambda: self.configuration.settings)
-        if ran and self._signo is not None:
+        self._ran_reactor = not self._reactor.running
+        try:
+            waiting = run_until_ended(self, self._reactor, lambda: self.configuration.settings)
+        finally:
+            if self._ran_reactor:
+                cancel_forced_exit()
+        if self._ran_reactor and self._signo is not None:
             ignore_signals_at_exit()
             if self._interrupted_work:
                 raise SignalExit(self._signo)
@@ -206,6 +221,8 @@ class ProcessLauncher(LifecycleService):
 
     def _entered(self, state: str) -> None:
         _log.info("the supervisor is {state}", state=state)
+        if state in {"stopped", "failed"} and not (self._ran_reactor or is_only_service(self)):
+            cancel_forced_exit()  # other services of this process may take longer
         if (state == "failed" or (state == "stopped" and self._error is not None)) and is_only_service(self):
             end_process(self._reactor, 1)
 
@@ -226,6 +243,7 @@ class ProcessLauncher(LifecycleService):
         if not self._wrappers:
             raise StateError("the launcher", "without a server", "start: give it one by launch_server")
         self._error = self._signo = None
+        self._sigterm_count = 0
         self._interrupted_work = False
         log_settings(self.configuration)
         self.privilegedStartService()
@@ -338,7 +356,7 @@ class ProcessLauncher(LifecycleService):
             self._notifier.reloading()  # after STOPPING=1 systemd would wait for the end of the process
         else:
             self._notifier.stopping()
-        if grace := self._supervisor.configuration.settings.graceful_shutdown_timeout:
+        if grace := self._grace:
             self._end_within(grace)
         drained = self._supervisor.drain_all()
         self._progress.start(_PROGRESS_INTERVAL)
@@ -369,6 +387,26 @@ class ProcessLauncher(LifecycleService):
 
     # -- signals -------------------------------------------------------------------------------
 
+    def _handle_signal(self, number: int) -> None:
+        """Limit the time to exit, at whatever point a signal interrupts the process.
+
+        See Note [Forced exit] in :mod:`novasvc.run.forced_exit`.
+        """
+        self._sigterm_count += number == signal.SIGTERM
+        if number == signal.SIGINT or (number == signal.SIGTERM and self._sigterm_count > 1):
+            self._force_exit(number, 0)
+        elif number == signal.SIGTERM and (grace := self._grace):
+            self._force_exit(number, grace)
+
+    def _force_exit(self, number: int, seconds: float, restarts: Callable[[], bool] = lambda: False) -> None:
+        status = SIGNALLED if self._ran_reactor else None
+        schedule_forced_exit(number, seconds + _FORCED_EXIT_DELAY, status, restarts)
+
+    @property
+    def _grace(self) -> float:
+        """The drain timeout in seconds, 0 for no limit."""
+        return self._supervisor.configuration.settings.graceful_shutdown_timeout
+
     def terminate(self) -> None:
         """Drain and exit; the second time, stop now."""
         if self._signo is None and self.state in {"starting", "running"}:
@@ -386,7 +424,8 @@ class ProcessLauncher(LifecycleService):
 
     def drain(self) -> None:
         """Drain all workers and exit; the second time, go on: a second SIGTERM would stop them now."""
-        if self._signo is None:
+        if self._signo is None and not self._sigterm_count:
+            self._handle_signal(signal.SIGTERM)
             self.terminate()
         else:
             _log.warn("not draining: the supervisor is stopping")
@@ -398,6 +437,8 @@ class ProcessLauncher(LifecycleService):
             return
         _log.info("restarting: draining all workers first")
         self._executes_again = True
+        if grace := self._grace:
+            self._force_exit(signal.SIGTERM, grace, self._is_restarting)
         restart_process(self._reactor, self._is_restarting)
 
     def _is_restarting(self) -> bool:

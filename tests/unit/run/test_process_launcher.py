@@ -5,6 +5,7 @@ import signal
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from novasvc.run.forced_exit import cancel_forced_exit
 from novasvc.run.process_launcher import ProcessLauncher
 from tests.support.supervisor_rig import configuration
 
@@ -16,6 +17,7 @@ class EndTests(SynchronousTestCase):
         self.clock, self.hurried = Clock(), 0
         self.launcher = ProcessLauncher(configuration(), self.clock)
         self.patch(self.launcher, "hurry", self.hurry)
+        self.addCleanup(cancel_forced_exit)
 
     def hurry(self) -> None:
         self.hurried += 1
@@ -37,3 +39,29 @@ class EndTests(SynchronousTestCase):
         self.assertEqual([self.ask("drain"), self.ask("drain")], [0, 0])
         self.assertFalse(self.launcher._is_restarting())
         self.assertEqual(self.ask("terminate"), 1)
+
+    def seconds_left(self) -> float:
+        """Return the seconds until this process would be ended by force, and cancel that."""
+        seconds, _ = signal.getitimer(signal.ITIMER_REAL)
+        cancel_forced_exit()
+        return round(seconds)
+
+    def test_limited(self) -> None:
+        """A signal to end, and an order to drain, limit the time even if the reactor does not run any more."""
+        grace = round(self.launcher.configuration.settings.graceful_shutdown_timeout)
+        limits = []
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            self.launcher._handle_signal(number)
+            limits.append(self.seconds_left())
+        self.assertEqual(limits, [grace + 7, 7, 7, 0])
+
+    def test_drain_limited(self) -> None:
+        """An order to drain does so, too."""
+        self.launcher.drain()
+        self.assertGreater(self.seconds_left(), 7)
+
+    def test_drained_after_a_signal(self) -> None:
+        """An order to drain is no second SIGTERM, even if the reactor has not handled the first one yet."""
+        self.launcher._handle_signal(signal.SIGTERM)
+        cancel_forced_exit()
+        self.assertEqual((self.ask("drain"), self.seconds_left()), (0, 0))
