@@ -73,7 +73,9 @@ class ProcessLauncher(LifecycleService):
     :param configuration: the supervisor's settings; None reads the environment.
     :param reactor: None is the global one.
     :param reread: reads the configuration on SIGHUP; None reads the environment, and rebuilds the servers.
-    :param log_file: path of the workers' log; "" is standard output.
+    :param log_file: path of the workers' log; "" is standard output. It is opened now: later this process may have
+        fewer privileges.
+    :raises ProblemError: the log file cannot be opened.
     Source: nova.service.ProcessLauncher.
     """
 
@@ -121,6 +123,7 @@ class ProcessLauncher(LifecycleService):
 
     def _reset(self) -> None:
         """Create the state of one run, from start to stop."""
+        self._has_ended = False
         self._sockets: Sockets | None = None
         self._listen_error: NovasvcError | None = None
         self._settled: Deferred[None] = Deferred()
@@ -180,7 +183,12 @@ class ProcessLauncher(LifecycleService):
     # -- Twisted's names -----------------------------------------------------------------------
 
     def privilegedStartService(self) -> None:
-        """Open the listening sockets with the current privileges. An error is raised by the start."""
+        """Open the listening sockets with the current privileges. An error is raised by the start.
+
+        :raises ProblemError: this is not the first start, and the log file cannot be opened any more.
+        """
+        if self._has_ended:
+            self._reset()
         if self._sockets is None and self._listen_error is None:
             try:
                 self._sockets = open_sockets(self._wrappers, {})
@@ -370,7 +378,7 @@ class ProcessLauncher(LifecycleService):
         await self._control.stopService()
         self._signals.stopService()
         self.configuration, self._wrappers = self._supervisor.configuration, list(self._supervisor.wrappers)
-        self._reset()
+        self._has_ended = True
 
     def _log_progress(self) -> None:
         left = self._supervisor.slots

@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred, DeferredList, gatherResults
 from twisted.logger import Logger
 
 from novasvc.config import Settings
+from novasvc.errors import ProblemError
 from novasvc.telemetry.logfiles import LogFile
 from novasvc.workers.current import SharedStart
 from novasvc.workers.errors import ReloadError
@@ -30,6 +31,7 @@ class WorkerGroups:
     :param reactor: provides IReactorProcess, IReactorSocket and IReactorTime.
     :param log_file: path of the workers' log; "" is standard output.
     :param should_give_up: see :class:`novasvc.workers.slot.Slot`.
+    :raises ProblemError: the log file cannot be opened.
     :ivar lock_fd: descriptor of the lock file that workers inherit, or None; see
         :class:`novasvc.workers.control.path_lock.PathLock`.
     :ivar shared_start: what all workers share; a supervisor that starts makes a new one.
@@ -40,7 +42,7 @@ class WorkerGroups:
         self.shared_start = SharedStart("", 0)
         self._reactor = reactor
         self._log_path = os.path.abspath(log_file) if log_file else ""  # noqa: PTH100 - links are kept: the name is reopened
-        self._log_file = LogFile(log_file) if log_file else None
+        self._log_file = _open_log(self._log_path) if log_file else None
         self._should_give_up = should_give_up
         self._groups: list[WorkerGroup] = []
         self._draining: list[WorkerGroup] = []
@@ -243,6 +245,14 @@ def _assign_groups(after: Sequence[tuple[ServerWrapper, WorkerGroup]], configure
             if configured.get(wrapper.name) != wrapper.configured:
                 group.resize(wrapper.workers)
         wrapper.workers = group.size
+
+
+def _open_log(path: str) -> LogFile:
+    try:
+        return LogFile(path)
+    except OSError as error:
+        remedy = "name a file that this user can write, in a directory that exists"
+        raise ProblemError(f"log file {path!r}", error.strerror or str(error), remedy) from error
 
 
 def _module_of(reactor: Any) -> str:

@@ -1,10 +1,13 @@
 """Tests for what the launcher of workers makes of requests to end; tests/e2e/test_workers.py has real workers."""
 
+import shutil
 import signal
+from pathlib import Path
 
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from novasvc.errors import ProblemError, StateError
 from novasvc.run.forced_exit import cancel_forced_exit
 from novasvc.run.process_launcher import ProcessLauncher
 from tests.support.supervisor_rig import configuration
@@ -65,3 +68,24 @@ class EndTests(SynchronousTestCase):
         self.launcher._handle_signal(signal.SIGTERM)
         cancel_forced_exit()
         self.assertEqual((self.ask("drain"), self.seconds_left()), (0, 0))
+
+
+class LogFileTests(SynchronousTestCase):
+    """The file that the workers log to."""
+
+    def test_missing_directory(self) -> None:
+        """A launcher whose log file cannot be opened is not made, with an error that names the file."""
+        path = f"{self.mktemp()}/node.log"
+        error = self.assertRaises(ProblemError, ProcessLauncher, configuration(), Clock(), log_file=path)
+        self.assertIn(f"log file '{Path(path).absolute()}': No such file or directory; name a file", str(error))
+
+    def test_removed_directory(self) -> None:
+        """A launcher ends although its log file cannot be opened any more; only its next start needs the file."""
+        folder = Path(self.mktemp())
+        folder.mkdir()
+        launcher = ProcessLauncher(configuration(), Clock(), log_file=str(folder / "node.log"))
+        shutil.rmtree(folder)
+        launcher.startService()  # has no server
+        self.assertEqual(launcher.state, "failed")
+        self.assertEqual([failure.type for failure in self.flushLoggedErrors()], [StateError])
+        self.assertRaises(ProblemError, launcher.privilegedStartService)
