@@ -86,6 +86,8 @@ def read(options: Mapping[str, Any]) -> Configuration:
 def compose(options: Mapping[str, Any], reactor: Any = None) -> ServiceTree:
     """Make a service tree to embed in your own application.
 
+    With workers it handles the signals of the process while it runs; without, signals belong to the application.
+
     :param options: see :func:`read`.
     :param reactor: None is the global reactor.
     :return: a tree that starts its parts in order; see :class:`novasvc.ServiceTree`.
