@@ -30,6 +30,8 @@ def work_under_way(nodes: Iterable[FleetNode[Any]], clients: Mapping[str, rpc.Cl
     unsettled = sum(transport.unsettled for transport in network.transports)
     if unsettled > running:
         work.append(f"{pluralize(unsettled - running, 'message')} delivered and not settled")
+    if network.broker.is_delivering:
+        work.append("the broker delivers what was just sent")
     return work
 
 

@@ -203,6 +203,7 @@ class MemoryBroker:
     _reply_queues: dict[str, _ReplyQueue] = attrs.field(factory=dict, init=False)
     _scheduled: deque[_Source] = attrs.field(factory=deque, init=False)
     _turn_scheduled: bool = attrs.field(default=False, init=False)
+    _calls: int = attrs.field(default=0, init=False)
 
     def attach(self, clock: IReactorTime) -> None:
         """Adopt a transport's clock. All transports of a broker share one clock.
@@ -359,12 +360,17 @@ class MemoryBroker:
 
     def call_later(self, do: Callable[[], object]) -> None:
         """Call a function in a later turn of the reactor, as a delivery would come."""
-        self.clock.callLater(0, do)
+        self._calls += 1
+        self.clock.callLater(0, self._call, do)
+
+    def _call(self, do: Callable[[], object]) -> None:
+        self._calls -= 1
+        do()
 
     @property
     def is_delivering(self) -> bool:
         """Whether there are messages or replies that the next turns of the reactor will deliver."""
-        return self._turn_scheduled
+        return self._turn_scheduled or self._calls > 0
 
     def schedule(self, source: _Source) -> None:
         """Schedule a delivery from a source, unless it is scheduled already."""

@@ -15,6 +15,7 @@ class Stock(Manager):
         super().__init__(host)
         self.items = items
         self.swept: list[float] = []
+        self.placed: list[float] = []
         self.work: list[Deferred[Any]] = []
 
     @rpc.expose
@@ -39,6 +40,10 @@ class Stock(Manager):
     @rpc.expose
     def whoami(self, context: RequestContext) -> str | None:
         return context.user_id
+
+    @rpc.event("order.placed")
+    def note(self, context: RequestContext, payload: object) -> None:
+        self.placed.append(self.attachments.reactor.seconds())
 
     @periodic_task(spacing=30)
     def sweep(self, context: RequestContext) -> int:

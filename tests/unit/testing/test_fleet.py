@@ -7,7 +7,7 @@ from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc import Manager, RequestContext, rpc
+from novasvc import Manager, RequestContext, periodic_task, rpc
 from novasvc.errors import (
     DatabaseUnavailableError,
     InvalidArgumentsError,
@@ -33,6 +33,22 @@ from tests.unit.testing.parts import Orders, Stock
 
 class FleetCase(FleetMixin, SynchronousTestCase):
     """A test with a fleet."""
+
+
+class Sender(Manager):
+    """Works for a while, sends something, and ends."""
+
+    @rpc.expose
+    async def send(self, context: RequestContext, kind: str) -> None:
+        await deferLater(self.attachments.reactor, 5)
+        if kind == "cast":
+            await self.attachments.rpc.prepare(topic="stock").cast(context, "reserve")
+        else:
+            await self.attachments.events.emit(context, "order.placed", {})
+
+    @periodic_task(spacing=30)
+    async def remind(self, context: RequestContext) -> None:
+        await self.send(context, "cast")
 
 
 class NodeTests(FleetCase):
@@ -335,6 +351,17 @@ class TimeTests(FleetCase):
         self.fleet.cast("stock", "wait", seconds=45)
         self.fleet.settle()
         self.assertEqual((self.fleet.seconds(), stock.manager.swept), (45, [30]))
+
+    def test_settle_last_message(self) -> None:
+        """What a method or a task sends just before it ends has arrived, too."""
+        stock = self.fleet.start(Stock, host="a", items=10)
+        self.fleet.start(Sender, host="b")
+        for kind in ("cast", "event"):
+            self.fleet.cast("sender", "send", kind=kind)
+            self.fleet.settle()
+        self.fleet.advance(30 - self.fleet.seconds())
+        self.fleet.settle()
+        self.assertEqual((self.fleet.seconds(), stock.manager.items, stock.manager.placed), (35, 8, [10]))
 
     def test_not_settled(self) -> None:
         """The error of a wait that is given up names each thing that is under way."""

@@ -36,6 +36,17 @@ class MemoryTransportTests(SynchronousTestCase):
         listener.disconnect()
         listener.reconnect()
 
+    def test_is_delivering(self) -> None:
+        """The broker is delivering until the turns are over in which requests and internal messages arrive."""
+        self.listen()
+        self.clock.advance(0)
+        for target in (TARGET, Target("compute", fanout=True, internal=True)):
+            self.send(b"1", target)
+            self.assertTrue(self.broker.is_delivering)
+            self.clock.advance(0)
+            self.assertFalse(self.broker.is_delivering)
+        self.assertEqual(self.bodies(), [b"1", b"1"])
+
     def test_round_robin(self) -> None:
         """Listeners with room take turns."""
         others: list[Any] = []
