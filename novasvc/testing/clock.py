@@ -90,10 +90,13 @@ class SteppedClock(Clock):
         finally:
             self.stepping, self.in_thread = outer
 
-    def advance_until(self, done: Callable[[], bool]) -> bool:
-        """Advance the time until something is done; return False if nothing is due any more before that."""
+    def advance_until(self, done: Callable[[], bool], end: float = inf) -> bool:
+        """Advance the time until something is done; return False if nothing is due any more before that.
+
+        :param end: seconds on this clock after which nothing is run.
+        """
         while not done():
-            if not self.step():
+            if not self.step(end):
                 return False
         return True
 

@@ -13,7 +13,7 @@ from zope.interface import implementer
 from novasvc.testing.clock import SteppedClock
 
 if TYPE_CHECKING:
-    from novasvc.testing.threads import SteppedCalls
+    from novasvc.testing.threads import RefusedCalls
 
 
 class SimulationClock(SteppedClock):
@@ -89,7 +89,10 @@ class ProcessClock:
     :param offset: what it shows when the other one shows 0, in seconds.
     :param rate: its seconds in each second of the other one: 1.01 is a clock that runs fast.
     :ivar ended: the process has died: none of its calls is run any more.
+    :ivar blocking_calls: what refuses the waits of its blocking functions; set by the process.
     """
+
+    blocking_calls: "RefusedCalls"
 
     def __init__(self, world: SimulationClock, offset: float = 0.0, rate: float = 1.0) -> None:
         self._world = world
@@ -138,11 +141,6 @@ class ProcessClock:
     def run_as_thread(self, function: Callable[[], Any]) -> Any:
         """Run a function that would have a thread of its own; see SteppedClock."""
         return self._world.run_as_thread(function)
-
-    @property
-    def blocking_calls(self) -> "SteppedCalls":
-        """What such functions wait by."""
-        return self._world.blocking_calls
 
 
 def _nothing(_: DelayedCall) -> None:

@@ -23,6 +23,7 @@ from novasvc.testing.simulation.database import SimulatedRegistry
 from novasvc.testing.simulation.ledger import Witness
 from novasvc.testing.simulation.link import Link
 from novasvc.testing.simulation.transport import SimulatedTransport
+from novasvc.testing.threads import RefusedCalls
 from novasvc.workers.current import EndKind, SharedStart
 
 if TYPE_CHECKING:
@@ -53,6 +54,9 @@ class SimulatedProcess:
         drift = simulation.weather_of_clocks
         self.clock = ProcessClock(
             simulation.clock, offset=source.uniform(0, 10_000), rate=1 + source.uniform(-drift, drift)
+        )
+        self.clock.blocking_calls = RefusedCalls(
+            simulation.clock, lambda problem: simulation.ledger.problem("blocking", f"{name}: {problem}")
         )
         wall_offset = EPOCH + source.uniform(-86_400, 86_400)
         self.registry = SimulatedRegistry(simulation.database, self.clock, name)

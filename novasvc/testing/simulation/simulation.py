@@ -260,7 +260,7 @@ class Simulation:
             except Exception:  # noqa: BLE001 - a reactor logs what a call raises, and goes on
                 self.ledger.problem("reactor", f"a call raised: {format_exc()}")
             else:
-                clock.rightNow = until
+                clock.rightNow = max(clock.rightNow, until)
                 return
 
     def _begin_work(self, caller: Caller) -> None:

@@ -6,7 +6,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc import Manager, RequestContext, rpc
-from novasvc.errors import RemoteError
+from novasvc.errors import RemoteError, RPCTimeoutError
 from novasvc.testing import FleetMixin
 from tests.unit.testing.parts import Stock
 
@@ -72,6 +72,12 @@ class ThreadTests(FleetMixin, SynchronousTestCase):
         self.fails("ReactorThreadError", "desk", "wrong")
         self.fleet.start(Nested, topic="nested")
         self.fails("ReactorThreadError", "nested", "ask")
+
+    def test_endless(self) -> None:
+        """A wait that nothing ends is given up after a day of the fleet's time, though heartbeats are always due."""
+        calls = self.stock.service.runtime.reactor.blocking_calls  # type: ignore[attr-defined]
+        waiting = self.fleet.runtime().run_blocking(calls.run, Deferred, "stock", "count")
+        self.assertRaisesRegex(RPCTimeoutError, "after 86400 s .* nothing has ended", self.fleet.run, waiting)
 
     def test_given_up(self) -> None:
         """A blocking function that nobody waits for any more before its turn does not run."""

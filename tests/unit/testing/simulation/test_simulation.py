@@ -139,6 +139,58 @@ class BrokenTests(SynchronousTestCase):
         self.assertTrue(all(outcome.requests and not outcome.plan for outcome in outcomes))
 
 
+class Desk(Manager):
+    """Does something in a thread, or waits there for a call."""
+
+    ran = 0
+
+    @rpc.expose(blocking=True)
+    def work(self, context: RequestContext) -> None:
+        Desk.ran += 1
+
+    @rpc.expose(blocking=True)
+    def ask(self, context: RequestContext) -> Any:
+        return self.attachments.blocking.prepare(topic="forgetful").call(context, "add")
+
+
+class BlockingTests(SynchronousTestCase):
+    """Blocking methods of a simulation."""
+
+    def run_desk(self, method: str, plan: list[Fault]) -> list[str]:
+        """Return what is broken when a caller calls a method of a node of two each second."""
+
+        async def call(caller: Caller) -> None:
+            while not caller.over:
+                await caller.pause(1.0)
+                caller.call("desk", method, timeout=30.0).addErrback(lambda _: None)
+
+        def build(simulation: Simulation) -> None:
+            simulation.node(Forgetful, host="a", topic="forgetful")
+            simulation.node(Desk, host="b", topic="desk")
+            simulation.caller("c", call)
+
+        return run_seed(build, 1, plan=plan, duration=10.0).broken
+
+    def test_no_wait(self) -> None:
+        """A blocking method that waits for nothing can be simulated, also in a process that is killed."""
+        Desk.ran = 0
+        plan = [Fault(number=0, kind="kill", at=17.0, seconds=3.0, places=("b",))]
+        self.assertEqual(self.run_desk("work", plan), [])
+        self.assertGreater(Desk.ran, 10)
+
+    def test_wait(self) -> None:
+        """A blocking method that waits for a call is a problem that says what to do, in each process that runs it."""
+        plan = [Fault(number=0, kind="kill", at=17.0, seconds=3.0, places=("b",))]
+        broken = self.run_desk("ask", plan)
+        self.flushLoggedErrors(StateError)
+        for process in ("b#1", "b#2"):
+            self.assertRegex(
+                "\n".join(broken),
+                f"(?m)^blocking: {process}: a simulation is in one thread and cannot have a blocking function wait for "
+                "'add' of forgetful; make the function a coroutine",
+            )
+
+
 class MistakeTests(SynchronousTestCase):
     """What a test's author gets wrong first."""
 
