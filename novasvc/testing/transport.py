@@ -20,6 +20,24 @@ from novasvc.transport.errors import BrokerUnavailableError
 from novasvc.transport.memory import QUEUE_BOUND, MemoryBroker, MemoryTransport
 from novasvc.transport.memory.broker import Message
 
+_BUFFERED = 15.0
+"""Seconds for which a message without a TTL is buffered, as the AMQP transport does it."""
+_REPLY_BUFFERED = 60.0
+"""Seconds for which a reply is buffered if nobody knows how long its caller waits."""
+_TTL_FRACTION = 0.95
+"""Fraction of a message's TTL for which it is buffered: its sender gets the reason before its own timeout."""
+
+
+def longest_wait(ttl: float | None, patience: float | None = None) -> float:
+    """Return the seconds for which a message is buffered, as the AMQP transport does it.
+
+    :param ttl: the seconds after which it is void; None is never.
+    :param patience: seconds for a message without a TTL; by default 15.
+    """
+    if ttl is not None:
+        return max(0.0, ttl) * _TTL_FRACTION
+    return _BUFFERED if patience is None else max(0.0, patience)
+
 
 @attrs.define(eq=False)
 class Network:
@@ -71,7 +89,7 @@ class FleetTransport(MemoryTransport):
         super().__init__(network.broker, clock=network.clock, exchange=exchange)
         self._network = network
         self.host = host
-        self._outbox: deque[tuple[Deferred[None], Callable[[], Deferred[None]]]] = deque()
+        self._outbox: dict[Deferred[None], Callable[[], Deferred[None]]] = {}
         self._copies: Counter[bytes] = Counter()
         self._inbox: deque[tuple[Callable[[bytes], None], bytes]] = deque()
 
@@ -113,48 +131,63 @@ class FleetTransport(MemoryTransport):
             receiver(body)
 
     def _flush(self) -> None:
-        while self._outbox:
-            waiter, send = self._outbox.popleft()
+        outbox, self._outbox = self._outbox, {}
+        for waiter, send in outbox.items():
             if not waiter.called:
                 send().chainDeferred(waiter)
 
-    def _when_connected(self, name: str, send: Callable[[], Deferred[None]]) -> Deferred[None]:
+    def _when_connected(self, name: str, send: Callable[[], Deferred[None]], patience: float) -> Deferred[None]:
+        """Send a message now, or when there is a connection.
+
+        :param patience: seconds for which it is buffered.
+        """
         if self.connected or self._closed:
             return send()
         if len(self._outbox) >= QUEUE_BOUND:
             return fail(TransportFullError(name, QUEUE_BOUND))
+
+        def lost(*_: object) -> None:
+            raise self._lost()
+
+        def done(result: Any) -> Any:
+            self._outbox.pop(waiter, None)
+            return result
+
         waiter: Deferred[None] = Deferred()
-        self._outbox.append((waiter, send))
-        return waiter
+        self._outbox[waiter] = send
+        return waiter.addTimeout(patience, self._clock, onTimeoutCancel=lost).addBoth(done)
 
     # -- what is sent --------------------------------------------------------------------------
 
     def send(self, target: Target, body: bytes, ttl: float | None, mandatory: bool) -> Deferred[None]:  # noqa: FBT001 - the interface's signature
         """Send a request; see ITransport."""
         if target.internal:  # the framework's own, such as a cancellation: no message of the test's
-            return self._when_connected(str(target), partial(super().send, target, body, ttl, mandatory))
+            send = partial(super().send, target, body, ttl, mandatory)
+            return self._when_connected(str(target), send, longest_wait(ttl))
         expires_at = None if ttl is None else self._clock.seconds() + ttl
         if self._network.disconnected and self._broker.route(target.exchange or self._exchange, target):
             mandatory = False  # a queue whose consumers have lost their connection is still bound
         message = self._network.traffic.note_request(self.host, target, body)
 
-        def send() -> Deferred[None]:
+        def put() -> Deferred[None]:
             left = None if expires_at is None else expires_at - self._clock.seconds()
             if left is not None and left <= 0:
                 return succeed(None)  # as the broker, which drops what has expired
             return MemoryTransport.send(self, target, body, left, mandatory)
 
-        return self._when_connected(str(target), partial(self._send, message, send))
+        return self._when_connected(str(target), partial(self._send, message, put), longest_wait(ttl))
 
     def post(self, queue: str, body: bytes) -> Deferred[None]:
         """Send a message to a queue; see ITransport."""
         message = self._network.traffic.note_event(self.host, queue, body)
-        return self._when_connected(queue, partial(self._send, message, partial(super().post, queue, body)))
+        send = partial(self._send, message, partial(super().post, queue, body))
+        return self._when_connected(queue, send, longest_wait(None))
 
     def publish(self, key: str, body: bytes) -> Deferred[None]:
         """Publish a message to the queues that are bound with a routing key; see ITransport."""
         message = self._network.traffic.note_event(self.host, key, body)
-        return self._when_connected(key, partial(self._send, message, partial(super().publish, key, body)))
+        send = partial(self._send, message, partial(super().publish, key, body))
+        return self._when_connected(key, send, longest_wait(None))
 
     def reply(self, address: str, body: bytes, timeout: float | None = None) -> Deferred[None]:
         """Send a reply; see ITransport."""
@@ -162,7 +195,7 @@ class FleetTransport(MemoryTransport):
         send = partial(super().reply, address, body, timeout)
         if message is not None:
             send = partial(self._send, message, send, reply=True)
-        return self._when_connected(address, send)
+        return self._when_connected(address, send, longest_wait(None, _REPLY_BUFFERED if timeout is None else timeout))
 
     def _send(self, message: SentMessage, send: Callable[[], Deferred[None]], *, reply: bool = False) -> Deferred[None]:
         """Send a message, or do to it what a fault says."""

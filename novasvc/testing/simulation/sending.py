@@ -12,6 +12,7 @@ from twisted.python.failure import Failure
 from novasvc.rpc.errors import TransportClosedError, TransportFullError, UnconfirmedError
 from novasvc.testing.simulation.clock import ProcessClock
 from novasvc.testing.simulation.link import Link
+from novasvc.testing.transport import longest_wait
 from novasvc.transport.errors import BrokerError, BrokerUnavailableError
 from novasvc.transport.memory import QUEUE_BOUND
 
@@ -58,7 +59,7 @@ class Sender:
 
         :param name: of the target, for errors.
         :param ttl: seconds after which the message is void; None is never.
-        :param wait: seconds for which it may be buffered without a ttl; by default CONFIRM_TIMEOUT.
+        :param wait: seconds for which it may be buffered without a ttl; None is as the AMQP transport does it.
         :return: as :meth:`novasvc.interfaces.ITransport.send`.
         """
         if self.closed:
@@ -70,8 +71,7 @@ class Sender:
         if self._link.connected and not self._buffer:
             self._transmit(message)
         else:
-            patience = ttl if ttl is not None else CONFIRM_TIMEOUT if wait is None else wait
-            message.timer = self._clock.callLater(patience, self._expire, message)
+            message.timer = self._clock.callLater(longest_wait(ttl, wait), self._expire, message)
             self._buffer.append(message)
         return message.done
 

@@ -5,6 +5,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc import RequestContext, rpc
@@ -232,12 +233,37 @@ class DisconnectTests(FaultCase):
         self.fleet.disconnect("web")
         late, in_time = (client.prepare(timeout=seconds).call(RequestContext(), "reserve") for seconds in (5, 30))
         cast = self.fleet.client("web", topic="stock", server="a").cast(RequestContext(), "reserve")
-        self.assertRaises(RPCTimeoutError, self.fleet.run, late)
+        self.assertRaises(BrokerUnavailableError, self.fleet.run, late)
         self.assertEqual((self.a.manager.items, cast.called), (10, False))
         self.fleet.reconnect("web")
         self.fleet.run(cast)
         self.fleet.run(in_time)
         self.assertEqual(self.left(), (8, 10))
+
+    def test_buffered_for(self) -> None:
+        """As over RabbitMQ, a call is buffered for 95 % of its timeout, a cast and an event for 15 s."""
+        client = self.fleet.client("b", topic="stock", server="a", timeout=100)
+        self.fleet.disconnect("b")
+        ended: dict[str, float] = {}
+        for name, sending in (
+            ("call", client.call(RequestContext(), "reserve")),
+            ("cast", client.cast(RequestContext(), "reserve")),
+            ("event", self.fleet.emit("order.placed", {}, host="b")),
+        ):
+            sending.addErrback(Failure.trap, BrokerUnavailableError)
+            sending.addCallback(lambda _, name=name: ended.setdefault(name, self.fleet.seconds()))
+        self.fleet.advance(200)
+        self.assertEqual(ended, {"cast": 15, "event": 15, "call": 95})
+        self.fleet.reconnect("b")
+        self.assertEqual((self.left(), self.a.manager.placed), ((10, 10), []))
+
+    def test_blocking(self) -> None:
+        """A blocking function that casts from a host without a connection gets the error, too."""
+        blocking = self.b.manager.attachments.blocking.prepare(topic="stock")
+        self.fleet.disconnect("b")
+        waiting = self.fleet.runtime("b").run_blocking(blocking.cast, RequestContext(), "reserve")
+        self.assertRaises(BrokerUnavailableError, self.fleet.run, waiting)
+        self.assertEqual(self.fleet.seconds(), 15)
 
     def test_replies(self) -> None:
         """Replies wait for their caller's connection, and for that of the host that answers."""
