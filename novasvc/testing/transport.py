@@ -165,8 +165,8 @@ class FleetTransport(MemoryTransport):
             send = partial(super().send, target, body, ttl, mandatory)
             return self._when_connected(str(target), send, longest_wait(ttl))
         expires_at = None if ttl is None else self._clock.seconds() + ttl
-        if self._network.disconnected and self._broker.route(target.exchange or self._exchange, target):
-            mandatory = False  # a queue whose consumers have lost their connection is still bound
+        if self._broker.route(target.exchange or self._exchange, target):
+            mandatory = False  # a queue is still bound if its servers have stopped, or have lost their connection
         message = self._network.traffic.note_request(self.host, target, body)
 
         def put() -> Deferred[None]:

@@ -181,7 +181,7 @@ class NodeTests(ConductorCase):
         log = self.log()
         self.fleet.advance(90)
         self.assertEqual(len(log), 1, log)
-        self.assertIn("model server went away: database conductor: no node serves the topic", log[0])
+        self.assertIn("model server went away: database conductor: it did not answer in time", log[0])
         before = self.row().report_count
         self.successResultOf(self.ask(conductor.start()))
         self.fleet.advance(30)

@@ -125,6 +125,18 @@ class NodeTests(FleetCase):
         self.assertRaises(StateError, self.fleet.start, Stock)
         self.assertEqual(self.fleet.clock.getDelayedCalls(), [])
 
+    def test_stopped_topic(self) -> None:
+        """A call to a topic that nobody ever served fails at once; after its only node has stopped, the call waits."""
+        self.assertRaises(UndeliverableError, self.fleet.run, self.fleet.call("stock", "count"))
+        stock = self.fleet.start(Stock)
+        stock.stop()
+        self.assertRaises(RPCTimeoutError, self.fleet.run, self.fleet.call("stock", "count"))
+        self.assertEqual(self.fleet.seconds(), 60)
+        calling = self.fleet.call("stock", "count")
+        self.fleet.advance(30)
+        self.fleet.start(Stock, items=5)
+        self.assertEqual(self.fleet.run(calling), 5)
+
     def test_stop_with_work(self) -> None:
         """A method that never ends is cancelled at graceful_shutdown_timeout."""
         stock = self.fleet.start(Stock)
