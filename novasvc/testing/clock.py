@@ -6,6 +6,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.base import DelayedCall
+from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import Clock, LoopingCall
 
 from novasvc.testing.errors import BusyClockError
@@ -31,6 +32,11 @@ class SteppedClock(Clock):
         super().__init__()
         self.stepping = self.in_thread = False
         self._calls_at = (0.0, 0)
+
+    def callLater(self, delay: float, callable: Callable[..., object], *args: object, **kw: object) -> IDelayedCall:  # noqa: A002 - IReactorTime's name
+        """Schedule a call; see IReactorTime. A negative delay is an AssertionError, as on Twisted's reactors."""
+        assert delay >= 0, f"{delay} is not greater than or equal to 0 seconds"
+        return super().callLater(delay, callable, *args, **kw)
 
     def advance(self, amount: float) -> None:
         """Advance the time by some seconds, from due time to due time.

@@ -33,7 +33,8 @@ class SimulationClock(SteppedClock):
         self._numbers = count()
 
     def callLater(self, delay: float, callable: Callable[..., object], *args: object, **kw: object) -> IDelayedCall:  # noqa: A002 - IReactorTime's name
-        """Schedule a call; see IReactorTime."""
+        """Schedule a call; see SteppedClock."""
+        assert delay >= 0, f"{delay} is not greater than or equal to 0 seconds"
         call = DelayedCall(self.rightNow + delay, callable, args, kw, _nothing, self.push, self.seconds)
         self.push(call)
         return call
@@ -108,7 +109,8 @@ class ProcessClock:
         return max(self._reached, self._offset + self._world.rightNow * self.rate)
 
     def callLater(self, delay: float, callable: Callable[..., object], *args: object, **kw: object) -> IDelayedCall:  # noqa: A002 - IReactorTime's name
-        """Schedule a call on this clock; see IReactorTime."""
+        """Schedule a call on this clock; see SteppedClock."""
+        assert delay >= 0, f"{delay} is not greater than or equal to 0 seconds"
         call = DelayedCall(self.seconds() + delay, callable, args, kw, _nothing, self._moved, self.seconds)
         self._world.push(call, self)
         return call

@@ -65,6 +65,11 @@ class SteppedClockTests(SynchronousTestCase):
         """Time does not go back."""
         self.assertRaises(ValueError, self.clock.advance, -1)
 
+    def test_negative(self) -> None:
+        """A negative delay is an error, as on Twisted's reactors."""
+        self.assertRaises(AssertionError, self.clock.callLater, -1, self.see)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
     def test_raises(self) -> None:
         """An exception of a call reaches the test; the others can still be run."""
         self.clock.callLater(1, lambda: 1 / 0)

@@ -39,6 +39,12 @@ class SimulationClockTests(SynchronousTestCase):
         self.assertEqual(self.ran, [("c", 1.0), ("b", 7.0), ("d", 8.0)])
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
+    def test_negative(self) -> None:
+        """A negative delay is an error on each clock, as on Twisted's reactors."""
+        for clock in (self.clock, ProcessClock(self.clock)):
+            self.assertRaises(AssertionError, clock.callLater, -0.5, self.note, "a")
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
     def test_until(self) -> None:
         """step() runs nothing that is due after the end."""
         self.clock.callLater(2, self.note, "a")
