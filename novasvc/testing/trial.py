@@ -21,5 +21,6 @@ class FleetMixin:
         if not isinstance(self, TestCase):
             raise TypeError(f"{type(self).__name__} is no test case; derive it from one, after FleetMixin")
         fleet = Fleet(**self.fleet_settings)
+        self.addCleanup(self.__dict__.pop, "fleet")  # `trial --until-failure` runs the same object again
         self.addCleanup(fleet.stop)
         return fleet

@@ -1,6 +1,7 @@
 """Tests for novasvc.testing.fleet, node and time."""
 
 import gc
+import unittest
 from typing import Any, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
@@ -552,6 +553,20 @@ class MixinTests(SynchronousTestCase):
         fleet = Case().fleet
         self.assertEqual(fleet.runtime().settings.service_down_time, 90)
         self.assertRaisesRegex(NotSettledError, "after 5 s", lambda: (fleet.start(Stock), fleet.run(Deferred())))
+
+    def test_again(self) -> None:
+        """A test that runs again, as by `trial --until-failure`, gets another fleet."""
+        fleets: list[Fleet] = []
+
+        class Case(FleetMixin, SynchronousTestCase):
+            def runTest(self) -> None:
+                self.fleet.start(Stock)
+                fleets.append(self.fleet)
+
+        case, result = Case(), unittest.TestResult()
+        for _ in range(2):
+            case.run(result)
+        self.assertEqual((result.errors, len(set(fleets))), ([], 2))
 
     def test_no_case(self) -> None:
         """A class that is no test case is told what it lacks."""
