@@ -38,9 +38,11 @@ class ManagementAPI:
     """Virtual hosts by RabbitMQ's management API. AMQP itself cannot create them.
 
     :param url: "http://user:password@host:15672"; the user needs the tag "administrator".
+    :param user: who may do everything in the virtual hosts; None is the user of the URL.
     """
 
     url: str
+    user: str | None = None
 
     @classmethod
     def of(cls, broker: str, url: str | None = None) -> Self:
@@ -49,19 +51,23 @@ class ManagementAPI:
         :param broker: its transport URL.
         :param url: None takes port 15672 of its host, and the user of the broker's URL.
         """
+        netloc = urlsplit(broker).netloc.partition(",")[0]  # of a cluster the first broker
+        user, at, _ = netloc.rpartition("@")
         if url is None:
-            netloc = urlsplit(broker).netloc.partition(",")[0]  # of a cluster the first broker
-            user, at, _ = netloc.rpartition("@")
             host = urlsplit(f"//{netloc}").hostname or "localhost"
             url = f"http://{user}{at}{f'[{host}]' if ':' in host else host}:15672"
-        return cls(url)
+        return cls(url, unquote(user.partition(":")[0] or "guest"))
 
     def create(self, name: str) -> None:
         """Create a virtual host; see :class:`VirtualHosts`."""
         self._request("PUT", f"/api/vhosts/{quote(name, '')}", {})
-        user = unquote(urlsplit(self.url).username or "guest")
+        user = self.user or unquote(urlsplit(self.url).username or "guest")
         everything = {"configure": ".*", "write": ".*", "read": ".*"}
-        self._request("PUT", f"/api/permissions/{quote(name, '')}/{quote(user, '')}", everything)
+        try:
+            self._request("PUT", f"/api/permissions/{quote(name, '')}/{quote(user, '')}", everything)
+        except ServerSetupError:
+            self.delete(name)
+            raise
 
     def delete(self, name: str) -> None:
         """Delete a virtual host; see :class:`VirtualHosts`."""

@@ -1,6 +1,8 @@
 """Virtual hosts and databases of their own, on real servers."""
 
 import os
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
 from unittest import SkipTest, TestCase
 from urllib.parse import urlsplit
 
@@ -50,6 +52,36 @@ class VirtualHostTests(TestCase):
             ("amqp://localhost", "http://localhost:15672"),
         ):
             self.assertEqual(ManagementAPI.of(broker).url, url)
+
+    def test_user(self) -> None:
+        """The user of the broker's URL gets the permissions, also if the management API has another user."""
+        for broker, user in (("amqp://u%40x:p@one:5672,v:q@two", "u@x"), ("amqp://localhost", "guest")):
+            self.assertEqual(ManagementAPI.of(broker, "http://admin:secret@one:15672").user, user)
+
+    def test_no_user(self) -> None:
+        """If the user of the broker's URL cannot get the permissions, the virtual host is deleted again."""
+        answered: list[str] = []
+
+        class Answer(BaseHTTPRequestHandler):
+            def answer(self) -> None:
+                answered.append(f"{self.command} {self.path.rpartition('/')[0]}")
+                self.send_response(400 if "permissions" in self.path else 201)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            do_PUT = do_DELETE = answer  # noqa: N815 - names of http.server
+
+            def log_message(self, *_: object) -> None: ...
+
+        server = HTTPServer(("127.0.0.1", 0), Answer)
+        self.addCleanup(server.server_close)
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        self.addCleanup(thread.join)
+        self.addCleanup(server.shutdown)
+        api = ManagementAPI(f"http://127.0.0.1:{server.server_port}", "nobody")
+        self.assertRaisesRegex(ServerSetupError, "answered PUT /api/permissions/x/nobody with 400", api.create, "x")
+        self.assertEqual(answered, ["PUT /api/vhosts", "PUT /api/permissions/x", "DELETE /api/vhosts"])
 
     def test_other_maker(self) -> None:
         """Virtual hosts can be made by other means than the management API."""
