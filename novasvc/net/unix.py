@@ -6,7 +6,7 @@ import os
 import socket
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,8 @@ class UNIXListener(socket.socket):
             self._bound = None
             # Unlink before closing: while it listens, no other process takes the file for stale and replaces it.
             if process == os.getpid() and _identity(path) == identity:
-                path.unlink()
+                with suppress(OSError):  # privileges were dropped since bind(); the file is stale then, see open_unix
+                    path.unlink()
         super().close()
 
 
@@ -80,7 +81,8 @@ def open_unix(path: str, mode: int, backlog: int, held: Sequence[socket.socket])
     for one in held:
         # A deleted socket file cannot be restored: bind a new socket.
         if _is_bound(one, path) and (not has_file or Path(path).is_socket()):
-            if has_file:
+            # Without CAP_FOWNER chmod() fails on a file of another user, also if it would change nothing.
+            if has_file and stat.S_IMODE(Path(path).stat().st_mode) != mode:
                 Path(path).chmod(mode)
             one.listen(backlog)
             return one

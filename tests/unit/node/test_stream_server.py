@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trustme
 from twisted.application.service import IService
 from twisted.internet import reactor
@@ -38,6 +39,8 @@ from novasvc.workers.current import CurrentWorker, set_current_worker
 from novasvc.workers.errors import NotPreforkableError
 from tests.support.pickling import carried
 from tests.support.waiting import PATIENCE
+
+_NOBODY = 65534
 
 
 class Greeter(Protocol):
@@ -477,6 +480,38 @@ class UNIXSocketTests(ServerTestCase):
         self.assertIsNot(self.open(self.make(f"unix:{self.path}"), held)[0], held[0])
         held[0].close()
         self.assertTrue(self.path.is_socket())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives up privileges")
+class DroppedPrivilegesTests(ServerTestCase):
+    """Tests for unix sockets that were opened before the process changed its user, as twistd's ``--uid`` does."""
+
+    def setUp(self) -> None:
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        Path(directory.name).chmod(0o755)
+        self.path = Path(directory.name, "api")
+        self.server = self.make(f"unix:{self.path}:mode=660")
+        self.server.privilegedStartService()
+        self.addCleanup(os.seteuid, 0)
+
+    async def test_stop(self) -> None:
+        """A file that may not be removed stays, and the server drains all the same."""
+        self.server.startService()
+        caller = await call(f"unix:{self.path}")
+        os.seteuid(_NOBODY)
+        stopped = self.server.stopService()
+        self.assertNoResult(stopped)
+        caller.transport.loseConnection()
+        await caller.gone
+        await stopped
+        self.assertTrue(self.path.is_socket())
+
+    def test_held(self) -> None:
+        """A reload with the same path and mode keeps the socket, though the file may not be changed any more."""
+        held = self.open(self.make(f"unix:{self.path.with_name('held')}:mode=660"))
+        os.seteuid(_NOBODY)
+        self.assertIs(self.open(self.make(f"unix:{self.path.with_name('held')}:mode=660"), held)[0], held[0])
 
 
 class Exhausted(socket.socket):
