@@ -9,9 +9,12 @@ from typing import Any, cast
 import attrs
 from twisted.application.service import IService, IServiceCollection
 from twisted.internet.defer import Deferred
+from twisted.logger import Logger
 
 from novasvc.errors import NovasvcError
 from novasvc.interfaces import IInterruptible, IWaitable
+
+_log = Logger()
 
 # Note [The deadline of a drain]
 #
@@ -78,11 +81,15 @@ def end_of(server: Any) -> Deferred[Any] | None:
 def interrupt(server: IService) -> None:
     """Make a server and its children cancel their running work. Called after stopService.
 
-    :param server: provides IInterruptible, or has a plain method ``hurry()``; otherwise its parts are told.
+    :param server: provides IInterruptible, or has a plain method ``hurry()``, whose errors are logged; otherwise its
+        parts are told.
     """
     # A user's service need not know the interface: docs/workers.md promises that the method is enough.
     if IInterruptible.providedBy(server) or callable(getattr(server, "hurry", None)):
-        cast(IInterruptible, server).hurry()
+        try:
+            cast(IInterruptible, server).hurry()
+        except Exception:  # noqa: BLE001 - a user's hurry() raised; the other parts are still interrupted
+            _log.failure("hurry() of {service} failed; its remaining work may not be cancelled", service=server)
     elif IServiceCollection.providedBy(server):
         for part in list(server):
             interrupt(part)

@@ -384,10 +384,10 @@ class Worker:
 
     def _interrupt(self, seconds: float) -> None:
         self._interrupted = True
+        # By SIGALRM, not by the reactor: the work to cancel may be what blocks it, and so may a user's hurry().
+        self._schedule_forced_exit(seconds, self._exit)
         if self._server is not None:
             interrupt(self._server)
-        # By SIGALRM, not by the reactor: the work to cancel may be what blocks it.
-        self._schedule_forced_exit(seconds, self._exit)
 
     def _finish(self) -> None:
         if self._done:

@@ -74,6 +74,17 @@ class Hangs(Sleeper):
         own.callLater(0.05, time.sleep, 3600)
 
 
+class BlocksInHurry(Sleeper):
+    """Never ends when it is told to, and lets its reactor turn no more when it is to hurry."""
+
+    def stopService(self) -> Deferred[None]:
+        super().stopService()
+        return Deferred()
+
+    def hurry(self) -> None:
+        time.sleep(3600)
+
+
 _LIST = """
 import os
 

@@ -12,6 +12,7 @@ from zope.interface.verify import verifyObject
 from novasvc import ServiceTree
 from novasvc.errors import StateError
 from novasvc.interfaces import IStartable
+from novasvc.workers.exit_status import interrupt
 from tests.support.pickling import carried
 
 
@@ -45,6 +46,24 @@ class BrokenService(Service):
         raise ValueError("no port")
 
 
+class Hurrying(Service):
+    """A part that remembers that it was to hurry."""
+
+    def __init__(self, label: str, log: list[str]) -> None:
+        self.label = label
+        self.log = log
+
+    def hurry(self) -> None:
+        self.log.append(self.label)
+
+
+class BrokenHurry(Service):
+    """A part that cannot hurry."""
+
+    def hurry(self) -> None:
+        raise ValueError("no pencil")
+
+
 class ServiceTreeTests(SynchronousTestCase):
     """Tests for novasvc.ServiceTree."""
 
@@ -76,6 +95,18 @@ class ServiceTreeTests(SynchronousTestCase):
         self.log.clear()
         self.tree.hurry()
         self.assertEqual(self.log, [])
+
+    def test_hurry_fails(self) -> None:
+        """A part whose hurry() raises keeps no other from hurrying, neither in a tree nor in Twisted's MultiService."""
+        for kind in (ServiceTree, MultiService):
+            whole = kind()
+            hurried: list[str] = []
+            for part in (Hurrying("first", hurried), BrokenHurry(), Hurrying("last", hurried)):
+                part.setServiceParent(whole)
+            interrupt(whole)
+            self.assertEqual(hurried, ["first", "last"])
+            (error,) = self.flushLoggedErrors(ValueError)
+            self.assertEqual(error.getErrorMessage(), "no pencil")
 
     def test_abandon(self) -> None:
         """A tree that is to wait no longer tells those that were not told, and leaves behind what has not stopped."""

@@ -22,7 +22,17 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from novasvc.workers.forkserver_client import ForkError, ForkserverClient
 from novasvc.workers.pipe import Pipe, PipeMessage, adopt
-from tests.support.forks_parts import GRACE, DiesOf, Exits, Hangs, Raises, Sleeper, TellsDescriptors, Witness
+from tests.support.forks_parts import (
+    GRACE,
+    BlocksInHurry,
+    DiesOf,
+    Exits,
+    Hangs,
+    Raises,
+    Sleeper,
+    TellsDescriptors,
+    Witness,
+)
 from tests.support.supervision_rig import Host, StandInForkserver, descriptors, logged
 from tests.support.waiting import until
 
@@ -526,6 +536,13 @@ class WorkerTests(ProcessCase):
         process.signal(signal.SIGABRT)
         self.assertEqual(await witness.over, "was killed by SIGABRT")
         self.assertIn("Fatal Python error: Aborted", seen[0])
+
+    async def test_hurry_blocks(self) -> None:
+        """A worker that is interrupted exits in time, although a service's hurry() blocks its reactor."""
+        witness = self.worker(BlocksInHurry())
+        process = await witness.ready
+        process.interrupt(0.2)
+        self.assertEqual(await witness.over, "exited with status 1")
 
     async def test_descriptors(self) -> None:
         """A worker has its own descriptors, no other's, and the programs that it runs have none of them."""
