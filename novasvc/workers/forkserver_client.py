@@ -127,8 +127,11 @@ class ForkserverClient:
         self._pipe, self._protocol, self._process, self._last_pid = pipe, protocol, process, process.pid
         self._importing, self._has_answered = None, False
         pipe.send({"preload": [*self._preload], "path": sys.path, "argv": sys.argv, "main": self._main})
-        for key in self._pending_forks:
-            self._send_request(key)
+        for key, request in list(self._pending_forks.items()):
+            if request.answer.called:  # cancelled
+                self._pending_forks.pop(key).close()
+            else:
+                self._send_request(key)
 
     def send_log_file(self) -> None:
         """Send the forkserver the reopened log file, for its standard output and standard error."""
@@ -143,7 +146,8 @@ class ForkserverClient:
         :param parameters: for :func:`novasvc.workers.worker.run`; JSON.
         :param descriptors: duplicated for the worker.
         :param ended: called once with the wait status when the worker has exited.
-        :return: Deferred[int], the process id; fails with ForkError.
+        :return: Deferred[int], the process id; fails with ForkError. A request that is cancelled before it was sent is
+            not sent; a worker that is forked all the same exits when it finds its pipe closed.
         :raises OSError: out of file descriptors.
         """
         if self._closed:
@@ -250,10 +254,7 @@ class ForkserverClient:
             self._timer.cancel()
             self._timer = None
         # A worker may have been forked all the same; it exits when it finds its pipe closed.
-        requests, self._pending_forks = self._pending_forks, {}
-        for request in requests.values():
-            request.close()
-            request.answer.errback(ForkError(f"the forkserver (pid {pid}) died{self._import_note}"))
+        self._fail_pending_forks(f"the forkserver (pid {pid}) died{self._import_note}")
         if self._closed:
             return
         self._early_exits += 1
@@ -276,6 +277,13 @@ class ForkserverClient:
             pause = self._retry(self._early_exits)
             _log.error("cannot start a forkserver: {error}; retrying in {s:.1f} s", error=error, s=pause)
             self._timer = self._reactor.callLater(pause, self._start_again)
+            self._fail_pending_forks(f"cannot start a forkserver: {error}")
+
+    def _fail_pending_forks(self, problem: str) -> None:
+        requests, self._pending_forks = self._pending_forks, {}
+        for request in requests.values():
+            request.close()
+            request.answer.errback(ForkError(problem))
 
 
 class _Reaper(ProcessProtocol):

@@ -105,9 +105,9 @@ class WorkerProcess:
                 self._pipe = adopt(reactor, ours, Pipe(self._received, self._pipe_lost))
                 undo.callback(self._pipe.close)
                 descriptors = [theirs.fileno(), self.diagnostics.descriptor, *(shared.fileno() for shared in sockets)]
-                answer = forkserver.fork(parameters, descriptors, self._reaped)
+                self._fork = forkserver.fork(parameters, descriptors, self._reaped)
             undo.pop_all()
-        answer.addCallbacks(self._forked, self._fork_failed)
+        self._fork.addCallbacks(self._forked, self._fork_failed)
 
     @property
     def heartbeat_age(self) -> float:
@@ -204,6 +204,7 @@ class WorkerProcess:
     def _cancel_fork(self) -> None:
         """Cancel the fork. If the forkserver forks all the same, the process exits, because its pipe is closed."""
         self._exit_handled = True
+        self._fork.cancel()
         self._reactor.callLater(0, self._listener.fork_failed, "stopped before it was forked")
         self._close()
 

@@ -145,6 +145,8 @@ class Worker:
 
     def begin(self) -> None:
         """Construct and start the server. Called when the reactor runs."""
+        if self._forced_exit_at < math.inf:
+            return  # the pipe has closed already, most likely because the fork was cancelled: orphaned() follows
         for number, handler in ((signal.SIGTERM, self.terminate), (signal.SIGUSR2, self.dump_to_log)):
             signal.signal(number, partial(self._call_in_reactor, handler))
         # chain=True: faulthandler writes the stacks first, even while the reactor is blocked, then calls our handler.

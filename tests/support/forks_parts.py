@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -62,6 +63,17 @@ class Raises:
             "SystemExit('text')": SystemExit("text"),
             "KeyboardInterrupt": KeyboardInterrupt(),
         }[self.error]
+
+
+@attrs.define
+class Touches:
+    """Leaves a file behind when its service is made."""
+
+    path: str
+
+    def __call__(self, reactor: Any) -> Service:
+        Path(self.path).touch()
+        return Service()
 
 
 class Hangs(Sleeper):

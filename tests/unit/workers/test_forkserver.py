@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.protocol import ProcessProtocol
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
@@ -31,6 +31,7 @@ from tests.support.forks_parts import (
     Raises,
     Sleeper,
     TellsDescriptors,
+    Touches,
     Witness,
 )
 from tests.support.supervision_rig import Host, StandInForkserver, descriptors, logged
@@ -45,6 +46,11 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def exists(path: str) -> bool:
+    """Return whether a file is there."""
+    return Path(path).exists()
 
 
 class ForkserverClientCase(SynchronousTestCase):
@@ -211,22 +217,41 @@ class GoneTests(ForkserverClientCase):
         self.assertEqual(len(self.host.forkservers), 6)
 
     def test_cannot_be_started(self) -> None:
-        """If the system starts none, that is tried again, and who asked waits."""
+        """If the system starts none, that is tried again: who asked before is told why, who asks then waits."""
         self.start()
         self.server.end()
         self.host.settle()
         before = descriptors()
+        asked = self.fork()
         self.host.spawning = OSError(11, "Resource temporarily unavailable")
         with logged() as log:
             self.host.pass_time(1)
         self.assertIn(
             "cannot start a forkserver: [Errno 11] Resource temporarily unavailable; retrying in 2.0 s", log.text
         )
+        self.assertIn("cannot start a forkserver: [Errno 11]", str(self.failureResultOf(asked, ForkError).value))
         self.assertEqual(descriptors(), before)
         fork = self.fork()
         self.host.spawning = None
         self.host.pass_time(2)
         self.successResultOf(fork)
+
+    def test_cancelled(self) -> None:
+        """What is cancelled between two forkservers is not asked of the next, and leaves nothing open."""
+        self.start()
+        self.server.end()
+        self.host.settle()
+        before = descriptors()
+        cancelled, asked = self.fork(), self.fork()
+        cancelled.cancel()
+        self.failureResultOf(cancelled, CancelledError)
+        self.host.pass_time(0)
+        self.assertEqual(self.successResultOf(asked), self.host.workers[0].pid)
+        self.assertEqual(len(self.host.workers), 1)
+        self.server.end()
+        self.host.workers[0].let_go()
+        self.host.settle()
+        self.assertEqual(descriptors(), before)
 
     def test_what_it_imported(self) -> None:
         """If that was while it imported something, that is told."""
@@ -567,6 +592,20 @@ class WorkerTests(ProcessCase):
         self.assertEqual(await witness.over, "refused: stopped before it was forked")
         await until(lambda: not self.forkserver._pending_forks)
         await until(lambda: not forkserver.children())
+
+    async def test_abandoned_before_the_fork(self) -> None:
+        """A worker that nobody waits for when it is forked does not construct its server."""
+        await self.worker(Exits(0)).over
+        forkserver = psutil.Process(self.forkserver.pid)
+        forkserver.suspend()
+        witness = self.worker(Touches(path := self.mktemp()))
+        witness.process.signal(signal.SIGTERM)
+        await witness.over
+        await until(lambda: not witness.process._pipe_open)
+        forkserver.resume()
+        await until(lambda: not self.forkserver._pending_forks)
+        await until(lambda: not forkserver.children())
+        self.assertFalse(exists(path))
 
 
 class ForkserverTests(ProcessCase):
