@@ -206,7 +206,11 @@ class ForkserverClient:
             self._timer = None
         if self._pending_forks and self._pipe is not None:
             seconds = min(self._import_timeout, _ANSWER_TIMEOUT) if self._has_answered else self._import_timeout
-            self._timer = self._reactor.callLater(seconds, self._answer_timed_out, seconds)
+            self._timer = self._reactor.callLater(seconds, self._answer_due, seconds)
+
+    def _answer_due(self, seconds: float) -> None:
+        # If this process was suspended, the answer may be here: the reactor calls what is due before it reads.
+        self._timer = self._reactor.callLater(0, self._answer_timed_out, seconds)
 
     def _answer_timed_out(self, seconds: float) -> None:
         self._timer = None

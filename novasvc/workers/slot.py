@@ -387,7 +387,11 @@ class Slot:
             self._timer.cancel()
             self._timer = None
         if seconds:
-            self._timer = self._clock.callLater(seconds, self._elapsed)
+            self._timer = self._clock.callLater(seconds, self._due)
+
+    def _due(self) -> None:
+        # If this process was suspended, a message may be here: the reactor calls what is due before it reads.
+        self._timer = self._clock.callLater(0, self._elapsed)
 
     def _elapsed(self) -> None:
         self._timer = None

@@ -344,6 +344,16 @@ class Host(Clock):
         self.advance(0)
         self.settle()
 
+    def be_suspended(self, seconds: float) -> None:
+        """Let time pass in which the supervisor is suspended: as in a reactor, calls that are due come before input."""
+        self.rightNow += seconds
+        for call in [each for each in self.calls if each.getTime() <= self.rightNow]:
+            if call.active():
+                self.calls.remove(call)
+                call.called = 1
+                call.func(*call.args, **call.kw)
+        self.pass_time(0)
+
     def ready_all(self) -> None:
         """Let all workers be ready that are not told to end."""
         self.settle()

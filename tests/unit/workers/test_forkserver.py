@@ -297,6 +297,16 @@ class StoppedTests(ForkserverClientCase):
         self.host.pass_time(0.5)
         self.failureResultOf(asked, ForkError)
 
+    def test_answered_while_suspended(self) -> None:
+        """One that has answered while this process was suspended is not replaced."""
+        self.host.answer = lambda _: None
+        asked = self.fork()
+        (worker,) = self.host.workers
+        worker.be_forked()
+        self.host.be_suspended(1000)
+        self.assertEqual(self.successResultOf(asked), worker.pid)
+        self.assertEqual([server.alive for server in self.host.forkservers], [True])
+
     def test_more_and_more(self) -> None:
         """What is asked for later gives it no more time."""
         self.server.stopped = True

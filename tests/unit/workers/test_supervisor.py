@@ -74,6 +74,14 @@ class StartTests(SupervisorCase):
         self.assertEqual(wrapper.children, {worker.pid for worker in self.host.workers})
         self.assertEqual(wrapper.forktimes, [0.0, 0.0])
 
+    def test_ready_while_suspended(self) -> None:
+        """A worker that became ready while the supervisor was suspended is not late."""
+        self.start((Server("api"), 1))
+        (worker,) = self.host.workers
+        worker.pipe.send(b'{"is": "ready"}\n')
+        self.host.be_suspended(1000)
+        self.assertEqual((self.supervisor.slots[0].state, worker.signals), ("ready", []))
+
     def test_one_cannot(self) -> None:
         """At the start an error of one worker's configuration ends all, although another was ready before."""
         self.start((Server("api"), 2))
