@@ -31,6 +31,9 @@ ABORT_TIMEOUT = 2.0
 INTERRUPT_TIMEOUT = 2.0
 """Seconds that a worker has to cancel its work when it must stop now; then comes SIGKILL."""
 
+KILL_INTERVAL = 1.0
+"""Seconds between two SIGKILL to a process whose exit is not seen. If nobody reports it, the second finds it gone."""
+
 EXHAUSTED_PAUSE = 30.0
 """Seconds between two restarts once the restart budget is exhausted."""
 
@@ -124,6 +127,7 @@ class Slot:
     _aborted: bool = attrs.field(default=False, init=False)
     _interrupt_sent: bool = attrs.field(default=False, init=False)
     _killed: bool = attrs.field(default=False, init=False)
+    _kill_count: int = attrs.field(default=0, init=False)
     _failed: bool = attrs.field(default=False, init=False)
     _exit_signal: int | None = attrs.field(default=None, init=False)
     _timer: IDelayedCall | None = attrs.field(default=None, init=False)
@@ -257,6 +261,7 @@ class Slot:
         self._throttle.forked(self._clock.seconds(), is_restart=self.restarts > 0)
         self._ready_at, self._fatal_problem, self.trouble = None, "", None
         self._aborted = self._interrupt_sent = self._killed = self._failed = False
+        self._kill_count = 0
         self.arm(self.timeouts.start)
         try:
             self.process = self._make_process(self)
@@ -287,7 +292,7 @@ class Slot:
 
     def kill_hung(self) -> None:
         """Kill a process that was aborted and has not exited."""
-        self.signal(SIGKILL)
+        self._kill()
 
     def begin_drain(self) -> None:
         """Send SIGTERM: finish running work, then exit."""
@@ -303,7 +308,7 @@ class Slot:
     def drain_hung(self) -> None:
         """Kill a hung process instead of draining it."""
         self.enter()
-        self.signal(SIGKILL)
+        self._kill()
 
     def note_drain(self) -> None:
         """Give a process that somebody else has signalled the same drain timeout; it is replaced afterwards."""
@@ -317,8 +322,12 @@ class Slot:
             self.arm(INTERRUPT_TIMEOUT)
 
     def drain_timed_out(self) -> None:
-        """Handle the drain timeout: cancel running work first, kill on the second expiry."""
-        if self._interrupt_sent:
+        """Handle the drain timeout: cancel running work first, kill on the second expiry, and on each one after it."""
+        if self._kill_count:
+            self._kill()
+        elif self._interrupt_sent:
+            self._killed = True
+            _log.error("{worker} did not exit in time; killing it: {lost}", worker=self, lost=_LOST)
             self._kill()
         else:
             self._interrupt_process(ABANDON_DELAY)
@@ -427,8 +436,11 @@ class Slot:
             self.process.interrupt(seconds)
 
     def _kill(self) -> None:
-        self._killed = True
-        _log.error("{worker} did not exit in time; killing it: {lost}", worker=self, lost=_LOST)
+        """Send SIGKILL, and again until the exit is seen."""
+        self._kill_count += 1
+        if self._kill_count == 2:  # noqa: PLR2004 - logged once
+            _log.error("{worker} was sent SIGKILL, but its exit is not seen; repeating SIGKILL", worker=self)
+        self.arm(KILL_INTERVAL)
         self.signal(SIGKILL)
 
 

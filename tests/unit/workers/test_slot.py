@@ -8,7 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.telemetry.flight import Event
 from novasvc.workers.exit_status import ABANDON_DELAY, KILL_DELAY
-from novasvc.workers.slot import ABORT_TIMEOUT, EXHAUSTED_PAUSE, INTERRUPT_TIMEOUT, WorkerTimeouts
+from novasvc.workers.slot import ABORT_TIMEOUT, EXHAUSTED_PAUSE, INTERRUPT_TIMEOUT, KILL_INTERVAL, WorkerTimeouts
 from tests.support.slot_rig import SlotRig
 
 
@@ -246,6 +246,27 @@ class WatchdogTests(SynchronousTestCase):
         self.process.die_of(SIGKILL)
         self.assertEqual(self.rig.state, "starting")
 
+    def test_stays(self) -> None:
+        """One that SIGKILL does not end is killed again each second, which is logged once, drained or not."""
+        for drained in (False, True):
+            rig = SlotRig()
+            process = rig.ready()
+            process.heartbeat_age = 11.0
+            rig.slot.check()
+            if drained:
+                rig.slot.drain()
+            else:
+                rig.clock.advance(ABORT_TIMEOUT)
+            with capturedLogs() as events:
+                rig.clock.pump([KILL_INTERVAL] * 3)
+            self.assertEqual(process.signals, [SIGABRT] + [SIGKILL] * 4)
+            self.assertEqual(
+                [formatEvent(event) for event in events],
+                ["worker 1 (pid 100) of agent was sent SIGKILL, but its exit is not seen; repeating SIGKILL"],
+            )
+            process.die_of(SIGKILL)
+            self.assertEqual(rig.state, "ended" if drained else "starting")
+
     def test_never(self) -> None:
         """With worker_watchdog at 0 nobody hangs."""
         rig = SlotRig(timeouts=WorkerTimeouts(watchdog=0))
@@ -301,15 +322,17 @@ class DrainTests(SynchronousTestCase):
         self.assertEqual(self.rig.slot.trouble, "3 calls under way")
 
     def test_deadline(self) -> None:
-        """One that has not ended at the deadline is told to end at once, and then killed."""
+        """One that has not ended at the deadline is told to end at once, and then killed, again until it has ended."""
         process = self.rig.ready()
         self.rig.slot.drain()
         self.rig.clock.advance(30)
         self.assertEqual((process.signals, process.interrupted), ([SIGTERM], ABANDON_DELAY))
         self.rig.clock.advance(KILL_DELAY)
         self.assertEqual(process.signals, [SIGTERM, SIGKILL])
+        self.rig.clock.advance(KILL_INTERVAL)
+        self.assertEqual(process.signals, [SIGTERM, SIGKILL, SIGKILL])
         process.die_of(SIGKILL)
-        self.assertEqual(self.rig.state, "ended")
+        self.assertEqual((self.rig.state, self.rig.clock.calls), ("ended", []))
 
     def test_no_deadline(self) -> None:
         """Without a limit it is waited for as long as it takes."""

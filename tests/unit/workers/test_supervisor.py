@@ -377,6 +377,18 @@ class DrainTests(SupervisorCase):
         self.host.pass_time(2)
         self.successResultOf(drained)
 
+    def test_exit_unseen(self) -> None:
+        """A killed worker whose exit nobody reports, and whose child holds its pipe open, is not waited for."""
+        self.run_all((Server("api"), 1))
+        (worker,) = self.host.workers
+        self.host.forkservers[0].end()
+        self.host.pass_time(0)
+        drained = self.supervisor.drain_all()
+        self.supervisor.interrupt()
+        self.patch(worker, "let_go", lambda: None)
+        self.host.pass_time(10)
+        self.successResultOf(drained)
+
     def test_forkserver_stays(self) -> None:
         """A forkserver that does not end within two seconds is killed."""
         self.run_all((Server("api"), 1))
