@@ -254,11 +254,12 @@ class ForkServer:
         status = 2
         try:
             signal.set_wakeup_fd(-1)
-            for number in (*_IGNORED, signal.SIGCHLD):
+            # SIGTERM kills until the drain handler is set.
+            for number in (signal.SIGTERM, signal.SIGCHLD):
                 signal.signal(number, signal.SIG_DFL)
-            # SIGTERM kills until the drain handler is set. SIGINT and SIGHUP are for the supervisor; the other handlers
-            # follow later. Not SIG_IGN: programs that a worker executes would inherit it.
-            for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGRTMIN):
+            # The others are for the supervisor, or their handlers follow later. Not SIG_IGN: programs that a worker
+            # executes would inherit it.
+            for number in _IGNORED - {signal.SIGTERM}:
                 signal.signal(number, lambda _number, _frame: None)
             self._close_descriptors()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED)
