@@ -22,10 +22,11 @@ def jittered_backoff(
     :param first: seconds: the bound of the wait after the first failure, > 0.
     :param longest: seconds: the bound of all waits, >= first.
     :param factor: growth of the bound from one attempt to the next, >= 1.
-    :param random_source: source of the jitter; tests pass a seeded one.
+    :param random_source: source of the jitter; tests pass a seeded one. The default is the module's, which Python seeds
+        anew after a fork: a policy that was made before it does not make all workers retry in step.
     :return: a policy.
     """
-    draw = (random_source or random.Random()).uniform  # noqa: S311 - no secret depends on it
+    draw = random.uniform if random_source is None else random_source.uniform
 
     def seconds(attempt: int) -> float:
         # The exponent is bounded: an outage of days must not overflow a float.
