@@ -90,9 +90,9 @@ class ControlError(SupervisionError, ProblemError):
 
 @attrs.define
 class OrphansError(ControlError):
-    """A supervisor was killed, and its workers are still draining.
+    """A supervisor was killed, and its workers are still draining; or it runs without its socket file.
 
-    :param supervisor: "the killed supervisor", with its pid if known.
+    :param supervisor: "the previous supervisor", with its pid if known.
     :param lock: path of the lock file that the workers hold.
     """
 

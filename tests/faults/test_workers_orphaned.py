@@ -97,7 +97,7 @@ class SuccessorTests(OrphanCase):
         first = self.orphan()
         second = self.fleet()
         second.says(
-            rf"waiting up to 65 s for the workers of the killed supervisor \(pid {first.pid}\) to drain; "
+            rf"waiting up to 65 s for the workers of the previous supervisor \(pid {first.pid}\) to drain; "
             "list them with `fuser .*control.lock`"
         )
         self.end(first)
@@ -156,7 +156,7 @@ class FinishTests(Fleets, AMQPCase):
         await self.until(lambda: "begun precious" in first.journal)
         first.popen.kill()
         second = self.twistd(*options)
-        await deferToThread(second.says, rf"for the workers of the killed supervisor \(pid {first.pid}\) to drain")
+        await deferToThread(second.says, rf"for the workers of the previous supervisor \(pid {first.pid}\) to drain")
         await self.until(lambda: len(first.family) == 2)  # the worker, and the forkserver, which waits for it
         self.assertEqual(await call, "precious")
         await deferToThread(second.ready, 2)

@@ -53,7 +53,7 @@ class ControlSocket(Service):
     def startService(self) -> None:
         """Acquire the path and listen.
 
-        :raises OrphansError: workers of a killed supervisor are still draining.
+        :raises OrphansError: another process has locked the path, but nobody listens.
         :raises ControlError: the path cannot be used, or another process uses it.
         """
         self._path_lock = PathLock.acquire(self._path)

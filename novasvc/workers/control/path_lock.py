@@ -27,7 +27,8 @@ _ELSEWHERE = "set control_socket, or state_dir, to another place"
 #
 # flock() belongs to the open file description, which forkserver and workers inherit: if their supervisor is killed,
 # they hold the lock until the last of them has drained. So a held lock without a listener means orphans, or a
-# supervisor that is about to listen or to exit: the caller retries.
+# supervisor that is about to listen or to exit: the caller retries. Or somebody has deleted the socket file of a
+# supervisor that runs; then the retries fail.
 #
 # The lock does not replace the connection test: the listener may not be a supervisor, or its lock file may have
 # been deleted. A socket that accepts connections is never unlinked, and neither is a file that is not a socket.
@@ -51,7 +52,7 @@ class PathLock:
     def acquire(cls, path: Path) -> "PathLock":
         """Lock a path and listen there; a missing directory is created with mode 0700.
 
-        :raises OrphansError: workers of a killed supervisor are still draining.
+        :raises OrphansError: another process has locked the path, but nobody listens.
         :raises ControlError: the path cannot be used, or another process uses it.
         """
         path = path.absolute()
@@ -118,10 +119,11 @@ def _lock(path: Path) -> int:
             )
             raise ControlError(str(path), problem, remedy) from None
         if not _is_listened_at(path):
-            killed = f"the killed supervisor{f' (pid {holder})' if holder.isdecimal() else ''}"
+            previous = f"the previous supervisor{f' (pid {holder})' if holder.isdecimal() else ''}"
+            problem = f"the workers of {previous} still drain, or its socket file was deleted"
             # Do not suggest fuser -k: a supervisor that waits for the lock has the file open, too.
-            remedy = f"wait for them; `fuser {file}` lists them"
-            raise OrphansError(str(path), f"the workers of {killed} still drain", remedy, killed, file) from None
+            remedy = f"wait for them, or stop it; `fuser {file}` lists them"
+            raise OrphansError(str(path), problem, remedy, previous, file) from None
         problem = f"another supervisor{f', pid {holder},' if holder.isdecimal() else ''} already uses it"
         raise ControlError(str(path), problem, f"stop it, or {_ELSEWHERE}") from None
     except OSError as error:

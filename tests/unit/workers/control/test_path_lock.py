@@ -280,8 +280,8 @@ class ProcessTests(PathLockCase):
         error = self.assertRaises(OrphansError, PathLock.acquire, self.path)
         self.assertEqual(
             str(error),
-            f"control socket '{self.path}': the workers of the killed supervisor (pid {supervisor.pid}) still drain; "
-            f"wait for them; `fuser {self.path}.lock` lists them",
+            f"control socket '{self.path}': the workers of the previous supervisor (pid {supervisor.pid}) still drain, "
+            f"or its socket file was deleted; wait for them, or stop it; `fuser {self.path}.lock` lists them",
         )
         os.kill(worker, signal.SIGKILL)
         deadline = time.monotonic() + 20
@@ -291,6 +291,15 @@ class ProcessTests(PathLockCase):
                 break
             except OrphansError:
                 self.assertLess(time.monotonic(), deadline)
+
+    def test_file_deleted(self) -> None:
+        """A supervisor whose socket file was deleted keeps the place, and is not called killed."""
+        holder = self.holder()
+        holder.write("0")
+        self.assertEqual(holder.read(), "won")
+        self.path.unlink()
+        named = f"the workers of the previous supervisor (pid {holder.process.pid}) still drain, or its socket file was"
+        self.assertIn(named, self.refusal())
 
     def test_released(self) -> None:
         """A supervisor that ends well gives the place back, whoever else still has the lock open."""
@@ -312,7 +321,7 @@ class ProcessTests(PathLockCase):
             outcomes = [holder.read() for holder in claimants]
             lost = sorted(outcome for outcome in outcomes if outcome != "won")
             self.assertEqual(len(lost), 3, outcomes)
-            self.assertTrue(all(re.search("(another|killed) supervisor", outcome) for outcome in lost), lost)
+            self.assertTrue(all(re.search("(another|previous) supervisor", outcome) for outcome in lost), lost)
             with socket.socket(socket.AF_UNIX) as client:
                 client.connect(str(self.path))
             for holder in claimants:
