@@ -25,7 +25,6 @@ from novasvc.registry.incarnation import Incarnation, ServiceStart
 from novasvc.registry.liveness import is_up
 from novasvc.registry.record import ServiceChanges
 from novasvc.rpc import EventListener, Server
-from novasvc.rpc.errors import RPCError
 from novasvc.service import Service
 from novasvc.testing import MemoryRegistry
 from tests.unit.node.test_service import ServiceTestCase
