@@ -46,7 +46,6 @@ def find_outages(members: Sequence[Member], silences: Iterable[Silence], now: da
     masses: list[MassSilence] = []
     for binary in finder.silent_binaries():
         found = finder.stalls(binary)
-        excused = finder.excused(binary, found)
         stalls += (
             Stall(
                 binary=binary,
@@ -55,7 +54,7 @@ def find_outages(members: Sequence[Member], silences: Iterable[Silence], now: da
                 ended=None if ended is None else moment_of(ended),
                 excused=excused,
             )
-            for began, ended in found
+            for (began, ended), excused in zip(found, finder.excused(binary, found), strict=True)
         )
         masses += finder.masses(binary, found)
     return Outages(stalls=tuple(stalls), masses=tuple(masses))
@@ -150,15 +149,16 @@ class _Finder:
         # On MySQL the column of the heartbeat has whole seconds, so it may be before the end of the silence.
         yield begin, max(begin, min(member.seen, self._now))
 
-    def excused(self, binary: str, stalls: Sequence[Gap]) -> int:
-        """Return the number of services that would be down but for stalls."""
-        silent = [
-            (self._now - member.seen, stalled(self._now, stalls, since=member.seen))
+    def excused(self, binary: str, stalls: Sequence[Gap]) -> list[int]:
+        """Return for each stall how many of the services that would be down but for stalls were silent during it."""
+        limit = self._rule.service_down_time
+        since = [
+            member.seen
             for member in self._members
             if stalls and member.binary == binary and self._is_late(member)
+            if (silent := self._now - member.seen) > limit >= silent - stalled(self._now, stalls, since=member.seen)
         ]
-        limit = self._rule.service_down_time
-        return sum(length > limit >= length - excuse for length, excuse in silent)
+        return [sum(ended is None or seen < ended for seen in since) for _, ended in stalls]
 
     # -- many at once ----------------------------------------------------------------------------
 

@@ -91,7 +91,8 @@ class Stall:
     :param heard: the last heartbeat before it.
     :param began: some slack after that.
     :param ended: the first heartbeat after it; None if it has not ended.
-    :param excused: services of the binary that are suspect instead of down because of its stalls.
+    :param excused: services of the binary that were silent during it, and are suspect instead of down because of this
+        and other stalls.
     """
 
     binary: str

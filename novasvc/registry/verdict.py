@@ -157,7 +157,10 @@ OutageKey = tuple[str, str | None]
 
 
 def describe_outages(outages: Outages) -> dict[OutageKey, str]:
-    """Return a sentence for each outage that goes on, for the log and the page. Its key stays while it goes on."""
+    """Return a sentence for each outage, for the log and the page. Its key stays while it makes services suspect.
+
+    A stall that has ended is one as long as it keeps a service from being down that was not heard since.
+    """
     stalls: dict[tuple[datetime, datetime | None], list[str]] = {}
     for stall in outages.stalls:
         if stall.excused:

@@ -329,6 +329,25 @@ class StallTests(SynchronousTestCase):
         self.assertEqual(fleet.run(260).problems(), [])
         self.assertEqual(fleet.count(), {"alive": 18, "down": 2})
 
+    def test_earlier_stall_is_not_said(self) -> None:
+        """A stall after which all services were heard again is not said during a later one."""
+        fleet = Fleet()
+        fleet.add("compute", 20)
+        fleet.stalls = [(100, 200), (1000, 1300)]
+        (problem,) = fleet.run(1100).problems()
+        self.assertRegex(problem, r"\Ano heartbeat of compute has arrived since 2026-11-29 12:16:39 UTC")
+        self.assertEqual(fleet.count(), {"suspect": 20})
+
+    def test_stalls_in_a_row_are_said(self) -> None:
+        """All stalls during which a suspect service was silent are said, and count for its verdict."""
+        fleet = Fleet()
+        _dead(fleet.add("compute", 20)[0], 95)
+        fleet.stalls = [(100, 200), (220, 300)]
+        first, second = fleet.run(290).problems()
+        self.assertIn("arrived from 2026-11-29 12:01:39 UTC to 2026-11-29 12:03:", first)
+        self.assertIn("has arrived since 2026-11-29 12:03:39 UTC", second)
+        self.assertEqual(fleet.verdicts()[0].status, "suspect")
+
     def test_first_of_a_fleet(self) -> None:
         """The only service of a fleet that died is down, also when others join later."""
         fleet = Fleet()
