@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from novasvc.listing import shorten
+
 _RUNNING = {"ready", "starting", "draining"}
 """States of workers that are as they should be; see :meth:`novasvc.interfaces.ISupervisor.workers`."""
-_LONGEST = 200
-"""Characters of a text."""
+LONGEST = 400
+"""Characters of a text: errors end with what to do."""
 
 
 def find_troubles(
@@ -42,4 +44,4 @@ def find_troubles(
 
 
 def _trouble(title: str, why: str, since: str | None) -> dict[str, Any]:
-    return {"title": title, "why": " ".join(why[:_LONGEST].split()), "since": since}
+    return {"title": title, "why": shorten(why, LONGEST), "since": since}

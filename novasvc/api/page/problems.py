@@ -1,5 +1,6 @@
 """What is wrong in a fleet: services in trouble, grouped by what is wrong and why, worst first."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from urllib.parse import urlencode
 
@@ -103,6 +104,7 @@ def find_problems(
     """
     groups: dict[tuple[int, str, str, str], list[Affected]] = {}
     reports = reports or {}
+    alike = Counter((report.title, report.why) for told in reports.values() for report in told)
     for service in services:
         look, record = service.look, service.record
         address = f"/s/{record.id}"
@@ -118,8 +120,10 @@ def find_problems(
                 why, detail = "", why
             groups.setdefault((severity, look, look, why), []).append(Affected(service.name, address, since, detail))
         for report in reports.get(record.id, ()):
-            affected = Affected(service.name, address, report.since, report.why)
-            groups.setdefault((_NODE, "warn", report.title, ""), []).append(affected)
+            # Reasons that only one service has, such as the number of a worker, share a line.
+            why, detail = (report.why, "") if alike[report.title, report.why] > 1 else ("", report.why)
+            affected = Affected(service.name, address, report.since, detail)
+            groups.setdefault((_NODE, "warn", report.title, why), []).append(affected)
     for lease, since in leases:
         if since is not None:
             affected = Affected(f"{lease.topic} {lease.task}", "/leases", since)
@@ -159,5 +163,5 @@ def headline(services: Iterable[ServiceStatus], problems: Problems) -> str:
     if not problems.count:
         return f"Nothing is wrong: {everything}"
     found = [f"{counts[look]:,} {look}" for look in SEVERITY if counts[look] and look not in _QUIET]
-    found += [problem.title for problem in problems.shown if problem.look == "warn"]
+    found += dict.fromkeys(problem.title for problem in problems.shown if problem.look == "warn")
     return ", ".join(found) or f"Nothing is down: {everything}"

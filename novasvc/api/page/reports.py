@@ -13,6 +13,7 @@ from twisted.python.failure import Failure
 from novasvc.api.page.problems import NodeReport
 from novasvc.api.watch import Watch
 from novasvc.errors import NovasvcError
+from novasvc.node.troubles import LONGEST
 from novasvc.registry.lease import Lease
 from novasvc.registry.record import ServiceRecord
 
@@ -28,7 +29,6 @@ PATIENCE = 30.0
 """Seconds for which a lease is free before that is a problem: while a node restarts, its lease is free for a moment."""
 _MAX_REPORTS = 20
 """Troubles of one node."""
-_MAX_TEXT = 200
 
 
 class Reports(Service):
@@ -101,9 +101,10 @@ class Reports(Service):
             _log.failure("asking nodes for their troubles failed; it is tried again", failure)
 
     async def _round(self) -> None:
-        if not self._watch.is_viewed:
-            return
         now = self._clock.seconds()
+        if not self._watch.is_viewed:
+            self._expire(now)
+            return
         self._forget()
         chosen = self._choose(now)
         asking = [Deferred.fromCoroutine(self._ask_one(record)) for record in chosen]
@@ -135,6 +136,14 @@ class Reports(Service):
                 self._asked.pop(number, None)
                 self._reports.pop(number, None)
 
+    def _expire(self, now: float) -> None:
+        """Forget what would be asked again by now, if somebody looked: it may have ended."""
+        for number in [*self._reports]:
+            if now - self._asked[number] >= AGAIN:
+                del self._reports[number]
+        if now - self._leases_read >= AGAIN:
+            self._leases = []
+
     async def _ask_one(self, record: ServiceRecord) -> None:
         self._asked[record.id] = self._clock.seconds()
         try:
@@ -162,14 +171,14 @@ def read_reports(document: Any) -> list[NodeReport]:
     """Validate the response of a node to "troubles"; what is not as it should be is left out."""
     rows = document[:_MAX_REPORTS] if isinstance(document, list) else []
     return [
-        NodeReport(row["title"][:_MAX_TEXT], _text(row.get("why")), _seconds(row.get("since")))
+        NodeReport(row["title"][:LONGEST], _text(row.get("why")), _seconds(row.get("since")))
         for row in rows
         if isinstance(row, dict) and isinstance(row.get("title"), str)
     ]
 
 
 def _text(value: Any) -> str:
-    return value[:_MAX_TEXT] if isinstance(value, str) else ""
+    return value[:LONGEST] if isinstance(value, str) else ""
 
 
 def _seconds(value: Any) -> float | None:

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from novasvc.listing import shorten
 from novasvc.telemetry.timestamps import iso_time
 
 MOST = 50
@@ -43,7 +44,7 @@ class RecentErrors:
                 "namespace": namespace,
                 "request_id": request_id[:_LONGEST],
                 "error": type(error).__name__,
-                "text": " ".join(text[:_LONGEST].split()),
+                "text": shorten(text, _LONGEST),
                 "seconds": round(seconds, 6),
             }
         )

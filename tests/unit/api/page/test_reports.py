@@ -6,7 +6,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.api.page.problems import NodeReport, find_problems
+from novasvc.api.page.problems import NodeReport, find_problems, headline
 from novasvc.api.page.reports import BATCH, PATIENCE, TICK, Reports, read_reports
 from novasvc.api.watch import Watch
 from novasvc.errors import DatabaseUnavailableError
@@ -84,6 +84,36 @@ class ReportsTests(SynchronousTestCase):
         self.look(20)
         self.assertEqual(self.reports.nodes, {})
 
+    def test_ended_meanwhile(self) -> None:
+        """Who looks again later does not see what the nodes told then: it may have ended."""
+        self.add("h1")
+        self.told["h1"] = [TROUBLE]
+        self.look()
+        self.clock.pump([TICK] * 3)
+        self.assertEqual([*self.reports.nodes], [1])
+        self.clock.pump([TICK] * 3)
+        self.assertEqual(self.reports.nodes, {})
+        self.look()
+        self.assertEqual([*self.reports.nodes], [1])
+
+    def test_same_reason(self) -> None:
+        """Services whose nodes tell the same problem and reason share a line; reasons of one service share another."""
+        other, stopped = {**TROUBLE, "why": "worker 2: killed"}, {**TROUBLE, "why": "worker 3: stopped"}
+        for number, trouble in enumerate((TROUBLE, TROUBLE, TROUBLE, other, stopped)):
+            self.add(f"h{number}")
+            self.told[f"h{number}"] = [trouble]
+        self.look()
+        services = self.watch.services.values()
+        problems = find_problems(services, (), self.reports.nodes)
+        self.assertEqual(
+            [(each.why, [(of.name, of.detail) for of in each.affected]) for each in problems.shown],
+            [
+                ("worker 1: killed", [("agent@h0", ""), ("agent@h1", ""), ("agent@h2", "")]),
+                ("", [("agent@h3", "worker 2: killed"), ("agent@h4", "worker 3: stopped")]),
+            ],
+        )
+        self.assertEqual(headline(services, problems), "worker crashes")
+
     def test_silent(self) -> None:
         """A node that does not answer, or does not know the question, has no report; others are asked on."""
         self.add("h1")
@@ -142,7 +172,7 @@ class ReportsTests(SynchronousTestCase):
         for answer in (None, 7, "x", {}, [None, 7, {"title": 7}, {}]):
             self.assertEqual(read_reports(answer), [])
         (report,) = read_reports([{"title": "x" * 999, "why": 7, "since": "tomorrow"}])
-        self.assertEqual((len(report.title), report.why, report.since), (200, "", None))
+        self.assertEqual((len(report.title), report.why, report.since), (400, "", None))
         self.assertEqual(len(read_reports([TROUBLE] * 999)), 20)
 
     def test_stopped(self) -> None:

@@ -9,6 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.context import RequestContext
 from novasvc.errors import DatabaseUnavailableError, StateError
+from novasvc.registry.incarnation import ServiceStart
 from novasvc.registry.record import ServiceChanges
 from novasvc.rpc import Server, expose
 from novasvc.rpc.endpoint import Endpoints
@@ -103,6 +104,16 @@ class FleetTests(SynchronousTestCase):
         self.rig.see()
         problems = self.rig.ask("/").text.partition('id="problems"')[2].partition("</div>")[0]
         self.assertIn("Disabled new disk novasvc-agent@h1 80 s", " ".join(re.sub(r"<[^>]*>", " ", problems).split()))
+
+    def test_detail(self) -> None:
+        """What is particular about a service follows its age, and is told apart from it."""
+        start = ServiceStart(host="h1", binary="agent", topic="agent", version=1, owner="o", machine="m")
+        number = self.rig.registry.begin(start).result.id
+        self.rig.registry.enter(number, 1, "draining", until=0.0, calls=3)
+        self.rig.see()
+        problems = self.rig.ask("/").text.partition('id="problems"')[2].partition("</div>")[0]
+        words = " ".join(re.sub(r"<[^>]*>", "", problems).split())
+        self.assertIn("Draining too long agent@h1 10 s: 3 calls in flight", words)
 
     def test_suspect(self) -> None:
         """When many services become silent at once they are suspect, and the page begins with what may be the cause."""
