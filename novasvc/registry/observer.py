@@ -22,7 +22,7 @@ from novasvc.registry.outages import VerdictRule
 from novasvc.registry.record import ServiceRecord
 from novasvc.registry.teller import TIMEOUT, Teller
 from novasvc.registry.verdict import DELETED, Status, Verdict
-from novasvc.registry.verdicts import PAGE, FleetVerdicts, OutageLog, count_verdicts, judge_all
+from novasvc.registry.verdicts import PAGE, FleetVerdicts, OutageLog, count_verdicts, forget_counts, judge_all
 
 _log = Logger()
 
@@ -138,6 +138,7 @@ class FleetObserver:
         loop, self._loop = self._loop, None
         if loop is not None:
             loop.cancel()
+            forget_counts()
         self._teller.cancel()
 
     async def _observe(self, fencing: int) -> None:

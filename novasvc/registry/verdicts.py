@@ -1,5 +1,6 @@
 """Verdicts on rows that were read from a registry, with a second query for what the others do, if that matters."""
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import get_args
@@ -89,12 +90,19 @@ async def judge_all(registry: IServiceRegistry, rule: VerdictRule, query: Servic
 
 
 def count_verdicts(fleet: FleetVerdicts) -> None:
-    """Export the numbers of verdicts and outages as metrics."""
+    """Export the numbers of verdicts and outages as metrics, with the time: while reads fail, they stay as they are."""
     found = Counter((record.binary, verdict.status) for record, verdict in fleet.services)
     for binary in {binary for binary, _ in found} | {labels[0] for labels, _ in metrics.verdicts}:
         for status in get_args(Status):
             metrics.verdicts.at(binary, status).value = found[binary, status]
     metrics.outages.at().value = len(describe_outages(fleet.outages))
+    metrics.fleet_read.at().value = time.time()
+
+
+def forget_counts() -> None:
+    """Export the numbers no longer: another process counts from now on. The time of the last read stays."""
+    metrics.verdicts.clear()
+    metrics.outages.clear()
 
 
 @attrs.define

@@ -252,6 +252,10 @@ outages = gauge(
     "novasvc_outages",
     "Outages that concern many services, in a process that observes the fleet: their services are suspect.",
 )
+fleet_read = gauge(
+    "novasvc_fleet_read_timestamp_seconds",
+    "Unix time of the read of the fleet that the numbers of services and outages are from.",
+)
 observer_calls = counter(
     "novasvc_observer_calls_total",
     "Calls of the methods of observers of the fleet that ended, by outcome: done, failed.",

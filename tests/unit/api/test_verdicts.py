@@ -95,3 +95,8 @@ class VerdictsTests(SynchronousTestCase):
         self.assertEqual(len(reader.problems()), 1)
         self.assertEqual(metrics.verdicts.at("agent", "suspect").value, 3)
         self.assertEqual(metrics.outages.at().value, 1)
+        read = metrics.fleet_read.at().value
+        rig.registry.outage = DatabaseUnavailableError("memory:", "away")
+        self.failureResultOf(Deferred.fromCoroutine(reader.read()), DatabaseUnavailableError)
+        self.assertEqual(metrics.fleet_read.at().value, read)
+        self.assertGreater(read, 1_500_000_000)

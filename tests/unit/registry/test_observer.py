@@ -1,6 +1,7 @@
 """Tests for observers of a fleet, on a Clock."""
 
 import random
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -164,6 +165,18 @@ class ChangeTests(ObserverCase):
         self.run_for(30)
         self.assertEqual(sorted(self.observer.told[5:]), [("up", f"agent@h{number}") for number in range(5)])
         self.assertEqual(metrics.outages.at().value, 0)
+
+    def test_metrics_of_the_lease(self) -> None:
+        """A process that has lost the lease exports no old numbers, and still says when it read the fleet."""
+        self.add(3)
+        before = time.time()
+        observer = self.observe()
+        self.run_for(10)
+        self.assertEqual(metrics.verdicts.at("agent", "alive").value, 3)
+        self.assertGreaterEqual(metrics.fleet_read.at().value, before)
+        self.stop(observer)
+        self.assertEqual(([*metrics.verdicts], [*metrics.outages]), ([], []))
+        self.assertGreaterEqual(metrics.fleet_read.at().value, before)
 
     def test_first(self) -> None:
         """An observer that is new is told of services that are not alive already, and of new ones."""
