@@ -41,7 +41,7 @@ __all__ = [
 
 Status = Literal["alive", "suspect", "down"]
 
-CAUSE = "the database or the broker, or a network"
+CAUSE = "the database, the broker, a conductor or a network"
 """What makes many services silent at once."""
 
 

@@ -58,7 +58,7 @@ class VerdictsTests(SynchronousTestCase):
         self.assertEqual([service["host"] for service in document["services"]], ["h3", "h4", "h5"])
         (outage,) = document["outages"]
         self.assertRegex(
-            outage, r"3 of 6 services of agent became silent .*: the database or the broker, or a network\Z"
+            outage, r"3 of 6 services of agent became silent .*: the database, the broker, a conductor or a network\Z"
         )
         self.assertEqual(rig.ask("GET", "/v1/verdicts?host=h1").document["services"][0]["verdict"], "alive")
 

@@ -196,7 +196,7 @@ class ManyTests(SynchronousTestCase):
         self.assertEqual(fleet.run(162).count(), {"alive": 600, "suspect": 400})
         problem = (
             "400 of 1000 services of compute became silent at the same time, 2026-11-29 12:01:39 UTC: "
-            "the database or the broker, or a network"
+            "the database, the broker, a conductor or a network"
         )
         self.assertEqual(fleet.problems(), [problem])
         self.assertIn("as from 400 of 1000 services of compute", fleet.verdicts()[0].reason)
@@ -319,7 +319,8 @@ class StallTests(SynchronousTestCase):
         self.assertEqual(fleet.run(145).problems(), [])
         (problem,) = fleet.run(180).problems()
         self.assertRegex(
-            problem, r"\Ano heartbeat of compute has arrived since 2026-11-29 12:01:39 UTC: the database or"
+            problem,
+            r"\Ano heartbeat of compute has arrived since 2026-11-29 12:01:39 UTC: the database, the broker, a cond",
         )
         (problem,) = fleet.run(215).problems()
         self.assertRegex(
@@ -371,6 +372,8 @@ class StallTests(SynchronousTestCase):
             verdicts = fleet.run(second).verdicts()
             self.assertFalse(any(verdicts[node.id].is_down for node in fleet.nodes[:10]), second)
             self.assertEqual(verdicts[direct[0].id].is_down, second > 150, second)
+            if verdicts[0].status == "suspect":
+                self.assertIn("as from others: the database, the broker, a conductor or a network", verdicts[0].reason)
         self.assertEqual(fleet.count(), {"alive": 15, "down": 1})
         self.assertEqual(fleet.verdicts()[conductor.id].status, "alive")
 

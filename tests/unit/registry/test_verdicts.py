@@ -121,7 +121,8 @@ class LogTests(SynchronousTestCase):
         for outages in (Outages(), Outages(stalls=(stall,)), Outages(stalls=(stall,)), Outages(), Outages()):
             log.note(outages)
         problem = (
-            "no heartbeat of agent has arrived since 1970-01-01 00:00:00 UTC: the database or the broker, or a network"
+            "no heartbeat of agent has arrived since 1970-01-01 00:00:00 UTC: "
+            "the database, the broker, a conductor or a network"
         )
         self.assertEqual(
             lines,
