@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator
 import attrs
 
 from novasvc.api.service_status import DOWN, FORCED, STARTING, UP, ServiceStatus
+from novasvc.listing import list_some
 
 _MAX_ENTRIES = 500
-_MAX_SINGLE = 12
+_MAX_SINGLE = 3
 """Events of one kind in one read that get an entry each; more are summarized in one entry."""
-_NAMED = 3
+_NAMED = 12
 """Services that a summary names."""
 
 Event = tuple[str, ServiceStatus, str]
@@ -27,7 +28,7 @@ class Entry:
         "appeared" or "deleted".
     :param text: name of the service; in a summary, some of the names.
     :param uuid: uuid of the service; "" for a summary.
-    :param detail: the reason, or "".
+    :param detail: the reason, or ""; in a summary, the one that all have.
     :param count: number of services.
     """
 
@@ -70,8 +71,10 @@ class Timeline:
             kinds.setdefault(kind, []).append((service, why))
         for kind, found in kinds.items():
             if len(found) > _MAX_SINGLE:
-                named = ", ".join(service.name for service, _ in found[:_NAMED])
-                self._enter(time, kind, f"{named}, ...", count=len(found))
+                reasons = {why for _, why in found}
+                detail = reasons.pop() if len(reasons) == 1 else ""
+                named = list_some([service.name for service, _ in found], _NAMED)
+                self._enter(time, kind, named, detail=detail, count=len(found))
                 continue
             for service, why in found:
                 self._enter(time, kind, service.name, service.record.uuid, why)
