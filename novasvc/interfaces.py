@@ -679,7 +679,7 @@ class IHealthy(Interface):
         """Check whether the service can work. Answers within seconds, even if a dependency hangs.
 
         :return: Deferred of {"service": its name, "legs": [{"name": of the dependency, "ready": bool, "detail": text
-            without secrets, "since": when ``ready`` last changed, ISO 8601 in UTC}]}; never fails.
+            without secrets, "since": when a check first found this ``ready``, ISO 8601 in UTC}]}; never fails.
         """
 
 

@@ -36,7 +36,7 @@ _LEG = Component(
             "service": STRING,
             "ready": BOOLEAN,
             "detail": {**STRING, "description": "Only with the scope read."},
-            "since": {**STRING, "description": "Only with the scope read; ISO 8601."},
+            "since": {**STRING, "description": "When a request first found it so; only with the scope read; ISO 8601."},
         },
         "detail",
         "since",

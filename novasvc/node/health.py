@@ -31,12 +31,13 @@ CheckResult = tuple[bool, str]
 """Whether the checked thing is ready, and a sentence that says so."""
 
 Check = dict[str, Any]
-"""JSON: {"name": str, "ready": bool, "detail": str, "since": when ``ready`` last changed, ISO 8601 in UTC}."""
+"""JSON: {"name": str, "ready": bool, "detail": str, "since": when a check first found this ``ready``, ISO 8601 in
+UTC}. Nothing is checked between requests, so it may have changed any time after the check before."""
 
 
 @attrs.define(eq=False)
 class CheckHistory:
-    """Make JSON of check results, and remember when each changed.
+    """Make JSON of check results, and remember when each was first found as it is.
 
     :param now: returns seconds since the epoch.
     """

@@ -192,7 +192,7 @@ class LegsTests(SynchronousTestCase):
     """Tests for CheckHistory."""
 
     def test_since(self) -> None:
-        """A leg says since when it has been so, whatever is said of it meanwhile."""
+        """A leg says when it was first found as it is, whatever is said of it meanwhile."""
         clock = Clock()
         history = CheckHistory(clock.seconds)
         since = []
