@@ -1,5 +1,6 @@
 """What a simulation's callers asked for, what its managers ran, and what became of it."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,7 @@ class Run:
     :param began: seconds on the shared clock, like the other times.
     :ivar ended: None while it runs; a process that died leaves it so.
     :ivar outcome: "result", or the class of the error.
+    :ivar result: as JSON; None if it has none, or JSON has no such value.
     """
 
     process: str
@@ -33,6 +35,7 @@ class Run:
     began: float
     ended: float | None = None
     outcome: str | None = None
+    result: str | None = None
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -46,6 +49,7 @@ class Request:
     :param patience: seconds of the caller's clock by which a call must have ended.
     :ivar ended: None until its Deferred fired.
     :ivar outcome: "result" (for a cast: the broker has taken it), or the class of the error.
+    :ivar result: as JSON; None if it has none.
     """
 
     process: str
@@ -59,6 +63,7 @@ class Request:
     ended: float | None = None
     outcome: str | None = None
     waited: float | None = None
+    result: str | None = None
     runs: list[Run] = attrs.field(factory=list, init=False)
 
 
@@ -90,6 +95,7 @@ class Ledger:
         :param waited: seconds on the caller's clock.
         """
         request.ended, request.outcome, request.waited = self._seconds(), _outcome(result), waited
+        request.result = _as_json(result)
         self._note("answered", request.process, f"{request.key} {request.request} {request.outcome}")
 
     def begin(self, process: str, invocation: Invocation) -> Run:
@@ -113,7 +119,7 @@ class Ledger:
 
     def end(self, run: Run, result: Any) -> None:
         """Enter the end of a run."""
-        run.ended, run.outcome = self._seconds(), _outcome(result)
+        run.ended, run.outcome, run.result = self._seconds(), _outcome(result), _as_json(result)
         self._note("ran", run.process, f"{run.key} {run.outcome}")
 
     def problem(self, promise: str, text: str) -> None:
@@ -129,6 +135,16 @@ def _outcome(result: Any) -> str:
     if not isinstance(result, Failure):
         return "result"
     return "CancelledError" if result.check(CancelledError) else type(result.value).__name__
+
+
+def _as_json(value: Any) -> str | None:
+    """Return a value as it is now: the code that has it may change it later."""
+    if isinstance(value, Failure):
+        return None
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        return None  # what is sent in its place is decided by the method's annotation
 
 
 @implementer(IMiddleware)

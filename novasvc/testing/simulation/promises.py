@@ -56,11 +56,15 @@ def runs_are_bounded(simulation: "Simulation") -> Iterator[str]:
 
 
 def answers_come_from_runs(simulation: "Simulation") -> Iterator[str]:
-    """Each call that has a result has run."""
+    """Each call that has a result has that of a run of its own."""
     for request in simulation.ledger.requests.values():
-        answered = request.kind == "call" and request.outcome == "result"
-        if answered and not any(run.outcome == "result" for run in request.runs):
+        if request.kind != "call" or request.outcome != "result":
+            continue
+        results = [run.result for run in request.runs if run.outcome == "result"]
+        if not results:
             yield f"{_name(request)} has a result, and no run of it has"
+        elif None not in results and request.result not in results:
+            yield f"{_name(request)} has the result {request.result}, and its run had {results[0]}"
 
 
 def nothing_is_lost(simulation: "Simulation") -> Iterator[str]:

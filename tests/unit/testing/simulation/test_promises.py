@@ -13,6 +13,8 @@ from novasvc.registry.heartbeat import Heartbeat
 from novasvc.registry.memory import MemoryRegistry
 from novasvc.registry.memory_leases import MemoryLeases
 from novasvc.registry.outages import Outages
+from novasvc.rpc import replies
+from novasvc.rpc.message import read_reply
 from novasvc.rpc.replies import PendingCalls
 from novasvc.rpc.server import execution
 from novasvc.rpc.server.dispatcher import Dispatcher
@@ -69,6 +71,19 @@ class MutationTests(SynchronousTestCase):
             if any(text.startswith(f"{promise}:") for text in found):
                 return
         self.fail(f"no seed found that {promise} is broken; the last one found {found}")
+
+    def test_swaps_results(self) -> None:
+        """A client that gives each call the result of the one before."""
+        last = ["none"]
+
+        def read_swapped(fields: Any) -> Any:
+            reply = read_reply(fields)
+            if not str(reply.result).startswith("shop"):
+                return reply
+            last.append(reply.result)
+            return reply._replace(result=last.pop(0))
+
+        self.find("answers_come_from_runs", 0, replies, "read_reply", read_swapped, ("slow",))
 
     def test_runs_twice(self) -> None:
         """A server that runs redelivered requests, which a dead process may have run."""
