@@ -19,7 +19,9 @@ class Run:
 
     :param process: the name of the process that runs it.
     :param key: what runs: "stock.reserve", "stock.restock" for a task.
-    :param request: the id of the call, or of the request for a cast or an event.
+    :param request: the request id, if a caller of the simulation asked for this run; else the id of the call, if it is
+        the run of one.
+    :param args: its arguments as JSON; None if JSON has no such values.
     :param fencing: the fencing number of a task of the fleet; None for others.
     :param began: seconds on the shared clock, like the other times.
     :ivar ended: None while it runs; a process that died leaves it so.
@@ -31,6 +33,7 @@ class Run:
     kind: str
     key: str
     request: str
+    args: str | None
     fencing: int | None
     began: float
     ended: float | None = None
@@ -102,17 +105,21 @@ class Ledger:
         """Enter a run that begins now."""
         context = invocation.context
         asked_by = "" if context is None else context.request_id
+        key = f"{invocation.topic}.{invocation.name}" if invocation.topic else invocation.name
+        request = self.requests.get(asked_by)
+        if request is not None and request.key not in {key, invocation.name}:
+            request = None  # that of a call within the request
         run = Run(
             process=process,
             kind=invocation.kind,
-            key=f"{invocation.topic}.{invocation.name}" if invocation.topic else invocation.name,
-            request=invocation.message_id or asked_by,
+            key=key,
+            request=asked_by if request is not None else invocation.message_id or asked_by,
+            args=_as_json(dict(invocation.args)) if invocation.kind == SERVE else None,
             fencing=getattr(context, "fencing", None),
             began=self._seconds(),
         )
         self.runs.append(run)
-        request = self.requests.get(asked_by)
-        if request is not None and request.key in {run.key, invocation.name}:
+        if request is not None:
             request.runs.append(run)
         self._note("run", process, f"{run.key} {asked_by}" + ("" if run.fencing is None else f" fencing {run.fencing}"))
         return run

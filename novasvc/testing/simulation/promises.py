@@ -37,12 +37,15 @@ def ends_by_deadline(simulation: "Simulation") -> Iterator[str]:
 
 
 def runs_at_most_once(simulation: "Simulation") -> Iterator[str]:
-    """Each request runs a method that is not idempotent at most once."""
-    runs: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    """Each request runs a method that is not idempotent at most once, whatever ids its messages have.
+
+    A method that calls itself within a request does so with other arguments.
+    """
+    runs: dict[tuple[str, str, str | None], list[Run]] = defaultdict(list)
     for run in simulation.ledger.runs:
         if run.kind == "serve" and run.key not in simulation.idempotent:
-            runs[run.key, run.request].append(run)
-    for (key, request), several in runs.items():
+            runs[run.key, run.request, run.args].append(run)
+    for (key, request, _), several in runs.items():
         if len(several) > 1:
             where = ", ".join(f"{run.process} at {run.began:.3f} s" for run in several)
             yield f"{key} of {request} ran {len(several)} times: {where}"

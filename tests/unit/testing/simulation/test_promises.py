@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from twisted.internet.defer import succeed
+from twisted.internet.defer import Deferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
+from novasvc import Manager, RequestContext, rpc
 from novasvc.node.node import Node
 from novasvc.registry import election, memory
 from novasvc.registry.heartbeat import Heartbeat
@@ -14,13 +15,14 @@ from novasvc.registry.memory import MemoryRegistry
 from novasvc.registry.memory_leases import MemoryLeases
 from novasvc.registry.outages import Outages
 from novasvc.rpc import replies
+from novasvc.rpc.ids import new_id
 from novasvc.rpc.message import read_reply
 from novasvc.rpc.replies import PendingCalls
 from novasvc.rpc.server import execution
 from novasvc.rpc.server.dispatcher import Dispatcher
 from novasvc.rpc.server.ledger import Ledger
 from novasvc.rpc.server.takeover import Takeover
-from novasvc.testing.simulation import run_seed
+from novasvc.testing.simulation import Caller, Simulation, run_seed
 from novasvc.transport.memory import transport
 from tests.simulation.fleet import build
 
@@ -90,6 +92,19 @@ class MutationTests(SynchronousTestCase):
         always: Callable[..., bool] = lambda takeover, request: True  # noqa: E731
         self.find("runs_at_most_once", 18, Takeover, "may_run", always, ("kill", "cut"))
 
+    def test_repeats_under_another_id(self) -> None:
+        """A client that sends any call again if it was not confirmed, as another message."""
+
+        def repeat(calls: PendingCalls, msg_id: str, pending: Any, error: Exception) -> None:
+            another = new_id()
+            calls._pending[another] = calls._pending.pop(msg_id)
+            calls._deadlines.live.pop(msg_id, None)
+            pending.body = None  # it has the id
+            calls._wait(another, pending, pending.keepalive)
+            calls._send(another, pending, calls._address)
+
+        self.find("runs_at_most_once", 25, PendingCalls, "_handle_unconfirmed", repeat, ("cut", "kill"))
+
     def test_acknowledges_early(self) -> None:
         """A server that acknowledges idempotent requests before they have run."""
         self.find("nothing_is_lost", 1, Dispatcher, "_enqueue", _acknowledge_first, ("kill",))
@@ -141,3 +156,41 @@ class MutationTests(SynchronousTestCase):
     def test_runs_without_pause(self) -> None:
         """A server that requeues at once what it cannot answer."""
         self.find("runs_are_bounded", 2, execution, "REQUEUE_DELAY", 0.1, ("broker refusal",))
+
+
+class Countdown(Manager):
+    """Calls itself within a request."""
+
+    @rpc.expose
+    async def count(self, context: RequestContext, left: int) -> int:
+        client = self.attachments.rpc.prepare(topic="countdown")
+        return await client.call(context, "count", left=left - 1) if left else 0
+
+
+class NoBugTests(SynchronousTestCase):
+    """What a manager or a test does is not taken for a bug of the framework."""
+
+    def broken(self, manager: type[Manager], ask: Callable[[Caller], Deferred[Any]]) -> list[str]:
+        """Return which promises are broken by a fleet without faults.
+
+        :param ask: sends one request.
+        """
+
+        async def work(caller: Caller) -> None:
+            while not caller.over:
+                await caller.pause(3.0)
+                ask(caller).addErrback(lambda _: None)
+
+        def build(simulation: Simulation) -> None:
+            for host in ("a", "b"):
+                simulation.node(manager, host=host, topic=manager.__name__.lower())
+            simulation.caller("c", work)
+
+        outcome = run_seed(build, 1, faults=0, duration=10.0)
+        self.flushLoggedErrors()
+        self.assertTrue(outcome.requests)
+        return outcome.broken
+
+    def test_recursion(self) -> None:
+        """A method that calls itself runs several times for one request."""
+        self.assertEqual(self.broken(Countdown, lambda caller: caller.call("countdown", "count", left=2)), [])
