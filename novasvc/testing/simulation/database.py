@@ -12,7 +12,9 @@ from zope.interface import implementer
 
 from novasvc.interfaces import IServiceRegistry
 from novasvc.registry.errors import DatabaseUnavailableError
+from novasvc.registry.incarnation import ServiceStart
 from novasvc.registry.memory import MemoryRegistry
+from novasvc.registry.record import Records, ServiceRecord
 from novasvc.testing.simulation.clock import ProcessClock, SimulationClock
 from novasvc.testing.simulation.randomness import happens
 from novasvc.testing.simulation.trace import Trace
@@ -34,6 +36,7 @@ class SimulatedDatabase:
     :param clock: the database's own clock.
     :param random: draws the latencies.
     :ivar registry: the tables.
+    :ivar begun: called with the row of a service before a start, or None, and with the row after it.
     :ivar latency: seconds that most statements take at most, there and back each.
     :ivar stalled_until: seconds on the shared clock until which it does nothing.
     :ivar refuses_until: seconds on the shared clock until which it refuses connections.
@@ -44,6 +47,7 @@ class SimulatedDatabase:
     random: Random
     trace: Trace
     registry: MemoryRegistry = attrs.field(init=False)
+    begun: Callable[[ServiceRecord | None, ServiceRecord], None] = attrs.field(default=lambda *_: None, init=False)
     latency: float = attrs.field(default=0.004, init=False)
     stalled_until: float = attrs.field(default=0.0, init=False)
     refuses_until: float = attrs.field(default=0.0, init=False)
@@ -58,6 +62,17 @@ class SimulatedDatabase:
         """
         now = self.world.rightNow
         return max(0.0, held_until - now) + self.latency * (0.2 + self.random.random() ** 4)
+
+    def begin(self, start: ServiceStart) -> Deferred[ServiceRecord]:
+        """Begin a start, and tell what it came after."""
+        found: Records = []
+        self.registry.list(start.host, start.binary, None).addCallback(found.extend)
+
+        def begun(record: ServiceRecord) -> ServiceRecord:
+            self.begun(found[0] if found else None, record)
+            return record
+
+        return self.registry.begin(start).addCallback(begun)
 
 
 @implementer(IServiceRegistry)
@@ -115,7 +130,8 @@ class SimulatedRegistry:
             if waiting.called and (name in {"begin", "update"} or (name == "enter" and args[2] != "stopped")):
                 return
             database.trace.note("execute", self._process, f"{name} after {now - began:.6f} s")
-            getattr(database.registry, name)(*args, **kwargs).addBoth(send_back)
+            execute = database.begin if name == "begin" else getattr(database.registry, name)
+            execute(*args, **kwargs).addBoth(send_back)
 
         world.callLater(database.delay(self.held_until), arrive)
         late = f"no answer to {name!r} within {ANSWER_TIMEOUT:g} s"

@@ -155,6 +155,7 @@ def _forced_down(simulation: "Simulation", fault: Fault, source: Random) -> floa
         for row in rows:
             if row.host in fault.places:
                 registry.update(row.id, ServiceChanges(forced_down=forced_down))
+                simulation.refusals.force_down(row.id, forced_down=forced_down)
 
     registry.list(None, None, None).addCallback(change, forced_down=True)
     simulation.clock.callLater(

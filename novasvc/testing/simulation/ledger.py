@@ -160,19 +160,20 @@ class Witness:
     """The middleware by which the ledger learns what a process runs.
 
     :param process: its name.
-    :param is_refused: whether its node is fenced, and must run nothing.
+    :param refusal: returns why it must begin no run now; None if it may.
     """
 
     _ledger: Ledger
     _process: str
-    _is_refused: Callable[[], bool]
+    _refusal: Callable[[], str | None]
     kinds: frozenset[str] = frozenset({SERVE, TASK, EVENT})
 
     def handle(self, invocation: Invocation, proceed: Callable[[Invocation], Deferred[Any]]) -> Any:
         """Enter the begin and the end of a run; see IMiddleware."""
         run = self._ledger.begin(self._process, invocation)
-        if self._is_refused():
-            self._ledger.problem("fenced_nodes_run_nothing", f"{self._process} began {run.key}, and is fenced")
+        refusal = self._refusal()
+        if refusal is not None:
+            self._ledger.problem("fenced_nodes_run_nothing", f"{self._process} began {run.key}, and {refusal}")
 
         def ended(result: Any) -> Any:
             self._ledger.end(run, result)

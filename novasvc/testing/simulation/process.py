@@ -73,7 +73,7 @@ class SimulatedProcess:
         self.runtime: Runtime = attrs.evolve(
             runtime,
             wall_clock=lambda: wall_offset + self.clock.seconds(),
-            given_middleware=(Witness(simulation.ledger, name, lambda: self.is_refused),),
+            given_middleware=(Witness(simulation.ledger, name, lambda: simulation.refusals.check(self)),),
             # Given, because a process would take its own number and a file lock of this machine.
             start=SharedStart(owner=f"{source.getrandbits(128):032x}", pid=len(simulation.processes) + 1, lock=lock),
             ends_alone=_ends_together,

@@ -26,6 +26,7 @@ from novasvc.testing.simulation.plan import KINDS, Fault, draw_plan
 from novasvc.testing.simulation.process import SimulatedProcess
 from novasvc.testing.simulation.promises import nodes_run, superseded_nodes_are_fenced
 from novasvc.testing.simulation.randomness import Seed
+from novasvc.testing.simulation.refusals import Refusals
 from novasvc.testing.simulation.trace import Trace
 from novasvc.testing.simulation.verdicts import VerdictWitness
 
@@ -90,6 +91,8 @@ class Simulation:
         drift = 1 + source.uniform(-self.weather_of_clocks, self.weather_of_clocks)
         database_clock = ProcessClock(self.clock, 1_800_000_000.0, drift)
         self.database = SimulatedDatabase(self.clock, database_clock, self.seed.source("database"), self.trace)
+        self.refusals = Refusals(self)
+        self.database.begun = self.refusals.begun
         self.ledger = Ledger(self.clock.seconds, self.trace.note)
         self.nodes: list[SimulatedNode] = []
         self.callers: list[Caller] = []

@@ -9,11 +9,13 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc import Manager, RequestContext, rpc
 from novasvc.node.node import Node
-from novasvc.registry import election, memory
+from novasvc.registry import election, memory, memory_incarnations
+from novasvc.registry.fencing import check_current
 from novasvc.registry.heartbeat import Heartbeat
 from novasvc.registry.memory import MemoryRegistry
 from novasvc.registry.memory_leases import MemoryLeases
 from novasvc.registry.outages import Outages
+from novasvc.registry.record import ServiceRecord
 from novasvc.rpc import replies
 from novasvc.rpc.ids import new_id
 from novasvc.rpc.message import read_reply
@@ -137,6 +139,21 @@ class MutationTests(SynchronousTestCase):
             pass
 
         self.find("fenced_nodes_run_nothing", 0, Node, "_leave_service", stay, ("forced down", "twin"))
+
+    def test_does_not_hear_that_it_is_forced_down(self) -> None:
+        """A registry that takes the heartbeats of a service that is forced down."""
+
+        def check_number_only(record: ServiceRecord, number: int | None) -> None:
+            if number is not None:
+                check_current(record, number)
+
+        self.find("fenced_nodes_run_nothing", 1, memory, "check_beat", check_number_only, ("forced down",))
+
+    def test_takes_a_living_place(self) -> None:
+        """A registry that lets any start take the place of another one."""
+        self.find(
+            "no_living_start_is_superseded", 0, memory_incarnations, "check_twin", lambda start, latest: None, ("twin",)
+        )
 
     def test_does_not_notice_its_successor(self) -> None:
         """A registry that takes the heartbeats of a start whose place another one has taken."""
