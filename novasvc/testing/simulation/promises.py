@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from functools import partial
 from typing import TYPE_CHECKING
 
 from novasvc.registry.liveness import is_up
@@ -96,7 +96,10 @@ def calls_succeed_in_calm(simulation: "Simulation") -> Iterator[str]:
 
 
 def one_leader(simulation: "Simulation") -> Iterator[str]:
-    """No two processes have the same fencing number of a task, nor run it at the same time, unless one was paused."""
+    """No two processes have the same fencing number of a task, nor run it at the same time, unless one was paused.
+
+    The numbers grow with each new leader.
+    """
     by_task: dict[str, list[Run]] = defaultdict(list)
     for run in simulation.ledger.runs:
         if run.fencing is not None:
@@ -107,12 +110,17 @@ def one_leader(simulation: "Simulation") -> Iterator[str]:
             holder = holders.setdefault(run.fencing, run.process)
             if holder != run.process:
                 yield f"{run.process} and {holder} both had the fencing number {run.fencing} of {task}"
-        for before, after in pairwise(runs):
+        before = highest = runs[0]
+        for run in runs[1:]:
             ended = _end(simulation, before)
-            overlaps = after.began < ended and before.process != after.process
-            if overlaps and not simulation.was_paused(before.process, after.began):
-                until, since = f"until {ended:.3f} s", f"since {after.began:.3f} s"
-                yield f"{task} ran at {before.process} {until}, and at {after.process} {since}"
+            if run.began < ended and not simulation.was_paused(before.process, run.began):
+                until, since = f"until {ended:.3f} s", f"since {run.began:.3f} s"
+                yield f"{task} ran at {before.process} {until}, and at {run.process} {since}"
+            if (run.fencing or 0) < (highest.fencing or 0) and not simulation.was_paused(run.process, run.began):
+                numbers = f"{run.fencing} at {run.process} after {highest.fencing} at {highest.process}"
+                yield f"{task} had the fencing number {numbers}"
+            before = max(before, run, key=partial(_end, simulation))
+            highest = max(highest, run, key=lambda each: each.fencing or 0)
 
 
 def _end(simulation: "Simulation", run: Run) -> float:

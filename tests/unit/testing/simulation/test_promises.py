@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import attrs
 import pytest
 from twisted.internet.defer import Deferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
@@ -30,6 +31,7 @@ from tests.simulation.fleet import build
 
 _hold = MemoryLeases.hold
 _enqueue = Dispatcher._enqueue
+_lease = MemoryLeases._lease
 
 
 def _hold_without_fencing(leases: MemoryLeases, request: Any) -> Any:
@@ -123,6 +125,15 @@ class MutationTests(SynchronousTestCase):
     def test_leads_too_long(self) -> None:
         """A leader that does not stop before its lease ends."""
         self.find("one_leader", 4, election, "STOP", 3.0, ("database partition",))
+
+    def test_falling_fencing(self) -> None:
+        """A registry whose fencing numbers fall."""
+
+        def fall(leases: MemoryLeases, topic: str, task: str) -> Any:
+            lease = _lease(leases, topic, task)
+            return attrs.evolve(lease, fencing=1_000_000 - lease.fencing)
+
+        self.find("one_leader", 0, MemoryLeases, "_lease", fall, ("kill", "database partition", "restart"))
 
     def test_same_fencing(self) -> None:
         """A registry whose fencing numbers do not grow."""
