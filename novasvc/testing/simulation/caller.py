@@ -133,4 +133,5 @@ class Caller:
         try:
             return send().addBoth(ended)
         except Exception as error:  # noqa: BLE001 - a wrong argument: the caller sees it as a failed call
+            ledger.withdraw(request)
             return fail(error)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred
@@ -11,6 +11,7 @@ from zope.interface import implementer
 
 from novasvc.interfaces import IMiddleware
 from novasvc.middleware.invocation import EVENT, SERVE, TASK, Invocation
+from novasvc.rpc.errors import RemoteError
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -25,7 +26,8 @@ class Run:
     :param fencing: the fencing number of a task of the fleet; None for others.
     :param began: seconds on the shared clock, like the other times.
     :ivar ended: None while it runs; a process that died leaves it so.
-    :ivar outcome: "result", or the class of the error.
+    :ivar outcome: "result", or the name of the error's class.
+    :ivar error: that class; None for a result.
     :ivar result: as JSON; None if it has none, or JSON has no such value.
     """
 
@@ -38,6 +40,7 @@ class Run:
     began: float
     ended: float | None = None
     outcome: str | None = None
+    error: type[BaseException] | None = None
     result: str | None = None
 
 
@@ -49,9 +52,11 @@ class Request:
     :param kind: "call", "cast" or "event".
     :param request: its request id, which no other request of the callers has.
     :param timeout: seconds; None for a cast.
-    :param patience: seconds of the caller's clock by which a call must have ended.
     :ivar ended: None until its Deferred fired.
-    :ivar outcome: "result" (for a cast: the broker has taken it), or the class of the error.
+    :ivar waited: seconds of the caller's clock until then.
+    :ivar outcome: "result" (for a cast: the broker has taken it), or the name of the error's class; of a RemoteError,
+        the name of the class that the method raised.
+    :ivar error: the class of the error; None for a result.
     :ivar result: as JSON; None if it has none.
     """
 
@@ -65,6 +70,7 @@ class Request:
     began: float
     ended: float | None = None
     outcome: str | None = None
+    error: type[BaseException] | None = None
     waited: float | None = None
     result: str | None = None
     runs: list[Run] = attrs.field(factory=list, init=False)
@@ -92,13 +98,17 @@ class Ledger:
         where = request.key if request.server is None else f"{request.key} at {request.server}"
         self._note(request.kind, request.process, f"{where} {request.request}")
 
+    def withdraw(self, request: Request) -> None:
+        """Remove a request that was not sent: the caller has made a mistake."""
+        del self.requests[request.request]
+
     def answer(self, request: Request, result: Any, waited: float) -> None:
         """Enter the end of a request.
 
         :param waited: seconds on the caller's clock.
         """
-        request.ended, request.outcome, request.waited = self._seconds(), _outcome(result), waited
-        request.result = _as_json(result)
+        request.ended, request.waited = self._seconds(), waited
+        request.outcome, request.error, request.result = _outcome(result)
         self._note("answered", request.process, f"{request.key} {request.request} {request.outcome}")
 
     def begin(self, process: str, invocation: Invocation) -> Run:
@@ -126,7 +136,8 @@ class Ledger:
 
     def end(self, run: Run, result: Any) -> None:
         """Enter the end of a run."""
-        run.ended, run.outcome, run.result = self._seconds(), _outcome(result), _as_json(result)
+        run.ended = self._seconds()
+        run.outcome, run.error, run.result = _outcome(result)
         self._note("ran", run.process, f"{run.key} {run.outcome}")
 
     def problem(self, promise: str, text: str) -> None:
@@ -138,16 +149,18 @@ class Ledger:
         self._note("PROBLEM", "", promise)
 
 
-def _outcome(result: Any) -> str:
+def _outcome(result: Any) -> tuple[str, type[BaseException] | None, str | None]:
+    """Return the outcome, the class of the error, and the result as JSON."""
     if not isinstance(result, Failure):
-        return "result"
-    return "CancelledError" if result.check(CancelledError) else type(result.value).__name__
+        return "result", None, _as_json(result)
+    error = type(cast("BaseException", result.value))
+    if issubclass(error, CancelledError):
+        return "CancelledError", error, None
+    return result.value.exc_type if isinstance(result.value, RemoteError) else error.__name__, error, None
 
 
 def _as_json(value: Any) -> str | None:
     """Return a value as it is now: the code that has it may change it later."""
-    if isinstance(value, Failure):
-        return None
     try:
         return json.dumps(value)
     except (TypeError, ValueError, RecursionError):

@@ -61,7 +61,7 @@ class SimulatedNode:
     def start(self) -> Deferred[None]:
         """Start a process. Its start waits for what it needs; a failure is a problem of the run."""
         process = self.process = self._add_process(lock=f"{self.topic}.{self.host}@{self._starts + 1}")
-        return process.serve(self._make).addErrback(self._not_started, process)
+        return process.serve(self._make).addCallbacks(self._started, self._not_started, (process,), {}, (process,), {})
 
     def start_twin(self) -> None:
         """Start another process while the first one lives, on another machine: a mistake of an operator.
@@ -78,6 +78,10 @@ class SimulatedNode:
         process = self._simulation.add_process(self.host, name, lock)
         self._simulation.trace.note("started", name, str(self))
         return process
+
+    def _started(self, _: None, process: SimulatedProcess) -> None:
+        assert process.service is not None
+        self._simulation.know_handlers(self.topic, process.service)
 
     def _twin_started(self, _: None, process: SimulatedProcess) -> None:
         self._twins.remove(process)

@@ -5,8 +5,22 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
+from twisted.internet.defer import CancelledError
+
+from novasvc.context import RequestContext
+from novasvc.errors import NovasvcError
 from novasvc.registry.liveness import is_up
 from novasvc.registry.record import Records
+from novasvc.rpc.errors import (
+    InvalidArgumentsError,
+    NotAllowedError,
+    RemoteError,
+    ResultNotSerializableError,
+    UnconfirmedError,
+    UnsupportedVersionError,
+)
+from novasvc.rpc.events.notification import Notification
+from novasvc.rpc.events.run import InvalidPayloadError
 from novasvc.testing.clock import describe_call
 from novasvc.testing.simulation.ledger import Request, Run
 
@@ -17,8 +31,24 @@ _TESTING = "novasvc.testing."
 
 _SLACK = 0.001
 """Seconds by which a clock's rounding may differ."""
+_DRIFT = 0.03
+"""The part of a time by which two clocks may differ."""
 _MOST_RUNS = 100
 """Runs of one idempotent request: about one in each second that its caller waits, at most."""
+_GIVE_UP = 2.0
+"""Seconds before the timeout of a call in which a run that is cancelled by it may end."""
+_OF_THE_AUTHOR = (
+    CancelledError,
+    InvalidArgumentsError,
+    NotAllowedError,
+    ResultNotSerializableError,
+    UnsupportedVersionError,
+)
+"""Errors of a call that is wrong, that its caller has cancelled, or whose method is wrong."""
+_SHORT = 15.0
+"""Seconds that a fault may last which an idempotent call survives."""
+_LONG = 45.0
+"""Seconds for which such a call must wait: two sides notice a lost connection, and the method runs again."""
 _PROMPT = 10.0
 """Seconds within which a call must be answered while nothing is wrong."""
 
@@ -73,14 +103,55 @@ def answers_come_from_runs(simulation: "Simulation") -> Iterator[str]:
 def nothing_is_lost(simulation: "Simulation") -> Iterator[str]:
     """Each cast to an idempotent method, and each event, runs to its end once the broker has it.
 
-    If the broker has lost the queue, it may have lost what was in it.
+    An event does so once for each topic that handles it. A run that has raised is at its end, too; that of an event is
+    repeated, until the event is quarantined. If the broker has lost the queue, it may have lost what was in it.
     """
     topics = {topic for topic, _ in simulation.lost_queues}
     for request in simulation.ledger.requests.values():
-        taken = request.kind != "call" and request.outcome == "result" and request.idempotent
-        kept = request.kind == "event" or request.key.partition(".")[0] not in topics
-        if taken and kept and not any(run.outcome == "result" for run in request.runs):
-            yield f"{_name(request)} was taken by the broker, and never ran to its end"
+        if request.kind == "call" or request.outcome != "result" or not request.idempotent:
+            continue
+        if request.kind == "event":
+            for topic, timeout in _handling(simulation, request):
+                runs = [run for run in request.runs if run.key == f"{topic}.{request.key}"]
+                if not _is_handled(simulation, request, runs, timeout):
+                    yield f"{_name(request)} was taken by the broker, and {topic} never handled it to its end"
+        elif request.key.partition(".")[0] not in topics:
+            exposure = simulation.methods[request.key]
+            if not any(run.outcome == "result" or _has_failed(run, exposure.timeout) for run in request.runs):
+                yield f"{_name(request)} was taken by the broker, and never ran to its end"
+
+
+def _handling(simulation: "Simulation", request: Request) -> Iterator[tuple[str, float]]:
+    """Yield the topics all of whose nodes handle an event, and the handlers' shortest timeout.
+
+    Only those are meant that had subscribed when the event was sent.
+    """
+    event = Notification(
+        event_type=request.key, payload=None, publisher_id="", priority="info", context=RequestContext(), message_id="-"
+    )
+    for topic, starts in simulation.handlers.items():
+        found = [[each.subscription.timeout for each in handlers if each.handles(event)] for _, handlers in starts]
+        if all(found) and min(began for began, _ in starts) <= request.began:
+            yield topic, min(map(min, found))
+
+
+def _is_handled(simulation: "Simulation", request: Request, runs: list[Run], timeout: float) -> bool:
+    if any(run.outcome == "result" for run in runs):
+        return True
+    failed = [run for run in runs if _has_failed(run, timeout)]
+    died = [run for run in runs if run.outcome is None and simulation.process(run.process).ended_at is not None]
+    # A payload that no handler accepts is quarantined at once, without a run.
+    return len(failed) + len(died) >= simulation.event_attempts or any(
+        request.request.encode() in body and InvalidPayloadError.__name__ in reason
+        for body, reason in simulation.broker.queues.quarantine
+    )
+
+
+def _has_failed(run: Run, timeout: float | None) -> bool:
+    """Return whether a run has raised, or was cancelled because its time was up; a shutdown cancels others."""
+    if run.outcome != "CancelledError":
+        return run.outcome not in {None, "result"}
+    return timeout is not None and run.ended is not None and run.ended - run.began >= timeout * (1 - _DRIFT)
 
 
 def calls_succeed_in_calm(simulation: "Simulation") -> Iterator[str]:
@@ -91,8 +162,63 @@ def calls_succeed_in_calm(simulation: "Simulation") -> Iterator[str]:
         to_any = request.kind == "call" and request.server is None
         if not to_any or ended is None or request.timeout is None or request.timeout < _PROMPT:
             continue
-        if request.outcome != "result" and not any(begin <= ended and began <= end for begin, end in times):
+        in_calm = not any(begin <= ended and began <= end for begin, end in times)
+        if request.outcome != "result" and in_calm and not _is_refused_or_failed(simulation, request):
             yield f"{_name(request)} ended with {request.outcome}, and nothing was wrong meanwhile"
+
+
+def _is_refused_or_failed(simulation: "Simulation", request: Request) -> bool:
+    """Return whether the author of the test or of the manager is the reason for the error of a call."""
+    exposure = simulation.methods.get(request.key)
+    if exposure is None or issubclass(request.error or Exception, _OF_THE_AUTHOR):
+        return True
+    for run in request.runs:
+        if _has_failed(run, exposure.timeout) and not _is_of_the_framework(run.error):
+            return True
+        if _end(simulation, run) >= (request.ended or 0.0) - _GIVE_UP:
+            return True  # it takes longer than its caller waits
+    return False
+
+
+def _is_of_the_framework(error: type[BaseException] | None) -> bool:
+    return error is not None and issubclass(error, NovasvcError) and not issubclass(error, RemoteError)
+
+
+def methods_exist(simulation: "Simulation") -> Iterator[str]:
+    """Return the requests for methods that no node has: a mistake of the test, which would test nothing."""
+    for key in sorted({each.key for each in simulation.ledger.requests.values() if each.kind != "event"}):
+        if key not in simulation.methods:
+            yield f"no node exposes {key}; correct the name of the topic or of the method"
+
+
+def errors_are_typed(simulation: "Simulation") -> Iterator[str]:
+    """Each request that fails does so with an error of the framework, or with what its method has raised."""
+    for request in simulation.ledger.requests.values():
+        error = request.error
+        if error is None or issubclass(error, NovasvcError | CancelledError):
+            continue
+        if all(run.outcome != request.outcome for run in request.runs):
+            yield f"{_name(request)} ended with {request.outcome}, which no run of it has raised"
+
+
+def idempotent_calls_survive(simulation: "Simulation") -> Iterator[str]:
+    """Each idempotent call is sent again until its time is up, and outlives short cuts and deaths of others."""
+    for request in simulation.ledger.requests.values():
+        ended, timeout = request.ended, request.timeout
+        if not (request.kind == "call" and request.idempotent and request.error and ended and timeout):
+            continue
+        faults = [fault for begin, end, fault in simulation.disturbances if begin <= ended and request.began <= end]
+        if request.error is UnconfirmedError:
+            refused = any(fault.kind in {"lost queue", "broker refusal"} for fault in faults)
+            early = request.waited is not None and request.waited < timeout - _SLACK
+            if early and not refused and all(run.error is not UnconfirmedError for run in request.runs):
+                yield f"{_name(request)} ended with UnconfirmedError after {request.waited:.3f} s of {timeout:g} s"
+        elif request.server is None and timeout >= _LONG and not _is_refused_or_failed(simulation, request):
+            places = {place for fault in faults for place in fault.places}
+            minor = all(fault.kind in {"cut", "kill", "restart"} and fault.seconds <= _SHORT for fault in faults)
+            hosts = {node.host for node in simulation.nodes if node.topic == request.key.partition(".")[0]}
+            if minor and hosts - places and simulation.process(request.process).host not in places:
+                yield f"{_name(request)} ended with {request.outcome}, though {min(hosts - places)} was there"
 
 
 def one_leader(simulation: "Simulation") -> Iterator[str]:
@@ -200,7 +326,10 @@ PROMISES: tuple[Callable[["Simulation"], Iterator[str]], ...] = (
     answers_come_from_runs,
     nothing_is_lost,
     calls_succeed_in_calm,
+    errors_are_typed,
+    idempotent_calls_survive,
     one_leader,
+    methods_exist,
     work_ends,
     nothing_is_left,
 )

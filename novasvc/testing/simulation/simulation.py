@@ -13,6 +13,8 @@ from twisted.python.failure import Failure
 from novasvc.config import Settings
 from novasvc.errors import StateError
 from novasvc.node.service import Service
+from novasvc.rpc.events.declare import EventHandler
+from novasvc.rpc.exposure import Exposure
 from novasvc.rpc.target import Target
 from novasvc.testing.simulation.broker import SimulatedBroker
 from novasvc.testing.simulation.caller import Caller
@@ -63,7 +65,9 @@ class Simulation:
     :ivar promises: what else is to be checked at the end: functions that take the simulation, and return what is wrong,
         one sentence each.
     :ivar over: the time of the faults is over.
-    :ivar idempotent: the idempotent methods of all nodes: "stock.count".
+    :ivar methods: the methods of all nodes, "stock.count", and their options.
+    :ivar idempotent: those of them that are idempotent.
+    :ivar handlers: of each topic, for each start of a node: when it was started, and its handlers of events.
     :ivar lost_queues: topic and host of the queues that the broker has forgotten.
     """
 
@@ -98,7 +102,9 @@ class Simulation:
         self.callers: list[Caller] = []
         self.processes: list[SimulatedProcess] = []
         self.disturbances: list[tuple[float, float, Fault]] = []
+        self.methods: dict[str, Exposure] = {}
         self.idempotent: set[str] = set()
+        self.handlers: dict[str, list[tuple[float, Sequence[EventHandler]]]] = {}
         self.lost_queues: set[tuple[str, str | None]] = set()
         self.verdicts = VerdictWitness(self)
         self.promises: list[Callable[[Simulation], Iterable[str]]] = []
@@ -107,7 +113,8 @@ class Simulation:
         self._duration, self._faults, self._kinds = duration, faults, kinds
         self._settings = {"periodic_fuzzy_delay": 0, **settings}
         self._ran = False
-        self.service_down_time = Settings(**self._settings).service_down_time
+        checked = Settings(**self._settings)
+        self.service_down_time, self.event_attempts = checked.service_down_time, checked.event_attempts
 
     # -- what takes part -------------------------------------------------------------------------
 
@@ -162,10 +169,15 @@ class Simulation:
         return process
 
     def know_methods(self, topic: str, service: Service) -> None:
-        """Note which methods of a node may run twice."""
+        """Note which methods a node has, and which of them may run twice."""
         for method in service.node.endpoints:
+            self.methods[f"{topic}.{method.name}"] = method.exposure
             if method.exposure.idempotent:
                 self.idempotent.add(f"{topic}.{method.name}")
+
+    def know_handlers(self, topic: str, service: Service) -> None:
+        """Note which events a node that has started handles."""
+        self.handlers.setdefault(topic, []).append((self.clock.rightNow, service.node.event_handlers))
 
     def not_started(self, node: SimulatedNode, error: BaseException | None) -> None:
         """Note that a node was not started."""

@@ -6,6 +6,7 @@ from typing import Any
 import attrs
 import pytest
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import deferLater
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc import Manager, RequestContext, rpc
@@ -18,6 +19,7 @@ from novasvc.registry.memory_leases import MemoryLeases
 from novasvc.registry.outages import Outages
 from novasvc.registry.record import ServiceRecord
 from novasvc.rpc import replies
+from novasvc.rpc.events.listener import EventListener
 from novasvc.rpc.ids import new_id
 from novasvc.rpc.message import read_reply
 from novasvc.rpc.replies import PendingCalls
@@ -25,12 +27,14 @@ from novasvc.rpc.server import execution
 from novasvc.rpc.server.dispatcher import Dispatcher
 from novasvc.rpc.server.ledger import Ledger
 from novasvc.rpc.server.takeover import Takeover
-from novasvc.testing.simulation import Caller, Simulation, run_seed
+from novasvc.testing.simulation import Caller, Fault, Simulation, run_seed
 from novasvc.transport.memory import transport
 from tests.simulation.fleet import build
 
 _hold = MemoryLeases.hold
 _enqueue = Dispatcher._enqueue
+_begin = EventListener._begin
+_call = PendingCalls.call
 _lease = MemoryLeases._lease
 
 
@@ -105,7 +109,7 @@ class MutationTests(SynchronousTestCase):
             calls._deadlines.live.pop(msg_id, None)
             pending.body = None  # it has the id
             calls._wait(another, pending, pending.keepalive)
-            calls._send(another, pending, calls._address)
+            calls._send(another, pending, str(calls._address))
 
         self.find("runs_at_most_once", 25, PendingCalls, "_handle_unconfirmed", repeat, ("cut", "kill"))
 
@@ -113,10 +117,46 @@ class MutationTests(SynchronousTestCase):
         """A server that acknowledges idempotent requests before they have run."""
         self.find("nothing_is_lost", 1, Dispatcher, "_enqueue", _acknowledge_first, ("kill",))
 
+    def test_loses_events_of_one_topic(self) -> None:
+        """An event listener that acknowledges the events of one topic, and drops them; another topic handles them."""
+
+        def begin(listener: EventListener, handling: Any, handlers: Any) -> None:
+            if listener._topic == "second":
+                handling.delivery.ack()
+            else:
+                _begin(listener, handling, handlers)
+
+        self.patch(EventListener, "_begin", begin)
+        found = simulate({"first": Subscriber, "second": Subscriber}, lambda caller: caller.emit("order.placed", {}))
+        self.assertRegex(found[0], "nothing_is_lost: event order.placed .* second never handled it to its end")
+
     def test_drops_while_draining(self) -> None:
         """A server that drops the idempotent requests that it cuts short when the time for its drain is over."""
         options = {"graceful_shutdown_timeout": 1.0}
         self.find("nothing_is_lost", 0, Ledger, "requeue", _drop, ("restart",), **options)
+
+    def test_does_not_send_again(self) -> None:
+        """A client that takes no call for idempotent."""
+
+        def call(calls: PendingCalls, *args: Any, idempotent: bool = False, **options: Any) -> Any:
+            return _call(calls, *args, **options)
+
+        self.find("idempotent_calls_survive", 0, PendingCalls, "call", call, ("cut", "kill"))
+
+    def test_loses_requests(self) -> None:
+        """A server that acknowledges idempotent requests before they have run: the calls of a killed host are lost."""
+        self.patch(Dispatcher, "_enqueue", _acknowledge_first)
+        kill = Fault(number=0, kind="kill", at=18.0, seconds=5.0, places=("a",))
+        found = simulate({"shop": Shop}, lambda caller: caller.call("shop", "pack"), plan=[kill])
+        self.assertRegex(found[0], "idempotent_calls_survive: call shop.pack .* ended with RPCTimeoutError")
+
+    def test_fails_untyped(self) -> None:
+        """A client whose calls fail with whatever error its own code raises."""
+
+        def fail(calls: PendingCalls, msg_id: str, pending: Any, error: Exception) -> None:
+            calls._fail(msg_id, KeyError(msg_id), pending.metrics.unconfirmed)
+
+        self.find("errors_are_typed", 0, PendingCalls, "_handle_unconfirmed", fail, ("cut", "kill"))
 
     def test_never_gives_up(self) -> None:
         """A client whose calls have no deadline."""
@@ -186,6 +226,64 @@ class MutationTests(SynchronousTestCase):
         self.find("runs_are_bounded", 2, execution, "REQUEUE_DELAY", 0.1, ("broker refusal",))
 
 
+def simulate(
+    managers: dict[str, type[Manager]], ask: Callable[[Caller], Deferred[Any]], plan: Sequence[Fault] = ()
+) -> list[str]:
+    """Return which promises are broken by a fleet of two hosts.
+
+    :param managers: by topic.
+    :param ask: sends one request.
+    :param plan: the faults.
+    """
+
+    async def work(caller: Caller) -> None:
+        while not caller.over:
+            await caller.pause(1.0)
+            ask(caller).addErrback(lambda _: None)
+
+    def build(simulation: Simulation) -> None:
+        for topic, manager in managers.items():
+            for host in ("a", "b"):
+                simulation.node(manager, host=host, topic=topic)
+        simulation.caller("c", work)
+
+    return run_seed(build, 1, plan=plan, duration=10.0).broken
+
+
+class Subscriber(Manager):
+    """Handles events."""
+
+    @rpc.event("order.*")
+    def note(self, context: RequestContext, payload: dict[str, Any]) -> None:
+        pass
+
+
+class OutOfStockError(Exception):
+    """Not registered: its callers get a RemoteError."""
+
+
+class Shop(Manager):
+    """Refuses some requests, and handles no event."""
+
+    @rpc.expose(idempotent=True)
+    def reserve(self, context: RequestContext, amount: int) -> int:
+        if amount > 1:
+            raise LookupError(amount)
+        raise OutOfStockError
+
+    @rpc.expose(idempotent=True)
+    async def pack(self, context: RequestContext, seconds: float = 3.0) -> None:
+        await deferLater(self.attachments.reactor, seconds, lambda: None)
+
+    @rpc.expose(timeout=1.0)
+    async def ship(self, context: RequestContext, hours: float) -> None:
+        await deferLater(self.attachments.reactor, 3600 * hours, lambda: None)
+
+    @rpc.event("order.*")
+    def sell(self, context: RequestContext, payload: dict[str, int]) -> None:
+        raise LookupError(payload)
+
+
 class Countdown(Manager):
     """Calls itself within a request."""
 
@@ -198,27 +296,62 @@ class Countdown(Manager):
 class NoBugTests(SynchronousTestCase):
     """What a manager or a test does is not taken for a bug of the framework."""
 
-    def broken(self, manager: type[Manager], ask: Callable[[Caller], Deferred[Any]]) -> list[str]:
-        """Return which promises are broken by a fleet without faults.
+    def broken(self, manager: type[Manager], kind: str, *names: Any, **args: Any) -> list[str]:
+        """Return which promises are broken by a fleet without faults, whose topic has the name of the class.
 
-        :param ask: sends one request.
+        :param kind: "call", "cast" or "emit"; what follows is for this method of the caller.
         """
-
-        async def work(caller: Caller) -> None:
-            while not caller.over:
-                await caller.pause(3.0)
-                ask(caller).addErrback(lambda _: None)
-
-        def build(simulation: Simulation) -> None:
-            for host in ("a", "b"):
-                simulation.node(manager, host=host, topic=manager.__name__.lower())
-            simulation.caller("c", work)
-
-        outcome = run_seed(build, 1, faults=0, duration=10.0)
+        found = simulate({manager.__name__.lower(): manager}, lambda caller: getattr(caller, kind)(*names, **args))
         self.flushLoggedErrors()
-        self.assertTrue(outcome.requests)
-        return outcome.broken
+        return found
 
     def test_recursion(self) -> None:
         """A method that calls itself runs several times for one request."""
-        self.assertEqual(self.broken(Countdown, lambda caller: caller.call("countdown", "count", left=2)), [])
+        self.assertEqual(self.broken(Countdown, "call", "countdown", "count", left=2), [])
+
+    def test_error_of_a_method(self) -> None:
+        """A call that ends with what its method raises, registered or not, and a cast whose method raises."""
+        for kind, amount in (("call", 1), ("call", 2), ("cast", 2)):
+            with self.subTest(kind=kind, amount=amount):
+                self.assertEqual(self.broken(Shop, kind, "shop", "reserve", amount=amount), [])
+
+    def test_slow_method(self) -> None:
+        """A method that takes longer than its own timeout."""
+        self.assertEqual(self.broken(Shop, "call", "shop", "ship", hours=1), [])
+
+    def test_slow_for_its_caller(self) -> None:
+        """A method that takes longer than its caller waits."""
+        self.assertEqual(self.broken(Shop, "call", "shop", "pack", timeout=12, seconds=3600), [])
+
+    def test_cancelled_call(self) -> None:
+        """A call that its caller has cancelled."""
+
+        def ask(caller: Caller) -> Deferred[Any]:
+            calling = caller.call("shop", "ship", hours=1)
+            calling.cancel()
+            return calling
+
+        self.assertEqual(simulate({"shop": Shop}, ask), [])
+
+    def test_wrong_arguments(self) -> None:
+        """A call with arguments that the method does not take, or that cannot be sent."""
+        for amount in ("many", object()):
+            with self.subTest(amount=amount):
+                self.assertEqual(self.broken(Shop, "call", "shop", "reserve", amount=amount), [])
+
+    def test_misused_client(self) -> None:
+        """A request that the client does not accept."""
+        self.assertEqual(self.broken(Shop, "emit", ""), [])
+        self.assertEqual(self.broken(Shop, "call", "shop", ""), [])
+
+    def test_rejected_event(self) -> None:
+        """An event whose handler always raises, whose payload no handler accepts, and that nobody handles."""
+        for event, payload in (("order.placed", {"tea": 1}), ("order.placed", "tea"), ("invoice.sent", {})):
+            with self.subTest(event=event, payload=payload):
+                self.assertEqual(self.broken(Shop, "emit", event, payload), [])
+
+    def test_misspelt_method(self) -> None:
+        """A method that no node has is a mistake of the test, which would test nothing."""
+        expected = ["methods_exist: no node exposes shop.resreve; correct the name of the topic or of the method"]
+        self.assertEqual(self.broken(Shop, "call", "shop", "resreve"), expected)
+        self.assertEqual(self.broken(Shop, "cast", "shop", "resreve"), expected)
