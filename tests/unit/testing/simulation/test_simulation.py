@@ -1,5 +1,6 @@
 """Tests for simulations: the same seed is the same run, and what a broken promise looks like."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from twisted.internet.defer import fail
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc import Manager, RequestContext, identifiers, rpc
@@ -77,6 +79,48 @@ class RepeatTests(SynchronousTestCase):
         simulation.run()
         with self.assertRaisesRegex(StateError, "same seed"):
             simulation.run()
+
+
+class Leaky(Manager):
+    """Leaves an error in a reference cycle, which only the garbage collector finds."""
+
+    @rpc.expose
+    def leak(self, context: RequestContext) -> None:
+        cycle: list[Any] = [fail(ValueError("nobody sees this"))]
+        cycle.append(cycle)
+
+
+class GarbageTests(SynchronousTestCase):
+    """What a run leaves to the garbage collector."""
+
+    def build(self, simulation: Simulation) -> None:
+        async def work(caller: Caller) -> None:
+            await caller.call("leaky", "leak")
+
+        simulation.node(Leaky, host="a", topic="leaky")
+        simulation.caller("c", work)
+
+    def test_own(self) -> None:
+        """An error that nobody handles is a problem of the seed that has it, at the same time in each run."""
+        outcomes = [run_seed(self.build, 1, faults=0, duration=5.0) for _ in range(2)]
+        self.flushLoggedErrors(ValueError)
+        self.assertRegex(outcomes[0].broken[0], "(?s)logged: .*ValueError: nobody sees this")
+        self.assertEqual(*(outcome.broken for outcome in outcomes))
+        self.assertEqual(*(outcome.digest for outcome in outcomes))
+
+    def test_of_others(self) -> None:
+        """An error that was there before the run is no problem of its seed."""
+
+        def leak_and_build(simulation: Simulation) -> None:
+            build(simulation)
+            Leaky.leak(Leaky("a"), RequestContext())
+
+        outcome = run_seed(leak_and_build, 1, faults=0, duration=5.0)
+        gc.collect()
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+        self.flushLoggedErrors(LookupError)  # of handlers of events
+        self.assertEqual(outcome.broken, [])
+        self.assertTrue(gc.isenabled())
 
 
 class Forgetful(Manager):
