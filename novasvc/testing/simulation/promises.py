@@ -33,6 +33,8 @@ _SLACK = 0.001
 """Seconds by which a clock's rounding may differ."""
 _DRIFT = 0.03
 """The part of a time by which two clocks may differ."""
+_LATE = 0.5
+"""Seconds that a request has waited in a queue and that its server does not count."""
 _MOST_RUNS = 100
 """Runs of one idempotent request: about one in each second that its caller waits, at most."""
 _GIVE_UP = 2.0
@@ -86,6 +88,19 @@ def runs_are_bounded(simulation: "Simulation") -> Iterator[str]:
     for request in simulation.ledger.requests.values():
         if len(request.runs) > _MOST_RUNS:
             yield f"{_name(request)} ran {len(request.runs)} times"
+
+
+def runs_begin_in_time(simulation: "Simulation") -> Iterator[str]:
+    """No call begins to run when its time is up."""
+    for request in simulation.ledger.requests.values():
+        if request.timeout is None:
+            continue
+        # The clocks of the caller, of the broker and of the server have measured the time.
+        latest = request.began + request.timeout * (1 + 2 * _DRIFT) + _LATE
+        for run in request.runs:
+            if run.began > latest:
+                after = f"{run.began - request.began:.3f} s; its timeout was {request.timeout:g} s"
+                yield f"{_name(request)} began to run at {run.process} after {after}"
 
 
 def answers_come_from_runs(simulation: "Simulation") -> Iterator[str]:
@@ -323,6 +338,7 @@ PROMISES: tuple[Callable[["Simulation"], Iterator[str]], ...] = (
     ends_by_deadline,
     runs_at_most_once,
     runs_are_bounded,
+    runs_begin_in_time,
     answers_come_from_runs,
     nothing_is_lost,
     calls_succeed_in_calm,

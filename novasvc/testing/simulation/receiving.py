@@ -115,12 +115,13 @@ class Listener:
 
     def deliver(self, inner: Any) -> None:
         """Take a delivery at the broker, and send it to the process."""
-        expires_in = inner.expires_in
         session = self.session
 
         def receive() -> None:
             if session.ended:
                 return
+            # What it has waited on its way counts, too; see "Time in a queue" in the protocol.
+            expires_in = inner.expires_in
             expires_at = None if expires_in is None else self._clock.seconds() + expires_in
             self._receiver(
                 Delivery(

@@ -82,14 +82,15 @@ class Sender:
 
     def _transmit(self, message: _Outgoing) -> None:
         now = self._clock.seconds()
-        ttl = None if message.expires_at is None else message.expires_at - now
         message.sent_at = now
         self._unconfirmed[message] = None
-        self._link.to_broker("publish", partial(self._arrive, message, ttl))
+        self._link.to_broker("publish", partial(self._arrive, message))
         if self._overdue is None:
             self._overdue = self._clock.callLater(CONFIRM_TIMEOUT, self._check_confirms)
 
-    def _arrive(self, message: _Outgoing, ttl: float | None) -> None:
+    def _arrive(self, message: _Outgoing) -> None:
+        # From when it was sent, and not from now: see "Time in a queue" in the protocol.
+        ttl = None if message.expires_at is None else message.expires_at - self._clock.seconds()
         refusal = self._refusal()
         if refusal is not None:
             outcome: list[object] = [Failure(BrokerError(BROKER, refusal))]

@@ -32,6 +32,7 @@ from novasvc.transport.memory import transport
 from tests.simulation.fleet import build
 
 _hold = MemoryLeases.hold
+_drop_stale = execution.Execution.drop_stale
 _enqueue = Dispatcher._enqueue
 _begin = EventListener._begin
 _call = PendingCalls.call
@@ -220,6 +221,15 @@ class MutationTests(SynchronousTestCase):
     def test_leaves_timers(self) -> None:
         """A node whose heartbeats go on when it has stopped."""
         self.find("nothing_is_left", 0, Heartbeat, "stop", lambda heartbeat: None, ("restart",))
+
+    def test_runs_late(self) -> None:
+        """A server that runs the calls of callers that have given up."""
+
+        def drop_stale(execution: execution.Execution, call: Any) -> bool:
+            call.expires_at = None
+            return _drop_stale(execution, call)
+
+        self.find("runs_begin_in_time", 0, execution.Execution, "drop_stale", drop_stale, ("broker stall", "pause"))
 
     def test_runs_without_pause(self) -> None:
         """A server that requeues at once what it cannot answer."""
