@@ -353,8 +353,12 @@ PROMISES: tuple[Callable[["Simulation"], Iterator[str]], ...] = (
 
 
 def check(simulation: "Simulation") -> list[str]:
-    """Return what was not kept in a run that is over, one sentence each."""
+    """Return what was not kept in a run that is over, one sentence each; a promise that raises is not kept."""
     broken = list(simulation.ledger.problems)
     for promise in (*PROMISES, *simulation.promises):
-        broken += [f"{promise.__name__}: {problem}" for problem in promise(simulation)]
+        name = getattr(promise, "__name__", None) or repr(promise)  # a partial has no name
+        try:
+            broken += [f"{name}: {problem}" for problem in promise(simulation)]
+        except Exception as error:  # noqa: BLE001 - such as that of an assert: the seed is to be named
+            broken.append(f"{name}: it raised {error!r}")
     return broken

@@ -86,7 +86,7 @@ def check_seeds(build: Build, seeds: Iterable[int], **options: Any) -> list[Outc
     """Run many seeds.
 
     :param build: adds nodes and callers to each simulation.
-    :param options: for :class:`Simulation`.
+    :param options: for :func:`run_seed`.
     :return: the outcome of each seed.
     :raises BrokenPromiseError: for the first seed that breaks a promise, with the faults that it needs to do so.
     """
@@ -94,7 +94,8 @@ def check_seeds(build: Build, seeds: Iterable[int], **options: Any) -> list[Outc
     for seed in seeds:
         outcome = run_seed(build, seed, **options)
         if outcome.broken:
-            raise BrokenPromiseError(*describe(shrink(build, outcome, **options)))
+            own = {name: value for name, value in options.items() if name not in {"plan", "keep_trace"}}
+            raise BrokenPromiseError(*describe(shrink(build, outcome, **own)))
         outcomes.append(outcome)
     return outcomes
 

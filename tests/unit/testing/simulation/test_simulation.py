@@ -4,6 +4,7 @@ import gc
 import os
 import subprocess
 import sys
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -164,6 +165,33 @@ class BrokenTests(SynchronousTestCase):
         self.assertIn("no_run_is_cut_off", text)
         self.assertIn("pause of", text)
         self.assertIn("run_seed(build,", text)
+
+    def test_options(self) -> None:
+        """The trace and the faults that a test has chosen do not hide what is broken."""
+        pause = Fault(number=0, kind="pause", at=18.0, seconds=3.0, places=("b",))
+        for options in ({"keep_trace": True}, {"plan": [pause]}):
+            given: dict[str, Any] = {"kinds": ("pause",), "duration": 10.0, **options}
+            with self.subTest(options=options), self.assertRaisesRegex(BrokenPromiseError, "no_run_is_cut_off"):
+                check_seeds(self.build, range(20), **given)
+
+    def test_promise_raises(self) -> None:
+        """A promise that asserts, or that has no name, is reported with its seed."""
+
+        def nobody_answers(simulation: Simulation) -> list[str]:
+            assert not simulation.nodes, "there are nodes"
+            return []
+
+        for promise, text in (
+            (nobody_answers, "nobody_answers: it raised AssertionError.*there are nodes"),
+            (partial(lambda answer, simulation: [answer], "none"), "functools.partial.*: none"),
+        ):
+
+            def build_and_promise(simulation: Simulation, promise: Any = promise) -> None:
+                simulation.node(Forgetful, host="a", topic="forgetful")
+                simulation.promises.append(promise)
+
+            with self.subTest(text=text), self.assertRaisesRegex(BrokenPromiseError, f"(?s)seed 5: {text}"):
+                check_seeds(build_and_promise, [5], faults=0, duration=1.0)
 
     def test_shrink(self) -> None:
         """Faults that a failing seed does not need are left out; the others stay as they are."""
