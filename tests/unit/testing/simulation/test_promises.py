@@ -216,7 +216,7 @@ class MutationTests(SynchronousTestCase):
         """A registry that takes a stall of the database for the silence of each node."""
         outages: Callable[..., Any] = lambda registry, rule: succeed(Outages())  # noqa: E731
         kinds = ("database stall", "database refusal")
-        self.find("no_false_down", 2, MemoryRegistry, "outages", outages, kinds)
+        self.find("no_false_down", 22, MemoryRegistry, "outages", outages, kinds)
 
     def test_leaves_timers(self) -> None:
         """A node whose heartbeats go on when it has stopped."""
