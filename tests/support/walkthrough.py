@@ -105,7 +105,8 @@ class Walkthrough:
     def begin(self, line: str) -> Process:
         """Begin a command, and return its process."""
         bin_folder = str(Path(sys.executable).parent)
-        environment = {"PATH": f"{bin_folder}:{os.environ['PATH']}", "PYTHONPATH": ".", "PYTHONWARNINGS": "ignore"}
+        # A reader's shell has no PYTHONPATH, so that a page that needs one has to say so.
+        environment = {"PATH": f"{bin_folder}:{os.environ['PATH']}", "PYTHONPATH": "", "PYTHONWARNINGS": "ignore"}
         environment["NOVASVC_STATE_DIR"] = str(self._folder / "state")
         environment |= self._exported | self._settings
         process = Process(self._test, ["bash", "-c", line], self._folder, **environment)
