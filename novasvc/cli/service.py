@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, NoReturn, get_args
 import attrs
 import click
 
-from novasvc.cli import candidates
 from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.output import Output, output_options, printable
 from novasvc.cli.reason import reason_option
 from novasvc.cli.remote import Seconds
+from novasvc.cli.service_filter import ServiceFilter, filter_options, zone_of
 from novasvc.cli.service_purge import purge
 from novasvc.cli.service_selector import ServiceSelector, selector_options
 from novasvc.cli.suggestion import SuggestingGroup
@@ -41,6 +41,7 @@ LONG_COLUMNS = (
     "Lifecycle Reason",
     "Incarnation",
     "Tags",
+    "Version",
 )
 ALL_COLUMNS = (
     *COLUMNS,
@@ -61,14 +62,10 @@ service.add_command(confirm_down)
 
 
 @service.command("list")
-@click.option("--host", help="List only services of this host.", shell_complete=candidates.service_hosts)
-@click.option("--binary", help="List only services of this binary name.", shell_complete=candidates.binaries)
-@click.option("--topic", help="List only services of this topic.")
-@click.option("--zone", help="List only services of this zone.")
-@click.option("--tag", help="List only services with this tag.")
-@click.option("--state", type=click.Choice(["up", "down"]), help="List only services that are up, or down.")
-@click.option("--status", type=click.Choice(["enabled", "disabled"]), help="List only enabled or disabled services.")
-@click.option("--search", metavar="TEXT", help="List only services with this text in host, binary, topic or reason.")
+@filter_options
+@click.option("--state", type=click.Choice(["up", "down"]), help="Only services that are up, or down.")
+@click.option("--status", type=click.Choice(["enabled", "disabled"]), help="Only enabled or disabled services.")
+@click.option("--search", metavar="TEXT", help="Only services with this text in host, binary, topic or reason.")
 @click.option("--sort", type=click.Choice(get_args(Sort)), default="name", help="Sort by this; seen: the oldest first.")
 @click.option("--reverse", is_flag=True, help="Reverse the order.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="NUMBER", help="List no more services than this.")
@@ -86,11 +83,7 @@ service.add_command(confirm_down)
 @pass_command_context
 def list_(
     context: CommandContext,
-    host: str | None,
-    binary: str | None,
-    topic: str | None,
-    zone: str | None,
-    tag: str | None,
+    selection: ServiceFilter,
     state: str | None,
     status: str | None,
     search: str | None,
@@ -106,36 +99,25 @@ def list_(
     if check and watch is not None:
         message = "--check ends with a status, and --watch does not end: use one of them."
         raise click.UsageError(message, click.get_current_context())
-    down_time = context.configuration.settings.service_down_time
-    query = ServiceQuery(
-        host=host,
-        binary=binary,
-        topic=topic,
-        zone=zone,
-        tag=tag,
+    rule = VerdictRule.of(context.configuration.settings)
+    query = attrs.evolve(
+        selection.query,
         up=None if state is None else state == "up",
         disabled=None if status is None else status == "disabled",
         text=search,
         sort=sort,
         descending=reverse,
-        service_down_time=down_time,
-        limit=limit,
+        service_down_time=rule.service_down_time,
+        limit=limit if selection.is_query else None,
     )
     columns = (*(TABLE_COLUMNS if output.format == "table" else COLUMNS), *(LONG_COLUMNS if long_ else ()))
 
     async def read(registry: IServiceRegistry) -> list[ServiceRecord]:
-        records: list[ServiceRecord] = []
-        after: str | None = None
-        while True:
-            page: ServicePage = await registry.page(attrs.evolve(query, after=after))
-            records += [record for record in page.rows if query.binary or record.binary not in API_BINARIES]
-            # Rows that are not listed must not count for the limit.
-            if limit is None or not page.more or len(records) >= limit:
-                return records[:limit]
-            after = str(page.rows[-1].id)
+        return await _read(registry, query, selection, limit)
 
     def write(records: Sequence[ServiceRecord]) -> None:
-        output.write_list(columns, [row(record, down_time) for record in records], all_columns=ALL_COLUMNS)
+        rows = [row(record, rule.service_down_time) for record in records]
+        output.write_list(columns, rows, all_columns=ALL_COLUMNS)
 
     async def write_again(registry: IServiceRegistry, reactor: "ThreadReactor", seconds: float) -> NoReturn:
         from twisted.internet.task import deferLater  # noqa: PLC0415 - only --watch needs them
@@ -160,7 +142,23 @@ def list_(
         context.with_registry(lambda registry: write_again(registry, clock, watch), clock)
     records = context.with_registry(read)
     write(records)
-    return _check(records, down_time) if check else 0
+    return _check(records, rule.service_down_time) if check else 0
+
+
+async def _read(
+    registry: IServiceRegistry, query: ServiceQuery, selection: ServiceFilter, limit: int | None
+) -> list[ServiceRecord]:
+    filters = not selection.is_query
+    records: list[ServiceRecord] = []
+    after: str | None = None
+    while True:
+        page: ServicePage = await registry.page(attrs.evolve(query, after=after))
+        found = page.rows if query.binary else [row for row in page.rows if row.binary not in API_BINARIES]
+        records += filter(selection.matches, found) if filters else found
+        # Rows that are not listed must not count for the limit.
+        if limit is None or not page.more or len(records) >= limit:
+            return records[:limit]
+        after = str(page.rows[-1].id)
 
 
 def _check(records: Sequence[ServiceRecord], down_time: float) -> int:
@@ -269,7 +267,7 @@ def row(record: ServiceRecord, down_time: float) -> dict[str, object]:
         "ID": record.id,
         "Binary": record.binary,
         "Host": record.host,
-        "Zone": record.zone or ("nova" if record.topic == "compute" else "internal"),
+        "Zone": zone_of(record),
         "Status": "disabled" if record.disabled else "enabled",
         "State": "up" if is_up(record, down_time) else "down",
         "Updated At": record.updated_at,

@@ -1,15 +1,14 @@
 """``novasvc service verdicts`` and ``confirm-down``: which services are alive, suspect or down, and what follows."""
 
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from typing import get_args
 
 import click
 
-from novasvc.cli import candidates
 from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.confirmation import confirm
 from novasvc.cli.output import Output, output_options, printable
+from novasvc.cli.service_filter import ServiceFilter, filter_options, zone_of
 from novasvc.interfaces import IServiceRegistry
 from novasvc.listing import list_some
 from novasvc.registry.outages import VerdictRule
@@ -25,8 +24,7 @@ _SHOWN = 20
 
 
 @click.command()
-@click.option("--host", metavar="PATTERN", help="List only services on hosts that match, such as 'rack[12]-*'.")
-@click.option("--binary", help="List only services of this binary name.", shell_complete=candidates.binaries)
+@filter_options
 @click.option(
     "--verdict", "wanted", type=click.Choice(get_args(Status)), multiple=True, help="List only these; repeat."
 )
@@ -37,14 +35,16 @@ _SHOWN = 20
 @pass_command_context
 def verdicts(
     context: CommandContext,
-    host: str | None,
-    binary: str | None,
+    selection: ServiceFilter,
     wanted: tuple[str, ...],
     check: bool,  # noqa: FBT001 - click's
     output: Output,
 ) -> int:
-    """List which services are alive, suspect or down, since when and why, and the outages that concern many."""
-    fleet = context.with_registry(lambda registry: _judge(context, registry, host, binary))
+    """List which services are alive, suspect or down, since when and why, and the outages that concern many.
+
+    `novasvc service list` calls suspect services down: it keeps Nova's rule, by age alone.
+    """
+    fleet = context.with_registry(lambda registry: _judge(context, registry, selection))
     services = sorted(fleet.services, key=lambda each: (each[0].binary, each[0].host))
     found = [each for each in services if not wanted or each[1].status in wanted]
     output.write_list(COLUMNS, [_row(*each) for each in found])
@@ -54,21 +54,19 @@ def verdicts(
 
 
 @click.command()
-@click.option("--host", metavar="PATTERN", help="Confirm only services on hosts that match, such as 'rack[12]-*'.")
-@click.option("--binary", help="Confirm only services of this binary name.", shell_complete=candidates.binaries)
+@filter_options
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @pass_command_context
 def confirm_down(
     context: CommandContext,
-    host: str | None,
-    binary: str | None,
+    selection: ServiceFilter,
     yes: bool,  # noqa: FBT001 - click's
 ) -> None:
     """Confirm that suspect services are down: force them down.
 
     A service that comes back takes in no work until `novasvc service force-down --unset` lets it up again.
     """
-    fleet = context.with_registry(lambda registry: _judge(context, registry, host, binary))
+    fleet = context.with_registry(lambda registry: _judge(context, registry, selection))
     suspect = [record for record, verdict in fleet.services if verdict.status == "suspect"]
     for problem in describe_outages(fleet.outages).values():
         click.echo(printable(problem))
@@ -82,14 +80,11 @@ def confirm_down(
     click.echo(f"forced down: {forced}" + (f"; back or deleted, and left alone: {returned}" if returned else ""))
 
 
-async def _judge(
-    context: CommandContext, registry: IServiceRegistry, host: str | None, binary: str | None
-) -> FleetVerdicts:
-    fleet = await judge_all(registry, VerdictRule.of(context.configuration.settings), ServiceQuery(binary=binary))
-    if host is None:
-        return fleet
-    found = [each for each in fleet.services if fnmatchcase(each[0].host, host)]
-    return FleetVerdicts(found, fleet.outages)
+async def _judge(context: CommandContext, registry: IServiceRegistry, selection: ServiceFilter) -> FleetVerdicts:
+    # Not by all of the selection: an outage is told although no selected service is silent.
+    query = ServiceQuery(binary=selection.binary)
+    fleet = await judge_all(registry, VerdictRule.of(context.configuration.settings), query)
+    return FleetVerdicts([each for each in fleet.services if selection.matches(each[0])], fleet.outages)
 
 
 async def _force_down(
@@ -114,7 +109,7 @@ def _row(record: ServiceRecord, verdict: Verdict) -> dict[str, object]:
         "ID": record.id,
         "Binary": record.binary,
         "Host": record.host,
-        "Zone": record.zone,
+        "Zone": zone_of(record),
         "Verdict": verdict.status,
         "Since": verdict.since,
         "Reason": verdict.reason or None,

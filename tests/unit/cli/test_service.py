@@ -65,6 +65,22 @@ class ServiceCase(SynchronousTestCase):
         record: ServiceRecord = self.successResultOf(self.registry.register(host, binary, topic, 0))
         return record
 
+    def started(self, host: str, zone: str | None, *tags: str) -> ServiceRecord:
+        """Register a service that numbers its starts."""
+        start = ServiceStart(
+            host=host,
+            binary="novasvc-agent",
+            topic="agent",
+            version=0,
+            owner="o",
+            machine="m1",
+            pid=7,
+            zone=zone,
+            tags=tags,
+        )
+        record: ServiceRecord = self.successResultOf(self.registry.begin(start))
+        return record
+
     def row(self, record: ServiceRecord) -> ServiceRecord:
         """Read a row again."""
         found: ServiceRecord = self.successResultOf(self.registry.get(str(record.id)))
@@ -122,23 +138,14 @@ class ListTests(ServiceCase):
         """The columns are those of OpenStack's client, with --long too."""
         header = "ID,Binary,Host,Zone,Status,State,Updated At"
         self.assertEqual(self.output("list", "-f", "csv").splitlines()[0], header)
-        long_ = f"{header},Disabled Reason,Forced Down,Lifecycle,Lifecycle Since,Lifecycle Reason,Incarnation,Tags"
+        long_ = (
+            f"{header},Disabled Reason,Forced Down,Lifecycle,Lifecycle Since,Lifecycle Reason,Incarnation,Tags,Version"
+        )
         self.assertEqual(self.output("list", "--long", "-f", "csv").splitlines()[0], long_)
 
     def test_incarnation(self) -> None:
         """A service that numbers its starts has its state, its number, its zone and its tags; others have none."""
-        start = ServiceStart(
-            host="h3",
-            binary="novasvc-agent",
-            topic="agent",
-            version=0,
-            owner="o",
-            machine="m1",
-            pid=7,
-            zone="az1",
-            tags=("gpu", "ssd"),
-        )
-        record = self.successResultOf(self.registry.begin(start))
+        record = self.started("h3", "az1", "gpu", "ssd")
         self.successResultOf(self.registry.enter(record.id, 1, "failed", reason="no disk"))
         columns = ("Zone", "State", "Lifecycle", "Lifecycle Reason", "Incarnation", "Tags", "Machine", "PID")
         chosen = [part for column in columns for part in ("-c", column)]
@@ -162,6 +169,32 @@ class ListTests(ServiceCase):
             self.output("list", "-f", "value", "-c", "ID", "--host", "h1", "--binary", "nova-compute"), "3\n"
         )
         self.assertEqual(self.output("list", "-f", "value", "--host", "h9"), "")
+
+    def test_host_pattern(self) -> None:
+        """--host takes a pattern, as a shell has it; services that do not match do not count for --limit."""
+        for options, ids in (
+            (["--host", "*2"], "1\n"),
+            (["--host", "h[13]", "--binary", "novasvc-agent"], "2\n"),
+            (["--host", "h?", "--sort", "id", "--limit", "2"], "1\n2\n"),
+            (["--host", "*1", "--sort", "id", "--limit", "1"], "2\n"),
+            (["--host", "H*"], ""),
+        ):
+            self.assertEqual(self.output("list", "-f", "value", "-c", "ID", *options), ids, options)
+
+    def test_zones_and_tags(self) -> None:
+        """--zone takes every zone that the list shows, and of several --tag a service has all."""
+        self.started("h3", "az1", "blue", "ssd")
+        self.started("h4", "internal", "blue")
+        for options, ids in (
+            (["--zone", "az1"], "4\n"),
+            (["--zone", "internal"], "2\n1\n5\n"),
+            (["--zone", "internal", "--limit", "1", "--sort", "id", "--reverse"], "5\n"),
+            (["--zone", "nova"], "3\n"),
+            (["--tag", "blue"], "4\n5\n"),
+            (["--tag", "blue", "--tag", "ssd"], "4\n"),
+            (["--tag", "blue", "--tag", "gpu"], ""),
+        ):
+            self.assertEqual(self.output("list", "-f", "value", "-c", "ID", *options), ids, options)
 
     def test_states(self) -> None:
         """--state, --status, --topic and --search filter."""

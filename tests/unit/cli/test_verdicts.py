@@ -47,6 +47,16 @@ class ListTests(VerdictsCase):
         self.assertEqual(self.run_command(*arguments, "--host", "a[01]").stdout.split(), ["a0", "a1"])
         found = self.run_command(*arguments, "--verdict", "suspect", "--binary", "novasvc-agent").stdout.split()
         self.assertEqual(found, ["a0", "a1", "a2", "a3", "h1"])
+        self.assertEqual(self.run_command(*arguments, "--topic", "compute").stdout.split(), ["h1"])
+
+    def test_zones_and_tags(self) -> None:
+        """Services are selected by the zone that is shown, and by tags of which they have all."""
+        self.started("b0", "az1", "blue", "ssd")
+        self.started("b1", "az1", "blue")
+        arguments = ("verdicts", "-f", "value", "-c", "Host", "-c", "Zone")
+        self.assertEqual(self.run_command(*arguments, "--zone", "az1").stdout, "b0 az1\nb1 az1\n")
+        self.assertEqual(self.run_command(*arguments, "--zone", "nova").stdout, "h1 nova\n")
+        self.assertEqual(self.run_command(*arguments, "--tag", "blue", "--tag", "ssd").stdout, "b0 az1\n")
 
     def test_check(self) -> None:
         """--check fails if a listed service is not alive, or if there is none."""
