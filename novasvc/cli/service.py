@@ -21,8 +21,8 @@ from novasvc.interfaces import IServiceRegistry
 from novasvc.registry.liveness import is_up
 from novasvc.registry.query import ServicePage, ServiceQuery, Sort
 from novasvc.registry.record import ServiceChanges, ServiceRecord
-from novasvc.registry.verdict import Verdict, VerdictRule
-from novasvc.registry.verdicts import judge_some
+from novasvc.registry.verdict import Verdict, VerdictRule, needs_outages
+from novasvc.registry.verdicts import judge_some, may_be_heard
 
 if TYPE_CHECKING:
     from novasvc.cli.thread_reactor import ThreadReactor
@@ -95,7 +95,11 @@ def list_(
     watch: float | None,
     output: Output,
 ) -> int:
-    """List the registered services with their status and state."""
+    """List the registered services with their status and state.
+
+    The state is Nova's: down is every service without a recent heartbeat. `novasvc service verdicts` tells services
+    that are suspect from those that are down, and gives the reasons.
+    """
     if check and watch is not None:
         message = "--check ends with a status, and --watch does not end: use one of them."
         raise click.UsageError(message, click.get_current_context())
@@ -112,12 +116,19 @@ def list_(
     )
     columns = (*(TABLE_COLUMNS if output.format == "table" else COLUMNS), *(LONG_COLUMNS if long_ else ()))
 
-    async def read(registry: IServiceRegistry) -> list[ServiceRecord]:
-        return await _read(registry, query, selection, limit)
+    async def read(registry: IServiceRegistry) -> tuple[list[ServiceRecord], int]:
+        records = await _read(registry, query, selection, limit)
+        # Programs read the list alone, and do not wait for more.
+        judges = check or output.format == "table"
+        return records, await _count_suspect(registry, records, rule) if judges else 0
 
-    def write(records: Sequence[ServiceRecord]) -> None:
+    def write(records: Sequence[ServiceRecord], suspect: int) -> None:
         rows = [row(record, rule.service_down_time) for record in records]
         output.write_list(columns, rows, all_columns=ALL_COLUMNS)
+        if suspect:
+            sys.stdout.flush()
+            note = f"{suspect} of those that are down may run, and {'is' if suspect == 1 else 'are'} only suspect"
+            click.echo(f"novasvc: {note}: see `novasvc service verdicts`", err=True)
 
     async def write_again(registry: IServiceRegistry, reactor: "ThreadReactor", seconds: float) -> NoReturn:
         from twisted.internet.task import deferLater  # noqa: PLC0415 - only --watch needs them
@@ -125,13 +136,13 @@ def list_(
         from novasvc.telemetry.logs import pluralize  # noqa: PLC0415
 
         while True:
-            records = await read(registry)
+            records, suspect = await read(registry)
             if output.format == "table":  # programs get the list alone
                 click.clear()
                 click.echo(
                     f"{datetime.now(UTC):%H:%M:%S} UTC, every {seconds:g} s; {pluralize(len(records), 'service')}"
                 )
-            write(records)
+            write(records, suspect)
             sys.stdout.flush()
             await deferLater(reactor, seconds, lambda: None)
 
@@ -140,8 +151,8 @@ def list_(
 
         clock = ThreadReactor()
         context.with_registry(lambda registry: write_again(registry, clock, watch), clock)
-    records = context.with_registry(read)
-    write(records)
+    records, suspect = context.with_registry(read)
+    write(records, suspect)
     return _check(records, rule.service_down_time) if check else 0
 
 
@@ -159,6 +170,16 @@ async def _read(
         if limit is None or not page.more or len(records) >= limit:
             return records[:limit]
         after = str(page.rows[-1].id)
+
+
+async def _count_suspect(registry: IServiceRegistry, records: Sequence[ServiceRecord], rule: VerdictRule) -> int:
+    """Return how many of the services that are down by their age are suspect.
+
+    The registry is asked about the other services only if one of these is silent.
+    """
+    down = [record for record in records if not is_up(record, rule.service_down_time)]
+    silent = [record for record in down if needs_outages(record, rule) and may_be_heard(record)]
+    return sum(verdict.status == "suspect" for verdict in await judge_some(registry, silent, rule))
 
 
 def _check(records: Sequence[ServiceRecord], down_time: float) -> int:

@@ -17,6 +17,7 @@ from novasvc.cli.service import ALL_COLUMNS, row, service
 from novasvc.errors import ProblemError, ServiceNotFoundError
 from novasvc.interfaces import IServiceRegistry
 from novasvc.registry.incarnation import ServiceStart
+from novasvc.registry.outages import Outages, VerdictRule
 from novasvc.registry.record import ServiceRecord
 from novasvc.testing import MemoryRegistry
 
@@ -226,6 +227,27 @@ class ListTests(ServiceCase):
             self.assertEqual(self.output("list", "-f", "value", "-c", "Last Seen", "--host", "h1").split("\n")[1], age)
         self.assertIn("| Last Seen |", self.output("list"))
         self.assertNotIn("Last Seen", self.output("list", "-f", "csv"))
+
+    def test_second_read(self) -> None:
+        """Other services are read only if a listed one is silent, and only for people and --check."""
+
+        asked: list[object] = []
+        read_outages = MemoryRegistry.outages
+
+        def outages(registry: MemoryRegistry, rule: VerdictRule) -> Deferred[Outages]:
+            asked.append(rule)
+            return read_outages(registry, rule)
+
+        self.patch(MemoryRegistry, "outages", outages)
+        self.successResultOf(self.registry.beat(self.agent.id))
+        self.clock.advance(61)
+        self.successResultOf(self.registry.beat(self.compute.id))
+        self.output("list", "--binary", "nova-compute")
+        self.output("list", "-f", "json")
+        self.assertEqual(len(asked), 0)
+        self.output("list")
+        self.run_command("list", "-f", "csv", "--check")
+        self.assertEqual(len(asked), 2)
 
     def test_watch_and_check(self) -> None:
         """--watch never ends, so that it has no status to check."""

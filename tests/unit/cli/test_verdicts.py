@@ -58,6 +58,19 @@ class ListTests(VerdictsCase):
         self.assertEqual(self.run_command(*arguments, "--zone", "nova").stdout, "h1 nova\n")
         self.assertEqual(self.run_command(*arguments, "--tag", "blue", "--tag", "ssd").stdout, "b0 az1\n")
 
+    def test_service_list(self) -> None:
+        """`novasvc service list`, which calls suspect services down, says below the table that they are suspect."""
+        note = "novasvc: 5 of those that are down may run, and are only suspect: see `novasvc service verdicts`\n"
+        self.assertEqual(self.run_command("list").stderr, note)
+        self.assertIn(" 1 of those that are down may run, and is only suspect", self.listed("--host", "a0"))
+        self.assertEqual(self.listed("--state", "up"), "")
+        self.assertEqual(self.listed("-f", "json"), "")
+        self.assertTrue(self.listed("-f", "csv", "--check").startswith(note))
+
+    def listed(self, *options: str) -> str:
+        """Return what `novasvc service list` prints on standard error."""
+        return self.run_command("list", *options).stderr
+
     def test_check(self) -> None:
         """--check fails if a listed service is not alive, or if there is none."""
         self.assertEqual(self.run_command("verdicts", "--check").status, 1)
