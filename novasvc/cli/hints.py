@@ -16,6 +16,7 @@ from novasvc.rpc.errors import (
     InvalidArgumentsError,
     NoSuchMethodError,
     RPCError,
+    RPCTimeoutError,
     UndeliverableError,
     UnsupportedVersionError,
 )
@@ -56,7 +57,9 @@ async def explained(
     target: Target,
     request: tuple[str, Mapping[str, Any]],
 ) -> RPCError:
-    """Return the error of a failed call with the names that were probably meant; the error itself if none are known.
+    """Return the error of a failed call with what else is known: the names that were probably meant, who is down.
+
+    It is the error itself if nothing else is known.
 
     :param client: a :class:`novasvc.rpc.Client` on an open transport.
     :param request: the method, "" for none, and its arguments.
@@ -71,6 +74,8 @@ async def explained(
             hint = _of_method(error, await described_methods(asking), target, method)
         case InvalidArgumentsError() if error.method == method:
             hint = _of_arguments(error, await described_methods(asking), target, arguments)
+        case RPCTimeoutError(registered=None, silent=False, unconfirmed="", unsent=""):
+            hint = await _of_timeout(error, settings, reactor, target)
         case _:
             hint = None
     if hint is None:
@@ -152,6 +157,20 @@ async def _of_target(
     meant = nearest(target.server, hosts)
     hint = f"did you mean {target.topic}.{meant}?" if meant else f"it is served on: {list_some(sorted(hosts), _SHOWN)}"
     return f"{text}; {hint}"
+
+
+async def _of_timeout(error: RPCTimeoutError, settings: Settings, reactor: Any, target: Target) -> str | None:
+    """Ask the registry again, now that it is imported: before the timeout, that took too long for its answer."""
+    from twisted.internet.defer import Deferred  # noqa: PLC0415 - see known_topics
+
+    from novasvc.cli.remote import count_services  # noqa: PLC0415 - it imports this module
+
+    try:
+        asking = Deferred.fromCoroutine(count_services(settings, reactor, target))
+        found = await asking.addTimeout(_TIMEOUT, reactor)
+    except Exception:  # noqa: BLE001 - as described_methods
+        return None
+    return str(attrs.evolve(error, registered=found.registered, up=found.up))
 
 
 def _of_method(

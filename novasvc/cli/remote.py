@@ -221,7 +221,7 @@ def make_client(settings: Settings, transport: Any, reactor: Any, target: Target
     from novasvc.rpc import Client  # noqa: PLC0415
 
     def explain(target: Target) -> Any:
-        return Deferred.fromCoroutine(_explain(settings, reactor, target)).addTimeout(_EXPLAIN_TIMEOUT, reactor)
+        return Deferred.fromCoroutine(count_services(settings, reactor, target)).addTimeout(_EXPLAIN_TIMEOUT, reactor)
 
     def hosts(topic: str) -> Any:
         return Deferred.fromCoroutine(_up_hosts(settings, reactor, topic)).addTimeout(_EXPLAIN_TIMEOUT, reactor)
@@ -280,9 +280,10 @@ def make_transport(settings: Settings, reactor: Any) -> Any:
     return LocalTransport(HostSockets(MemoryBroker(), reactor, settings.socket_dir), exchange=settings.control_exchange)
 
 
-async def _explain(settings: Settings, reactor: Any, target: Target) -> UndeliverableError:
-    """Look up in the registry why no queue is bound for a target.
+async def count_services(settings: Settings, reactor: Any, target: Target) -> UndeliverableError:
+    """Look up in the registry how many services there are for a target, and how many of them are up.
 
+    :return: an error that says so.
     :raises NovasvcError: there is no database on this host, or it cannot be used.
     """
     from novasvc.registry.lookup import ServiceLookup  # noqa: PLC0415 - see run_with_client

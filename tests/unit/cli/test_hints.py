@@ -6,8 +6,14 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.cli.hints import CallFailedError, argument_names, explained
-from novasvc.config import Settings
+from novasvc.cli.reactor import run_on_reactor
+from novasvc.cli.registry import with_registry
+from novasvc.cli.thread_reactor import ThreadReactor
+from novasvc.config import Settings, load
 from novasvc.errors import InvalidArgumentsError, NoSuchMethodError, RPCTimeoutError, UnsupportedVersionError
+from novasvc.interfaces import IServiceRegistry
+from novasvc.registry.record import ServiceChanges
+from novasvc.registry.sql.migrate import create
 from novasvc.rpc.target import Target
 
 STOCK = Target("stock", "h1")
@@ -66,7 +72,26 @@ class ExplainedTests(SynchronousTestCase):
         for error in (NoSuchMethodError("x"), InvalidArgumentsError("x", "missing: y")):
             for rows in (None, []):
                 self.assertEqual(self.text(error, "x", rows), "")
-        self.assertEqual(self.text(RPCTimeoutError("stock", "x", 1.0), "x", ROWS), "")
+        unconfirmed = RPCTimeoutError("stock", "x", 1.0, unconfirmed="the broker has not confirmed it yet")
+        self.assertEqual(self.text(unconfirmed, "x", ROWS), "")
+
+    def test_down(self) -> None:
+        """A timeout says that the service is down, although the registry's answer came too late for the call itself."""
+        url = f"sqlite:///{self.mktemp()}"
+        create(url)
+        settings = load((), {}, {"database-url": url}).settings
+
+        async def register(registry: IServiceRegistry) -> None:
+            record = await registry.register("h1", "novasvc-stock", "stock", 0)
+            await registry.update(record.id, ServiceChanges(forced_down=True))
+
+        async def explain(reactor: Any) -> str:
+            error = RPCTimeoutError(str(STOCK), "reserve", 1.0)
+            return str(await explained(error, settings, FakeClient(None), reactor, STOCK, ("reserve", {})))
+
+        with_registry(settings, register)
+        text = run_on_reactor(explain, ThreadReactor())
+        self.assertIn("according to the registry the only such service is down or still starting", text)
 
     def test_control_characters(self) -> None:
         """Names from another host are escaped."""
