@@ -272,6 +272,8 @@ def gateway_error(error: Exception) -> APIError:
     if isinstance(error, UndeliverableError) and error.up:
         status = 503
     name, text = type(error).__name__, str(error)
+    if isinstance(error, TargetDownError):
+        text = error.explain('"check_liveness": false')
     if isinstance(error, RemoteError):
         name, text = error.exc_type, error.value
     if isinstance(error, RemoteError) or not isinstance(error, RPCError):

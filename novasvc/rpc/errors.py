@@ -131,9 +131,16 @@ class TargetDownError(UndeliverableError):
     since: str | None = None
 
     def __str__(self) -> str:
+        return self.explain("prepare(check_liveness=False)")
+
+    def explain(self, option: str) -> str:
+        """Return the text of the error.
+
+        :param option: how the caller asks for a call all the same.
+        """
         return (
             f"{self.target} is down, and the call was not sent: {self.reason}; call another server of the topic, or "
-            "call this one all the same with prepare(check_liveness=False)"
+            f"call this one all the same with {option}"
         )
 
 

@@ -10,6 +10,7 @@ from twisted.python.failure import Failure
 from novasvc import Manager, RequestContext, rpc
 from novasvc.api.gateway import gateway_error
 from novasvc.errors import UnconfirmedError
+from novasvc.registry.record import ServiceChanges
 from novasvc.service import Service
 from tests.support.api_rig import ADMINS, TOKENS, APIRig
 
@@ -112,6 +113,14 @@ class GatewayTests(TestCase):
         """A service that the registry lists as up, but that has no queue, is 503."""
         self.rig.add("h2", "greeter", "greeter")
         self.assertIn("although 1 of 1 such services are up", self.refused(503, "greet", {"host": "h2"}))
+
+    def test_down(self) -> None:
+        """The error of a call to a host that is down names the field of the request, not an argument in Python."""
+        record = self.rig.add("h2", "greeter", "greeter")
+        self.rig.registry.update(record.id, ServiceChanges(forced_down=True))
+        message = self.refused(503, "greet", {"host": "h2"})
+        self.assertIn("h2 is down, and the call was not sent: forced down by an operator", message)
+        self.assertTrue(message.endswith(' all the same with "check_liveness": false'), message)
 
     def test_idempotent(self) -> None:
         """A call can be marked as idempotent."""
