@@ -310,5 +310,5 @@ def row(record: ServiceRecord, down_time: float) -> dict[str, object]:
         "Machine": None if latest is None else latest.machine,
         "PID": None if latest is None else latest.pid,
         "Started At": None if latest is None else latest.started_at,
-        "Tags": None if latest is None else ", ".join(latest.tags),
+        "Tags": None if latest is None else latest.tags,
     }

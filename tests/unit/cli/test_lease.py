@@ -37,7 +37,7 @@ class LeaseTests(SynchronousTestCase):
         lines = [line.split("|")[1:-1] for line in self.output().splitlines() if line.startswith("|")]
         cells = [[cell.strip() for cell in line] for line in lines]
         self.assertEqual(cells[0], ["Topic", "Task", "Holder", "Since", "Fencing", "Expires In", "Last Run At"])
-        start = "1970-01-01T00:00:00.000000"
+        start = "1970-01-01 00:00:00 UTC"
         self.assertEqual(cells[1], ["bank", "audit", "h2", start, "1", "20.0", start])
         self.assertEqual(cells[2], ["shop", "nightly", "h1", start, "1", "20.0", start])
         self.assertEqual(cells[3], ["shop", "weekly", "-", "-", "1", "-", "-"])

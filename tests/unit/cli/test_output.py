@@ -39,13 +39,21 @@ class OutputTests(SynchronousTestCase):
         """Outside a terminal a table is plain ASCII, one line a row."""
         self.assertEqual(
             self.write("table"),
-            "+----+------+----------------------------+--------------------+\n"
-            "| ID | Host | Updated At                 | Reason             |\n"
-            "+----+------+----------------------------+--------------------+\n"
-            "| 1  | h1   | 2026-01-02T03:04:05.000000 | -                  |\n"
-            "| 2  | a,b  | -                          | two\\nlines\\x1b[31m |\n"
-            "+----+------+----------------------------+--------------------+\n",
+            "+----+------+-------------------------+--------------------+\n"
+            "| ID | Host | Updated At              | Reason             |\n"
+            "+----+------+-------------------------+--------------------+\n"
+            "| 1  | h1   | 2026-01-02 03:04:05 UTC | -                  |\n"
+            "| 2  | a,b  | -                       | two\\nlines\\x1b[31m |\n"
+            "+----+------+-------------------------+--------------------+\n",
         )
+
+    def test_several(self) -> None:
+        """Several values in one are a list in JSON, and joined by commas elsewhere."""
+        rows = [{"Tags": ("gpu", "ssd")}, {"Tags": ()}]
+        self.assertEqual(json.loads(self.write("json", "Tags", rows=rows)), [{"Tags": ["gpu", "ssd"]}, {"Tags": []}])
+        self.assertEqual(self.write("value", "Tags", rows=rows), "gpu, ssd\n\n")
+        self.assertEqual(self.write("csv", "Tags", rows=rows), 'Tags\n"gpu, ssd"\n""\n')
+        self.assertIn("| gpu, ssd |", self.write("table", "Tags", rows=rows))
 
     def test_table_of_any_width(self) -> None:
         """Output for programs is never truncated or wrapped."""
