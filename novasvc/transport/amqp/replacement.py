@@ -43,6 +43,16 @@ class Stage(StrEnum):
     """The new queue only."""
 
     @property
+    def consumed(self) -> str:
+        """What is consumed, for the log."""
+        return {
+            Stage.FOLLOWING: "the queue and its interim queue are consumed",
+            Stage.RELEASED: "only its interim queue is consumed",
+            Stage.RETURNED: "its interim queue and the new queue are consumed",
+            Stage.FINISHING: "only the new queue is consumed",
+        }[self]
+
+    @property
     def with_interim(self) -> bool:
         """Whether the interim queue is consumed."""
         return self is not Stage.FINISHING
@@ -183,10 +193,9 @@ class Replacements:
             self._stages[queue] = Stage(order.do)
         if order.do in {Stage.RETURNED, Stage.FINISHING, FINISH}:
             self._accepted[queue] = order.kind
-        if before != self._stages.get(queue):
-            _log.info(
-                "an operator replaces {queue} by a {kind} queue: {stage}", queue=queue, kind=order.kind, stage=order.do
-            )
+        stage = self._stages.get(queue)
+        if before != stage:
+            _log_stage(queue, order.kind, stage)
         await self._apply(queue, listener, keep=order.kind == "classic")
 
     async def _apply(self, queue: str, listener: "Listener", *, keep: bool) -> None:
@@ -221,7 +230,15 @@ class Replacements:
                 if type(error) is not BrokerError or not _NO_QUEUE.search(error.problem):
                     continue
                 self._stages.pop(queue, None)
-                _log.info("the replacement of {queue} has ended", queue=queue)
+                _log_stage(queue, "", None)
                 for each, listener in self._queues():
                     if each == queue:
                         await self._apply(queue, listener, keep=False)
+
+
+def _log_stage(queue: str, kind: str, stage: Stage | None) -> None:
+    if stage is None:
+        _log.info("the replacement of {queue} has ended", queue=queue)
+    else:
+        replaced = "an operator replaces {queue} by a {kind} queue; now {consumed}"
+        _log.info(replaced, queue=queue, kind=kind, consumed=stage.consumed)

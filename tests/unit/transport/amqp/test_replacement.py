@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.interfaces import Reachability
@@ -97,6 +98,23 @@ class MissedEndTests(OrderedCase):
         self.assert_over()
         self.assertTrue(events.consumes_from("compute_events"))
         self.assertTrue(self.listener.consumes_from("compute"))
+
+    def test_log(self) -> None:
+        """The log says at each stage what is consumed, and when the replacement has ended."""
+        with capturedLogs() as logs:
+            for do in (*Stage, FINISH):
+                self.order(do, "compute")
+        replaced = "an operator replaces compute by a quorum queue; now "
+        self.assertEqual(
+            [formatEvent(event) for event in logs if event["log_namespace"].endswith(".replacement")],
+            [
+                f"{replaced}the queue and its interim queue are consumed",
+                f"{replaced}only its interim queue is consumed",
+                f"{replaced}its interim queue and the new queue are consumed",
+                f"{replaced}only the new queue is consumed",
+                "the replacement of compute has ended",
+            ],
+        )
 
     def test_listener_closed(self) -> None:
         """A queue whose listener was closed does not keep the others from being verified."""
