@@ -1,16 +1,24 @@
 """``novasvc service purge``: delete rows that are of no use any more."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
+import attrs
 import click
 
 from novasvc.cli.command_context import CommandContext, pass_command_context
-from novasvc.cli.output import Output, output_options
-from novasvc.registry.purge import PurgedRow, PurgeRequest
+from novasvc.cli.output import Output, output_options, printable
+from novasvc.listing import list_some
+from novasvc.registry.outages import VerdictRule
+from novasvc.registry.purge import PurgeBatch, PurgedRow, PurgeRequest
+from novasvc.registry.verdict import OutageKey
+from novasvc.telemetry.logs import pluralize
 
 COLUMNS = ("ID", "Binary", "Host", "Why", "Days")
+_SHOWN = 20
+"""Suspect services that are named."""
+
 _AGE = re.compile(r"(?P<number>\d{1,6})(?P<unit>s|min|h|d|w)")
 _UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
@@ -46,51 +54,69 @@ def purge(
     yes: bool,
     output: Output,
 ) -> None:
-    """Delete rows for good: those that were deleted, and those of services that have been silent, for longer than AGE.
+    """Delete rows for good: those that were deleted, and those of services that have been down, for longer than AGE.
 
-    A service that is up is never purged, nor one that sends no heartbeats, unless it has stopped or failed. The numbers
-    of incarnations are kept: a service of the same name goes on counting.
+    A service that is up is never purged, nor one that is suspect (see `novasvc service verdicts`), nor one that sends
+    no heartbeats, unless it has stopped or failed. The numbers of incarnations are kept: a service of the same name
+    goes on counting.
     """
-    down_time = context.configuration.settings.service_down_time
+    settings = context.configuration.settings
+    down_time = settings.service_down_time
     if seconds < down_time:
         message = f"--before must not be less than service_down_time ({down_time:g} s): a service may be up until then."
         raise click.UsageError(message, click.get_current_context())
-    request = PurgeRequest(seconds=seconds, include_nova=include_nova)
+    request = PurgeRequest(seconds=seconds, rule=VerdictRule.of(settings), include_nova=include_nova)
 
-    def ask(found: list[PurgedRow]) -> None:
-        _write(output, found)
-        _confirm(len(found))
+    def ask(found: PurgeBatch) -> None:
+        _write(output, found.rows)
+        _write_suspect(found)
+        if found.rows:
+            _confirm(len(found.rows))
 
-    rows = context.with_registry(lambda registry: _purge(registry, request, dry_run, None if yes else ask))
+    batch = context.with_registry(lambda registry: _purge(registry, request, dry_run, None if yes else ask))
     if yes or dry_run:
-        _write(output, rows)
+        _write(output, batch.rows)
+    _write_suspect(batch)
     if output.format == "table":
         done = "would be deleted" if dry_run else "deleted"
-        click.echo(f"{len(rows)} {'row' if len(rows) == 1 else 'rows'} {done}")
+        click.echo(f"{pluralize(len(batch.rows), 'row')} {done}")
 
 
 async def _purge(
     registry: Any,
     request: PurgeRequest,
     dry_run: bool,  # noqa: FBT001
-    ask: Callable[[list[PurgedRow]], None] | None,
-) -> list[PurgedRow]:
-    """Return the rows that were deleted, or would be.
+    ask: Callable[[PurgeBatch], None] | None,
+) -> PurgeBatch:
+    """Return what was deleted, or would be.
 
-    :param ask: shows the rows, and raises an exception if they are to stay.
+    :param ask: shows what would be deleted, and which services are suspect, and raises an exception if the rows are to
+        stay. Then only services that have become suspect since are in the result.
     """
-    found: list[PurgedRow] = []
-    if dry_run or ask is not None:
-        while batch := await registry.find_purgeable(request, found[-1].id if found else 0):
-            found += batch
-    if dry_run or (ask is not None and not found):
-        return found
-    if ask is not None:
-        ask(found)
-    purged: list[PurgedRow] = []
-    while batch := await registry.purge(request):
-        purged += batch
-    return purged
+    if dry_run:
+        return await _all(registry.find_purgeable, request)
+    if ask is None:
+        return await _all(registry.purge, request)
+    found = await _all(registry.find_purgeable, request)
+    ask(found)
+    purged = await _all(registry.purge, request) if found.rows else PurgeBatch()
+    shown = set(found.suspect)
+    return attrs.evolve(purged, suspect=[name for name in purged.suspect if name not in shown])
+
+
+async def _all(step: Callable[[PurgeRequest, int], Awaitable[PurgeBatch]], request: PurgeRequest) -> PurgeBatch:
+    """Take one batch after the other; return them as one."""
+    rows: list[PurgedRow] = []
+    suspect: list[str] = []
+    outages: dict[OutageKey, str] = {}
+    after: int | None = 0
+    while after is not None:
+        batch = await step(request, after)
+        rows += batch.rows
+        suspect += batch.suspect
+        outages.update(batch.outages)
+        after = batch.last
+    return PurgeBatch(rows=rows, suspect=suspect, outages=outages)
 
 
 def _write(output: Output, rows: list[PurgedRow]) -> None:
@@ -101,6 +127,15 @@ def _write(output: Output, rows: list[PurgedRow]) -> None:
             for row in rows
         ],
     )
+
+
+def _write_suspect(batch: PurgeBatch) -> None:
+    if not batch.suspect:
+        return
+    names = printable(list_some(batch.suspect, _SHOWN))
+    click.echo(f"novasvc: suspect, not down, so their rows stay: {names}; see `novasvc service verdicts`", err=True)
+    for problem in batch.outages.values():
+        click.echo(f"novasvc: {printable(problem)}", err=True)
 
 
 def _confirm(count: int) -> None:

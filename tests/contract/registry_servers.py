@@ -16,6 +16,7 @@ from twisted.trial.unittest import TestCase
 from novasvc.errors import DatabaseError, DatabaseLockedError, DatabaseServerReadOnlyError, ServiceTwinError
 from novasvc.registry.incarnation import ServiceStart
 from novasvc.registry.lease import LeaseRequest
+from novasvc.registry.outages import VerdictRule
 from novasvc.registry.purge import PurgeRequest
 from novasvc.registry.record import ServiceRecord
 from novasvc.registry.sql import leases, migrate
@@ -168,17 +169,34 @@ class ServerTests:
         moved = {"created_at": long_ago, "last_seen_up": long_ago}
 
         def change(connection: Connection) -> None:
-            connection.execute(update(incarnations).values(since=long_ago))
+            connection.execute(update(incarnations).values(since=long_ago, started_at=long_ago))
             connection.execute(update(services).where(services.c.host == "silent").values(**moved))
             connection.execute(update(services).where(services.c.deleted != 0).values(deleted_at=long_ago))
 
         await self.registry._engine.run(change)
-        request = PurgeRequest(seconds=3600)
-        found = await self.registry.find_purgeable(request, 0)
+        request = PurgeRequest(seconds=3600, rule=VerdictRule())
+        found = (await self.registry.find_purgeable(request, 0)).rows
         self.assertEqual([(row.host, row.why) for row in found], [("deleted", "deleted"), ("silent", "silent")])
         self.assertTrue(all(3990 < row.age < 4100 for row in found), found)
-        self.assertEqual(len(await self.registry.purge(request)), 2)
+        self.assertEqual(len((await self.registry.purge(request, 0)).rows), 2)
         self.assertEqual([row.host for row in await self.registry.list(None, None, None)], ["up"])
+
+    async def test_purge_of_suspect(self: Any) -> None:
+        """Rows of services that are all silent since an outage of the database began stay."""
+        start = ServiceStart(host="", binary="b", topic="t", version=0, owner="a", machine="m")
+        records = [await self.registry.begin(attrs.evolve(start, host=f"h{number}")) for number in range(6)]
+        for record in records:
+            await self.registry.beat(record.id)
+        long_ago = database_ago(literal(4000.0))
+
+        def change(connection: Connection) -> None:
+            connection.execute(update(incarnations).values(since=long_ago, started_at=long_ago))
+            connection.execute(update(services).values(created_at=long_ago, last_seen_up=long_ago))
+
+        await self.registry._engine.run(change)
+        purged = await self.registry.purge(PurgeRequest(seconds=3600, rule=VerdictRule()), 0)
+        self.assertEqual((purged.rows, len(purged.suspect), len(purged.outages)), ([], 6, 1))
+        self.assertEqual(len(await self.registry.list(None, None, None)), 6)
 
     async def test_lease_taken_meanwhile(self: Any) -> None:
         """Of two contenders that have seen that a lease is free the second does not take it from the first."""

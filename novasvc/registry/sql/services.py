@@ -24,7 +24,7 @@ from novasvc.registry.incarnation import ServiceStart, ServiceState
 from novasvc.registry.lease import LeaseRequest, Leases
 from novasvc.registry.observation import Observation, Observations
 from novasvc.registry.outages import Outages, VerdictRule
-from novasvc.registry.purge import MAX_BATCH, PurgedRows, PurgeRequest
+from novasvc.registry.purge import MAX_BATCH, PurgeBatch, PurgeRequest
 from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
 from novasvc.registry.record import Records, ServiceChanges, ServiceRecord
 from novasvc.registry.sql import leases, observations, purge, rows, silences, sqlite
@@ -201,16 +201,19 @@ class ServiceRegistry:
         """See IServiceRegistry."""
         return self._engine.run(lambda connection: rows.delete(connection, service_id))
 
-    def find_purgeable(self, request: PurgeRequest, after: int) -> Deferred[PurgedRows]:
-        """Read at most MAX_BATCH rows that :meth:`purge` would delete.
+    def find_purgeable(self, request: PurgeRequest, after: int) -> Deferred[PurgeBatch]:
+        """Read what :meth:`purge` would delete.
 
         :param after: only rows with a greater id.
         """
         return self._engine.run(lambda connection: purge.find(connection, request, after, MAX_BATCH))
 
-    def purge(self, request: PurgeRequest) -> Deferred[PurgedRows]:
-        """Delete at most MAX_BATCH rows for good; return them. Call it until there are none."""
-        return self._engine.run(lambda connection: purge.purge(connection, request, 0, MAX_BATCH))
+    def purge(self, request: PurgeRequest, after: int) -> Deferred[PurgeBatch]:
+        """Delete rows for good, at most MAX_BATCH. Call it until there are no more.
+
+        :param after: only rows with a greater id: those of suspect services stay, and must not be looked at again.
+        """
+        return self._engine.run(lambda connection: purge.purge(connection, request, after, MAX_BATCH))
 
     def outages(self, rule: VerdictRule) -> Deferred[Outages]:
         """See IServiceRegistry."""

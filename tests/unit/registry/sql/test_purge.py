@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import update
+from sqlalchemy import select, update
 from sqlalchemy.sql import literal
 from twisted.internet import reactor
 from twisted.trial.unittest import TestCase
@@ -11,10 +11,12 @@ from novasvc.registry import verdicts
 from novasvc.registry.errors import ServiceNotFoundError
 from novasvc.registry.incarnation import ServiceStart
 from novasvc.registry.outages import VerdictRule
-from novasvc.registry.purge import MAX_BATCH, PurgeRequest
+from novasvc.registry.purge import MAX_BATCH, PurgeBatch, PurgeRequest
 from novasvc.registry.query import ServicePage, ServiceQuery
-from novasvc.registry.sql import migrate
-from novasvc.registry.sql.schema import database_ago, incarnations, services
+from novasvc.registry.sql import migrate, purge
+from novasvc.registry.sql import services as services_module
+from novasvc.registry.sql.rows import BEAT
+from novasvc.registry.sql.schema import database_ago, database_now, incarnations, services
 from novasvc.registry.sql.services import connect_registry
 
 DAY = 86400.0
@@ -53,10 +55,12 @@ class PurgeTests(TestCase):
         await self.registry._engine.run(change)
 
     async def purge(self, days: float = 30, **given: Any) -> list[tuple[str, str]]:
-        request = PurgeRequest(seconds=days * DAY, **given)
-        found = [(row.host, row.why) for row in await self.registry.find_purgeable(request, 0)]
-        self.assertEqual([(row.host, row.why) for row in await self.registry.purge(request)], found)
-        self.assertEqual(await self.registry.purge(request), [])
+        request = PurgeRequest(seconds=days * DAY, rule=VerdictRule(), **given)
+        found: list[tuple[str, str]] = [
+            (row.host, row.why) for row in (await self.registry.find_purgeable(request, 0)).rows
+        ]
+        self.assertEqual([(row.host, row.why) for row in (await self.registry.purge(request, 0)).rows], found)
+        self.assertEqual((await self.registry.purge(request, 0)).rows, [])
         return found
 
     async def hosts(self) -> list[str]:
@@ -93,7 +97,61 @@ class PurgeTests(TestCase):
             await self.move(each, 40)
         await self.registry.enter(starting, 1, "starting", until=0.0)
         await self.registry.enter(lost, 1, "starting", until=-35 * DAY)
+        # One that was heard all the time: without it, no heartbeat would have arrived since the lost one was heard.
+        await self.move(await self.begin("up"), 50, "created_at")
         self.assertEqual(await self.purge(), [("h2", "silent")])
+
+    async def fall_silent(self, days: float) -> None:
+        """Have six services whose heartbeats have not arrived since some days ago, and one that stopped before."""
+        stopped = await self.begin("stopped")
+        await self.registry.enter(stopped, 1, "stopped")
+        for service_id in (stopped, *[await self.begin(f"h{number}") for number in range(6)]):
+            await self.move(service_id, days)
+
+    async def test_suspect(self) -> None:
+        """Services that are silent because no heartbeat arrives stay, however long it takes, and are told with why."""
+        await self.fall_silent(40)
+        request = PurgeRequest(seconds=30 * DAY, rule=VerdictRule())
+        found = await self.registry.find_purgeable(request, 0)
+        self.assertEqual(await self.purge(), [("stopped", "silent")])
+        self.assertEqual(await self.hosts(), [f"h{number}" for number in range(6)])
+        self.assertEqual(found.suspect, [f"novasvc-agent@h{number}" for number in range(6)])
+        (problem,) = found.outages.values()
+        self.assertIn("no heartbeat of novasvc-agent has arrived since", problem)
+
+    async def test_suspect_on_a_page(self) -> None:
+        """The next batch begins after the rows of suspect services that stayed."""
+        self.patch(services_module, "MAX_BATCH", 2)
+        await self.fall_silent(40)
+        deleted = await self.begin("deleted")
+        await self.registry.delete(deleted)
+        await self.move(deleted, 40, "deleted_at")
+        request = PurgeRequest(seconds=30 * DAY, rule=VerdictRule())
+        purged: list[str] = []
+        after: int | None = 0
+        while after is not None:
+            batch = await self.registry.purge(request, after)
+            purged += [row.host for row in batch.rows]
+            after = batch.last
+        self.assertEqual(purged, ["stopped", "deleted"])
+
+    async def test_heard_meanwhile(self) -> None:
+        """A service that was heard after it was judged stays, even if it is silent again for longer than the age."""
+        old = await self.begin("h1")
+        await self.move(old, 40)
+        request, judged = PurgeRequest(seconds=0.05, rule=VerdictRule(service_down_time=0.05)), purge._find
+
+        def beat_and_fall_silent(connection: Any, *given: Any) -> PurgeBatch:
+            found = judged(connection, *given)
+            connection.execute(BEAT.where(services.c.id == old))
+            began = connection.execute(select(database_ago(literal(-0.1)))).scalar_one()
+            while connection.execute(select(database_now())).scalar_one() < began:
+                pass
+            return found
+
+        self.patch(purge, "_find", beat_and_fall_silent)
+        self.assertEqual((await self.registry.purge(request, 0)).rows, [])
+        self.assertEqual(await self.hosts(), ["h1"])
 
     async def test_never_beat(self) -> None:
         """A service that never sent a heartbeat stays, unless its start has failed, or it has stopped, long ago."""
@@ -144,9 +202,13 @@ class PurgeTests(TestCase):
                 )  # fmt: skip
 
         await self.registry._engine.run(fill)
-        request = PurgeRequest(seconds=30 * DAY, include_nova=True)
-        self.assertEqual(len(await self.registry.find_purgeable(request, 0)), MAX_BATCH)
-        self.assertEqual([len(await self.registry.purge(request)) for _ in range(3)], [MAX_BATCH, 10, 0])
+        await self.begin("up")
+        request = PurgeRequest(seconds=30 * DAY, rule=VerdictRule(), include_nova=True)
+        found = await self.registry.find_purgeable(request, 0)
+        self.assertEqual((len(found.rows), found.last), (MAX_BATCH, found.rows[-1].id))
+        purged = [await self.registry.purge(request, 0) for _ in range(3)]
+        self.assertEqual([len(batch.rows) for batch in purged], [MAX_BATCH, 10, 0])
+        self.assertIsNone(purged[-1].last)
 
     async def test_between_two_pages(self) -> None:
         """A reader of all services goes on if the last row of its page is purged."""
@@ -157,7 +219,7 @@ class PurgeTests(TestCase):
 
         async def read(query: ServiceQuery) -> ServicePage:
             found: ServicePage = await page(query)
-            await self.registry.purge(PurgeRequest(seconds=30 * DAY))
+            await self.registry.purge(PurgeRequest(seconds=30 * DAY, rule=VerdictRule()), 0)
             return found
 
         self.patch(self.registry, "page", read)
@@ -166,4 +228,4 @@ class PurgeTests(TestCase):
 
     def test_age(self) -> None:
         """An age is above 0."""
-        self.assertRaises(ValueError, PurgeRequest, seconds=0)
+        self.assertRaises(ValueError, PurgeRequest, seconds=0, rule=VerdictRule())
