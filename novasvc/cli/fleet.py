@@ -17,8 +17,8 @@ from novasvc.cli.suggestion import SuggestingGroup
 
 @click.group(
     cls=SuggestingGroup,
-    epilog="Exit status: 0 all services succeeded; 1 some failed, or an error; 2 usage error; 3 halted, with services "
-    "left; 130 interrupted. A halted or interrupted operation can be resumed.",
+    epilog="Exit status: 0 all selected services succeeded; 1 some failed, or were skipped or left out, or an error; "
+    "2 usage error; 3 halted, with services left; 130 interrupted. A halted or interrupted operation can be resumed.",
 )
 def fleet() -> None:
     """Operate many services: a canary first, then wave after wave, within a failure budget.

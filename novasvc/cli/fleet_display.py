@@ -41,6 +41,7 @@ class FleetDisplay:
     _nodes: dict[int, OperationNode] = attrs.field(factory=dict, init=False)
     _waves: int = attrs.field(default=0, init=False)
     _wave: int = attrs.field(default=0, init=False)
+    _left_out: Sequence[LeftOut] = attrs.field(default=(), init=False)
 
     def plan(
         self,
@@ -51,7 +52,7 @@ class FleetDisplay:
         others: Sequence[ServiceRecord],
     ) -> None:
         """Show what is going to be done."""
-        waves = _by_wave(nodes)
+        waves, self._left_out = _by_wave(nodes), left_out
         if self.as_json:
             skipped = [{"service": each.record.name, "reason": each.reason} for each in left_out]
             names = [record.name for record in others]
@@ -106,6 +107,9 @@ class FleetDisplay:
             self._json("end", id=operation.id, state=operation.state, reason=operation.reason, counts=counted)
             return
         told = ", ".join(f"{counts[state]} {state}" for state in counts if counts[state]) or "no services"
+        if self._left_out:
+            names = [each.record.name for each in self._left_out]
+            told += f"; {len(names)} left out: {printable(list_some(names, _MOST_NAMES))}"
         if operation.state == "done":
             click.echo(f"operation {operation.id} is done: {told}")
             return

@@ -18,9 +18,10 @@ from novasvc.fleet.calls import NodeCalls
 from novasvc.fleet.plan import Limits, make_nodes
 from novasvc.fleet.run import OperationRun
 from novasvc.fleet.selection import Selection, others_in_process
-from novasvc.registry.liveness import is_up
 from novasvc.registry.operation import Operation, OperationRequest
+from novasvc.registry.outages import VerdictRule
 from novasvc.registry.record import ServiceRecord
+from novasvc.registry.verdicts import judge_some
 
 HALTED = 3
 """Exit status of an operation that was halted: services are left that it has not touched."""
@@ -64,7 +65,7 @@ async def operate(
         return none_selected(selection, records)
     left_out: list[LeftOut] = []
     if KINDS[kind].calls:
-        left_out = _left_out(chosen, connections.settings.service_down_time)
+        left_out = await _find_left_out(connections, chosen)
         out = {each.record.id for each in left_out}
         chosen = [record for record in chosen if record.id not in out]
     nodes = make_nodes(chosen, limits)
@@ -84,7 +85,8 @@ async def operate(
         request = OperationRequest(kind=kind, options=stored, owner=owner, operator=operator, nodes=nodes)
         # First, because an operation that has begun holds its nodes until its command ends it.
         calls = await _connect(connections, kind)
-        return await _run(connections, await connections.store.begin(request), calls, display)
+        status = await _run(connections, await connections.store.begin(request), calls, display)
+        return status or int(bool(left_out))
 
 
 async def resume(connections: FleetConnections, number: int, *, skip_failed: bool, as_json: bool) -> int:
@@ -135,12 +137,13 @@ async def _run(
     return 1 if ended.counts["failed"] or ended.counts["skipped"] else 0
 
 
-def _left_out(chosen: Sequence[ServiceRecord], service_down_time: float) -> list[LeftOut]:
-    """Return the services that cannot be called, with the reasons."""
+async def _find_left_out(connections: FleetConnections, chosen: Sequence[ServiceRecord]) -> list[LeftOut]:
+    """Return the services that cannot be called, or to which nothing should be done yet, with the reasons."""
+    verdicts = await judge_some(connections.registry, chosen, VerdictRule.of(connections.settings))
     found = []
-    for record in chosen:
+    for record, verdict in zip(chosen, verdicts, strict=True):
         if record.topic is None:
             found.append(LeftOut(record, "it serves no topic, so it cannot be called"))
-        elif not is_up(record, service_down_time):
-            found.append(LeftOut(record, "it is down" + (" (forced)" if record.forced_down else "")))
+        elif verdict.status != "alive":
+            found.append(LeftOut(record, f"it is {verdict.status}: {verdict.reason}"))
     return found

@@ -118,7 +118,10 @@ class OperateTests(FleetCase):
         self.assertEqual((self.result(self.store.list(9)), self.told()), ([], [[]] * 3))
 
     def test_left_out(self) -> None:
-        """Services that are down, or cannot be called, are left out of operations that call nodes, with the reason."""
+        """Services that are down, or cannot be called, are left out of operations that call nodes, with the reason.
+
+        Then not all that were selected have succeeded, which the last line and the exit status tell.
+        """
         self.add("h1")
         self.add("h2").stop()
         forced = self.add("h3")
@@ -128,8 +131,8 @@ class OperateTests(FleetCase):
         self.assertEqual(
             self.lines()[2:],
             [
-                "  left out: novasvc-agent@h2: it is down",
-                "  left out: novasvc-agent@h3: it is down (forced)",
+                "  left out: novasvc-agent@h2: it is down: stopped cleanly at 1970-01-01 00:00:00 UTC",
+                "  left out: novasvc-agent@h3: it is down: forced down by an operator",
                 "  left out: novasvc-web@h4: it serves no topic, so it cannot be called",
             ],
         )
@@ -137,6 +140,27 @@ class OperateTests(FleetCase):
         self.assertIn("4 services", self.lines()[0])
         self.assertEqual(self.operate(selection=Selection(host="h2")), 1)
         self.assertIn("no service is left", self.err.getvalue())
+        self.assertEqual(self.operate(), 1)
+        left_out = "3 left out: novasvc-agent@h2, novasvc-agent@h3, novasvc-web@h4"
+        self.assertEqual(self.lines()[-1], f"operation 1 is done: 1 done; {left_out}")
+
+    def test_suspect(self) -> None:
+        """Services that are suspect are left out as such, not as down: they run, as far as is known."""
+        for number in range(6):
+            self.add(f"h{number}")
+            self.processes[number]._beating.stop()
+        self.clock.pump([10.0] * 7)
+        self.assertEqual(self.operate(dry_run=True), 1)
+        told = "  left out: novasvc-agent@h0: it is suspect: no heartbeat since 1970-01-01 00:00:00 UTC, as from others"
+        self.assertIn(told, self.out.getvalue())
+
+    def test_starting(self) -> None:
+        """A service that starts for longer than service_down_time, and tells so, is not left out."""
+        self.add("h1")._beating.stop()
+        self.clock.pump([10.0] * 7)
+        self.processes[0]._enter("starting", until=0.0)
+        self.assertEqual(self.operate(dry_run=True), 0)
+        self.assertNotIn("left out", self.out.getvalue())
 
     def test_same_process(self) -> None:
         """Services of the same process that were not selected are named: it happens to them, too."""
