@@ -28,6 +28,7 @@ class Attempt:
     :param service_down_time: seconds without a heartbeat after which a service is down.
     :param patience: the time that it has.
     :param shared: the command, which it shares with the attempts at other services of the same process.
+    :ivar unanswered: the node did not answer the command, and nothing shows that it has taken it.
     """
 
     node: OperationNode
@@ -37,6 +38,7 @@ class Attempt:
     service_down_time: float
     patience: Patience
     shared: SharedCommand
+    unanswered: bool = attrs.field(default=False, init=False)
 
     async def record(self) -> ServiceRecord:
         """Read the row of the service.
@@ -71,7 +73,7 @@ class Attempt:
 
         :raises NodeFailedError: see :meth:`NodeCalls.command`.
         """
-        await self.shared.send(lambda: self._calls.command(record, method, version, **args))
+        self.unanswered = await self.shared.send(lambda: self._command(record, method, version, **args))
 
     async def reload(self, record: ServiceRecord) -> Mapping[str, Any]:
         """Send the node's process the command to reload, unless this operation has sent it, or it still reloads for it.
@@ -86,17 +88,35 @@ class Attempt:
                 raise NodeFailedError("it does not answer")
             return status
 
-        async def send() -> Mapping[str, Any]:
+        async def send() -> tuple[Mapping[str, Any], bool]:
             status = await self.patience.until(ask, lambda: "it does not answer")
             reports: Mapping[str, Any] = status.get("reloads") or {}
             # A reload that another command began may have read an older configuration, so only one of this operation
             # will do.
-            if not (self.shared.resumed and reports.get("under_way")):
-                await self._calls.command(record, "reload", "1.2")
-            return reports
+            if self.shared.resumed and reports.get("under_way"):
+                return reports, False
+            return reports, await self._command(record, "reload", "1.2")
 
-        before: Mapping[str, Any] = await self.shared.send(send)
+        before: Mapping[str, Any]
+        before, self.unanswered = await self.shared.send(send)
         return before
+
+    async def until(self, ask: Callable[[], Awaitable[str | None]], late: Callable[[], str]) -> str:
+        """Wait for what the command does; see :meth:`Patience.until`.
+
+        :raises NodeFailedError: it has failed, or the time is over. It says if the node may still obey.
+        """
+        try:
+            return await self.patience.until(ask, late)
+        except NodeFailedError as error:
+            if not self.unanswered:
+                raise
+            problem = f"{error.problem}; it did not answer the command, and may still obey it when it can"
+            raise NodeFailedError(problem) from error
+
+    def _command(self, record: ServiceRecord, method: str, version: str, **args: Any) -> Awaitable[bool]:
+        # A node that takes it later than that does so when its operation waits for it no more, or was even halted.
+        return self._calls.command(record, method, version, max(1.0, self.patience.left), args)
 
     async def status(self, record: ServiceRecord) -> Mapping[str, Any] | None:
         """Ask the node for its status; see :meth:`NodeCalls.status`."""
@@ -152,6 +172,8 @@ async def _drain(attempt: Attempt) -> str:
     async def stopped() -> str | None:
         nonlocal gone
         now = await attempt.record()
+        if now.state == "draining":
+            attempt.unanswered = False
         if _is_stopped(now, before):
             again = before is not None and now.incarnation_number != before and now.state != "stopped"
             return "drained; it was started again since" if again else "drained"
@@ -161,7 +183,7 @@ async def _drain(attempt: Attempt) -> str:
         gone = 0 if await attempt.status(now) is not None else gone + 1
         return "drained" if gone > 1 or not is_up(now, attempt.service_down_time) else None
 
-    return await attempt.patience.until(stopped, lambda: "it has not stopped")
+    return await attempt.until(stopped, lambda: "it has not stopped")
 
 
 def _is_stopped(record: ServiceRecord, before: int | None) -> bool:
@@ -182,6 +204,8 @@ async def _restart(attempt: Attempt) -> str:
         now = await attempt.record()
         if before is not None:
             number, state = now.incarnation_number, now.state
+            if state == "draining" or (number or 0) > before:
+                attempt.unanswered = False
             if number is None or number <= before:
                 seen = f"it is still incarnation {number}, {state}"
                 return None
@@ -195,12 +219,13 @@ async def _restart(attempt: Attempt) -> str:
         elif before is None and not _began_after(status, attempt.clock.seconds() - sent):
             seen = "it has not restarted"
         else:
+            attempt.unanswered = False
             healthy, seen = _judge(status)
             number = now.incarnation_number
             return None if not healthy else "restarted" if number is None else f"incarnation {number}"
         return None
 
-    return await attempt.patience.until(restarted, lambda: seen)
+    return await attempt.until(restarted, lambda: seen)
 
 
 async def _reload(attempt: Attempt) -> str:
@@ -214,16 +239,18 @@ async def _reload(attempt: Attempt) -> str:
         report = {} if status is None else status.get("reloads") or {}
         if status is None:
             seen = "it does not answer"
-        elif report.get("under_way") or report.get("ended") == before.get("ended"):
+            return None
+        if report.get("under_way") or report.get("ended") != before.get("ended"):
+            attempt.unanswered = False
+        if report.get("under_way") or report.get("ended") == before.get("ended"):
             seen = "its reload has not ended"
-        elif report.get("problem"):
+            return None
+        if report.get("problem"):
             raise NodeFailedError(f"reload failed: {report['problem']}")
-        else:
-            healthy, seen = _judge(status)
-            return "reloaded" if healthy else None
-        return None
+        healthy, seen = _judge(status)
+        return "reloaded" if healthy else None
 
-    return await attempt.patience.until(reloaded, lambda: seen)
+    return await attempt.until(reloaded, lambda: seen)
 
 
 def _judge(status: Mapping[str, Any]) -> tuple[bool, str]:

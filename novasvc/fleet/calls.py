@@ -53,19 +53,26 @@ class NodeCalls:
             raise NodeFailedError(describe_failure(error)) from error
         return self.clock.seconds() - began
 
-    async def command(self, record: ServiceRecord, method: str, version: str, **args: Any) -> None:
+    async def command(
+        self, record: ServiceRecord, method: str, version: str, seconds: float, args: Mapping[str, Any]
+    ) -> bool:
         """Send a command. If its answer does not come, the node may have taken it: what the node does then shows that.
 
         :param method: of the namespace "node".
         :param version: the first version with this method.
+        :param seconds: that it has to answer, at most COMMAND_TIMEOUT; in a queue, the command expires then.
+        :return: whether the node may have taken it, or may still take it, without an answer.
         :raises NodeFailedError: it cannot be called, or refuses.
         """
         try:
-            await self.call(record, "node", version, method, COMMAND_TIMEOUT, args)
-        except (RPCTimeoutError, UnconfirmedError):
-            return
+            await self.call(record, "node", version, method, min(seconds, COMMAND_TIMEOUT), args)
+        except RPCTimeoutError as error:
+            return not error.unsent
+        except UnconfirmedError:
+            return True
         except NovasvcError as error:
             raise NodeFailedError(describe_failure(error)) from error
+        return False
 
     async def status(self, record: ServiceRecord) -> Mapping[str, Any] | None:
         """Ask a node for its status; return None if it does not answer, or has no such method.

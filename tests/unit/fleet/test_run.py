@@ -93,6 +93,24 @@ class RestartTests(FleetRig):
             ended = self.successResultOf(running)
             self.assertEqual((ended.state, self.details(ended)), ("done", [why]), trouble)
 
+    def test_unanswered(self) -> None:
+        """If the node did not answer the command, the failure says that it may still obey: then it does it alone."""
+
+        async def hang(invocation: Invocation, proceed: Proceed) -> Any:
+            await deferLater(self.clock, 20)
+            return await proceed(invocation)
+
+        for kind, why in (
+            ("restart", "it is still incarnation 1, ready after 8 s"),
+            ("drain", "it has not stopped after 8 s"),
+        ):
+            self.setUp()
+            self.add("h0", middleware=[Around(hang)])
+            running = Deferred.fromCoroutine(self.begin(kind, timeout=8.0).run())
+            self.assertLess(self.run_on(running), 15)
+            may = "; it did not answer the command, and may still obey it when it can"
+            self.assertEqual(self.details(self.successResultOf(running)), [why + may], kind)
+
     def test_down(self) -> None:
         """A node that nobody serves fails at once."""
         self.start(1)
