@@ -355,6 +355,20 @@ class RefusalTests(MigrationCase):
             await self.migrate("classic")
             self.assert_replaced("classic")
 
+    async def test_turned_back_with_others(self) -> None:
+        """Until then queues of other topics are not replaced, either."""
+        await self.serve(topic="another")
+        await self.migrate(hosts={"another": ["h1"]})
+        await self.serve()
+        self.end_at = "emptying the old queues"
+        with self.assertRaises(EndedError):
+            await self.migrate()
+        self.end_at, self.steps = "", []
+        migrating = self.migrate("classic", hosts={"another": ["h1"], TOPIC: ["h1"]})
+        error = await self.assertFailure(migrating, NothingToMigrateError)
+        self.assertIn("--to quorum", str(error))
+        self.assertEqual(self.steps, [])
+
     @pytest.mark.long
     async def test_connection_lost(self) -> None:
         """A command that loses its connection ends; run again, it goes on."""

@@ -58,8 +58,15 @@ class Migration:
                 remedy = "start a service first, or set control_exchange and the virtual host of transport_url"
                 raise NothingToMigrateError(f"exchange {request.exchange}", "it does not exist", remedy)
             await session.lock(request.exchange)
-            for topic in request.hosts:
-                await TopicMigration(session, request, topic, self._report, self._mark, self.replaced).replace()
+            topics = [
+                TopicMigration(session, request, topic, self._report, self._mark, self.replaced)
+                for topic in request.hosts
+            ]
+            # All before the first change: what was begun in one direction must not be refused in the other half-way.
+            for topic in topics:
+                await topic.check()
+            for topic in topics:
+                await topic.replace()
                 self.in_progress = False
 
     async def _mark(self) -> None:

@@ -47,21 +47,34 @@ class TopicMigration:
     _orders: Orders = attrs.field(init=False)
     _routes: dict[str, Route] = attrs.field(factory=dict, init=False)
 
-    async def replace(self) -> None:
-        """Replace them, at most BATCH at a time."""
+    async def check(self) -> None:
+        """Check that no interrupted command was replacing one of the queues by one of another type. Called first.
+
+        :raises NothingToMigrateError: one was.
+        """
         self._orders = Orders(self._session, self._request.exchange, self._topic)
         try:
             await self._orders.open()
         except AMQPClosedError as reason:
             raise self._session.error(reason) from reason
+        for queue in await self._find():
+            await self._is_in_progress(queue)
+
+    async def replace(self) -> None:
+        """Replace them, at most BATCH at a time."""
+        self._orders.processes.clear()  # those that answered to the check may have ended while others were replaced
+        names = await self._find()
+        for start in range(0, len(names), BATCH):
+            await self._replace_some(names[start : start + BATCH])
+
+    async def _find(self) -> list[str]:
+        """Ask the processes of the topic, and return its queues."""
         for _ in range(_CENSUSES):
             await self._orders.ask(self._request.census)
             # Ask again if a process was slow: hosts that are not in the registry are known by their answers only.
             if await self._others(self._topic) <= 0:
                 break
-        names = self._names()
-        for start in range(0, len(names), BATCH):
-            await self._replace_some(names[start : start + BATCH])
+        return self._names()
 
     def _names(self) -> list[str]:
         """Return the topic's own queues, the one of its events, and those of its hosts."""
