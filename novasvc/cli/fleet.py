@@ -23,8 +23,8 @@ from novasvc.cli.suggestion import SuggestingGroup
 def fleet() -> None:
     """Operate many services: a canary first, then wave after wave, within a failure budget.
 
-    Each operation is stored in the database: another terminal, on any host, can show, resume or abort it, and no two
-    operations have the same service at the same time.
+    Each operation is stored in the database: another terminal, on any host, can show, resume or abort it. No two
+    operations that run have the same service at the same time; one that is halted holds none.
     """
 
 

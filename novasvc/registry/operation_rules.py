@@ -57,7 +57,10 @@ def conflict(operation: Operation, names: Sequence[str]) -> OperationConflictErr
     :param names: of the nodes.
     """
     problem = f"it has {list_some(names, _MOST_NAMES)}"
-    remedy = f"wait for its end, or look at it: `novasvc fleet show {operation.id}`"
+    remedy = (
+        f"wait for its end, or look at it: `novasvc fleet show {operation.id}`; if its command has died, run "
+        f"`novasvc fleet resume {operation.id}` after {RUNNER_TIMEOUT:.0f} s"
+    )
     if operation.is_unattended:
         problem += f", and nothing was heard of its command for {operation.silent:.0f} s"
         remedy = f"run `novasvc fleet resume {operation.id}` or `novasvc fleet abort {operation.id}`"

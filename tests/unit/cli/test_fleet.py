@@ -215,6 +215,7 @@ class OperateTests(FleetCase):
             self.run_on(running, limit=5)
         error = self.failureResultOf(running, OperationConflictError).value
         self.assertIn("operation 1 (restart, by alice@box): it has novasvc-agent@h0, novasvc-agent@h1", str(error))
+        self.assertIn("if its command has died, run `novasvc fleet resume 1` after 30 s", str(error))
         self.result(self.store.abort(1, "bob@box"))
         self.assertEqual(self.operate("drain"), 0)
 
