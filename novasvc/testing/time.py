@@ -85,7 +85,7 @@ class FleetTime:
         while not done():
             if not self.clock.step(end):
                 if self.clock.next_call() is not None:
-                    self.clock.advance(end - self.seconds())
+                    self.clock.advance(max(0.0, end - self.seconds()))  # a blocking wait may have gone past it
                 raise self._not_settled(what, limit)
 
     def _not_settled(self, what: str, limit: float) -> NotSettledError:

@@ -16,27 +16,10 @@ from novasvc.rpc.target import Target
 from novasvc.testing.clock import SteppedClock
 from novasvc.testing.faults import BROKER, Faults
 from novasvc.testing.traffic import SentMessage, Traffic
+from novasvc.transport.buffering import REPLY, longest_wait
 from novasvc.transport.errors import BrokerUnavailableError
 from novasvc.transport.memory import QUEUE_BOUND, MemoryBroker, MemoryTransport
 from novasvc.transport.memory.broker import Message
-
-_BUFFERED = 15.0
-"""Seconds for which a message without a TTL is buffered, as the AMQP transport does it."""
-_REPLY_BUFFERED = 60.0
-"""Seconds for which a reply is buffered if nobody knows how long its caller waits."""
-_TTL_FRACTION = 0.95
-"""Fraction of a message's TTL for which it is buffered: its sender gets the reason before its own timeout."""
-
-
-def longest_wait(ttl: float | None, patience: float | None = None) -> float:
-    """Return the seconds for which a message is buffered, as the AMQP transport does it.
-
-    :param ttl: the seconds after which it is void; None is never.
-    :param patience: seconds for a message without a TTL; by default 15.
-    """
-    if ttl is not None:
-        return max(0.0, ttl) * _TTL_FRACTION
-    return _BUFFERED if patience is None else max(0.0, patience)
 
 
 @attrs.define(eq=False)
@@ -195,7 +178,7 @@ class FleetTransport(MemoryTransport):
         send = partial(super().reply, address, body, timeout)
         if message is not None:
             send = partial(self._send, message, send, reply=True)
-        return self._when_connected(address, send, longest_wait(None, _REPLY_BUFFERED if timeout is None else timeout))
+        return self._when_connected(address, send, longest_wait(None, REPLY if timeout is None else timeout))
 
     def _send(self, message: SentMessage, send: Callable[[], Deferred[None]], *, reply: bool = False) -> Deferred[None]:
         """Send a message, or do to it what a fault says."""

@@ -23,7 +23,7 @@ from novasvc.rpc.events.notification import Notification
 from novasvc.rpc.events.run import InvalidPayloadError
 from novasvc.testing.clock import describe_call
 from novasvc.testing.simulation.ledger import Request, Run
-from novasvc.testing.transport import longest_wait
+from novasvc.transport.buffering import longest_wait
 
 if TYPE_CHECKING:
     from novasvc.testing.simulation.simulation import Simulation

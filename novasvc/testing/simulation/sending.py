@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 from novasvc.rpc.errors import TransportClosedError, TransportFullError, UnconfirmedError
 from novasvc.testing.simulation.clock import ProcessClock
 from novasvc.testing.simulation.link import Link
-from novasvc.testing.transport import longest_wait
+from novasvc.transport.buffering import WITHOUT_TTL, longest_wait
 from novasvc.transport.errors import BrokerError, BrokerUnavailableError
 from novasvc.transport.memory import QUEUE_BOUND
 
@@ -71,7 +71,9 @@ class Sender:
         if self._link.connected and not self._buffer:
             self._transmit(message)
         else:
-            message.timer = self._clock.callLater(longest_wait(ttl, wait), self._expire, message)
+            message.timer = self._clock.callLater(
+                longest_wait(ttl, WITHOUT_TTL if wait is None else wait), self._expire, message
+            )
             self._buffer.append(message)
         return message.done
 

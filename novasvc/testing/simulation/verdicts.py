@@ -26,7 +26,9 @@ _MEMORY = 90.0
 _MISSED = 20.0
 """Seconds from a last heartbeat to a fault, and from its end to the next heartbeat, together."""
 
-_OF_SERVERS = {"broker stall", "database stall", "database refusal"}
+_OF_DATABASE = {"database stall", "database refusal"}
+"""Faults of the database."""
+_OF_SERVERS = {"broker stall", *_OF_DATABASE}
 """Faults that keep the heartbeats of all services away."""
 _OF_CONNECTIONS = {"cut", "broker partition", "broker refusal"}
 """Faults between hosts and the broker."""
@@ -69,7 +71,8 @@ class VerdictWitness:
         enough = VerdictRule().suspect_group_size
         # See "The verdict" and "What cannot be known" in the guide Liveness.
         spans = self._spans(conductors)
-        small_groups_may_be = longest_silence(spans, self._simulation.clock.seconds(), of_broker) > down_time
+        of_others = [span for span in spans if span.kind not in _OF_DATABASE]  # from its stalls all are protected
+        small_groups_may_be = longest_silence(of_others, self._simulation.clock.seconds(), of_broker) > down_time
         small_fleets_may_be = longest_silence(spans, self._simulation.clock.seconds()) > 1.5 * down_time
         # Between two faults some heartbeats may have arrived and others not: no silence is then one of the whole fleet.
         any_may_be = longest_silence(spans, self._simulation.clock.seconds(), is_interrupted) > down_time

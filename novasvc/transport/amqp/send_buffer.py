@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import attrs
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
+from novasvc.transport.buffering import longest_wait
+
 if TYPE_CHECKING:
     from novasvc.transport.amqp.publisher import Message
 
 MAX_MESSAGES = 10_000
 MAX_BYTES = 64 * 2**20
 """Bounds on the messages buffered while the broker is unreachable or applies back-pressure."""
-_TTL_FRACTION = 0.95
-"""Fraction of a message's TTL for which it is buffered, so that the sender gets the reason before its own timeout."""
 
 
 @attrs.define(eq=False)
@@ -65,9 +65,9 @@ class SendBuffer:
         self._bytes += len(message.body)
 
     def _longest_wait(self, message: "Message") -> float:
-        if message.expires_at is not None and message.expires_at < inf:
-            return max(0.0, message.expires_at - self._clock.seconds()) * _TTL_FRACTION
-        return self._max_wait if message.max_wait is None else message.max_wait
+        expires_at = message.expires_at
+        ttl = None if expires_at is None or expires_at == inf else expires_at - self._clock.seconds()
+        return longest_wait(ttl, self._max_wait if message.max_wait is None else message.max_wait)
 
     def _expire(self, buffered: BufferedMessage) -> None:
         self.remove(buffered)

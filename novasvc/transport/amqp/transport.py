@@ -32,14 +32,12 @@ from novasvc.transport.amqp.reconnect import quick_backoff
 from novasvc.transport.amqp.reply_codes import NOT_FOUND
 from novasvc.transport.amqp.retries import ReplyRetries
 from novasvc.transport.amqp.subscriptions import Subscriptions
+from novasvc.transport.buffering import REPLY
 
 _log = Logger()
 
 _PREFIX = "reply_"
 """What the names of reply queues begin with."""
-
-REPLY_MAX_WAIT = 60.0
-"""Seconds for which a reply is buffered while the broker is unreachable: a finished method must not be run again."""
 
 
 @attrs.define(eq=False)
@@ -383,7 +381,7 @@ class AMQPTransport:
         """
         if self._closed:
             return fail(TransportClosedError("replying"))
-        max_wait = REPLY_MAX_WAIT if timeout is None else max(0.0, timeout)
+        max_wait = REPLY if timeout is None else max(0.0, timeout)
         message = Message("", address, body, None, mandatory=True, target=address, max_wait=max_wait)
         done, until = self._publisher.publish(message), self._reactor.seconds() + max_wait
         if address in self._retries.gone:

@@ -12,6 +12,7 @@ from zope.interface import implementer
 from novasvc.interfaces import IDelivery, IListener, ITransport
 from novasvc.rpc.errors import TransportClosedError, TransportFullError, UndeliverableError
 from novasvc.rpc.target import Target
+from novasvc.transport.buffering import longest_wait
 from novasvc.transport.errors import ServiceRestartingError
 from novasvc.transport.local.restarts import restarting
 from novasvc.transport.local.sockets import HostSockets
@@ -33,9 +34,6 @@ from novasvc.transport.memory import MemoryTransport
 
 RESTART = 10.0
 """Seconds that a request waits for a server whose node restarts because its code has changed."""
-
-_TTL_FRACTION = 0.95
-"""Fraction of a request's TTL for which it waits, so that the caller gets the reason before its own timeout."""
 
 _INTERVAL = 0.1
 """Seconds between two looks for the server."""
@@ -129,7 +127,7 @@ class LocalTransport:
     async def _send_to_one(self, target: Target, body: bytes, ttl: float | None, *, mandatory: bool) -> None:
         clock: Any = self._sockets.reactor
         began = clock.seconds()
-        longest = RESTART if ttl is None else min(RESTART, ttl * _TTL_FRACTION)
+        longest = min(RESTART, longest_wait(ttl, RESTART))
         expires_at = None if ttl is None else began + ttl
         while not await self._sent_to_other(target, body, expires_at):
             node = restarting(self._sockets.directory, target)

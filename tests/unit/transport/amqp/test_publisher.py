@@ -17,6 +17,7 @@ from novasvc.errors import (
     UnconfirmedError,
     UndeliverableError,
 )
+from novasvc.transport import buffering
 from novasvc.transport.amqp import BrokerAddress, BrokerOptions, send_buffer
 from novasvc.transport.amqp.codec import decode_properties
 from novasvc.transport.amqp.connection import Connection
@@ -450,7 +451,7 @@ class ProofTests(PublisherCase):
 
     def test_too_late(self) -> None:
         """A message that has expired when it could be written is not written."""
-        self.patch(send_buffer, "_TTL_FRACTION", 2.0)
+        self.patch(buffering, "TTL_FRACTION", 2.0)
         sent = self.request(ttl=1.0)
         self.wait(1.5)
         self.confirm(1)
