@@ -14,6 +14,9 @@ MAX_PROBLEMS = 20
 MAX_NAMED = 30
 """Services that are named in all, if they are not more; otherwise MOST_OF_FIRST of the first problem, MOST_OF_EACH."""
 MOST_OF_FIRST, MOST_OF_EACH = 12, 6
+OWN_LINE = 3
+"""A reason that nodes tell has a line of its own if at least one in this many reports of the same problem has it.
+Others share a line: reasons name workers and count restarts, so in a large fleet many of them coincide by chance."""
 
 _LEASE, _NODE = SEVERITY[SUSPECT], SEVERITY[FORCED]
 _KNOWN = SEVERITY[STOPPED]
@@ -105,6 +108,7 @@ def find_problems(
     groups: dict[tuple[int, str, str, str], list[Affected]] = {}
     reports = reports or {}
     alike = Counter((report.title, report.why) for told in reports.values() for report in told)
+    titles = Counter(report.title for told in reports.values() for report in told)
     for service in services:
         look, record = service.look, service.record
         address = f"/s/{record.id}"
@@ -120,8 +124,9 @@ def find_problems(
                 why, detail = "", why
             groups.setdefault((severity, look, look, why), []).append(Affected(service.name, address, since, detail))
         for report in reports.get(record.id, ()):
-            # Reasons that only one service has, such as the number of a worker, share a line.
-            why, detail = (report.why, "") if alike[report.title, report.why] > 1 else ("", report.why)
+            same = alike[report.title, report.why]
+            is_common = same > 1 and same * OWN_LINE >= titles[report.title]
+            why, detail = (report.why, "") if is_common else ("", report.why)
             affected = Affected(service.name, address, report.since, detail)
             groups.setdefault((_NODE, "warn", report.title, why), []).append(affected)
     for lease, since in leases:

@@ -114,6 +114,22 @@ class ReportsTests(SynchronousTestCase):
         )
         self.assertEqual(headline(services, problems), "worker crashes")
 
+    def test_chance_reasons(self) -> None:
+        """Reasons with numbers that coincide by chance share a line, and do not hide other problems."""
+        for number in range(60):
+            self.add(f"h{number}")
+            why = f"worker {number % 4 + 1} is waiting, {number % 5 + 3} restarts: killed by SIGSEGV"
+            self.told[f"h{number}"] = [{**TROUBLE, "why": why}]
+        self.told["h7"] = [{"title": "not ready", "why": "database: read-only", "since": None}]
+        self.look(60)
+        services = self.watch.services.values()
+        problems = find_problems(services, (), self.reports.nodes)
+        self.assertEqual(
+            [(each.title, each.why, each.count) for each in problems.shown],
+            [("worker crashes", "", 59), ("not ready", "", 1)],
+        )
+        self.assertEqual(headline(services, problems), "worker crashes, not ready")
+
     def test_silent(self) -> None:
         """A node that does not answer, or does not know the question, has no report; others are asked on."""
         self.add("h1")
