@@ -36,12 +36,14 @@ class Affected:
     :param url: of its page.
     :param since: since when, in seconds since 1970; None if that is not known.
     :param detail: what is particular about it, or "".
+    :param as_of: when this was known, in seconds since 1970; None for now.
     """
 
     name: str
     url: str
     since: float | None = None
     detail: str = ""
+    as_of: float | None = None
 
 
 @attrs.frozen
@@ -85,23 +87,38 @@ class NodeReport:
     :param title: what is wrong: "worker crashes".
     :param why: details, or "".
     :param since: in seconds since 1970; None if unknown.
+    :param as_of: when the node told it, in seconds since 1970, if that is long ago; None if it is current.
     """
 
     title: str
     why: str
     since: float | None = None
+    as_of: float | None = None
+
+
+@attrs.frozen
+class FreeLease:
+    """A lease that no node holds although one should.
+
+    :param since: since when it is free, in seconds since 1970.
+    :param as_of: when the leases were read, in seconds since 1970, if that is long ago; None if it is current.
+    """
+
+    lease: Lease
+    since: float
+    as_of: float | None = None
 
 
 def find_problems(
     services: Iterable[ServiceStatus],
-    leases: Iterable[tuple[Lease, float | None]] = (),
+    leases: Iterable[FreeLease] = (),
     reports: Mapping[int, Sequence[NodeReport]] | None = None,
     outages: Sequence[str] = (),
 ) -> Problems:
     """Find the problems of a fleet.
 
     :param services: in the order in which they are named.
-    :param leases: all leases, and since when each is free.
+    :param leases: those that no node holds.
     :param reports: by id of the service.
     :param outages: sentences about what concerns many services at once.
     """
@@ -127,14 +144,11 @@ def find_problems(
             same = alike[report.title, report.why]
             is_common = same > 1 and same * OWN_LINE >= titles[report.title]
             why, detail = (report.why, "") if is_common else ("", report.why)
-            affected = Affected(service.name, address, report.since, detail)
+            affected = Affected(service.name, address, report.since, detail, report.as_of)
             groups.setdefault((_NODE, "warn", report.title, why), []).append(affected)
-    for lease, since in leases:
-        if since is not None:
-            affected = Affected(f"{lease.topic} {lease.task}", "/leases", since)
-            groups.setdefault((_LEASE, "warn", "lease without holder", "no node runs this task now"), []).append(
-                affected
-            )
+    for free in leases:
+        affected = Affected(f"{free.lease.topic} {free.lease.task}", "/leases", free.since, as_of=free.as_of)
+        groups.setdefault((_LEASE, "warn", "lease without holder", "no node runs this task now"), []).append(affected)
     ordered = sorted(groups.items(), key=lambda item: (item[0][0], -len(item[1]), item[0]))
     few = sum(len(having) for _, having in ordered) <= MAX_NAMED
     shown: list[Problem] = []

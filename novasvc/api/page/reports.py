@@ -4,13 +4,14 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+import attrs
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from novasvc.api.page.problems import NodeReport
+from novasvc.api.page.problems import FreeLease, NodeReport
 from novasvc.api.watch import Watch
 from novasvc.errors import NovasvcError
 from novasvc.node.troubles import LONGEST
@@ -25,6 +26,11 @@ BATCH = 20
 """Nodes that are asked in a round: 10,000 nodes are asked within 17 minutes, and 100 within 10 seconds."""
 AGAIN = 10.0
 """Seconds after which a node, or the leases, are asked again at the earliest."""
+CURRENT = 30.0
+"""Seconds for which a report is shown without its age."""
+KEPT = 300.0
+"""Seconds for which a report is kept while nobody looks. A page without JavaScript needs it when it is loaded again,
+because nodes are asked only after that."""
 PATIENCE = 30.0
 """Seconds for which a lease is free before that is a problem: while a node restarts, its lease is free for a moment."""
 _MAX_REPORTS = 20
@@ -54,6 +60,7 @@ class Reports(Service):
         self._clock = clock
         self._reports: dict[int, Sequence[NodeReport]] = {}
         self._asked: dict[int, float] = {}
+        """When each node was asked last: when it answered, or when the question failed."""
         self._leases: list[tuple[Lease, float]] = []
         self._leases_read = float("-inf")
         self._next: IDelayedCall | None = None
@@ -62,13 +69,24 @@ class Reports(Service):
     @property
     def nodes(self) -> Mapping[int, Sequence[NodeReport]]:
         """The troubles of nodes, by the ids of their services."""
-        return self._reports
+        return {
+            number: [attrs.evolve(report, as_of=self._as_of(self._asked[number])) for report in reports]
+            for number, reports in self._reports.items()
+        }
 
-    def leases(self) -> list[tuple[Lease, float | None]]:
-        """Return the leases that nobody holds although a service of their topic is up, and since when."""
+    def _as_of(self, time: float) -> float | None:
+        return time if self._clock.seconds() - time > CURRENT else None
+
+    def leases(self) -> list[FreeLease]:
+        """Return the leases that nobody holds although a service of their topic is up."""
         now = self._clock.seconds()
         topics = {service.record.topic for service in self._watch.services.values() if not service.is_trouble}
-        return [(lease, since) for lease, since in self._leases if lease.topic in topics and now - since >= PATIENCE]
+        as_of = self._as_of(self._leases_read)
+        return [
+            FreeLease(lease, since, as_of)
+            for lease, since in self._leases
+            if lease.topic in topics and now - since >= PATIENCE
+        ]
 
     def startService(self) -> None:
         """Begin to ask."""
@@ -110,7 +128,6 @@ class Reports(Service):
         asking = [Deferred.fromCoroutine(self._ask_one(record)) for record in chosen]
         try:
             if now - self._leases_read >= AGAIN:
-                self._leases_read = now
                 await self._look_at_leases()
             for each in asking:
                 await each
@@ -137,22 +154,21 @@ class Reports(Service):
                 self._reports.pop(number, None)
 
     def _expire(self, now: float) -> None:
-        """Forget what would be asked again by now, if somebody looked: it may have ended."""
+        """Forget what was told long ago."""
         for number in [*self._reports]:
-            if now - self._asked[number] >= AGAIN:
+            if now - self._asked[number] >= KEPT:
                 del self._reports[number]
-        if now - self._leases_read >= AGAIN:
+        if now - self._leases_read >= KEPT:
             self._leases = []
 
     async def _ask_one(self, record: ServiceRecord) -> None:
-        self._asked[record.id] = self._clock.seconds()
         try:
-            told = await self._ask(record)
+            reports = read_reports(await self._ask(record))
         except NovasvcError:
             # Whether a node can be reached is for its heartbeats to say; an older one does not know the question.
-            self._reports.pop(record.id, None)
-            return
-        reports = read_reports(told)
+            reports = []
+        finally:
+            self._asked[record.id] = self._clock.seconds()
         if reports:
             self._reports[record.id] = reports
         else:
@@ -163,7 +179,7 @@ class Reports(Service):
             leases = await self._read_leases()
         except NovasvcError:
             return  # the watch reports that the registry cannot be read
-        now = self._clock.seconds()
+        now = self._leases_read = self._clock.seconds()
         self._leases = [(lease, now + min(0.0, lease.expires_in)) for lease in leases if lease.is_free]
 
 

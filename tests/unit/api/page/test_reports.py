@@ -1,3 +1,4 @@
+import re
 from collections import Counter
 from typing import Any
 
@@ -6,8 +7,10 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from novasvc.api.page.assets import Assets
 from novasvc.api.page.problems import NodeReport, find_problems, headline
-from novasvc.api.page.reports import BATCH, PATIENCE, TICK, Reports, read_reports
+from novasvc.api.page.rendering import Renderer
+from novasvc.api.page.reports import BATCH, CURRENT, KEPT, TICK, Reports, read_reports
 from novasvc.api.watch import Watch
 from novasvc.errors import DatabaseUnavailableError
 from novasvc.registry.incarnation import ServiceStart
@@ -84,17 +87,44 @@ class ReportsTests(SynchronousTestCase):
         self.look(20)
         self.assertEqual(self.reports.nodes, {})
 
+    def as_of(self) -> list[float | None]:
+        return [report.as_of for told in self.reports.nodes.values() for report in told]
+
     def test_ended_meanwhile(self) -> None:
-        """Who looks again later does not see what the nodes told then: it may have ended."""
+        """Reports of nodes that are not current have their age, and end after a while: troubles may have ended."""
         self.add("h1")
         self.told["h1"] = [TROUBLE]
-        self.look()
-        self.clock.pump([TICK] * 3)
-        self.assertEqual([*self.reports.nodes], [1])
-        self.clock.pump([TICK] * 3)
+        self.look(TICK)
+        told_at = self.clock.seconds()
+        self.clock.advance(CURRENT)
+        self.assertEqual(self.as_of(), [None])
+        self.clock.advance(TICK)
+        self.assertEqual(self.as_of(), [told_at])
+        problems = find_problems(self.watch.services.values(), (), self.reports.nodes)
+        html = Renderer(Assets()).text("problems.html", problems=problems, now=told_at + 120.0, began=0.0)
+        self.assertIn("as of 2 min ago", re.sub("<[^>]*>", "", html))
+        answer = self.told["h1"] = Deferred[Any]()
+        self.look(TICK)
+        self.assertEqual(self.as_of(), [told_at])
+        answer.callback([TROUBLE])
+        self.assertEqual(self.as_of(), [None])
+        self.clock.pump([TICK] * int(KEPT / TICK + 1))
         self.assertEqual(self.reports.nodes, {})
-        self.look()
-        self.assertEqual([*self.reports.nodes], [1])
+
+    def test_page_loaded_again(self) -> None:
+        """A page that is loaded again every minute, without JavaScript, shows what nodes told after the last time."""
+        for host in ("h1", "h2"):
+            self.add(host)
+        self.told["h1"] = [TROUBLE]
+        headlines = []
+        for _ in range(4):
+            loading = Deferred.fromCoroutine(self.watch.wait_fresh())
+            self.clock.advance(0)
+            self.successResultOf(loading)
+            services = self.watch.services.values()
+            headlines.append(headline(services, find_problems(services, (), self.reports.nodes)))
+            self.clock.pump([TICK] * 30)
+        self.assertEqual(headlines[1:], ["worker crashes"] * 3)
 
     def test_same_reason(self) -> None:
         """Services whose nodes tell the same problem and reason share a line; reasons of one service share another."""
@@ -170,15 +200,20 @@ class ReportsTests(SynchronousTestCase):
             attrs.evolve(usual, task="new", expires_in=0.0),
             attrs.evolve(usual, topic="other"),
         ]
-        self.look()
-        self.assertEqual([lease.task for lease, _ in self.reports.leases()], ["nightly"])
+        self.look(TICK)
+        self.assertEqual([free.lease.task for free in self.reports.leases()], ["nightly"])
         problems = find_problems(self.watch.services.values(), self.reports.leases())
         self.assertEqual([problem.title for problem in problems.shown], ["lease without holder"])
         self.assertEqual(problems.shown[0].affected[0].name, "agent nightly")
+        self.assertEqual([free.as_of for free in self.reports.leases()], [None])
+        read_at = self.clock.seconds()
         self.outage = DatabaseUnavailableError("mysql://db", "it is gone")
         self.look(20)
-        self.assertEqual([lease.task for lease, _ in self.reports.leases()], ["nightly"])
-        self.clock.advance(PATIENCE)
+        self.assertEqual([free.lease.task for free in self.reports.leases()], ["nightly"])
+        self.look(CURRENT)
+        self.assertEqual({free.as_of for free in self.reports.leases()}, {read_at})
+        self.clock.pump([TICK] * int(KEPT / TICK))
+        self.assertEqual(self.reports.leases(), [])
 
     def registry_time(self) -> Any:
         return self.add("clock").created_at
