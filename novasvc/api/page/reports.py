@@ -21,9 +21,10 @@ from novasvc.registry.record import ServiceRecord
 _log = Logger()
 
 TICK = 2.0
-"""Seconds between two rounds, while somebody looks at the page."""
+"""Seconds from the end of a round to the next one, while somebody looks at the page."""
 BATCH = 20
-"""Nodes that are asked in a round: 10,000 nodes are asked within 17 minutes, and 100 within 10 seconds."""
+"""Nodes that are asked in a round: of 1,000 nodes each is asked every 100 seconds if all answer at once, and every 200
+seconds if one in each round does not answer."""
 AGAIN = 10.0
 """Seconds after which a node, or the leases, are asked again at the earliest."""
 CURRENT = 30.0
