@@ -33,7 +33,8 @@ _POLLING_VIEWER = 15.0
 class Watch(Service):
     """Reads the registry periodically, and notifies its subscribers.
 
-    :param source: coroutine function that returns all rows, or raises a NovasvcError; it has its own deadline.
+    :param source: coroutine function that returns all rows, or raises a NovasvcError. Each of its queries has a
+        deadline; all of them together have none.
     :param clock: a clock whose seconds are since 1970.
     :param assess: returns what a row of the latest read says about its service.
     :param unwatched: seconds between reads while there are no viewers; 0 reads only while there are some.
@@ -88,7 +89,7 @@ class Watch(Service):
 
     @property
     def read_at(self) -> float:
-        """When the last successful read ended, in seconds since 1970."""
+        """When the rows of the last successful read had all arrived, in seconds since 1970."""
         return self._read_at
 
     @property
