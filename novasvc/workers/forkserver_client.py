@@ -101,10 +101,13 @@ class ForkserverClient:
         return pid in self._exit_callbacks
 
     def start(self) -> None:
-        """Start the forkserver, and send it the modules to import.
+        """Start the forkserver, and send it the modules to import and the pending requests.
 
-        :raises OSError: no process can be started.
+        :raises OSError: no process can be started; the pending requests wait for the next forkserver.
         """
+        for key, request in list(self._pending_forks.items()):
+            if request.answer.called:  # cancelled
+                self._pending_forks.pop(key).close()
         code = f"import sys; sys.path[:] = {sys.path!r}; from novasvc.workers.forkserver import main; main()"
         out, err = (1, 2) if self._log_file is None else (self._log_file.fileno(),) * 2
         pipe = Pipe(self._receive, lambda: self._pipe_lost(pipe))
@@ -127,11 +130,8 @@ class ForkserverClient:
         self._pipe, self._protocol, self._process, self._last_pid = pipe, protocol, process, process.pid
         self._importing, self._has_answered = None, False
         pipe.send({"preload": [*self._preload], "path": sys.path, "argv": sys.argv, "main": self._main})
-        for key, request in list(self._pending_forks.items()):
-            if request.answer.called:  # cancelled
-                self._pending_forks.pop(key).close()
-            else:
-                self._send_request(key)
+        for key in self._pending_forks:
+            self._send_request(key)
 
     def send_log_file(self) -> None:
         """Send the forkserver the reopened log file, for its standard output and standard error."""
@@ -258,7 +258,10 @@ class ForkserverClient:
             self._timer.cancel()
             self._timer = None
         # A worker may have been forked all the same; it exits when it finds its pipe closed.
-        self._fail_pending_forks(f"the forkserver (pid {pid}) died{self._import_note}")
+        requests, self._pending_forks = self._pending_forks, {}
+        for request in requests.values():
+            request.close()
+            request.answer.errback(ForkError(f"the forkserver (pid {pid}) died{self._import_note}"))
         if self._closed:
             return
         self._early_exits += 1
@@ -281,13 +284,6 @@ class ForkserverClient:
             pause = self._retry(self._early_exits)
             _log.error("cannot start a forkserver: {error}; retrying in {s:.1f} s", error=error, s=pause)
             self._timer = self._reactor.callLater(pause, self._start_again)
-            self._fail_pending_forks(f"cannot start a forkserver: {error}")
-
-    def _fail_pending_forks(self, problem: str) -> None:
-        requests, self._pending_forks = self._pending_forks, {}
-        for request in requests.values():
-            request.close()
-            request.answer.errback(ForkError(problem))
 
 
 class _Reaper(ProcessProtocol):

@@ -276,8 +276,12 @@ class Slot:
         self.enter()
 
     def abort_late_start(self) -> None:
-        """Abort a process that did not become ready in time."""
+        """Abort a process that did not become ready in time, or cancel its fork if that is still pending."""
         self.enter()
+        if self.process is not None and self.process.pid is None:  # no forkserver: no process hangs
+            self.trouble = f"not forked within worker_start_timeout ({self.timeouts.start:g} s)"
+            self.signal(SIGKILL)
+            return
         self._abort(f"not ready within worker_start_timeout ({self.timeouts.start:g} s)")
 
     def abort_blocked(self, seconds: float) -> None:

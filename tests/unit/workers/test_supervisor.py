@@ -103,6 +103,34 @@ class StartTests(SupervisorCase):
             self.host.pass_time(10)
         self.assertEqual(len(self.owner.errors), 1)
 
+    def test_no_forkserver_for_a_while(self) -> None:
+        """Workers wait while the system starts no forkserver, and their restart budget is not used up."""
+        self.start((Server("api"), 1))
+        self.host.spawning = OSError(11, "Resource temporarily unavailable")
+        self.host.forkservers[0].end()
+        (worker,) = self.host.workers
+        worker.let_go()
+        self.host.pass_time(50)
+        self.assertEqual((self.rows("state", "restarts"), self.owner.errors), ([("starting", 1)], []))
+        self.host.spawning = None
+        self.host.pass_time(30)
+        self.host.workers[-1].be_ready()
+        self.host.settle()
+        self.assertEqual(self.rows("state"), [("ready",)])
+
+    def test_no_forkserver_for_long(self) -> None:
+        """A worker that is not forked within its start timeout is tried again, and is not logged as hanging."""
+        self.run_all((Server("api"), 1))
+        self.host.spawning = OSError(11, "Resource temporarily unavailable")
+        self.host.forkservers[0].end()
+        (worker,) = self.host.workers
+        worker.let_go()
+        with logged() as log:
+            self.host.pass_time(70)
+        self.assertNotIn("hangs", log.text)
+        self.assertIn("not forked within worker_start_timeout (60 s); restarting it", log.text)
+        self.assertEqual(self.rows("state", "pid"), [("starting", None)])
+
     def test_no_forkserver(self) -> None:
         """That the system starts no process is told to who starts."""
         self.host.spawning = OSError(11, "Resource temporarily unavailable")
