@@ -137,7 +137,8 @@ class SuccessorTests(OrphanCase):
         second = self.fleet(NOVASVC_GRACEFUL_SHUTDOWN_TIMEOUT="0.1")
         self.assertEqual(second.wait(), 1)
         second.says(
-            r"did not start: control socket .*workers of the killed .*wait for them; `fuser .*control.lock` lists"
+            r"did not start: control socket .*workers of the previous .*wait until they exit, .*"
+            r"`fuser .*control.lock` lists"
         )
         self.end(first)
 

@@ -122,7 +122,7 @@ def _lock(path: Path) -> int:
             previous = f"the previous supervisor{f' (pid {holder})' if holder.isdecimal() else ''}"
             problem = f"the workers of {previous} still drain, or its socket file was deleted"
             # Do not suggest fuser -k: a supervisor that waits for the lock has the file open, too.
-            remedy = f"wait for them, or stop it; `fuser {file}` lists them"
+            remedy = f"wait until they exit, or stop that supervisor; `fuser {file}` lists them"
             raise OrphansError(str(path), problem, remedy, previous, file) from None
         problem = f"another supervisor{f', pid {holder},' if holder.isdecimal() else ''} already uses it"
         raise ControlError(str(path), problem, f"stop it, or {_ELSEWHERE}") from None

@@ -281,7 +281,8 @@ class ProcessTests(PathLockCase):
         self.assertEqual(
             str(error),
             f"control socket '{self.path}': the workers of the previous supervisor (pid {supervisor.pid}) still drain, "
-            f"or its socket file was deleted; wait for them, or stop it; `fuser {self.path}.lock` lists them",
+            "or its socket file was deleted; wait until they exit, or stop that supervisor; "
+            f"`fuser {self.path}.lock` lists them",
         )
         os.kill(worker, signal.SIGKILL)
         deadline = time.monotonic() + 20
