@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 import attrs
 from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults, succeed
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from novasvc.rpc.server.admission import NOBODY, READY, UNDER_WAY
@@ -264,7 +265,9 @@ class WorkerGroup:
         try:
             state = await reached
         except DeferredTimeoutError:
-            state, problem = "late", f" within worker_start_timeout ({slot.timeouts.start:g} s)"
+            # If this process was suspended, a message may be here: the reactor calls what is due before it reads.
+            await deferLater(self._reactor, 0)
+            state, problem = slot.state, f" within worker_start_timeout ({slot.timeouts.start:g} s)"
         if state != "ready":
             raise ReloadError(
                 f"the new worker {slot.number} of {slot.name} did not become ready{problem}: {slot.trouble}"

@@ -260,7 +260,11 @@ class WorkerProcess:
 
     def _arm_timer_once(self, then: Callable[[], None], seconds: float) -> None:
         if self._timer is None:
-            self._timer = self._reactor.callLater(seconds, then)
+            self._timer = self._reactor.callLater(seconds, self._due, then)
+
+    def _due(self, then: Callable[[], None]) -> None:
+        # If this process was suspended, the other sign may be here: the reactor calls what is due before it reads.
+        self._timer = self._reactor.callLater(0, then)
 
     def _report_timed_out(self) -> None:
         status = None

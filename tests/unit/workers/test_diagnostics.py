@@ -437,6 +437,21 @@ class EndTests(ProcessCase):
         self.assertEqual(self.listener.told, ["exited with an unknown status"])
         self.assertEqual(self.worker.signals, [signal.SIGKILL])
 
+    def test_reported_while_suspended(self) -> None:
+        """If this process is suspended before it reads the status, it reads it first, and kills nobody."""
+        self.lose_channel()
+        self.forkserver.say({"ended": self.worker.pid, "status": exited(3)})
+        self.host.be_suspended(1000)
+        self.assertEqual((self.listener.told, self.worker.signals), (["exited with status 3"], []))
+
+    def test_last_words_while_suspended(self) -> None:
+        """If this process is suspended after it has read the status, it reads the last message before the end."""
+        self.forkserver.say({"ended": self.worker.pid, "status": exited(1)})
+        self.host.settle()
+        self.worker.pipe.send(b'{"is": "failed"}\n')
+        self.host.be_suspended(1000)
+        self.assertEqual(self.listener.told, [{"is": "failed"}, "exited with status 1"])
+
     def test_farewell(self) -> None:
         """One that has said that it is done has a minute for its threads and exit handlers, and is killed then."""
         self.worker.say("done")

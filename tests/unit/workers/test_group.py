@@ -358,6 +358,14 @@ class ReplaceTests(GroupCase):
         self.assertIn("did not become ready: not ready within worker_start_timeout (60 s)", str(error))
         self.assertEqual(self.states(), [(1, "ready"), (2, "ready"), (3, "ready")])
 
+    def test_ready_while_suspended(self) -> None:
+        """A replacement that became ready while the supervisor was suspended takes its place."""
+        done = self.run_reload(self.group.replace(self.group.slots[1]))
+        self.newest().pipe.send(b'{"is": "ready"}\n')
+        self.host.be_suspended(1000)
+        self.successResultOf(done)
+        self.assertEqual((len(self.host.workers), self.newest().signals), (4, []))
+
     def test_all(self) -> None:
         """All are replaced, in order, each when the one before it has been."""
         done = self.run_reload(self.group.replace_all(self.template("new")))
