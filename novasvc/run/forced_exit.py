@@ -20,6 +20,8 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from tempfile import TemporaryFile
+from typing import IO
 
 import attrs
 
@@ -60,7 +62,7 @@ class _ForcedExit:
     def _write_stacks(self, reason: str, *, restarts: bool) -> None:
         action = "running the program again" if restarts else "killing this process"
         text = f"novasvc: {reason}: did not exit in time; {action}. Stacks:\n"
-        with suppress(OSError, RuntimeError):  # no descriptor is left
+        with suppress(Exception):  # no descriptor is left, for example: the exit must not fail
             text += read_stacks()
         signal.signal(signal.SIGALRM, attrs.evolve(self, silent=True))
         signal.setitimer(signal.ITIMER_REAL, _WRITE_TIMEOUT)
@@ -76,10 +78,17 @@ def read_stacks() -> str:
 
     :raises OSError: no descriptor, or no memory, is left.
     """
-    with open(os.memfd_create("novasvc-stacks"), "w+", encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - a descriptor
+    with _memory_file() as file:
         faulthandler.dump_traceback(file)
         file.seek(0)
         return file.read()
+
+
+def _memory_file() -> IO[str]:
+    """Open a file in memory; on disk if this Python was built with a glibc older than 2.27, without memfd_create."""
+    if not hasattr(os, "memfd_create"):
+        return TemporaryFile("w+", encoding="utf-8", errors="replace")
+    return open(os.memfd_create("novasvc-stacks"), "w+", encoding="utf-8", errors="replace")  # noqa: PTH123 - a descriptor
 
 
 def _seconds_to_forced_exit() -> float:

@@ -42,6 +42,20 @@ class ForcedExitTests(TestCase):
             text, r"(?s)^novasvc: SIGTERM: did not exit in time; killing this process\. Stacks:\n.*in <mod"
         )
 
+    def test_no_memory_file(self) -> None:
+        """The process is killed, and its stacks are written, on a Python that cannot make files in memory."""
+        program = "del os.memfd_create; schedule_forced_exit(signal.SIGTERM, 0.1); time.sleep(2)"
+        status, text = self.end(program)
+        self.assertEqual(status, -signal.SIGTERM)
+        self.assertIn("in <module>", text)
+
+    def test_unknown_stacks(self) -> None:
+        """The process is killed whatever keeps it from collecting its stacks."""
+        program = "import faulthandler; del faulthandler.dump_traceback; schedule_forced_exit(signal.SIGTERM, 0.1); "
+        status, text = self.end(f"{program}time.sleep(2)")
+        self.assertEqual(status, -signal.SIGTERM)
+        self.assertEqual(text, "novasvc: SIGTERM: did not exit in time; killing this process. Stacks:\n")
+
     def test_status(self) -> None:
         """The process exits with the status that it was given."""
         self.assertEqual(self.end("schedule_forced_exit(signal.SIGTERM, 0.1, 3); time.sleep(60)")[0], 3)
