@@ -78,7 +78,7 @@ class Process(MultiService):
         self._reloads_ended = 0
         self._reload_problem: str | None = None
         self._executes_again = False
-        self._sigterm_count = 0
+        self._exit_signals = 0
         self.stopping_now = False
         self._shutdown_trigger: Any = None
         self._drain_timer: IDelayedCall | None = None
@@ -127,13 +127,15 @@ class Process(MultiService):
 
         See Note [Forced exit] in :mod:`novasvc.run.forced_exit`.
         """
-        self._sigterm_count += number == signal.SIGTERM
-        if number == signal.SIGINT or (number == signal.SIGTERM and self._sigterm_count > 1):
+        if number not in {signal.SIGTERM, signal.SIGINT}:
+            return
+        self._exit_signals += 1
+        if number == signal.SIGINT or self._exit_signals > 1:
             for each in (signal.SIGTERM, signal.SIGINT):
                 if signal.getsignal(each) != signal.SIG_IGN:  # a background job ignores SIGINT
                     signal.signal(each, signal.SIG_DFL)
             self._schedule_exit(number, IMMEDIATE_STOP_TIMEOUT)
-        elif number == signal.SIGTERM and (grace := self._grace()):
+        elif grace := self._grace():
             self._schedule_exit(number, grace + KILL_DELAY)
 
     def _handle_sigterm(self) -> None:
@@ -191,7 +193,7 @@ class Process(MultiService):
 
     def drain(self) -> None:
         """See :class:`~novasvc.interfaces.IProcessControl`."""
-        if self.signo is not None or self._sigterm_count:
+        if self.signo is not None or self._exit_signals:
             _log.warn("not draining: this process is stopping")
             return
         os.kill(os.getpid(), signal.SIGTERM)
@@ -213,7 +215,8 @@ class Process(MultiService):
         self._run_again(self._reactor, self._is_restarting)
 
     def _is_restarting(self) -> bool:
-        return self._executes_again and self.signo is None
+        # The reactor may be blocked: then only the counter shows that a signal asks for an exit.
+        return self._executes_again and self.signo is None and not self._exit_signals
 
     # -- restarts of the services ---------------------------------------------------------------
 

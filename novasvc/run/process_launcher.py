@@ -95,7 +95,7 @@ class ProcessLauncher(LifecycleService):
         self._checked_at = 0.0
         self._reload_pending = self._interrupted_work = self._executes_again = False
         self._signo: int | None = None
-        self._sigterm_count = 0
+        self._exit_signals = 0
         self._ran_reactor = False
         self._lifecycle = Lifecycle("the supervisor", self._begin, self._end, self._entered)
         self.configuration = configuration or load_from_environment()
@@ -251,7 +251,7 @@ class ProcessLauncher(LifecycleService):
         if not self._wrappers:
             raise StateError("the launcher", "without a server", "start: give it one by launch_server")
         self._error = self._signo = None
-        self._sigterm_count = 0
+        self._exit_signals = 0
         self._interrupted_work = False
         log_settings(self.configuration)
         self.privilegedStartService()
@@ -400,10 +400,12 @@ class ProcessLauncher(LifecycleService):
 
         See Note [Forced exit] in :mod:`novasvc.run.forced_exit`.
         """
-        self._sigterm_count += number == signal.SIGTERM
-        if number == signal.SIGINT or (number == signal.SIGTERM and self._sigterm_count > 1):
+        if number not in {signal.SIGTERM, signal.SIGINT}:
+            return
+        self._exit_signals += 1
+        if number == signal.SIGINT or self._exit_signals > 1:
             self._force_exit(number, 0)
-        elif number == signal.SIGTERM and (grace := self._grace):
+        elif grace := self._grace:
             self._force_exit(number, grace)
 
     def _force_exit(self, number: int, seconds: float, restarts: Callable[[], bool] = lambda: False) -> None:
@@ -422,7 +424,7 @@ class ProcessLauncher(LifecycleService):
             self._signo = signal.SIGTERM
             if not self._signals.resume(signal.SIGTERM):
                 stop_reactor(self._reactor)
-        elif self._is_restarting():
+        elif self._executes_again and self._signo is None:
             _log.info("exiting when all workers are drained, instead of restarting")
             self._signo = signal.SIGTERM
         else:
@@ -432,7 +434,7 @@ class ProcessLauncher(LifecycleService):
 
     def drain(self) -> None:
         """Drain all workers and exit; the second time, go on: a second SIGTERM would stop them now."""
-        if self._signo is None and not self._sigterm_count:
+        if self._signo is None and not self._exit_signals:
             self._handle_signal(signal.SIGTERM)
             self.terminate()
         else:
@@ -450,7 +452,8 @@ class ProcessLauncher(LifecycleService):
         restart_process(self._reactor, self._is_restarting)
 
     def _is_restarting(self) -> bool:
-        return self._executes_again and self._signo is None
+        # The reactor may be blocked: then only the counter shows that a signal asks for an exit.
+        return self._executes_again and self._signo is None and not self._exit_signals
 
     def _handle_sigint(self) -> None:
         _log.warn("SIGINT: stopping all workers now")

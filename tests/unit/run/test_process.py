@@ -350,6 +350,13 @@ class ProcessRestartTests(ProcessTestCase):
         self.second.stopped.callback(None)
         self.assertFalse(self.wanted())
 
+    def test_terminated_while_blocked(self) -> None:
+        """It does so even before the reactor, which may be blocked, handles the signal."""
+        self.run_it()
+        self.ask()
+        signal.raise_signal(signal.SIGTERM)
+        self.assertFalse(self.wanted())
+
     def test_twice(self) -> None:
         """A second one, and one while the process stops, are ignored with a warning."""
         self.run_it()

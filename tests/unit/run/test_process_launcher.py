@@ -43,6 +43,19 @@ class EndTests(SynchronousTestCase):
         self.assertFalse(self.launcher._is_restarting())
         self.assertEqual(self.ask("terminate"), 1)
 
+    def test_terminated_while_restarting(self) -> None:
+        """A signal to end during a restart counts even before the reactor handles it; the first SIGTERM drains on."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            launcher = ProcessLauncher(configuration(), self.clock)
+            self.patch(launcher, "hurry", self.hurry)
+            self.patch(launcher, "_executes_again", True)
+            launcher._handle_signal(number)
+            self.assertFalse(launcher._is_restarting())
+            if number == signal.SIGTERM:
+                launcher.terminate()
+            self.clock.advance(0)
+        self.assertEqual(self.hurried, 0)
+
     def seconds_left(self) -> float:
         """Return the seconds until this process would be ended by force, and cancel that."""
         seconds, _ = signal.getitimer(signal.ITIMER_REAL)
