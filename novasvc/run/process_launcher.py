@@ -30,7 +30,15 @@ from novasvc.telemetry.stalls import StallWatch
 from novasvc.workers.control.listener import ControlSocket
 from novasvc.workers.errors import OrphansError, WorkerFailedError
 from novasvc.workers.exit_status import UNSUPERVISED_GRACE
-from novasvc.workers.servers import Reread, ServerWrapper, Sockets, check_names, check_workers, open_sockets
+from novasvc.workers.servers import (
+    Reread,
+    ServerWrapper,
+    Sockets,
+    check_names,
+    check_workers,
+    close_sockets,
+    open_sockets,
+)
 from novasvc.workers.signals import Signals
 from novasvc.workers.slot import INTERRUPT_TIMEOUT
 from novasvc.workers.specification import pickle_server
@@ -369,6 +377,8 @@ class ProcessLauncher(LifecycleService):
         drained = self._supervisor.drain_all()
         self._progress.start(_PROGRESS_INTERVAL)
         await drained
+        # The supervisor closes the sockets that it was given; a start that failed earlier has left them to us.
+        close_sockets(self._sockets or {}, keep={})
         self._interrupted_work = self._interrupted_work or self._supervisor.interrupted
         for loop in (self._progress, self._checks):
             if loop.running:

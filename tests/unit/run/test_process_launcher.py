@@ -10,7 +10,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from novasvc.errors import ProblemError, StateError
 from novasvc.run.forced_exit import cancel_forced_exit
 from novasvc.run.process_launcher import ProcessLauncher
-from tests.support.supervisor_rig import configuration
+from novasvc.workers.errors import ControlError
+from tests.support.launcher_rig import HandReactor
+from tests.support.supervisor_rig import Listening, configuration
 
 
 class EndTests(SynchronousTestCase):
@@ -81,6 +83,23 @@ class EndTests(SynchronousTestCase):
         self.launcher._handle_signal(signal.SIGTERM)
         cancel_forced_exit()
         self.assertEqual((self.ask("drain"), self.seconds_left()), (0, 0))
+
+
+class FailedStartTests(SynchronousTestCase):
+    """A start that fails before there are workers."""
+
+    def test_sockets_closed(self) -> None:
+        """A launcher that cannot use its control socket closes its listening sockets, so that clients are refused."""
+        launcher = ProcessLauncher(configuration(control_socket=Path("long" * 50)), HandReactor())
+        launcher.launch_server(Listening("web"))
+        launcher.privilegedStartService()
+        assert launcher._sockets is not None
+        [shared] = launcher._sockets["web"]
+        self.addCleanup(shared.close)
+        launcher.startService()
+        self.assertEqual(launcher.state, "failed")
+        self.assertEqual([failure.type for failure in self.flushLoggedErrors()], [ControlError])
+        self.assertEqual(shared.fileno(), -1)
 
 
 class LogFileTests(SynchronousTestCase):
