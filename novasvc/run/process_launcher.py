@@ -424,8 +424,11 @@ class ProcessLauncher(LifecycleService):
 
     @property
     def _grace(self) -> float:
-        """The drain timeout in seconds, 0 for no limit."""
-        return self._supervisor.configuration.settings.graceful_shutdown_timeout
+        """The longest drain timeout of the workers in seconds, 0 for no limit."""
+        # Workers from before a reload keep the timeout that they were started with.
+        timeouts = [slot.timeouts.drain for slot in self._supervisor.slots]
+        timeouts.append(self._supervisor.configuration.settings.graceful_shutdown_timeout)
+        return max(timeouts) if all(timeouts) else 0.0
 
     def terminate(self) -> None:
         """Drain and exit; the second time, stop now."""

@@ -1,5 +1,6 @@
 """Tests for what the launcher of workers makes of requests to end; tests/e2e/test_workers.py has real workers."""
 
+import math
 import shutil
 import signal
 from pathlib import Path
@@ -8,11 +9,11 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.errors import ProblemError, StateError
-from novasvc.run.forced_exit import cancel_forced_exit
+from novasvc.run.forced_exit import _seconds_to_forced_exit, cancel_forced_exit
 from novasvc.run.process_launcher import ProcessLauncher
 from novasvc.workers.errors import ControlError
 from tests.support.launcher_rig import HandReactor
-from tests.support.supervisor_rig import Listening, configuration
+from tests.support.supervisor_rig import Listening, Server, SupervisorCase, configuration
 
 
 class EndTests(SynchronousTestCase):
@@ -100,6 +101,29 @@ class FailedStartTests(SynchronousTestCase):
         self.assertEqual(launcher.state, "failed")
         self.assertEqual([failure.type for failure in self.flushLoggedErrors()], [ControlError])
         self.assertEqual(shared.fileno(), -1)
+
+
+class ReloadTests(SupervisorCase):
+    """A reload that changes graceful_shutdown_timeout."""
+
+    def limit(self, before: float) -> float:
+        """Return the seconds to the forced exit at SIGTERM, while workers with another timeout run yet."""
+        launcher = ProcessLauncher(configuration(graceful_shutdown_timeout=before), self.host, reread=self.reread)
+        self.addCleanup(cancel_forced_exit)
+        self.supervisor = launcher._supervisor
+        self.run_all((Server("api"), 1))
+        reload = self.reload((configuration(graceful_shutdown_timeout=10.0), None))
+        reload.addErrback(lambda _: None)  # the end of the test ends it
+        launcher._handle_signal(signal.SIGTERM)
+        return _seconds_to_forced_exit()
+
+    def test_lowered(self) -> None:
+        """The supervisor is given the time of the workers from before the reload, which keep their timeout."""
+        self.assertGreater(self.limit(600.0), 500)
+
+    def test_unlimited(self) -> None:
+        """It has no limit while a worker has none."""
+        self.assertEqual(self.limit(0.0), math.inf)
 
 
 class LogFileTests(SynchronousTestCase):
