@@ -25,9 +25,14 @@ def end_process(reactor: Any, status: int) -> None:
 
 
 def is_only_service(service: Any) -> bool:
-    """Return whether a service is the only one of its application, as in a .tac file of its own."""
+    """Return whether a service is the only one of its application, as in a .tac file of its own.
+
+    The collections that contain it, such as the service tree of ``twistd novasvc``, do not count.
+    """
     parent = service.parent
-    return parent is not None and getattr(parent, "parent", None) is None and list(parent) == [service]
+    if parent is None or list(parent) != [service]:
+        return False
+    return getattr(parent, "parent", None) is None or is_only_service(parent)
 
 
 def stop_reactor(reactor: Any) -> None:

@@ -5,12 +5,14 @@ import shutil
 import signal
 from pathlib import Path
 
+from twisted.application.service import Application, Service
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.errors import ProblemError, StateError
 from novasvc.run.forced_exit import _seconds_to_forced_exit, cancel_forced_exit
 from novasvc.run.process_launcher import ProcessLauncher
+from novasvc.run.process_tree import ProcessTree
 from novasvc.workers.errors import ControlError
 from tests.support.launcher_rig import HandReactor
 from tests.support.supervisor_rig import Listening, Server, SupervisorCase, configuration
@@ -79,6 +81,21 @@ class EndTests(SynchronousTestCase):
         """An order to drain does so, too."""
         self.launcher.drain()
         self.assertGreater(self.seconds_left(), 7)
+
+    def test_limited_after_the_end(self) -> None:
+        """The limit outlasts the services of ``twistd novasvc``, but not if other services of the process may go on."""
+        for others, limited in ((0, True), (1, False)):
+            application = Application("novasvc")
+            tree = ProcessTree(configuration(), self.clock)
+            tree.setServiceParent(application)
+            for _ in range(others):
+                Service().setServiceParent(application)
+            launcher = ProcessLauncher(configuration(), self.clock)
+            launcher.setServiceParent(tree)
+            launcher._handle_signal(signal.SIGTERM)
+            launcher.stopService()
+            self.assertEqual(launcher.state, "stopped")
+            self.assertEqual(self.seconds_left() < math.inf, limited)
 
     def test_drained_after_a_signal(self) -> None:
         """An order to drain is no second SIGTERM, even if the reactor has not handled the first one yet."""
