@@ -508,6 +508,12 @@ class Node:
         if self.heartbeat is None or not self.heartbeat.is_running:
             self.fence.stop()  # Nothing would tell it that heartbeats arrive.
         self._tasks_ended = self.tasks.stop()
+        if self.fence.is_fenced:
+            # It was about to enter service. A drain would begin requests of operations under way, without a heartbeat.
+            events, server = self.events, self.server
+            self.events = self.server = None
+            self._topic_cancelled = self._events_cancelled = Deferred.fromCoroutine(_close(events, server))
+            return
         self._topic_cancelled = succeed(None) if self.server is None else self.server.drain()
         self._events_cancelled = succeed(None) if self.events is None else self.events.drain()
 

@@ -168,6 +168,8 @@ class Server:
 
     def _started(self, listener: IListener) -> Deferred[None] | None:
         self._listener = listener
+        if self._state == "closed":  # by a stop while it started
+            return self.stop_consuming().addBoth(lambda _: listener.close())
         self._dispatcher.start_holding()
         return None if self._admission is None else self._cancel_topic(self._admission)
 

@@ -441,6 +441,21 @@ class FenceTests(FenceCase):
         self.fleet.stop()
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
+    def test_operation_under_way_when_it_stops(self) -> None:
+        """A fenced node that stops before its heartbeat is written begins nothing, not even for its own calls."""
+        shop, _ = self.entering()
+        self.start("h3")
+        context = RequestContext()
+        calls = shop.manager.attachments.rpc.prepare(topic="shop", server="h3", check_liveness=False)
+        calls.call(context, "count").addErrback(lambda failure: failure.trap(RPCError))
+        back = self.caller.rpc.prepare(topic="shop", server="h1", check_liveness=False)
+        back.call(context, "count").addErrback(lambda failure: failure.trap(RPCError))
+        self.fleet.advance(1)
+        stopping = shop.service.stop()
+        self.fleet.advance(5)
+        self.successResultOf(stopping)
+        self.assertEqual(shop.manager.work, [])
+
     def test_broker_is_away_when_let_up(self) -> None:
         """A node that is let up while it cannot reach the broker beats only when it serves again."""
         self.started()
