@@ -42,8 +42,8 @@ class Fence:
 
     :param node: host and binary of the node, for logs and metrics.
     :param close: called with the reason: takes in nothing from now on, and cancels what is under way.
-    :param open_: consumes again, calls what it is given, which writes a heartbeat, and then takes in calls, events and
-        tasks again.
+    :param open_: consumes again, calls what it is given, which writes a heartbeat, calls :meth:`lift`, and then takes
+        in calls, events and tasks again.
     :param begin_again: see :class:`novasvc.registry.heartbeat.IncarnationOwner`.
     :param fence_after: seconds without a heartbeat that was written, or would have been; 0 for no limit.
     :ivar reason: why the node is out of service; None while it is in service.
@@ -141,6 +141,9 @@ class Fence:
     async def _enter_service(self, beat: Callable[[], Awaitable[None]]) -> None:
         await self.closing
         await self._open(beat)
+
+    def lift(self) -> None:
+        """End the fence: a heartbeat is written, and the node takes in work from now on."""
         self.reset()
         note("node", f"{self._node} is in service again")
         _log.warn("{node} is in service again", node=self._node)

@@ -327,8 +327,14 @@ class Node:
         if self.transport is None or not self._stays():
             raise CancelledError
         await self._serve(self.transport, beat)
-        self.fence.reset()
+        events, server = self.events, self.server
+        self.fence.lift()
         self._start_tasks()
+        # Last, because what has arrived begins at once, and may stop the node.
+        if events is not None:
+            events.resume()
+        if server is not None:
+            server.resume()
 
     def _stays(self) -> bool:
         return self.lifecycle.state in {"starting", "running"}
@@ -336,7 +342,8 @@ class Node:
     async def _serve(self, transport: ITransport, beat: Callable[[], Awaitable[None]] | None = None) -> None:
         """Take in calls and events. A failure closes what was begun, because the next attempt begins anew.
 
-        :param beat: writes the heartbeat without which nothing that arrives is begun; None begins at once.
+        :param beat: writes the heartbeat without which nothing that arrives is begun: it waits for ``resume()`` of the
+            server and of the listener of events. None begins at once.
         """
         try:
             await self._begin_serving(transport, beat)
@@ -363,9 +370,6 @@ class Node:
         if not self._stays():  # a stop has begun meanwhile, and would not end the verifications
             raise CancelledError
         self._unreached = None
-        if self.events is not None:
-            self.events.resume()
-        server.resume()
         self.reachability = reachability
         reachability.start()
         if self.history is None:  # a node that enters service again goes on with its history

@@ -456,6 +456,26 @@ class FenceTests(FenceCase):
         self.successResultOf(stopping)
         self.assertEqual(shop.manager.work, [])
 
+    def test_stop_by_what_has_arrived(self) -> None:
+        """A fenced node that is stopped by the first event that it begins leaves nothing."""
+        shop, beating = self.entering()
+        stopping: list[Deferred[None]] = []
+        fenced: list[bool] = []
+
+        class Events(list[str]):
+            def append(self, _: str) -> None:
+                fenced.append(shop.service.node.fence.is_fenced)
+                stopping.append(shop.service.stop())
+
+        shop.manager.events = Events()
+        beating.callback(None)
+        self.fleet.advance(5)
+        self.successResultOf(stopping[0])
+        self.assertEqual(fenced, [False])
+        self.assertIsNone(shop.service.node.reachability)
+        self.fleet.stop()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
     def test_broker_is_away_when_let_up(self) -> None:
         """A node that is let up while it cannot reach the broker beats only when it serves again."""
         self.started()
