@@ -1,6 +1,7 @@
 """Tests for the server and its dispatcher: which deliveries run, or are refused or requeued."""
 
 import json
+from collections import deque
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -321,6 +322,20 @@ class LifeTests(RPCCase):
         self.failureResultOf(self.server.start(), StateError)
         self.successResultOf(self.server.close())
         self.failureResultOf(self.server.start(), StateError)
+
+    def test_closed_while_it_starts(self) -> None:
+        """A server that is closed before its start has ended does not consume when it has."""
+        self.successResultOf(self.server.close())
+        listen, begun = self.transport.listen, Deferred[None]()
+        self.patch(self.transport, "listen", lambda *args: begun.addCallback(lambda _: listen(*args)))
+        endpoints = rpc.Endpoints(Diary())
+        server = Server(self.transport, TARGET, endpoints, clock=self.clock, run_blocking=self.run_blocking)
+        starting = server.start()
+        self.successResultOf(server.close())
+        begun.callback(None)
+        self.successResultOf(starting)
+        self.assertFalse(server.live)
+        self.assertEqual(self.broker.queue("nova", TARGET.topic, TARGET.server).consumers, deque())
 
     def test_not_started(self) -> None:
         """If the transport cannot listen, the start fails with its error."""
