@@ -363,6 +363,8 @@ class Node:
         )
         if reachability.problem is not None:
             await reachability.verify()
+            if not self._stays():  # a stop cancels the verification, which then keeps the last result
+                raise CancelledError
             if reachability.problem is not None:
                 raise UnreachableError(str(self.identity), reachability.problem)
         if beat is not None:

@@ -252,7 +252,7 @@ class Heartbeat:
             self._log_trouble("model server went away", error)  # Nova's words, which operators' alerts look for
         except RPCError as error:
             self._note_answer()
-            self._log_trouble("no heartbeat is sent, because the node, which is fenced, cannot consume", error)
+            self._log_trouble("no heartbeat is sent while the node is fenced", error)
         except CancelledError:
             pass  # by stop()
         except Exception as error:  # noqa: BLE001 - whatever it is, the next heartbeat is tried
@@ -366,7 +366,7 @@ class Heartbeat:
     def _log_trouble(self, trouble: str, error: Exception | None = None) -> None:
         """Log a problem when it begins; repeats are silent."""
         if trouble != self.trouble:
-            detail = "" if error is None else f": {error if isinstance(error, DatabaseError) else repr(error)}"
+            detail = "" if error is None else f": {error if isinstance(error, NovasvcError) else repr(error)}"
             _log.error("{trouble}{detail}", trouble=trouble, detail=detail)
         self.trouble = trouble
 

@@ -298,7 +298,7 @@ class FenceTests(FenceCase):
         row = self.row()
         self.assertEqual((row.report_count, is_up(row, 60)), (before, False))
         self.assertEqual(len(told), 1, told)
-        self.assertIn("no heartbeat is sent, because the node, which is fenced, cannot consume", told[0])
+        self.assertIn("no heartbeat is sent while the node is fenced: ", told[0])
         checks = self.fleet.run(shop.service.health())["legs"]
         self.assertTrue({check["name"]: check["ready"] for check in checks}["database"])
         self.fleet.reconnect("h1")
@@ -343,18 +343,35 @@ class FenceTests(FenceCase):
         found = Reachability("the queue shop.h1 is gone")
         self.patch(Server, "verify", lambda *_: succeed(found))
         shop = self.started(fence_after=45)
+        told = self.told(LogLevel.error)
         self.fleet.advance(80)
         before = self.row().report_count
         self.assertIsNotNone(shop.service.node.fence.reason)
         self.fleet.advance(300)
         row = self.row()
         self.assertEqual((row.report_count, is_up(row, 60), shop.service.node.server), (before, False, None))
-        self.assertIn("cannot consume", shop.service.node.heartbeat.trouble)
+        self.assertIn("is fenced: no messages reach nova-shop@h1: the queue shop.h1 is gone", told[-1])
         found = Reachability()
         self.fleet.advance(10)
         self.assertTrue(self.serves())
         self.fleet.advance(20)
         self.assertGreater(self.row().report_count, before)
+
+    def test_stop_while_it_is_verified(self) -> None:
+        """A fenced node that is stopped while its first verification runs stops without an error."""
+        found = [Reachability("the queue shop.h1 is gone")]
+        self.patch(Server, "verify", lambda *_: succeed(found[0]) if found else Deferred())
+        shop = self.started(fence_after=45)
+        while not shop.service.node.fence.is_fenced:
+            self.fleet.advance(1)
+        found.clear()
+        self.fleet.advance(10)
+        self.assertIsNotNone(shop.service.node.server)
+        told = self.told(LogLevel.error)
+        stopping = shop.service.stop()
+        self.fleet.advance(5)
+        self.successResultOf(stopping)
+        self.assertEqual(told, [])
 
     def test_forced_down_when_fenced(self) -> None:
         """A node that was forced down while it was silent serves only when it is let up."""
