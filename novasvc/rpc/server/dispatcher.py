@@ -177,7 +177,7 @@ class Dispatcher:
         self._scope = self._settlement.scope = scope
 
     def start_holding(self) -> None:
-        """Keep deliveries valid for longer than the broker's acknowledgement timeout. Called when it is known."""
+        """Keep deliveries valid for longer than ``hold_after``. Called when that is known, or has changed."""
         self._hold_timer.start()
 
     def limit(self, concurrency: int) -> None:

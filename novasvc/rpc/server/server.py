@@ -20,6 +20,9 @@ from novasvc.rpc.server.unstarted_record import UnstartedRecord
 from novasvc.rpc.target import Target
 from novasvc.telemetry.metrics import DeliveryMetrics, MethodMetrics
 
+_HOLD_WHILE_PAUSED = 0.5
+"""Seconds after which a paused server gives a request back: the topic's other servers can run it in time."""
+
 
 class Server:
     """Serve one target: run the exposed method that each request names, and publish its reply.
@@ -86,7 +89,7 @@ class Server:
         self._siblings = siblings
         self._admission: Admission | None = None
         self._listener: IListener | None = None
-        self._stopping = False
+        self._stopping = self._paused = False
         self._state = "new"
 
     # -- state ---------------------------------------------------------------------------------
@@ -144,12 +147,21 @@ class Server:
     # -- start and stop ------------------------------------------------------------------------
 
     def pause(self) -> None:
-        """Begin no call until :meth:`resume`. Requests wait unacknowledged meanwhile. Called before :meth:`start`."""
+        """Begin no call until :meth:`resume`. Called before :meth:`start`.
+
+        Requests are held only shortly, and given back: a pause may take longer than their callers wait, and the topic's
+        other servers can run them.
+        """
+        self._paused = True
         self._dispatcher.limit(0)
 
     def resume(self) -> None:
-        """Begin the calls that have arrived, and all later ones. Has no effect unless paused."""
+        """Begin the calls that have arrived, and all later ones. Has no effect unless paused, or once closed."""
+        if not self._paused or self._state == "closed":
+            return
+        self._paused = False
         self._dispatcher.limit(self._concurrency)
+        self._dispatcher.start_holding()
 
     def start(self) -> Deferred[None]:
         """Start consuming. Called once.
@@ -174,6 +186,8 @@ class Server:
         return None if self._admission is None else self._cancel_topic(self._admission)
 
     def _hold_after(self) -> float | None:
+        if self._paused:
+            return _HOLD_WHILE_PAUSED
         seconds: float | None = None if self._listener is None else self._listener.hold_after
         return seconds
 

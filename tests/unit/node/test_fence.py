@@ -4,6 +4,7 @@ from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.task import deferLater
 from twisted.logger import LogLevel
 
 from novasvc import rpc
@@ -372,6 +373,32 @@ class FenceTests(FenceCase):
         self.fleet.advance(5)
         self.successResultOf(stopping)
         self.assertEqual(told, [])
+
+    def test_topic_while_it_is_verified(self) -> None:
+        """A fenced node that no message reaches does not keep the topic's calls from the other nodes."""
+        found = Reachability("a message to shop.h1 was confirmed and did not arrive")
+
+        def verify(server: Server, _: float) -> Deferred[Reachability]:
+            if server._target.server != "h1":
+                return succeed(Reachability())
+            return deferLater(self.clock, 7.0, lambda: found) if verifying else succeed(found)
+
+        verifying: list[bool] = []
+        self.patch(Server, "verify", verify)
+        shop = self.started(fence_after=45)
+        self.start("h3")
+        while not shop.service.node.fence.is_fenced:
+            self.fleet.advance(1)
+        verifying.append(True)
+        self.fleet.advance(11)
+        calls = self.caller.rpc.prepare(topic="shop", check_liveness=False, timeout=5.0)
+        answers = []
+        for _ in range(20):
+            answers.append(calls.call(RequestContext(), "sell"))
+            self.fleet.advance(1)
+        self.fleet.advance(5)
+        self.assertIsNotNone(shop.service.node.fence.reason)
+        self.assertEqual([self.successResultOf(answer) for answer in answers], ["sold by h3"] * 20)
 
     def test_forced_down_when_fenced(self) -> None:
         """A node that was forced down while it was silent serves only when it is let up."""
