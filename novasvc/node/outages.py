@@ -26,8 +26,9 @@ _AWAY = "is unavailable; retrying"
 
 
 class Waiting(Protocol):
-    """What :func:`retry_outages` is told of, and tells.
+    """The service whose start waits: its runtime, and what :func:`retry_outages` reports.
 
+    :ivar runtime: its settings, reactor and pauses between attempts.
     :ivar waiting_for: the dependency that the start waits for; None if none.
     :ivar start_error: the last error that delayed or ended the start; None once the start went on.
     """
