@@ -1,6 +1,6 @@
 """Whether the server that a call names is down, from the registry, without a query for each call."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from math import inf
 
 import attrs
@@ -16,6 +16,7 @@ from novasvc.registry.outages import Outages, VerdictRule
 from novasvc.registry.query import ServicePage, ServiceQuery
 from novasvc.registry.record import ServiceRecord
 from novasvc.registry.verdict import Judge, Verdict, needs_outages
+from novasvc.registry.verdicts import read_outages
 from novasvc.rpc.checks import Checked
 from novasvc.rpc.errors import TargetDownError
 from novasvc.rpc.replies import PendingCalls
@@ -57,7 +58,7 @@ class _Down:
     """
 
     rows: Mapping[str, ServiceRecord]
-    judge: CoalescingCache[Judge]
+    judge: CoalescingCache[Callable[[ServiceRecord], Verdict]]
 
 
 @attrs.define(eq=False)
@@ -128,14 +129,23 @@ class TargetLiveness:
 
         def found(page: ServicePage) -> _Down:
             rows = {row.host: row for row in page.rows if _sends_heartbeats(row)}
-            return _Down(rows, CoalescingCache(lambda: self._read_judge(registry), self._clock, lambda _: inf))
+            judge = CoalescingCache(lambda: self._read_judge(registry, rows.values()), self._clock, lambda _: inf)
+            return _Down(rows, judge)
 
         asking: Deferred[ServicePage] = registry.page(query)
         return asking.addTimeout(LIST_TIMEOUT, self._clock).addCallback(found)
 
-    def _read_judge(self, registry: IServiceRegistry) -> Deferred[Judge]:
-        asking: Deferred[Outages] = registry.outages(self._rule)
-        return asking.addTimeout(LIST_TIMEOUT, self._clock).addCallback(lambda outages: Judge(self._rule, outages))
+    def _read_judge(
+        self, registry: IServiceRegistry, rows: Collection[ServiceRecord]
+    ) -> Deferred[Callable[[ServiceRecord], Verdict]]:
+        async def read() -> Callable[[ServiceRecord], Verdict]:
+            outages, again = await read_outages(
+                registry, [row for row in rows if needs_outages(row, self._rule)], self._rule
+            )
+            judge = Judge(self._rule, outages)
+            return lambda record: judge(again.get(record.id, record))
+
+        return Deferred.fromCoroutine(read()).addTimeout(LIST_TIMEOUT, self._clock)
 
 
 def _sends_heartbeats(record: ServiceRecord) -> bool:

@@ -1,8 +1,9 @@
 """Verdicts on rows that were read from a registry, with a second query for what the others do, if that matters."""
 
 import time
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import get_args
 
 import attrs
@@ -19,6 +20,20 @@ _log = Logger()
 
 PAGE = 500
 """Rows of a page: a transaction of a few milliseconds."""
+
+_MOST_PAGES = 100
+"""Pages that are read again at the most: a fleet of 50,000 services once more."""
+
+
+# Note [Services that return during a read]
+#
+# Outages are read after the rows, and concern services that are silent at that moment. If the last services that a
+# stall kept silent return between the two, no outage excuses their old rows any more. So the rows of services that
+# would be down because of their silence are read once more after the outages. A service that is still silent then was
+# silent when the outages were read, and they excuse it if it has an excuse.
+#
+# Services that died long ago are read again each time. So the first query is for services that are not up: mostly one
+# page has them all. The second query is for services that have returned; mostly there are none.
 
 
 @attrs.frozen
@@ -50,15 +65,46 @@ async def judge_some(registry: IServiceRegistry, records: Sequence[ServiceRecord
     :return: a verdict for each row, in the same order.
     :raises DatabaseError: the registry cannot be read.
     """
-    return list(map(Judge(rule, await read_outages(registry, records, rule)), records))
+    outages, again = await read_outages(registry, [each for each in records if needs_outages(each, rule)], rule)
+    judge = Judge(rule, outages)
+    return [judge(again.get(record.id, record)) for record in records]
 
 
-async def read_outages(registry: IServiceRegistry, records: Sequence[ServiceRecord], rule: VerdictRule) -> Outages:
-    """Return the outages that matter for some rows, read after them."""
-    if not any(needs_outages(record, rule) for record in records):
-        return Outages()
+async def read_outages(
+    registry: IServiceRegistry, silent: Sequence[ServiceRecord], rule: VerdictRule
+) -> tuple[Outages, Mapping[int, ServiceRecord]]:
+    """Read the outages that matter for silent services, then again the rows of those that would be down.
+
+    See Note [Services that return during a read].
+
+    :param silent: rows for which :func:`novasvc.registry.verdict.needs_outages` holds; without any, nothing is read.
+    :return: the outages, and rows by id: judge them instead of the rows with the same id.
+    """
+    if not silent:
+        return Outages(), {}
     outages: Outages = await registry.outages(rule)
-    return outages
+    judge = Judge(rule, outages)
+    down = {record.id for record in silent if may_be_heard(record) and judge(record).is_down}
+    query = ServiceQuery(up=False, service_down_time=rule.service_down_time)
+    again = await _read_again(registry, down, query)
+    return outages, again | await _read_again(registry, down - again.keys(), ServiceQuery())
+
+
+async def _read_again(registry: IServiceRegistry, ids: Iterable[int], query: ServiceQuery) -> dict[int, ServiceRecord]:
+    """Read the rows that have one of some ids, in at most _MOST_PAGES pages.
+
+    :param query: filters.
+    :return: by id, without those that do not match the query or are deleted.
+    """
+    wanted, found, place = sorted(ids), dict[int, ServiceRecord](), 0
+    for _ in range(_MOST_PAGES):
+        if place == len(wanted):
+            break
+        after = str(wanted[place] - 1)
+        page: ServicePage = await registry.page(attrs.evolve(query, sort="id", after=after, limit=PAGE))
+        found |= {row.id: row for row in page.rows}
+        place = bisect_right(wanted, page.rows[-1].id) if page.more else len(wanted)
+    return {number: found[number] for number in wanted if number in found}
 
 
 async def read_all(registry: IServiceRegistry, query: ServiceQuery | None = None) -> list[ServiceRecord]:
@@ -85,7 +131,8 @@ async def judge_all(registry: IServiceRegistry, rule: VerdictRule, query: Servic
     :raises DatabaseError: the registry cannot be read.
     """
     records = [*filter(may_be_heard, await read_all(registry, query))]
-    outages = await read_outages(registry, records, rule)
+    outages, again = await read_outages(registry, [each for each in records if needs_outages(each, rule)], rule)
+    records = [again.get(record.id, record) for record in records]
     return FleetVerdicts(list(zip(records, map(Judge(rule, outages), records), strict=True)), outages)
 
 

@@ -7,6 +7,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from novasvc.api.fleet_reader import FleetReader
 from novasvc.errors import DatabaseUnavailableError
 from novasvc.registry.incarnation import ServiceStart
+from novasvc.registry.memory import MemoryRegistry
+from novasvc.registry.outages import Outages, VerdictRule
 from novasvc.registry.record import ServiceChanges
 from novasvc.telemetry import metrics
 from tests.support.api_rig import READERS, TOKENS, APIRig
@@ -100,3 +102,24 @@ class VerdictsTests(SynchronousTestCase):
         self.failureResultOf(Deferred.fromCoroutine(reader.read()), DatabaseUnavailableError)
         self.assertEqual(metrics.fleet_read.at().value, read)
         self.assertGreater(read, 1_500_000_000)
+
+    def test_returned_meanwhile(self) -> None:
+        """The periodic read has the new rows of services that a stall kept silent and that return during the read."""
+        rig = self.make()
+        rig.clock.advance(100)
+        for service_id in self.ids[2:]:
+            rig.registry.beat(service_id, 1)
+        rig.clock.advance(2)
+        read_outages = MemoryRegistry.outages
+
+        def outages(registry: MemoryRegistry, rule: VerdictRule) -> Deferred[Outages]:
+            for service_id in self.ids[:2]:
+                registry.beat(service_id, 1)
+            return read_outages(registry, rule)
+
+        self.patch(MemoryRegistry, "outages", outages)
+        reader = FleetReader(rig.backend)
+        records = self.successResultOf(Deferred.fromCoroutine(reader.read()))
+        self.assertEqual([record.age for record in records], [0.0] * 2 + [2.0] * 4)
+        self.assertEqual({reader.verdict(record).status for record in records}, {"alive"})
+        self.assertEqual(metrics.verdicts.at("agent", "down").value, 0)

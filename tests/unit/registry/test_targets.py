@@ -14,7 +14,7 @@ from novasvc.errors import (
     TargetDownError,
     UndeliverableError,
 )
-from novasvc.registry.outages import VerdictRule
+from novasvc.registry.outages import Outages, VerdictRule
 from novasvc.registry.query import ServiceQuery
 from novasvc.registry.record import ServiceChanges
 from novasvc.registry.targets import TargetLiveness
@@ -115,6 +115,20 @@ class CallTests(FleetMixin, SynchronousTestCase):
             self.fleet.run(client.prepare(server="c0").call(RequestContext(), "echo", value=1))
         self.fleet.advance(300)
         self.assertIn("no heartbeat since", self.failing("echo.c0").reason)
+
+    def test_returned_meanwhile(self) -> None:
+        """A host that returns after its row was read, before the outages are, is called."""
+        self.fleet.disconnect("a")
+        self.fleet.advance(DOWN_TIME + 11)
+        read_outages = MemoryRegistry.outages
+
+        def outages(registry: MemoryRegistry, rule: VerdictRule) -> Deferred[Outages]:
+            self.fleet.reconnect("a")
+            registry.beat(self.a.row.id)
+            return read_outages(registry, rule)
+
+        self.patch(MemoryRegistry, "outages", outages)
+        self.assertEqual(self.fleet.run(self.fleet.call("echo.a", "echo", value=1)), 1)
 
     def test_long_start(self) -> None:
         """A service that consumes is called while its post_start_hook runs, however long that takes."""

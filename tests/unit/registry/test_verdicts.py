@@ -8,9 +8,12 @@ from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.errors import DatabaseUnavailableError
+from novasvc.registry import verdicts
 from novasvc.registry.incarnation import ServiceStart
 from novasvc.registry.memory import MemoryRegistry
 from novasvc.registry.outages import Outages, Stall, VerdictRule, moment_of
+from novasvc.registry.query import ServicePage, ServiceQuery
+from novasvc.registry.record import ServiceRecord
 from novasvc.registry.verdict import Verdict
 from novasvc.registry.verdicts import OutageLog, judge_all, judge_some
 
@@ -101,6 +104,127 @@ class ReadTests(SynchronousTestCase):
         fleet = self.successResultOf(Deferred.fromCoroutine(judge_all(registry, RULE)))
         self.assertEqual([record.id for record, _ in fleet.services], list(range(1, 502)))
         self.assertEqual(fleet.outages, Outages())
+
+
+class ReturningRegistry(MemoryRegistry):
+    """A registry in which services return after their rows were read, before the outages are."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(clock)
+        self.returning: list[int] = []
+        self.queries: list[ServiceQuery] = []
+
+    def page(self, query: ServiceQuery) -> Deferred[ServicePage]:
+        self.queries.append(query)
+        return super().page(query)
+
+    def outages(self, rule: VerdictRule) -> Deferred[Outages]:
+        for service_id in self.returning:
+            self.beat(service_id, 1)
+        return super().outages(rule)
+
+
+class ReturnTests(SynchronousTestCase):
+    """Services that return while the fleet is read."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.clock.advance(1_000_000)
+        self.registry = ReturningRegistry(self.clock)
+
+    def start(self, count: int) -> list[int]:
+        """Start services."""
+        starts = [
+            ServiceStart(host=f"h{n}", binary="agent", topic="agent", version=1, owner=f"o{n}", machine="m")
+            for n in range(count)
+        ]
+        ids = [self.successResultOf(self.registry.begin(start)).id for start in starts]
+        self.run_for(10, ids)
+        return ids
+
+    def run_for(self, seconds: int, ids: list[int]) -> None:
+        """Let time pass; some services send heartbeats."""
+        for _ in range(seconds // 10):
+            self.clock.advance(10)
+            for service_id in ids:
+                self.registry.beat(service_id, 1)
+
+    def stall(self, count: int, silent: int) -> None:
+        """Let services be silent for 100 s, and then all but some return; those do as soon as outages are read."""
+        ids = self.start(count)
+        self.clock.advance(100)
+        self.registry.returning = ids[:silent]
+        for service_id in ids[silent:]:
+            self.registry.beat(service_id, 1)
+        self.clock.advance(2)
+
+    def read(self) -> list[ServiceRecord]:
+        return self.successResultOf(self.registry.page(ServiceQuery(sort="id"))).rows
+
+    def judge_some(self, records: list[ServiceRecord]) -> list[str]:
+        judging = Deferred.fromCoroutine(judge_some(self.registry, records, RULE))
+        return [verdict.status for verdict in self.successResultOf(judging)]
+
+    def judge_all(self) -> list[tuple[float, str]]:
+        fleet = self.successResultOf(Deferred.fromCoroutine(judge_all(self.registry, RULE)))
+        return [(record.age, verdict.status) for record, verdict in fleet.services]
+
+    def test_all(self) -> None:
+        """The last services that a stall kept silent return before the outages are read: their new rows are judged."""
+        self.stall(10, 2)
+        self.assertEqual(self.judge_all(), [(0.0, "alive")] * 2 + [(2.0, "alive")] * 8)
+
+    def test_some(self) -> None:
+        """The same holds if only the rows of these services are judged."""
+        self.stall(10, 2)
+        self.assertEqual(self.judge_some(self.read()[:2]), ["alive"] * 2)
+
+    def test_part_of_a_mass(self) -> None:
+        """Some services of a part that was cut off return: they are alive, and the others are suspect."""
+        ids = self.start(10)
+        self.clock.advance(5)
+        for service_id in ids[3:5]:  # the last ones to become silent
+            self.registry.beat(service_id, 1)
+        self.run_for(70, ids[5:])
+        records = self.read()
+        self.assertEqual(self.judge_some(records), ["suspect"] * 5 + ["alive"] * 5)
+        self.registry.returning = ids[3:5]
+        self.assertEqual(self.judge_some(records), ["suspect"] * 3 + ["alive"] * 7)
+
+    def test_deleted(self) -> None:
+        """A dead service whose row is deleted meanwhile is judged by the row that was read."""
+        ids = self.start(10)
+        self.run_for(80, ids[2:])
+        records = self.read()
+        self.registry.delete(ids[0])
+        self.assertEqual(self.judge_some(records), ["down"] * 2 + ["alive"] * 8)
+
+    def test_queries(self) -> None:
+        """Services that are down cost one query more; without them there is none."""
+        ids = self.start(600)
+        self.run_for(80, [each for each in ids if each % 100])
+        self.registry.queries.clear()
+        self.assertEqual(Counter(status for _, status in self.judge_all()), {"alive": 594, "down": 6})
+        self.assertEqual([query.up for query in self.registry.queries], [None, None, False])
+        self.run_for(10, ids)
+        self.registry.queries.clear()
+        self.assertEqual({status for _, status in self.judge_all()}, {"alive"})
+        self.assertEqual([query.up for query in self.registry.queries], [None, None])
+
+    def test_many(self) -> None:
+        """Many services return at once: their rows are read again page by page."""
+        self.stall(1200, 1200)
+        self.assertEqual({status for _, status in self.judge_all()}, {"alive"})
+        self.assertEqual(
+            [(query.up, query.after) for query in self.registry.queries[3:]],
+            [(False, "0"), (None, "0"), (None, "500"), (None, "1000")],
+        )
+
+    def test_bound(self) -> None:
+        """Only so many pages are read again; the other services are judged by the rows that were read first."""
+        self.patch(verdicts, "_MOST_PAGES", 2)
+        self.stall(1200, 1200)
+        self.assertEqual(Counter(status for _, status in self.judge_all()), {"alive": 1000, "down": 200})
 
 
 class LogTests(SynchronousTestCase):
