@@ -5,6 +5,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.api.fleet_reader import FleetReader
+from novasvc.api.watch import SLICE
 from novasvc.errors import DatabaseUnavailableError
 from novasvc.registry.incarnation import ServiceStart
 from novasvc.registry.memory import MemoryRegistry
@@ -123,3 +124,13 @@ class VerdictsTests(SynchronousTestCase):
         self.assertEqual([record.age for record in records], [0.0] * 2 + [2.0] * 4)
         self.assertEqual({reader.verdict(record).status for record in records}, {"alive"})
         self.assertEqual(metrics.verdicts.at("agent", "down").value, 0)
+
+    def test_slices(self) -> None:
+        """Other events go on while silent services are looked for, also where no verdicts are exported."""
+        rig = APIRig(self, api_watch_interval=0)
+        for number in range(SLICE + 1):
+            rig.registry.begin(attrs.evolve(START, host=f"h{number}", owner=f"o{number}"))
+        reading = Deferred.fromCoroutine(FleetReader(rig.backend).read())
+        self.assertNoResult(reading)
+        rig.clock.advance(0.01)
+        self.assertEqual(len(self.successResultOf(reading)), SLICE + 1)
