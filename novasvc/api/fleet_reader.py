@@ -51,7 +51,7 @@ class FleetReader:
                 latest = (again.get(record.id, record) for record in some if may_be_heard(record))
                 judged += ((record, judge(record)) for record in latest)
             self._log.note(outages)
-            count_verdicts(FleetVerdicts(judged, outages))
+            count_verdicts(FleetVerdicts(judged, outages), self)
         self.outages, self._judge = outages, judge
         return records
 

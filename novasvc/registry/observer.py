@@ -138,7 +138,7 @@ class FleetObserver:
         loop, self._loop = self._loop, None
         if loop is not None:
             loop.cancel()
-            forget_counts()
+            forget_counts(self)
         self._teller.cancel()
 
     async def _observe(self, fencing: int) -> None:
@@ -179,7 +179,7 @@ class FleetObserver:
         """Read the fleet, write what has changed, and tell it."""
         fleet = await judge_all(self.registry, self.rule)
         self._outages.note(fleet.outages)
-        count_verdicts(fleet)
+        count_verdicts(fleet, self)
         forgotten = self._forgotten(fleet)
         changes = list(self._changes(fleet, fencing, {each.service_id for each in forgotten}))
         # Of the services that are there when a name observes for the first time, those that are alive are no news.

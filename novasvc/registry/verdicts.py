@@ -5,6 +5,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import get_args
+from weakref import WeakSet
 
 import attrs
 from twisted.logger import Logger
@@ -23,6 +24,9 @@ PAGE = 500
 
 _MOST_PAGES = 100
 """Pages that are read again at the most: a fleet of 50,000 services once more."""
+
+_readers: WeakSet[object] = WeakSet()
+"""Those in this process that count the verdicts. The metrics are of the process, and all count the same fleet."""
 
 
 # Note [Services that return during a read]
@@ -136,8 +140,12 @@ async def judge_all(registry: IServiceRegistry, rule: VerdictRule, query: Servic
     return FleetVerdicts(list(zip(records, map(Judge(rule, outages), records), strict=True)), outages)
 
 
-def count_verdicts(fleet: FleetVerdicts) -> None:
-    """Export the numbers of verdicts and outages as metrics, with the time: while reads fail, they stay as they are."""
+def count_verdicts(fleet: FleetVerdicts, reader: object) -> None:
+    """Export the numbers of verdicts and outages as metrics, with the time: while reads fail, they stay as they are.
+
+    :param reader: who has read the fleet; see :func:`forget_counts`.
+    """
+    _readers.add(reader)
     found = Counter((record.binary, verdict.status) for record, verdict in fleet.services)
     for binary in {binary for binary, _ in found} | {labels[0] for labels, _ in metrics.verdicts}:
         for status in get_args(Status):
@@ -146,10 +154,15 @@ def count_verdicts(fleet: FleetVerdicts) -> None:
     metrics.fleet_read.at().value = time.time()
 
 
-def forget_counts() -> None:
-    """Export the numbers no longer: another process counts from now on. The time of the last read stays."""
-    metrics.verdicts.clear()
-    metrics.outages.clear()
+def forget_counts(reader: object) -> None:
+    """Export the numbers no longer, unless another reader of this process counts. The time of the last read stays.
+
+    :param reader: reads no more: another process counts from now on.
+    """
+    _readers.discard(reader)
+    if not _readers:
+        metrics.verdicts.clear()
+        metrics.outages.clear()
 
 
 @attrs.define

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.task import Clock
@@ -13,6 +14,7 @@ from zope.interface import implementer
 
 from novasvc.errors import DatabaseLockedError, DatabaseUnavailableError, ObserverError
 from novasvc.interfaces import IServiceObserver
+from novasvc.registry import verdicts
 from novasvc.registry.incarnation import ServiceStart
 from novasvc.registry.memory import MemoryRegistry
 from novasvc.registry.observation import Observation, StatusChange
@@ -92,10 +94,12 @@ class ObserverCase(SynchronousTestCase):
             self.ids.append(record.id)
             self.registry.beat(record.id)
 
-    def observe(self, holder: str = "a", observer: Recorder | None = None, clock: Clock | None = None) -> FleetObserver:
+    def observe(
+        self, holder: str = "a", observer: Recorder | None = None, clock: Clock | None = None, name: str = "test"
+    ) -> FleetObserver:
         """Start an observer; by default on the clock of the registry."""
         made = FleetObserver(
-            name="test",
+            name=name,
             observer=observer or self.observer,
             registry=self.registry,
             rule=VerdictRule(),
@@ -168,6 +172,7 @@ class ChangeTests(ObserverCase):
 
     def test_metrics_of_the_lease(self) -> None:
         """A process that has lost the lease exports no old numbers, and still says when it read the fleet."""
+        self.patch(verdicts, "_readers", WeakSet())  # without those that other tests left behind
         self.add(3)
         before = time.time()
         observer = self.observe()
@@ -177,6 +182,18 @@ class ChangeTests(ObserverCase):
         self.stop(observer)
         self.assertEqual(([*metrics.verdicts], [*metrics.outages]), ([], []))
         self.assertGreaterEqual(metrics.fleet_read.at().value, before)
+
+    def test_metrics_of_two(self) -> None:
+        """While another observer of the process counts, the numbers stay; they end with the last one."""
+        self.patch(verdicts, "_readers", WeakSet())  # without those that other tests left behind
+        self.add(3)
+        observer, other = self.observe(), self.observe(name="other", observer=Recorder())
+        self.run_for(10)
+        self.stop(observer)
+        self.assertEqual(metrics.verdicts.at("agent", "alive").value, 3)
+        self.assertEqual(metrics.outages.at().value, 0)
+        self.stop(other)
+        self.assertEqual(([*metrics.verdicts], [*metrics.outages]), ([], []))
 
     def test_first(self) -> None:
         """An observer that is new is told of services that are not alive already, and of new ones."""
