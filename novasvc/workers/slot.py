@@ -280,7 +280,7 @@ class Slot:
         self.enter()
         if self.process is not None and self.process.pid is None:  # no forkserver: no process hangs
             self.trouble = f"not forked within worker_start_timeout ({self.timeouts.start:g} s)"
-            self.signal(SIGKILL)
+            self._kill()
             return
         self._abort(f"not ready within worker_start_timeout ({self.timeouts.start:g} s)")
 
