@@ -370,3 +370,24 @@ class AlarmTests(ReachabilityCase):
             self.assertTrue((await self.consumers_leg(service))["ready"])
         await self.assert_reached(service)
         self.assertEqual(self.said(WITHHELD), [])
+
+
+class FenceTests(ReachabilityCase):
+    def choose_broker(self) -> Broker:
+        return fragile_broker()
+
+    async def test_frozen(self) -> None:
+        """A fenced node that has lost only the broker sends no heartbeat, and works again when the broker is back."""
+        service = await self.node(fence_after=3 * INTERVAL)
+        await self.assert_reached(service)
+        self.noted(service).clear()
+        self.broker.freeze()
+        self.addCleanup(self.broker.thaw)
+        await self.until(lambda: service.node.fence.is_fenced)
+        beats, skipped = await self.beats(), service.node.heartbeat.skipped
+        await self.until(lambda: service.node.heartbeat.skipped >= skipped + 3)
+        self.assertEqual(await self.beats(), beats)
+        self.broker.thaw()
+        await self.until(lambda: not service.node.fence.is_fenced)
+        await self.assert_beats()
+        await self.assert_reached(service)
