@@ -21,7 +21,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from tempfile import TemporaryFile
-from typing import IO
+from typing import IO, Literal
 
 import attrs
 
@@ -29,6 +29,20 @@ from novasvc.run.restart import run_again
 
 _WRITE_TIMEOUT = 0.2
 """Seconds to write the stacks; with KILL_DELAY the half second of Note [The deadline of a drain]."""
+
+
+@attrs.define
+class ExitSignals:
+    """Counts the signals that ask this process to exit, as they interrupt it: its reactor may never hear of them."""
+
+    count: int = attrs.field(default=0, init=False)
+
+    def note(self, number: int) -> Literal["drain", "stop now"] | None:
+        """Count a signal; return what it asks for: SIGTERM a drain, SIGINT or a second signal an immediate stop."""
+        if number not in {signal.SIGTERM, signal.SIGINT}:
+            return None
+        self.count += 1
+        return "stop now" if number == signal.SIGINT or self.count > 1 else "drain"
 
 
 @attrs.frozen

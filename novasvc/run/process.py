@@ -16,7 +16,7 @@ from novasvc.errors import NovasvcError, describe
 from novasvc.interfaces import IProcessControl
 from novasvc.node.process_control import process_control
 from novasvc.node.tree import ServiceTree
-from novasvc.run.forced_exit import read_stacks, schedule_forced_exit
+from novasvc.run.forced_exit import ExitSignals, read_stacks, schedule_forced_exit
 from novasvc.run.process_end import stop_reactor
 from novasvc.run.restart import restart_process
 from novasvc.telemetry import flight
@@ -78,7 +78,7 @@ class Process(MultiService):
         self._reloads_ended = 0
         self._reload_problem: str | None = None
         self._executes_again = False
-        self._exit_signals = 0
+        self._exit_signals = ExitSignals()
         self.stopping_now = False
         self._shutdown_trigger: Any = None
         self._drain_timer: IDelayedCall | None = None
@@ -127,15 +127,13 @@ class Process(MultiService):
 
         See Note [Forced exit] in :mod:`novasvc.run.forced_exit`.
         """
-        if number not in {signal.SIGTERM, signal.SIGINT}:
-            return
-        self._exit_signals += 1
-        if number == signal.SIGINT or self._exit_signals > 1:
+        asked = self._exit_signals.note(number)
+        if asked == "stop now":
             for each in (signal.SIGTERM, signal.SIGINT):
                 if signal.getsignal(each) != signal.SIG_IGN:  # a background job ignores SIGINT
                     signal.signal(each, signal.SIG_DFL)
             self._schedule_exit(number, IMMEDIATE_STOP_TIMEOUT)
-        elif grace := self._grace():
+        elif asked == "drain" and (grace := self._grace()):
             self._schedule_exit(number, grace + KILL_DELAY)
 
     def _handle_sigterm(self) -> None:
@@ -193,7 +191,7 @@ class Process(MultiService):
 
     def drain(self) -> None:
         """See :class:`~novasvc.interfaces.IProcessControl`."""
-        if self.signo is not None or self._exit_signals:
+        if self.signo is not None or self._exit_signals.count:
             _log.warn("not draining: this process is stopping")
             return
         os.kill(os.getpid(), signal.SIGTERM)
@@ -216,7 +214,7 @@ class Process(MultiService):
 
     def _is_restarting(self) -> bool:
         # The reactor may be blocked: then only the counter shows that a signal asks for an exit.
-        return self._executes_again and self.signo is None and not self._exit_signals
+        return self._executes_again and self.signo is None and not self._exit_signals.count
 
     # -- restarts of the services ---------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from novasvc.interfaces import IInterruptible, IRebuildable, IReplaceable, IWait
 from novasvc.node.lifecycle import Lifecycle
 from novasvc.node.lifecycle_service import LifecycleService
 from novasvc.run.environment import default_settings, load_from_environment
-from novasvc.run.forced_exit import cancel_forced_exit, schedule_forced_exit
+from novasvc.run.forced_exit import ExitSignals, cancel_forced_exit, schedule_forced_exit
 from novasvc.run.process_end import end_process, is_only_service, stop_reactor
 from novasvc.run.restart import restart_process
 from novasvc.run.waiting import SIGNALLED, SignalExit, ignore_signals_at_exit, run_until_ended
@@ -103,7 +103,7 @@ class ProcessLauncher(LifecycleService):
         self._checked_at = 0.0
         self._reload_pending = self._interrupted_work = self._executes_again = False
         self._signo: int | None = None
-        self._exit_signals = 0
+        self._exit_signals = ExitSignals()
         self._ran_reactor = False
         self._lifecycle = Lifecycle("the supervisor", self._begin, self._end, self._entered)
         self.configuration = configuration or load_from_environment()
@@ -259,7 +259,7 @@ class ProcessLauncher(LifecycleService):
         if not self._wrappers:
             raise StateError("the launcher", "without a server", "start: give it one by launch_server")
         self._error = self._signo = None
-        self._exit_signals = 0
+        self._exit_signals = ExitSignals()
         self._interrupted_work = False
         log_settings(self.configuration)
         self.privilegedStartService()
@@ -410,12 +410,10 @@ class ProcessLauncher(LifecycleService):
 
         See Note [Forced exit] in :mod:`novasvc.run.forced_exit`.
         """
-        if number not in {signal.SIGTERM, signal.SIGINT}:
-            return
-        self._exit_signals += 1
-        if number == signal.SIGINT or self._exit_signals > 1:
+        asked = self._exit_signals.note(number)
+        if asked == "stop now":
             self._force_exit(number, 0)
-        elif grace := self._grace:
+        elif asked == "drain" and (grace := self._grace):
             self._force_exit(number, grace)
 
     def _force_exit(self, number: int, seconds: float, restarts: Callable[[], bool] = lambda: False) -> None:
@@ -447,7 +445,7 @@ class ProcessLauncher(LifecycleService):
 
     def drain(self) -> None:
         """Drain all workers and exit; the second time, go on: a second SIGTERM would stop them now."""
-        if self._signo is None and not self._exit_signals:
+        if self._signo is None and not self._exit_signals.count:
             self._handle_signal(signal.SIGTERM)
             self.terminate()
         else:
@@ -466,7 +464,7 @@ class ProcessLauncher(LifecycleService):
 
     def _is_restarting(self) -> bool:
         # The reactor may be blocked: then only the counter shows that a signal asks for an exit.
-        return self._executes_again and self._signo is None and not self._exit_signals
+        return self._executes_again and self._signo is None and not self._exit_signals.count
 
     def _handle_sigint(self) -> None:
         _log.warn("SIGINT: stopping all workers now")
