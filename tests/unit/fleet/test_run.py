@@ -366,6 +366,14 @@ class ResumeTests(FleetRig):
 
         self.addCleanup(bury)
 
+    def interrupt(self, run: OperationRun) -> None:
+        """Cancel an operation a second after its begin."""
+        running = Deferred.fromCoroutine(run.run())
+        self.run_on(running, limit=1.0)
+        running.cancel()
+        self.clock.advance(0)
+        self.failureResultOf(running, CancelledError)
+
     def resume(self, operation: Operation, owner: str = "b", *, skip_failed: bool = False) -> Operation:
         resumed = self.result(self.store.resume(operation.id, owner, f"{owner}@box", skip_failed))
         return self.finish(self.make_run(resumed))
@@ -385,11 +393,7 @@ class ResumeTests(FleetRig):
     def test_interrupted(self) -> None:
         """An interrupted operation is halted at once, and resumed without a second restart."""
         run = self.begin("restart")
-        running = Deferred.fromCoroutine(run.run())
-        self.run_on(running, limit=1.0)
-        running.cancel()
-        self.clock.advance(0)
-        self.failureResultOf(running, CancelledError)
+        self.interrupt(run)
         halted = self.result(self.store.read(run.operation.id))
         self.assertEqual((halted.state, halted.reason), ("halted", "interrupted"))
         ended = self.resume(run.operation)
@@ -406,11 +410,7 @@ class ResumeTests(FleetRig):
 
         self.add("g0", middleware=[Around(late)])
         run = self.begin("restart")
-        running = Deferred.fromCoroutine(run.run())
-        self.run_on(running, limit=1.0)
-        running.cancel()
-        self.clock.advance(0)
-        self.failureResultOf(running, CancelledError)
+        self.interrupt(run)
         nodes = self.result(self.store.nodes(run.operation.id))
         self.assertEqual(([node.state for node in nodes], self.watching.ended), (["running", *["pending"] * 5], []))
         ended = self.resume(run.operation, skip_failed=True)
