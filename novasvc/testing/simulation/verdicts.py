@@ -70,12 +70,12 @@ class VerdictWitness:
         conductors = {record.host for record, _ in fleet.services if record.topic == CONDUCTOR_TOPIC}
         enough = VerdictRule().suspect_group_size
         # See "The verdict" and "What cannot be known" in the guide Liveness.
-        spans = self._spans(conductors)
+        spans, now = self._spans(conductors), simulation.clock.seconds()
         of_others = [span for span in spans if span.kind not in _OF_DATABASE]  # from its stalls all are protected
-        small_groups_may_be = longest_silence(of_others, self._simulation.clock.seconds(), of_broker) > down_time
-        small_fleets_may_be = longest_silence(spans, self._simulation.clock.seconds()) > 1.5 * down_time
+        small_groups_may_be = longest_silence(of_others, now, of_broker) > down_time
+        small_fleets_may_be = longest_silence(spans, now) > 1.5 * down_time
         # Between two faults some heartbeats may have arrived and others not: no silence is then one of the whole fleet.
-        any_may_be = longest_silence(spans, self._simulation.clock.seconds(), is_interrupted) > down_time
+        any_may_be = longest_silence(spans, now, is_interrupted) > down_time
         for record, verdict in fleet.services:
             excused = (
                 any_may_be

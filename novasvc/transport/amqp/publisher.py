@@ -335,7 +335,7 @@ class Publisher:
             or message.exchange not in self._exchanges
         ):
             return self._publish_or_buffer(message)
-        if now - main.confirmed_at > self._flow_check_age and self._needs_flow_check(message, now):
+        if now - main.confirmed_at > self._flow_check_age and message.needs_reading_broker(now):
             return self._publish_or_buffer(message)
         main.publish(message, now)
         if self._confirm_timeout.timer is None:
